@@ -1,0 +1,63 @@
+"""The only source of time, chance and blocking.
+
+Two readings, both in integer milliseconds:
+
+* `now_ms()` is what gets stored and shown: wall-clock time, anchored once at start and then carried by the monotonic
+  clock. It never steps, neither when somebody sets the machine's clock nor when the daemon starts anew on a machine
+  whose clock went back (`not_before` hands in the last time that was stored). Leases, staleness and `sent_at` use it.
+* `ticks_ms()` is for deadlines of waits: monotonic, meaningless outside this process.
+
+Nothing else in the program imports `time`, `uuid`, `random` or `secrets`, so a test that hands in its own clock owns
+every wait and every id.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from functools import lru_cache
+
+
+class Clock:
+    """The real clock."""
+
+    def __init__(self, not_before: int = 0) -> None:
+        self._anchor = max(time.time_ns() // 1_000_000, not_before) - self.ticks_ms()
+
+    def anchor(self, not_before: int) -> None:
+        """Never show a time before `not_before` (the newest one that the data directory has seen)."""
+        self._anchor += max(0, not_before - self.now_ms())
+
+    def ticks_ms(self) -> int:
+        """Monotonic milliseconds, for deadlines."""
+        return time.monotonic_ns() // 1_000_000
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, never running backwards."""
+        return self._anchor + time.monotonic_ns() // 1_000_000
+
+    def wait(self, condition: threading.Condition, deadline: int | None) -> None:
+        """Wait on `condition` (held) until it is notified or `deadline` (ticks) has come; None waits for ever."""
+        condition.wait(None if deadline is None else max(0, deadline - self.ticks_ms()) / 1000)
+
+    def new_id(self) -> str:
+        """A fresh UUID."""
+        return str(uuid.uuid4())
+
+    def token(self, n_bytes: int = 8) -> str:
+        """Unguessable hexadecimal text."""
+        return secrets.token_hex(n_bytes)
+
+
+def rfc3339(ms: int) -> str:
+    """Milliseconds since the epoch as RFC 3339 in UTC, for example `2026-06-10T04:30:00.000Z`."""
+    seconds, milli = divmod(ms, 1000)
+    return f"{_to_the_second(seconds)}.{milli:03d}Z"
+
+
+@lru_cache(maxsize=64)  # formatting a date costs more than the rest of a small answer, and most answers share a second
+def _to_the_second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"

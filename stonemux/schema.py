@@ -1,0 +1,325 @@
+"""What an operation and its parameters are, and how given values become checked ones.
+
+`Operation` is a row of the table in `operations.py`; `Param` one of its parameters. `bind` turns what a face received
+into the keyword arguments of the row's function, or refuses with a message that names the parameter, the limit and
+the remedy. Everything that describes the interface (routes, JSON Schema, OpenAPI, reference, command line) is
+rendered from these two.
+
+Shapes of answers are written in a small notation, rendered to JSON Schema by `shape_schema`:
+`"string"`, `"integer"`, `"boolean"`, `"number"`, `"time"`, `"object"` (any JSON object), `[shape]` a list,
+`{"field": shape}` an object with these fields. A field name ending in `?` may be absent; a type ending in `|null` may
+be null.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stonemux.errors import MuxError, nearest
+
+REQUIRED: Any = object()
+"""The default of a parameter that has none."""
+
+TIERS = ("free", "pro", "enterprise")
+
+MOST_INTEGER = 2**63 - 1
+_DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
+_UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+Limits = Any
+"""The settings record; a limit given as text is read from it by that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter.
+
+    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or a
+    list's length (a text there is the name of a setting); `into` is the argument's name in Python where the wire name is
+    a keyword there; `code` the error code of a bad value; `tier` the tier that a value other than the default needs.
+    """
+
+    name: str
+    kind: str = "text"
+    default: Any = None
+    least: int | None = None
+    most: int | str | None = None
+    choices: tuple[str, ...] = ()
+    doc: str = ""
+    into: str = ""
+    code: str = "invalid_field"
+    tier: str = "free"
+    clamp: bool = False
+    """A number above `most` is taken as `most` instead of being refused."""
+
+    @property
+    def argument(self) -> str:
+        """The name of the function's argument."""
+        return self.into or self.name
+
+    @property
+    def required(self) -> bool:
+        """Whether a call without it is refused."""
+        return self.default is REQUIRED
+
+    def upper(self, limits: Limits) -> int | None:
+        """The upper limit, read from the settings if it is one."""
+        return getattr(limits, self.most) if isinstance(self.most, str) else self.most
+
+    def refuse(self, problem: str, **facts: Any) -> MuxError:
+        """The error for a bad value of this parameter."""
+        return MuxError(self.code, f"{self.name} {problem}", parameter=self.name, **facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row of the operation table.
+
+    `kind` says how `run` is called: a "read" gets a snapshot of the store, a "change" an open write transaction, a "wait"
+    the running program itself, because it may block; "stream" is answered by the HTTP face as server-sent events.
+    `actor` names the parameter that holds the acting agent.
+    """
+
+    name: str
+    method: str
+    path: str
+    kind: str
+    run: Callable[..., Any]
+    doc: str
+    params: tuple[Param, ...] = ()
+    returns: Any = None
+    tool: str = ""
+    tier: str = "free"
+    actor: str = ""
+    errors: tuple[str, ...] = ()
+    emits: tuple[str, ...] = ()
+    example: Mapping[str, Any] = field(default_factory=dict)
+    by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
+    defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "by_name", {param.name: param for param in self.params})
+        put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
+        put(self, "needed", tuple(param for param in self.params if param.required))
+
+    @property
+    def changes(self) -> bool:
+        """Whether a call may change something, so that it takes an idempotency key."""
+        return self.method == "POST"
+
+
+def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, textual: bool = False) -> dict[str, Any]:
+    """Check `given` against the operation's parameters.
+
+    `textual` says that the values come from a query string, where everything is text: integers are written in
+    decimal, booleans as true or false, lists separated by commas. Returns the keyword arguments for `run`.
+    Raises `unknown_field`, `missing_field` or the parameter's own code.
+    """
+    values = dict(operation.defaults)
+    by_name = operation.by_name
+    for name, value in given.items():
+        param = by_name.get(name)
+        if param is None:
+            raise _unknown(operation, name)
+        if value is None:
+            continue
+        if textual:
+            value = _from_text(param, value)
+        values[param.argument] = KINDS[param.kind](param, value, limits)
+    for param in operation.needed:
+        if param.argument not in values:
+            raise MuxError(
+                "missing_field",
+                f"{param.name} is required: {param.doc or 'give it a value'}",
+                parameter=param.name,
+            )
+    return values
+
+
+def _unknown(operation: Operation, name: str) -> MuxError:
+    known = list(operation.by_name)
+    if operation.changes:
+        known.append("idempotency_key")
+    close = nearest(name, known, most=1) if known else []
+    hint = f"did you mean {close[0]}? " if close and known else ""
+    accepted = ", ".join(known) or "none"
+    return MuxError(
+        "unknown_field",
+        f"{operation.name} has no parameter {shown(name)}; {hint}It accepts: {accepted}",
+        parameter=name[:128],
+        nearest=close[0] if close else None,
+        accepted=known,
+    )
+
+
+def shown(text: str) -> str:
+    """`text` quoted for a message, cut so that nobody can fill a log with one bad name."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _from_text(param: Param, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if param.kind == "integer" and _DECIMAL.match(value):
+        return int(value)
+    if param.kind == "boolean" and value in ("true", "false"):
+        return value == "true"
+    if param.kind == "names":
+        return value.split(",") if value else []
+    if param.kind == "integers":
+        return [int(part) if _DECIMAL.match(part) else part for part in value.split(",")]
+    return value
+
+
+def _integer(param: Param, value: Any, limits: Limits) -> int:
+    if type(value) is not int:
+        raise param.refuse(f"must be an integer{_range(param, limits)}")
+    most = param.upper(limits)
+    if most is not None and value > most:
+        if param.clamp:
+            return most
+        raise param.refuse(f"is {value}, more than the limit of {most}", limit=most)
+    if param.least is not None and value < param.least:
+        raise param.refuse(f"is {value}, less than the least of {param.least}", limit=param.least)
+    return value
+
+
+def _range(param: Param, limits: Limits) -> str:
+    most = param.upper(limits)
+    if param.least is None and most is None:
+        return ""
+    return f" from {param.least} to {most}" if most is not None else f" of at least {param.least}"
+
+
+def _boolean(param: Param, value: Any, limits: Limits) -> bool:
+    if type(value) is not bool:
+        raise param.refuse("must be true or false")
+    return value
+
+
+def _text(param: Param, value: Any, limits: Limits) -> str:
+    if type(value) is not str:
+        raise param.refuse("must be a string")
+    most = param.upper(limits)
+    # A character is at most four bytes, so most texts are cleared without being encoded.
+    if most is not None and len(value) * 4 > most and (size := len(value.encode())) > most:
+        raise param.refuse(
+            f"has {size} bytes of UTF-8, more than the limit of {most}; send less, or a reference to it", limit=most
+        )
+    if param.least and len(value) < param.least:
+        raise param.refuse("must not be empty", limit=param.least)
+    if param.choices and value not in param.choices:
+        raise param.refuse(f"is {shown(value)}, not one of: {', '.join(param.choices)}", accepted=list(param.choices))
+    return value
+
+
+def _name(param: Param, value: Any, limits: Limits) -> str:
+    if type(value) is not str:
+        raise param.refuse("must be a string")
+    most = param.upper(limits) or 128
+    if not 0 < len(value) <= most:
+        raise param.refuse(f"has {len(value)} characters; it must have 1 to {most}", limit=most)
+    if _UNSAFE_NAME.search(value):
+        raise param.refuse("must not contain control characters")
+    if value != value.strip():
+        raise param.refuse("must not begin or end with a blank")
+    return value
+
+
+def _names(param: Param, value: Any, limits: Limits) -> list[str]:
+    if type(value) is not list:
+        raise param.refuse("must be a list of strings")
+    most = param.upper(limits) or 256
+    if len(value) > most:
+        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
+    one = Param(f"each of {param.name}", code=param.code, choices=param.choices)
+    checked = list(dict.fromkeys(_name(one, entry, limits) for entry in value))
+    for entry in checked:
+        if param.choices and entry not in param.choices:
+            raise param.refuse(f"holds {shown(entry)}, not one of: {', '.join(param.choices)}")
+    return checked
+
+
+def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
+    if type(value) is not list or not value or any(type(entry) is not int for entry in value):
+        raise param.refuse("must be a list of at least one integer")
+    most = param.upper(limits) or 1000
+    if len(value) > most:
+        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
+    if any(not 0 <= entry <= MOST_INTEGER for entry in value):
+        raise param.refuse("holds an integer that is no id")
+    return list(dict.fromkeys(value))
+
+
+def _object(param: Param, value: Any, limits: Limits) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise param.refuse("must be a JSON object")
+    return value
+
+
+KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
+    "integer": _integer,
+    "boolean": _boolean,
+    "text": _text,
+    "name": _name,
+    "names": _names,
+    "integers": _integers,
+    "object": _object,
+}
+
+
+def shape_schema(shape: Any) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of an answer's shape; see the notation at the head of this module."""
+    if isinstance(shape, list):
+        return {"type": "array", "items": shape_schema(shape[0])}
+    if isinstance(shape, dict):
+        return {
+            "type": "object",
+            "properties": {name.rstrip("?"): shape_schema(inner) for name, inner in shape.items()},
+            "required": [name for name in shape if not name.endswith("?")],
+        }
+    kind, _, null = shape.partition("|")
+    base: dict[str, Any] = {"type": "string", "format": "date-time"} if kind == "time" else {"type": kind}
+    if null:
+        base["type"] = [base["type"], "null"]
+    return base
+
+
+def param_schema(param: Param, limits: Limits) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one parameter's values."""
+    most = param.upper(limits)
+    schema: dict[str, Any]
+    if param.kind == "integer":
+        schema = {"type": "integer"}
+        if param.least is not None:
+            schema["minimum"] = param.least
+        if most is not None and not param.clamp:
+            schema["maximum"] = most
+    elif param.kind == "boolean":
+        schema = {"type": "boolean"}
+    elif param.kind == "names":
+        schema = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 128}}
+        if param.choices:
+            schema["items"] = {"type": "string", "enum": list(param.choices)}
+    elif param.kind == "integers":
+        schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    elif param.kind == "object":
+        schema = {"type": "object"}
+    else:
+        schema = {"type": "string"}
+        if param.choices:
+            schema["enum"] = list(param.choices)
+        elif param.kind == "name":
+            schema |= {"minLength": 1, "maxLength": most or 128}
+        elif param.least:
+            schema["minLength"] = param.least
+    if param.doc:
+        schema["description"] = param.doc
+    if not param.required and param.default is not None:
+        schema["default"] = param.default
+    return schema
