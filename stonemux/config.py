@@ -1,0 +1,754 @@
+"""Settings: what the owner may decide, from a file, the environment and flags.
+
+`Settings` is the one list. Each field carries a `Setting` (section, key, limits, and a sentence with the reason for
+the value), and everything else derives from the fields: parsing, `stonemux.toml.example` (`example()`) and the table
+in the documents (`settings_table()`).
+
+Rules: file < environment < flags. Nothing is guessed: an unknown name, a value of another type or beyond its limits
+is refused with one line that says where it stands, what it is and what it may be. A value in the file is checked even
+where the environment or a flag replaces it. A relative path in the file counts from the file's folder, elsewhere from
+the working directory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from stonemux.errors import MuxError, nearest
+
+DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
+    {
+        "question": "director",
+        "status": "director",
+        "blocker": "director",
+        "report": "director",
+        "review": "steward",
+        "alert": "steward",
+        "recovery": "steward",
+        "assignment": "worker",
+        "clarification": "worker",
+        "nudge": "worker",
+    }
+)
+
+_MONTH, _YEAR, _DECADE = 2_592_000, 31_536_000, 315_360_000
+
+
+class Setting(NamedTuple):
+    """What file, environment, flags and documents know about one field of `Settings`.
+
+    `kind` is a key of `CHECKS`; `least` and `most` bound an integer, in `unit`; `environment` is the variable that
+    sets it, if one does.
+    """
+
+    section: str
+    key: str
+    attribute: str
+    default: Any
+    kind: str
+    doc: str
+    unit: str = ""
+    least: int = 0
+    most: int = 0
+    choices: tuple[str, ...] = ()
+    environment: str = ""
+
+    @property
+    def name(self) -> str:
+        """Section and key, as messages and documents write it."""
+        return f"{self.section}.{self.key}" if self.key else self.section
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag that sets it."""
+        return "--" + self.attribute.replace("_", "-")
+
+    @property
+    def limits(self) -> str:
+        """What values it takes, in words."""
+        if self.kind == "integer":
+            return f"{self.least} to {self.most} {self.unit}".rstrip()
+        if self.choices:
+            return ", ".join(self.choices)
+        return {"boolean": "true, false", "path": "a path", "hosts": "a list of host names"}.get(self.kind, "text")
+
+
+def _about(section: str, doc: str, *, key: str | None = None, kind: str = "integer", **more: Any) -> dict[str, Any]:
+    """A field's metadata; the key is the attribute's name unless given."""
+    return {"section": section, "doc": doc, "key": key, "kind": kind} | more
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its default; `load` makes the one a daemon runs with (there, `~` in paths is expanded)."""
+
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_about(
+            "server",
+            "Address to listen on; loopback only, because this version has no tokens to tell callers apart.",
+            kind="text",
+            environment="STONEMUX_HOST",
+        ),
+    )
+    port: int = field(
+        default=3392,
+        metadata=_about(
+            "server",
+            "Port to listen on; 0 takes any free one, which the first line of output names.",
+            least=0,
+            most=65535,
+            environment="STONEMUX_PORT",
+        ),
+    )
+    data_dir: Path = field(
+        default=Path("~/.stonemux"),
+        metadata=_about(
+            "server",
+            "Folder of everything that is stored; on a local disk, because locks on network file systems cannot be "
+            "relied on.",
+            kind="path",
+            environment="STONEMUX_DATA_DIR",
+        ),
+    )
+    max_connections: int = field(
+        default=512,
+        metadata=_about(
+            "server",
+            "Open connections beyond which a new one is answered 503; half of the 1,024 files that most systems let a "
+            "process open.",
+            least=4,
+            most=20_000,
+        ),
+    )
+    max_waiters: int = field(
+        default=384,
+        metadata=_about(
+            "server",
+            "Calls and streams that may wait at the same time; fewer than max_connections, so that a send still gets "
+            "through when everybody waits.",
+            least=1,
+            most=20_000,
+        ),
+    )
+    max_waiters_per_agent: int = field(
+        default=8,
+        metadata=_about(
+            "server",
+            "Calls that one agent may have waiting; enough for a poll, a claim and a few watches, too few to crowd out "
+            "the others by mistake.",
+            least=1,
+            most=20_000,
+        ),
+    )
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "server",
+            "Further names (without port) accepted in the Host header besides the loopback ones; all others are "
+            "refused, so that no web page can reach the daemon through a name of its own.",
+            kind="hosts",
+        ),
+    )
+    allow_network_fs: bool = field(
+        default=False,
+        metadata=_about(
+            "server",
+            "Whether data_dir may be on a network file system; false, because two machines could then write one "
+            "database.",
+            kind="boolean",
+        ),
+    )
+    license_key_file: Path = field(
+        default=Path("~/.stonemux/license.key"),
+        metadata=_about(
+            "license",
+            "Where the license key is kept; reserved, this version reads no keys yet.",
+            key="key_file",
+            kind="path",
+        ),
+    )
+    license_server: str = field(
+        default="",
+        metadata=_about(
+            "license",
+            "Server that licenses are checked with; empty, because the owner of the machine is the licensor (this "
+            "version can ask no server and refuses any other value).",
+            kind="text",
+        ),
+    )
+    default_tier: str = field(
+        default="enterprise",
+        metadata=_about(
+            "license",
+            "Tier without a license key; enterprise, so that a fresh copy does everything.",
+            kind="text",
+            choices=("free", "pro", "enterprise"),
+        ),
+    )
+    max_message_size: int = field(
+        default=65536,
+        metadata=_about(
+            "coordination",
+            "Largest content of a message, as UTF-8; what a model can read in one go, and less than the 1 MiB that a "
+            "request body may have.",
+            unit="bytes",
+            least=256,
+            most=1_000_000,
+        ),
+    )
+    poll_timeout_max: int = field(
+        default=120,
+        metadata=_about(
+            "coordination",
+            "Longest wait of one call, longer ones are cut to it; short enough that a client notices a vanished "
+            "daemon.",
+            unit="seconds",
+            least=1,
+            most=3600,
+        ),
+    )
+    task_claim_timeout: int = field(
+        default=300,
+        metadata=_about(
+            "coordination",
+            "After so long a claimed, unfinished task is available again; long enough for one step of work, extend "
+            "it for more.",
+            unit="seconds",
+            least=1,
+            most=43_200,
+        ),
+    )
+    heartbeat_interval: int = field(
+        default=60,
+        metadata=_about(
+            "coordination",
+            "How often agents are asked to show that they live; any call by an agent counts.",
+            unit="seconds",
+            least=1,
+            most=86_400,
+        ),
+    )
+    stale_threshold: int = field(
+        default=300,
+        metadata=_about(
+            "coordination",
+            "Silence after which an agent is stale; five heartbeats, so that one lost call means nothing.",
+            unit="seconds",
+            least=1,
+            most=604_800,
+        ),
+    )
+    inbox_limit: int = field(
+        default=10_000,
+        metadata=_about(
+            "coordination",
+            "Unsettled messages that an inbox holds before senders get inbox_full; a reader so far behind has "
+            "stopped, and its senders should know.",
+            unit="messages",
+            least=1,
+            most=1_000_000,
+        ),
+    )
+    message_retention: int = field(
+        default=604_800,
+        metadata=_about(
+            "coordination",
+            "How long settled messages stay readable; a week, so that last week's talk can be looked up without the "
+            "database growing for ever.",
+            unit="seconds",
+            least=1,
+            most=_DECADE,
+        ),
+    )
+    task_retention: int = field(
+        default=604_800,
+        metadata=_about(
+            "coordination",
+            "How long finished tasks stay readable; a week, as for messages.",
+            unit="seconds",
+            least=1,
+            most=_DECADE,
+        ),
+    )
+    sse_keepalive: int = field(
+        default=15,
+        metadata=_about(
+            "events",
+            "How often a silent event stream carries a comment; below the 30 to 60 seconds after which proxies cut "
+            "idle connections.",
+            unit="seconds",
+            least=1,
+            most=300,
+        ),
+    )
+    max_event_buffer: int = field(
+        default=1000,
+        metadata=_about(
+            "events",
+            "Events that a slow stream may lag behind before it is told of a gap; bounds the memory that one reader "
+            "can cost.",
+            unit="events",
+            least=1,
+            most=100_000,
+        ),
+    )
+    event_retention: int = field(
+        default=3600,
+        metadata=_about(
+            "events",
+            "How long events can be resumed from; an hour covers a restart or a laptop's nap.",
+            key="retention",
+            unit="seconds",
+            least=1,
+            most=_YEAR,
+        ),
+    )
+    log_level: str = field(
+        default="info",
+        metadata=_about(
+            "logging",
+            "What is logged to standard error; debug adds a line for each request.",
+            key="level",
+            kind="text",
+            choices=("debug", "info", "warning", "error"),
+        ),
+    )
+    log_format: str = field(
+        default="json",
+        metadata=_about(
+            "logging",
+            "How a log line looks; json for programs that collect logs, text for people.",
+            key="format",
+            kind="text",
+            choices=("text", "json"),
+        ),
+    )
+    auth_tokens: str = field(
+        default="auto",
+        metadata=_about(
+            "auth",
+            "Whether calls need a token; auto never asks on loopback (this version has no tokens yet and refuses "
+            "required, so that nobody believes to be protected).",
+            key="tokens",
+            kind="text",
+            choices=("auto", "required", "off"),
+        ),
+    )
+    token_ttl: int = field(
+        default=86_400,
+        metadata=_about(
+            "auth",
+            "How long a token lasts; a day, so that a stolen one is of little use (reserved, this version has no "
+            "tokens yet).",
+            unit="seconds",
+            least=60,
+            most=_MONTH,
+        ),
+    )
+    routing: Mapping[str, str] = field(
+        default_factory=lambda: DEFAULT_ROUTING,
+        hash=False,
+        metadata=_about(
+            "routing",
+            "The role that a message of a type goes to when it names no recipient; entries are added to these or "
+            "replace them.",
+            key="",
+            kind="routing",
+        ),
+    )
+
+
+def _settings() -> tuple[Setting, ...]:
+    defaults = Settings()
+    told = []
+    for one in fields(Settings):
+        about = dict(one.metadata)
+        key = about.pop("key")
+        key = one.name if key is None else key
+        told.append(Setting(key=key, attribute=one.name, default=getattr(defaults, one.name), **about))
+    return tuple(told)
+
+
+SETTINGS = _settings()
+"""Every setting, in the order of the example file."""
+
+_BY_ATTRIBUTE = {setting.attribute: setting for setting in SETTINGS}
+_SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
+
+
+def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+    """The settings in force: defaults < file < environment < flags.
+
+    `path` names the file; without it `STONEMUX_CONFIG` does, else `config.toml` in the data directory is read if it
+    exists. `environ` is the environment; an empty variable counts as absent, and `HOME` says what `~` means. `flags`
+    maps attribute names to values, where None means not given and numbers may be text. Raises `bad_setting`, also for a
+    named file that is missing.
+    """
+    home = environ.get("HOME") or os.path.expanduser("~")
+    given = _from_environment(environ, home) | _from_flags(flags, home)
+    defaults = {setting.attribute: _default(setting, home) for setting in SETTINGS}
+    named = path or (Path(environ["STONEMUX_CONFIG"]) if environ.get("STONEMUX_CONFIG") else None)
+    if named is not None:
+        text = _read(_expanded(named, home), missing_ok=False)
+    else:
+        named = (given.get("data_dir") or defaults["data_dir"]) / "config.toml"
+        text = _read(named, missing_ok=True)
+    settings = Settings(**defaults | _from_text(text, _expanded(named, home), home) | given)
+    _refuse_contradictions(settings)
+    _refuse_unbuilt(settings)
+    return settings
+
+
+def check_safe(settings: Settings) -> None:
+    """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) with `unsafe_environment`.
+
+    Whoever can connect may act as any agent, because this version has no tokens.
+    """
+    if settings.host.lower() == "localhost" or _is_loopback(settings.host):
+        return
+    raise MuxError(
+        "unsafe_environment",
+        f"server.host is {_shown(settings.host)}, which is not on loopback: anybody who reaches it could act as any "
+        "agent, because this version has no tokens; use 127.0.0.1, ::1 or localhost",
+        setting="server.host",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address in ipaddress.ip_network("127.0.0.0/8") or address == ipaddress.ip_address("::1")
+
+
+# --- from each source to checked values
+
+
+class _Given(NamedTuple):
+    """A value on its way into a setting."""
+
+    setting: Setting
+    value: Any
+    label: str
+    """How a message names its place."""
+    folder: Path
+    """Where a relative path starts."""
+    home: str
+    """What `~` stands for."""
+
+    def refuse(self, problem: str, **facts: Any) -> MuxError:
+        return MuxError("bad_setting", f"{self.label} {problem}", setting=self.setting.name, **facts)
+
+    def checked(self) -> Any:
+        return CHECKS[self.setting.kind](self)
+
+
+def _default(setting: Setting, home: str) -> Any:
+    if setting.kind != "path":
+        return setting.default
+    return _Given(setting, str(setting.default), f"the default of {setting.name}", Path.cwd(), home).checked()
+
+
+def _from_environment(environ: Mapping[str, str], home: str) -> dict[str, Any]:
+    values = {}
+    for setting in SETTINGS:
+        if setting.environment and (text := environ.get(setting.environment)):
+            label = f"{setting.environment} ({setting.name})"
+            values[setting.attribute] = _Given(setting, _typed(setting, text), label, Path.cwd(), home).checked()
+    return values
+
+
+def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
+    values = {}
+    for attribute, value in flags.items():
+        setting = _BY_ATTRIBUTE.get(attribute)
+        if setting is None:
+            close = nearest(attribute, _BY_ATTRIBUTE, most=1)[0]
+            raise MuxError("bad_setting", f"--{attribute} is no setting; did you mean {_BY_ATTRIBUTE[close].flag}?")
+        if value is not None:
+            label = f"{setting.flag} ({setting.name})"
+            values[attribute] = _Given(setting, _typed(setting, value), label, Path.cwd(), home).checked()
+    return values
+
+
+def _typed(setting: Setting, value: Any) -> Any:
+    """What text from the environment or a flag stands for; what makes no sense is left for the check to refuse."""
+    if isinstance(value, Path | tuple):
+        return str(value) if isinstance(value, Path) else list(value)
+    if not isinstance(value, str):
+        return value
+    if setting.kind == "integer" and re.fullmatch(r"-?[0-9]{1,19}", value):
+        return int(value)
+    if setting.kind == "boolean" and value in ("true", "false"):
+        return value == "true"
+    return value.split(",") if setting.kind == "hosts" else value
+
+
+def _read(path: Path, *, missing_ok: bool) -> str:
+    try:
+        # Editors on some systems put a byte order mark first; it says nothing in UTF-8.
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise MuxError("bad_setting", f"{path}: line {line} is not UTF-8 text", file=str(path), line=line) from None
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return ""
+        raise MuxError("bad_setting", f"{path}: there is no such file", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MuxError("bad_setting", f"{path}: cannot be read: {reason}", file=str(path)) from None
+
+
+def _from_text(text: str, path: Path, home: str) -> dict[str, Any]:
+    values = {}
+    for section, table in _parsed(text, path).items():
+        if section not in _SECTIONS:
+            raise _unknown_section(path, section)
+        if type(table) is not dict:
+            raise MuxError("bad_setting", f"{path}: {section} must be a section, written [{section}]", file=str(path))
+        known = {setting.key: setting for setting in SETTINGS if setting.section == section}
+        for setting, value in [(known[""], table)] if "" in known else _entries(path, section, table, known):
+            label = f"{path}: {setting.name}"
+            values[setting.attribute] = _Given(setting, value, label, path.absolute().parent, home).checked()
+    return values
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        told = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise MuxError("bad_setting", f"{path}: is not TOML: {told}", file=str(path)) from None
+
+
+def _entries(
+    path: Path, section: str, table: dict[str, Any], known: Mapping[str, Setting]
+) -> list[tuple[Setting, Any]]:
+    for key in table:
+        if key not in known:
+            raise _unknown_key(path, section, key, known)
+    return [(known[key], value) for key, value in table.items()]
+
+
+def _unknown_section(path: Path, name: str) -> MuxError:
+    home = next((setting.name for setting in SETTINGS if setting.key == name), None)
+    close = home or nearest(name, _SECTIONS, most=1)[0]
+    hint = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]"
+    return MuxError(
+        "bad_setting",
+        f"{path}: there is no section {_shown(name)}; did you mean {hint}? Known: {', '.join(_SECTIONS)}",
+        file=str(path),
+        nearest=close,
+    )
+
+
+def _unknown_key(path: Path, section: str, key: str, known: Mapping[str, Setting]) -> MuxError:
+    elsewhere = next((setting.name for setting in SETTINGS if setting.key == key), None)
+    close = elsewhere or f"{section}.{nearest(key, known, most=1)[0]}"
+    return MuxError(
+        "bad_setting",
+        f"{path}: [{section}] has no setting {_shown(key)}; did you mean {close}? It has: {', '.join(known)}",
+        file=str(path),
+        nearest=close,
+    )
+
+
+# --- checks, one a kind
+
+
+def _integer(given: _Given) -> int:
+    setting, value = given.setting, given.value
+    if type(value) is not int:
+        raise given.refuse(f"is {_shown(value)}; it must be an integer from {setting.limits}")
+    if value > setting.most:
+        raise given.refuse(f"is {_shown(value)}; it must be at most {setting.most} {setting.unit}".rstrip())
+    if value < setting.least:
+        raise given.refuse(f"is {_shown(value)}; it must be at least {setting.least} {setting.unit}".rstrip())
+    return value
+
+
+def _boolean(given: _Given) -> bool:
+    if type(given.value) is not bool:
+        raise given.refuse(f"is {_shown(given.value)}; it must be true or false")
+    return given.value
+
+
+def _text(given: _Given) -> str:
+    value, choices = given.value, given.setting.choices
+    if type(value) is not str or not value.isprintable() or value != value.strip():
+        raise given.refuse(f"is {_shown(value)}; it must be text without control characters and outer blanks")
+    if choices and value not in choices:
+        raise given.refuse(
+            f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=nearest(value, choices, most=1)[0]
+        )
+    if not value and given.setting.default:
+        raise given.refuse("is empty; leave it out for the default")
+    return value
+
+
+def _path(given: _Given) -> Path:
+    value = given.value
+    if type(value) is not str or not value or "\0" in value:
+        raise given.refuse(f"is {_shown(value)}; it must be a path as text")
+    path = _expanded(Path(value), given.home)
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise given.refuse(f"is {_shown(value)}; there is no such home folder, write the path in full")
+    return given.folder / path
+
+
+def _expanded(path: Path, home: str) -> Path:
+    if path.parts[:1] == ("~",):
+        return Path(home, *path.parts[1:])
+    return Path(os.path.expanduser(path))
+
+
+# A name or an address in brackets, as the Host header writes them, without port. A `*` would let any web page in.
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]")
+
+
+def _hosts(given: _Given) -> tuple[str, ...]:
+    if type(given.value) is not list:
+        raise given.refuse(f'is {_shown(given.value)}; it must be a list of host names, like ["mux.local"]')
+    for host in given.value:
+        if type(host) is not str or not _HOST.fullmatch(host):
+            raise given.refuse(f"holds {_shown(host)}; it must hold plain host names, without port and wildcard")
+    return tuple(dict.fromkeys(host.lower() for host in given.value))
+
+
+def _routing(given: _Given) -> Mapping[str, str]:
+    for kind, role in given.value.items():
+        for what, name in (("type", kind), ("role", role)):
+            if type(name) is not str or not 0 < len(name) <= 128 or name != name.strip() or not name.isprintable():
+                raise given.refuse(
+                    f"maps {_shown(kind)} to {_shown(role)}; the {what} must be a name of 1 to 128 characters, without "
+                    "control characters and outer blanks"
+                )
+    return MappingProxyType({**DEFAULT_ROUTING, **given.value})
+
+
+CHECKS: Mapping[str, Callable[[_Given], Any]] = {
+    "integer": _integer,
+    "boolean": _boolean,
+    "text": _text,
+    "path": _path,
+    "hosts": _hosts,
+    "routing": _routing,
+}
+
+
+# --- checks of the whole
+
+_ORDER = (
+    ("max_waiters_per_agent", "max_waiters", "one agent cannot have more waiting than all together"),
+    ("max_waiters", "max_connections", "every waiting call holds a connection"),
+    ("heartbeat_interval", "stale_threshold", "an agent would be stale between two heartbeats"),
+)
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    for small, large, why in _ORDER:
+        low, high = getattr(settings, small), getattr(settings, large)
+        if low > high:
+            names = f"{_BY_ATTRIBUTE[small].name} ({low}) is more than {_BY_ATTRIBUTE[large].name} ({high})"
+            raise MuxError("bad_setting", f"{names}: {why}; change one of them", setting=_BY_ATTRIBUTE[small].name)
+
+
+def _refuse_unbuilt(settings: Settings) -> None:
+    if settings.auth_tokens == "required":
+        raise MuxError(
+            "bad_setting",
+            'auth.tokens is "required", but this version has no token support yet, so nothing would be protected; '
+            'use "auto" or "off"',
+            setting="auth.tokens",
+        )
+    if settings.license_server:
+        raise MuxError(
+            "bad_setting",
+            f"license.license_server is {_shown(settings.license_server)}, but this version cannot ask a license "
+            'server yet; leave it ""',
+            setting="license.license_server",
+        )
+
+
+# --- documents
+
+
+def example() -> str:
+    """The text of `stonemux.toml.example`: each setting at its default, under its reason and limits."""
+    head = (
+        "Settings of stonemux, all at their defaults. Copy what you change to config.toml in the data directory, or "
+        "name a file with --config or STONEMUX_CONFIG. The environment wins over the file, flags win over both. A "
+        "relative path counts from the file's folder. This file is generated from stonemux/config.py."
+    )
+    blocks = [_comment(head)]
+    for section in _SECTIONS:
+        blocks.append(f"\n[{section}]\n")
+        blocks.append("\n".join(_example_entry(setting) for setting in SETTINGS if setting.section == section))
+    return "".join(blocks)
+
+
+def _example_entry(setting: Setting) -> str:
+    if setting.kind == "routing":
+        lines = [f"{kind} = {_toml(role)}\n" for kind, role in setting.default.items()]
+        return _comment(setting.doc) + "".join(lines)
+    facts = f"({setting.limits}{', ' + setting.environment if setting.environment else ''})"
+    return _comment(f"{setting.doc} {facts}") + f"{setting.key} = {_toml(setting.default)}\n"
+
+
+def _comment(text: str) -> str:
+    wrapped = textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return "\n".join(wrapped) + "\n"
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table: name, default, limits, meaning."""
+    rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
+    for setting in SETTINGS:
+        doc = f"{setting.doc} Environment: `{setting.environment}`." if setting.environment else setting.doc
+        rows.append(f"| {_table_name(setting)} | {_table_default(setting)} | {setting.limits} | {doc} |")
+    return "\n".join(rows) + "\n"
+
+
+def _table_name(setting: Setting) -> str:
+    return f"`{setting.section}.TYPE`" if setting.kind == "routing" else f"`{setting.name}`"
+
+
+def _table_default(setting: Setting) -> str:
+    if setting.kind != "routing":
+        return f"`{_toml(setting.default)}`"
+    by_role: dict[str, list[str]] = {}
+    for kind, role in setting.default.items():
+        by_role.setdefault(role, []).append(kind)
+    return "; ".join(f"{', '.join(kinds)}: `{_toml(role)}`" for role, kinds in by_role.items())
+
+
+def _toml(value: Any) -> str:
+    """`value` as TOML writes it."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    if isinstance(value, bool | int | str | Path):
+        return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    return str(value)
+
+
+def _shown(value: Any) -> str:
+    """A bad value in a message: as TOML, escaped, and cut."""
+    try:
+        text = _toml(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a huge number"
+    text = text if text.isprintable() else ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
