@@ -1,0 +1,144 @@
+"""The data directory: ours alone, safe to write, and the same one as last time.
+
+One process per directory, held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
+second daemon, and `fcntl` locks vanish when any descriptor of the file is closed. Beside the database lie `CREATED`
+(this directory once held a database, so an empty one is a loss and not a beginning) and `head.json` (how far the event
+log had come, so that a database that went back in time is noticed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from pathlib import Path
+
+from stonemux.errors import MuxError
+
+DATABASE = "stonemux.db"
+MARKER = "CREATED"
+HEAD = "head.json"
+PID = "daemon.pid"
+
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
+
+
+class DataDir:
+    """A locked data directory. `close` gives it back."""
+
+    def __init__(self, path: Path, *, allow_network_fs: bool = False, mounts: Path = Path("/proc/mounts")) -> None:
+        """Make (mode 0700), check and lock the directory.
+
+        Raises `unsafe_environment` when others may write there, it is not ours, or it lies on a network file system;
+        `data_dir_locked` when another daemon holds it.
+        """
+        self.path = path
+        self.database = path / DATABASE
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_owner()
+            if not allow_network_fs:
+                self._check_file_system(mounts)
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as trouble:
+            raise MuxError(
+                "unsafe_environment",
+                f"the data directory {path} cannot be used: {trouble.strerror}; name another one with --data-dir",
+            ) from trouble
+        self._lock()
+
+    def _check_owner(self) -> None:
+        found = os.stat(self.path)
+        if found.st_uid != os.geteuid():
+            raise MuxError(
+                "unsafe_environment",
+                f"the data directory {self.path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); "
+                "use a directory of your own with --data-dir",
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise MuxError(
+                "unsafe_environment",
+                f"others may write to the data directory {self.path}; take that away with: chmod 700 {self.path}",
+            )
+
+    def _check_file_system(self, mounts: Path) -> None:
+        kind = _file_system(self.path.resolve(), mounts)
+        if kind in NETWORK_FILE_SYSTEMS:
+            raise MuxError(
+                "unsafe_environment",
+                f"the data directory {self.path} lies on a network file system ({kind}), where SQLite's write-ahead "
+                "log is not safe; use a local disk, or set [server] allow_network_fs = true at your own risk",
+            )
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = (self.path / PID).read_text().strip()
+            raise MuxError(
+                "data_dir_locked",
+                f"the data directory {self.path} is in use by another stonemux daemon"
+                f"{f' (pid {holder})' if holder else ''}; stop that one, or name another directory with --data-dir",
+                pid=holder or None,
+            ) from None
+        self.write_file(PID, f"{os.getpid()}\n")
+
+    def write_file(self, name: str, text: str) -> None:
+        """Replace a small file in one step, mode 0600: a reader finds the old text or the new one, never half."""
+        temporary = self.path / f".{name}.new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+    def read_head(self) -> int:
+        """The event id that the sidecar remembers; 0 without one."""
+        try:
+            return int(json.loads((self.path / HEAD).read_text())["event_seq"])
+        except FileNotFoundError:
+            return 0
+        except (ValueError, KeyError, TypeError):
+            return 0  # the sidecar is a second witness only: torn, it says nothing
+
+    def write_head(self, event_seq: int, at: int) -> None:
+        """Remember how far the event log has come."""
+        self.write_file(HEAD, json.dumps({"event_seq": event_seq, "at": at}) + "\n")
+
+    @property
+    def marked(self) -> bool:
+        """Whether a database was ever made here."""
+        return (self.path / MARKER).exists()
+
+    def mark(self, text: str) -> None:
+        """Remember that a database was made here."""
+        self.write_file(MARKER, text)
+
+    def close(self) -> None:
+        """Give the directory back."""
+        with contextlib.suppress(OSError):
+            (self.path / PID).unlink()
+        os.close(self._fd)
+
+
+def _file_system(path: Path, mounts: Path) -> str:
+    """The type of the file system that holds `path`, from the kernel's table of mounts; "" where there is none."""
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ")
+        if (str(path) == point or str(path).startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind

@@ -1,0 +1,175 @@
+"""Who and what is registered: looking up agents, channels and memberships, with refusals that name the nearest ones.
+
+Inside a write transaction the answers are remembered (`tx.cache`), since a send asks the same three questions every
+time; whoever changes these tables calls `tx.forget()`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from stonemux.errors import MuxError, nearest
+from stonemux.schema import shown
+from stonemux.store import Snapshot, Tx
+
+DEFAULT_CHANNEL = "default"
+AGENT_CHANNEL_PREFIX = "agent-"
+SYSTEM = "stonemux"
+"""The reserved id that the daemon itself sends under."""
+ADDRESS_PREFIXES = ("role:", "group:", "capability:")
+
+
+def generate_agent_channel_name(agent_id: str) -> str:
+    """The name of an agent's own channel."""
+    return AGENT_CHANNEL_PREFIX + agent_id
+
+
+def parse_agent_channel_name(name: str) -> str | None:
+    """The agent whose own channel this is; None for any other channel."""
+    agent_id = name.removeprefix(AGENT_CHANNEL_PREFIX)
+    return agent_id if agent_id and agent_id != name else None
+
+
+def _remembered(rx: Snapshot, key: Hashable, find: Callable[[], Any]) -> Any:
+    if not isinstance(rx, Tx):
+        return find()
+    found = rx.cache.get(key)
+    if found is None:
+        found = find()
+        if found is not None:
+            rx.cache[key] = found
+    return found
+
+
+def find_agent(rx: Snapshot, agent_id: str) -> Any:
+    """The agent's row, or None when no such agent is registered."""
+    return _remembered(
+        rx,
+        ("agent", agent_id),
+        lambda: rx.one("select * from agent where id = ? and deregistered_at is null", agent_id),
+    )
+
+
+def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
+    """The agent's row; raises `agent_not_found` with the nearest known names."""
+    row = find_agent(rx, agent_id)
+    if row is None:
+        raise unknown_agent(rx, agent_id, parameter)
+    return row
+
+
+def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> MuxError:
+    """The refusal of a name nobody registered."""
+    known = nearest(agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000")))
+    listed = f"Known: {', '.join(known)}" if known else "Nobody is registered yet"
+    return MuxError(
+        "agent_not_found",
+        f"no agent {shown(agent_id)} is registered ({parameter}); register it with agent.register or look with "
+        f"agent.discover. {listed}",
+        parameter=parameter,
+        known_agents=known,
+    )
+
+
+def find_channel(rx: Snapshot, name: str) -> Any:
+    """The channel's row, or None."""
+    return _remembered(rx, ("channel", name), lambda: rx.one("select * from channel where name = ?", name))
+
+
+def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
+    """The channel's row, by name or by `ch-` id; raises `channel_not_found` with the nearest known names."""
+    row = find_channel(rx, name)
+    if row is None and name.startswith("ch-"):
+        row = rx.one("select * from channel where id = ?", name)
+    if row is None:
+        known = nearest(name, (row[0] for row in rx.sql("select name from channel limit 5000")))
+        raise MuxError(
+            "channel_not_found",
+            f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in it. "
+            f"Known: {', '.join(known)}",
+            parameter=parameter,
+            known_channels=known,
+        )
+    return row
+
+
+def is_member(rx: Snapshot, name: str, agent_id: str) -> bool:
+    """Whether the agent is a member of the channel."""
+    return bool(
+        _remembered(
+            rx,
+            ("member", name, agent_id),
+            lambda: rx.one("select 1 from member where channel = ? and agent_id = ?", name, agent_id),
+        )
+    )
+
+
+def channels_of(rx: Snapshot, agent_id: str) -> list[str]:
+    """The names of the channels an agent is a member of."""
+    return [row[0] for row in rx.sql("select channel from member where agent_id = ? order by channel", agent_id)]
+
+
+def members(rx: Snapshot, name: str) -> list[str]:
+    """The registered agents that are members of a channel, in the order of their names."""
+    return [
+        row[0]
+        for row in rx.sql(
+            "select m.agent_id from member m join agent a on a.id = m.agent_id "
+            "where m.channel = ? and a.deregistered_at is null order by m.agent_id",
+            name,
+        )
+    ]
+
+
+def member_rows(rx: Snapshot, name: str) -> list[Any]:
+    """Id, role, group and capabilities (a list) of a channel's members."""
+    return [
+        (row["id"], row["role"], row["grp"], json.loads(row["capabilities"]))
+        for row in rx.sql(
+            "select a.id, a.role, a.grp, a.capabilities from member m join agent a on a.id = m.agent_id "
+            "where m.channel = ? and a.deregistered_at is null order by a.id",
+            name,
+        )
+    ]
+
+
+def make_channel(
+    tx: Tx, name: str, *, created_by: str | None, description: str | None = None, tags: list[str] | None = None
+) -> None:
+    """Create a channel and announce it; the caller has checked that there is none of that name."""
+    tx.forget()
+    tx.run(
+        "insert into channel (name, id, description, tags, created_by, created_at) values (?, ?, ?, ?, ?, ?)",
+        name,
+        "ch-" + tx.mux.clock.token(6),
+        description,
+        dumps(tags) if tags else None,
+        created_by,
+        tx.now,
+    )
+    tx.emit(
+        "channel_created",
+        dumps({"channel": name, "created_by": created_by}),
+        channel=name,
+        agents=(created_by,) if created_by else (),
+    )
+
+
+def join(tx: Tx, name: str, agent_id: str) -> bool:
+    """Make an agent a member; False if it was one already."""
+    tx.forget()
+    return bool(
+        tx.run(
+            "insert or ignore into member (channel, agent_id, joined_at) values (?, ?, ?)", name, agent_id, tx.now
+        ).rowcount
+    )
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON text, as it is stored and sent."""
+    return _encode(value)

@@ -1,0 +1,95 @@
+"""The event log as its readers see it: the newest events in memory, older ones in the database, and what lies beyond.
+
+Ids rise by one in commit order. A reader has a cursor, never a queue of its own: whoever is slow reads from the ring,
+whoever is slower reads from the database, and whoever is behind the database is told so by a `gap`. Memory does not
+grow with the number of readers or their slowness.
+
+`_lock` guards the ring; it is held for a copy, never over a read of the database.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+from stonemux.store import Event, Snapshot
+
+KINDS = (
+    "message",
+    "message_dead",
+    "task_posted",
+    "task_claimed",
+    "task_completed",
+    "task_failed",
+    "task_released",
+    "task_requeued",
+    "task_cancelled",
+    "state_changed",
+    "agent_registered",
+    "agent_deregistered",
+    "agent_stale",
+    "channel_created",
+    "channel_joined",
+    "channel_left",
+)
+
+
+class Filter(NamedTuple):
+    """What a reader wants; empty means everything."""
+
+    channel: str | None = None
+    agent_id: str | None = None
+    types: tuple[str, ...] = ()
+
+    def wants(self, event: Event) -> bool:
+        """Whether the event passes."""
+        return (
+            (not self.types or event.kind in self.types)
+            and (self.channel is None or event.channel == self.channel)
+            and (self.agent_id is None or self.agent_id in event.agents)
+        )
+
+
+class EventLog:
+    """The newest events. `listeners` are called after each commit that brought some (they must be quick)."""
+
+    def __init__(self, head: int, size: int) -> None:
+        self.head = head
+        self.listeners: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._ring: deque[Event] = deque(maxlen=size)
+
+    def publish(self, events: list[Event]) -> None:
+        """Take in what was committed."""
+        with self._lock:
+            self._ring.extend(events)
+            self.head = events[-1].id
+        for listener in self.listeners:
+            listener()
+
+    def recent(self, after: int) -> list[Event] | None:
+        """Everything after `after` if the ring still holds it; None when the database must be asked."""
+        with self._lock:
+            missing = self.head - after
+            if missing <= 0:
+                return []
+            if missing > len(self._ring):
+                return None
+            return list(islice(self._ring, len(self._ring) - missing, None))
+
+
+def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
+    """Up to `limit` retained events after `after`, in order."""
+    rows = rx.sql(
+        "select id, kind, channel, agents, data, at from event where id > ? order by id limit ?", after, limit
+    )
+    return [Event(r[0], r[1], r[2], tuple(r[3].split("\n")) if r[3] else (), r[4], r[5]) for r in rows]
+
+
+def oldest(rx: Snapshot) -> int:
+    """The id of the oldest retained event; one past the head when there is none."""
+    found = rx.one("select min(id) from event")[0]
+    return int(found) if found is not None else rx.mux.log.head + 1

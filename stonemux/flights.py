@@ -1,0 +1,51 @@
+"""Messages that are on their way: handed to a poll whose answer has not provably arrived.
+
+A plain poll takes messages without writing anything; only when the face sees that the answer arrived are they settled
+(one write, nobody waits for it), and when it did not they are simply free again. What is in flight is invisible to
+other polls of the same agent, so two polls never get the same message at once.
+
+Each agent's ids have a lock of their own, held over the read that chooses from them: between "settled in the database"
+and "no longer in flight" no poll of that agent can look.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class Flights:
+    """The ids in flight, by agent. `_lock` guards the registry, each entry's lock its ids."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._agents: dict[str, tuple[threading.Lock, set[int]]] = {}
+        self.owed: list[tuple[str, list[int]]] = []
+        """Arrived, but not yet written down because the disk refused; written with the next chance."""
+
+    def _entry(self, agent_id: str) -> tuple[threading.Lock, set[int]]:
+        entry = self._agents.get(agent_id)
+        if entry is None:
+            with self._lock:
+                entry = self._agents.setdefault(agent_id, (threading.Lock(), set()))
+        return entry
+
+    @contextmanager
+    def of(self, agent_id: str) -> Iterator[set[int]]:
+        """This agent's ids in flight, locked while the block runs."""
+        lock, ids = self._entry(agent_id)
+        with lock:
+            yield ids
+
+    def end(self, agent_id: str, ids: Iterable[int]) -> None:
+        """These are no longer in flight."""
+        lock, held = self._entry(agent_id)
+        with lock:
+            held.difference_update(ids)
+
+    def held(self, agent_id: str) -> frozenset[int]:
+        """A copy of what is in flight for this agent."""
+        lock, held = self._entry(agent_id)
+        with lock:
+            return frozenset(held)

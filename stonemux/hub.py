@@ -1,0 +1,153 @@
+"""Waiting, and waking only those concerned.
+
+Every wait in the program has one shape: *register, read, sleep, read again*.
+
+    with hub.watch(("inbox", agent_id)) as watch:      # registered before the first read,
+        while not (found := read()):                   # so a change between read and sleep is not missed
+            if not watch.wait(deadline):
+                break
+
+A topic is a tuple, widest part first. Each waiter has a Condition of its own: with a shared one, every change would
+wake every waiter to look for nothing. The writer calls `wake` after the commit and outside its lock, so nobody wakes
+to find nothing.
+
+`self._lock` guards the two registries; a watch's condition guards its own flags. The order is registry, then watch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable
+from types import TracebackType
+
+from stonemux.clock import Clock
+
+Topic = tuple[Hashable, ...]
+
+
+class Hangup(Exception):
+    """The caller of a wait went away; there is nobody to answer."""
+
+
+class Watch:
+    """One waiter's registration; made by `Hub.watch`, used as a context manager."""
+
+    __slots__ = ("_cancelled", "_condition", "_fired", "_hub", "topics")
+
+    def __init__(self, hub: Hub, topics: tuple[Topic, ...]) -> None:
+        self._hub = hub
+        self.topics = topics
+        self._condition = threading.Condition()
+        self._fired = False
+        self._cancelled = False
+
+    def __enter__(self) -> Watch:
+        self._hub.enroll(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._hub.dismiss(self)
+
+    def wait(self, deadline: int) -> bool:
+        """Sleep until a topic is touched (True) or until `deadline` in ticks, or the hub closes (False).
+
+        Raises `Hangup` when the caller has gone away.
+        """
+        clock = self._hub.clock
+        with self._condition:
+            while not self._fired:
+                if self._cancelled:
+                    raise Hangup
+                if self._hub.closed or clock.ticks_ms() >= deadline:
+                    return False
+                clock.wait(self._condition, deadline)
+            self._fired = False
+            return True
+
+    def fire(self) -> bool:
+        """Wake the waiter; False if it was woken already and has not looked since."""
+        with self._condition:
+            fresh = not self._fired
+            self._fired = True
+            self._condition.notify()
+            return fresh
+
+    def take_back(self) -> bool:
+        """Whether a wake-up arrived that the waiter has not looked at; forget it."""
+        with self._condition:
+            fired, self._fired = self._fired, False
+            return fired
+
+    def cancel(self) -> None:
+        """End the wait with `Hangup`."""
+        with self._condition:
+            self._cancelled = True
+            self._condition.notify()
+
+    def poke(self) -> None:
+        """Make the waiter look at the hub again (it has closed)."""
+        with self._condition:
+            self._condition.notify()
+
+
+class Hub:
+    """Who waits for what."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.closed = False
+        self._lock = threading.Lock()
+        self._waiting: dict[Topic, dict[Watch, None]] = {}  # a dict keeps the order of arrival
+
+    def watch(self, *topics: Topic) -> Watch:
+        """A registration for these topics, in force inside the `with` block."""
+        return Watch(self, topics)
+
+    def enroll(self, watch: Watch) -> None:
+        """Register a watch under its topics."""
+        with self._lock:
+            for topic in watch.topics:
+                self._waiting.setdefault(topic, {})[watch] = None
+
+    def dismiss(self, watch: Watch) -> None:
+        """Take a watch out again; topics nobody waits for leave no trace."""
+        with self._lock:
+            for topic in watch.topics:
+                waiting = self._waiting.get(topic)
+                if waiting is not None:
+                    waiting.pop(watch, None)
+                    if not waiting:
+                        del self._waiting[topic]
+
+    def wake(self, topics: Iterable[Topic]) -> None:
+        """Wake everybody who waits for one of these topics."""
+        if not self._waiting:
+            return
+        with self._lock:
+            concerned = {watch: None for topic in topics for watch in self._waiting.get(topic, ())}
+        for watch in concerned:
+            watch.fire()
+
+    def offer(self, topic: Topic) -> bool:
+        """Wake the one who has waited longest for this topic and was not woken yet; False if there is none."""
+        if not self._waiting:
+            return False
+        with self._lock:
+            for watch in self._waiting.get(topic, ()):
+                if watch.fire():
+                    return True
+        return False
+
+    @property
+    def parked(self) -> int:
+        """How many waiters there are."""
+        with self._lock:
+            return len({watch for waiting in self._waiting.values() for watch in waiting})
+
+    def close(self) -> None:
+        """End every wait, now and from now on, as if its deadline had come."""
+        self.closed = True
+        with self._lock:
+            everybody = [watch for waiting in self._waiting.values() for watch in waiting]
+        for watch in everybody:
+            watch.poke()

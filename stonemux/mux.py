@@ -1,0 +1,112 @@
+"""The running program as one record, handed to every operation; and what a call knows of its caller."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from stonemux.clock import Clock
+from stonemux.config import Settings
+from stonemux.errors import MuxError
+from stonemux.events import EventLog
+from stonemux.hub import Hub, Watch
+from stonemux.presence import Presence
+from stonemux.store import Store
+
+
+class Flight(Protocol):
+    """Something handed out with an answer that counts only once the answer has arrived."""
+
+    def landed(self) -> None:
+        """The caller has the answer."""
+
+    def lost(self) -> None:
+        """The caller never got it: put back what it held."""
+
+
+class Caller:
+    """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
+
+    __slots__ = ("flight", "replayed")
+
+    def __init__(self) -> None:
+        self.flight: Flight | None = None
+        self.replayed = False
+
+    @contextmanager
+    def park(self, watch: Watch) -> Iterator[None]:
+        """Around a sleep: until it ends, a caller that hangs up cancels `watch`."""
+        yield
+
+    def arrived(self) -> None:
+        """Settle what this call handed out, for faces whose answers cannot get lost."""
+        if self.flight is not None:
+            self.flight.landed()
+            self.flight = None
+
+
+class Waiters:
+    """How many calls are parked, in all and for each agent; `_lock` guards the counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._by_agent: dict[str, int] = {}
+        self.count = 0
+
+    @contextmanager
+    def seat(self, agent_id: str) -> Iterator[None]:
+        """Hold a place while waiting; "" for a wait that belongs to no agent.
+
+        Raises `too_many_waiters` when there is no place left.
+        """
+        with self._lock:
+            mine = self._by_agent.get(agent_id, 0)
+            most, most_mine = self._settings.max_waiters, self._settings.max_waiters_per_agent
+            if self.count >= most or (agent_id and mine >= most_mine):
+                whose, limit = ("this agent", most_mine) if self.count < most else ("this daemon", most)
+                raise MuxError(
+                    "too_many_waiters",
+                    f"{whose} already has {limit} waiting calls, the limit; end one, or call again with timeout=0",
+                    limit=limit,
+                    retry_after=1,
+                )
+            self.count += 1
+            self._by_agent[agent_id] = mine + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.count -= 1
+                if self._by_agent[agent_id] == 1:
+                    del self._by_agent[agent_id]
+                else:
+                    self._by_agent[agent_id] -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mux:
+    """Everything that an operation may need; there are no globals, so one process may hold several."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    hub: Hub
+    log: EventLog
+    presence: Presence
+    waiters: Waiters
+    tier: str
+    started_at: int
+
+    def sleep(self, caller: Caller, watch: Watch, deadline: int, agent_id: str = "") -> bool:
+        """Wait on `watch` on behalf of `caller`: True when something changed, False at the deadline.
+
+        Raises `too_many_waiters`, or `Hangup` when the caller went away.
+        """
+        if self.hub.closed or self.clock.ticks_ms() >= deadline:
+            return False
+        with self.waiters.seat(agent_id), caller.park(watch):
+            return watch.wait(deadline)

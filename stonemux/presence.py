@@ -1,0 +1,93 @@
+"""Which agents are there, when each was last heard of, and who has gone stale.
+
+Any call by an agent counts as a heartbeat, so this lives in memory and costs a dictionary entry a call; the daemon
+writes the times down once in a while and at its end. After a start every agent gets a full grace period: nobody is
+stale because the daemon was away.
+
+`_lock` guards the set of agents; a heartbeat of a known agent is one store into a dictionary and takes no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from stonemux.clock import Clock
+
+
+class Presence:
+    """Last signs of life, in stored milliseconds (`Clock.now_ms`)."""
+
+    def __init__(self, clock: Clock, threshold_s: int) -> None:
+        self._clock = clock
+        self._threshold = threshold_s * 1000
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+        self._told: set[str] = set()
+        self._unsaved: set[str] = set()
+
+    def add(self, agent_id: str) -> None:
+        """An agent registered."""
+        with self._lock:
+            self._seen[agent_id] = self._clock.now_ms()
+            self._told.discard(agent_id)
+
+    def remove(self, agent_id: str) -> None:
+        """An agent deregistered."""
+        with self._lock:
+            self._seen.pop(agent_id, None)
+            self._told.discard(agent_id)
+            self._unsaved.discard(agent_id)
+
+    def beat(self, agent_id: str) -> int:
+        """A sign of life; unknown agents are not remembered. Returns the time noted."""
+        now = self._clock.now_ms()
+        if agent_id in self._seen:
+            self._seen[agent_id] = now
+            self._unsaved.add(agent_id)
+            if agent_id in self._told:
+                self._told.discard(agent_id)
+        return now
+
+    def knows(self, agent_id: str) -> bool:
+        """Whether an agent of that name is registered."""
+        return agent_id in self._seen
+
+    def names(self) -> list[str]:
+        """Every registered agent."""
+        with self._lock:
+            return list(self._seen)
+
+    def last(self, agent_id: str) -> int:
+        """When this agent was last heard of; 0 if it is not registered."""
+        return self._seen.get(agent_id, 0)
+
+    def status(self, agent_id: str) -> str:
+        """`active`, or `stale` when nothing was heard for the threshold."""
+        return "active" if self.last(agent_id) + self._threshold > self._clock.now_ms() else "stale"
+
+    def counts(self) -> tuple[int, int]:
+        """How many agents are active and how many stale."""
+        horizon = self._clock.now_ms() - self._threshold
+        with self._lock:
+            stale = sum(1 for seen in self._seen.values() if seen <= horizon)
+            return len(self._seen) - stale, stale
+
+    def newly_stale(self) -> list[str]:
+        """Agents that went stale and were not reported before."""
+        horizon = self._clock.now_ms() - self._threshold
+        with self._lock:
+            fresh = [name for name, seen in self._seen.items() if seen <= horizon and name not in self._told]
+            self._told.update(fresh)
+        return fresh
+
+    def next_stale(self) -> int | None:
+        """When, at the earliest, somebody goes stale who is not yet reported."""
+        with self._lock:
+            due = [seen for name, seen in self._seen.items() if name not in self._told]
+        return min(due) + self._threshold if due else None
+
+    def unsaved(self) -> list[tuple[int, str]]:
+        """(time, agent) of everyone heard of since the last call, for writing down."""
+        with self._lock:
+            names, self._unsaved = self._unsaved, set()
+            return [(self._seen[name], name) for name in names if name in self._seen]

@@ -1,0 +1,583 @@
+"""SQLite: one writing connection with group commit, and read-only connections beside it.
+
+**Who writes.** `Store.write(work)` hands in a function of a transaction and returns its result after the commit. A
+thread that finds no commit running becomes the leader: it takes everything that is queued, runs it in one `BEGIN
+IMMEDIATE`, commits once, wakes the waiters, and answers the items. Threads that come meanwhile only queue. A lone
+writer therefore pays no thread switch, and sixty-four pay one fsync together. A leader leads one batch; if the queue
+is not empty then, the committer thread goes on, so that no caller is kept from its own work.
+
+**One refusal harms nobody else.** Functions check before they write, so a refused item has usually changed nothing and
+the batch goes on. When an item fails *after* it wrote (SQLite counts changes for us), the batch is rolled back and each
+item runs again in a transaction of its own: the same isolation as a savepoint around each, without its cost.
+Functions must therefore have no effect besides the transaction; what they announce (`emit`, `touch`, `offer`, `after`)
+is kept back until the commit.
+
+**What an acknowledgement promises.** WAL with `synchronous=FULL`: the commit has been fsynced. After each commit the
+file is checked to be still the one in the directory; an error of the disk that leaves the outcome unknown stops all
+writing for good (`storage_error`, and the daemon ends with status 70), because SQLite's own state may then differ from
+what a restart finds.
+
+Ids of events are dealt at the commit from one counter, so their order is the order of commits and nothing can become
+visible behind a larger id.
+
+Threads: `_gate` guards the queue and the leadership. The writing connection, `_tx` and `cache` belong to the leader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stonemux.clock import Clock
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.hub import Topic
+from stonemux.tables import APPLICATION_ID, MIGRATIONS
+
+if TYPE_CHECKING:
+    from stonemux.mux import Mux
+
+Row = sqlite3.Row
+Connect = Callable[..., sqlite3.Connection]
+
+MOST_IN_A_BATCH = 256
+POOLED_READERS = 8
+CACHE_ENTRIES = 20_000
+
+PRAGMAS = (
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "wal_autocheckpoint=1000",
+    "journal_size_limit=67108864",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "mmap_size=0",
+    "temp_store=MEMORY",
+    "cache_size=-16384",
+)
+
+
+class Event(NamedTuple):
+    """One row of the event log. `agents` are the agents it concerns; `data` is JSON text."""
+
+    id: int
+    kind: str
+    channel: str | None
+    agents: tuple[str, ...]
+    data: str
+    at: int
+
+
+class Snapshot:
+    """A consistent view of the database, for reading."""
+
+    __slots__ = ("_execute", "mux", "now")
+
+    def __init__(self, db: sqlite3.Connection, mux: Mux, now: int) -> None:
+        self._execute = db.execute
+        self.mux = mux
+        self.now = now
+
+    def sql(self, query: str, *values: Any) -> list[Any]:
+        """All rows of a statement. Always read to the end: a half-read cursor pins the write-ahead log."""
+        return self._execute(query, values).fetchall()
+
+    def one(self, query: str, *values: Any) -> Any:
+        """The first row, or None."""
+        rows = self._execute(query, values).fetchall()
+        return rows[0] if rows else None
+
+
+class Tx(Snapshot):
+    """An open write transaction."""
+
+    __slots__ = ("_changes", "_db", "_hooks", "_offers", "_pending", "_topics", "backlog", "cache")
+
+    def __init__(self, db: sqlite3.Connection, mux: Mux) -> None:
+        super().__init__(db, mux, 0)
+        self._db = db
+        self._pending: list[tuple[str, str | None, tuple[str, ...], str]] = []
+        self._topics: list[Topic] = []
+        self._offers: list[Topic] = []
+        self._hooks: list[Callable[[], None]] = []
+        self.cache: dict[Hashable, Any] = {}
+        """What handlers remember of slowly changing rows; dropped by `forget` and by every rollback."""
+        self.backlog: dict[str, int] = {}
+        """Unsettled deliveries by agent, kept by whoever changes them; dropped by every rollback."""
+
+    def run(self, query: str, *values: Any) -> sqlite3.Cursor:
+        """Execute a statement that returns no rows; the cursor tells `rowcount` and `lastrowid`."""
+        return self._execute(query, values)
+
+    def many(self, query: str, rows: list[tuple[Any, ...]]) -> None:
+        """Execute a statement once for each row."""
+        self._db.executemany(query, rows)
+
+    def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
+        """Put an event (`data` is JSON text) into the log, in this transaction."""
+        self._pending.append((kind, channel, agents, data))
+
+    def touch(self, topic: Topic) -> None:
+        """After the commit, wake everybody who waits for this topic."""
+        self._topics.append(topic)
+
+    def offer(self, topic: Topic) -> None:
+        """After the commit, wake one who waits for this topic."""
+        self._offers.append(topic)
+
+    def after(self, hook: Callable[[], None]) -> None:
+        """After the commit, call this (it must be quick and must not fail)."""
+        self._hooks.append(hook)
+
+    def forget(self) -> None:
+        """Drop what `cache` remembers: the rows behind it are about to change."""
+        self.cache.clear()
+
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has changed; differs after a write."""
+        return self._db.total_changes
+
+    def begin(self, now: int) -> None:
+        """Open the transaction (the leader's business)."""
+        if len(self.cache) > CACHE_ENTRIES:
+            self.cache.clear()
+        self.now = now
+        self._execute("BEGIN IMMEDIATE")
+        self._changes = self._db.total_changes
+
+    def mark(self) -> tuple[int, int, int, int, int]:
+        """Where this transaction stands, for `rewind`."""
+        return (self._db.total_changes, len(self._pending), len(self._topics), len(self._offers), len(self._hooks))
+
+    def rewind(self, mark: tuple[int, int, int, int, int]) -> bool:
+        """Take back what was announced since `mark`; False if rows were changed since, which only a rollback undoes."""
+        _, events, topics, offers, hooks = mark
+        del self._pending[events:], self._topics[topics:], self._offers[offers:], self._hooks[hooks:]
+        return self._db.in_transaction and self._db.total_changes == mark[0]
+
+    def commit(self, head: int) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
+        """Write the events, commit, and hand out what is to be announced."""
+        events = [
+            Event(head + n, kind, channel, agents, data, self.now)
+            for n, (kind, channel, agents, data) in enumerate(self._pending, 1)
+        ]
+        if events:
+            self._db.executemany(
+                "insert into event (id, kind, channel, agents, data, at) values (?, ?, ?, ?, ?, ?)",
+                [(e.id, e.kind, e.channel, "\n".join(e.agents) or None, e.data, e.at) for e in events],
+            )
+        if self._db.total_changes == self._changes:
+            self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
+        else:
+            self._execute("COMMIT")
+        announced = (events, self._topics, self._offers, self._hooks)
+        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
+        return announced
+
+    def abandon(self) -> None:
+        """Roll back; nothing of this transaction remains."""
+        if self._db.in_transaction:
+            self._execute("ROLLBACK")
+        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
+        self.cache.clear()
+        self.backlog.clear()
+
+
+Work = Callable[[Tx], Any]
+Outcome = Callable[[Any, BaseException | None], None]
+
+
+class Job(NamedTuple):
+    """A function to run in a transaction, and who wants to know its outcome (called by the leader after the commit)."""
+
+    work: Work
+    outcome: Outcome
+
+
+class _Result:
+    """A blocking caller's end of a job."""
+
+    __slots__ = ("_done", "error", "value")
+
+    def __init__(self) -> None:
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def __call__(self, value: Any, error: BaseException | None) -> None:
+        self.value, self.error = value, error
+        self._done.release()
+
+    def get(self) -> Any:
+        self._done.acquire()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Store:
+    """An open database. `publish(events, topics, offers)` is called after each commit that announced something."""
+
+    def __init__(
+        self, directory: DataDir, clock: Clock, *, accept_rollback: bool = False, connect: Connect = sqlite3.connect
+    ) -> None:
+        """Open, check and migrate the database in `directory`.
+
+        Raises `data_refused` for a database that is damaged, empty although one was made here, made by a newer
+        stonemux, or older than the directory remembers (unless `accept_rollback`).
+        """
+        self._directory = directory
+        self._path = str(directory.database)
+        self._connect = connect
+        self._clock = clock
+        self.mux: Mux = None  # type: ignore[assignment]  # tied once by the Mux that is built around this store
+        self.publish: Callable[[list[Event], list[Topic], list[Topic]], None] = lambda events, topics, offers: None
+        self.on_fatal: Callable[[MuxError], None] = lambda error: None
+        self.fatal: MuxError | None = None
+        self._gate = threading.Lock()
+        self._queue: deque[Job] = deque()
+        self._leading = False
+        self._closed = False
+        self._ended = False
+        self._readers: list[sqlite3.Connection] = []
+        self._db = _open_checked(directory, connect)
+        try:
+            self.migrated_from = _migrate(self._db, directory)
+            self.head = self._db.execute("select coalesce(max(id), 0) from event").fetchone()[0]
+            self._check_rollback(accept_rollback)
+            newest = self._db.execute("select max(at) from event").fetchone()[0]
+            self.newest: int = max(newest or 0, int(self._meta("clock") or 0))
+        except BaseException:
+            self._db.close()
+            raise
+        self.epoch: str = self._meta("epoch")
+        self._tx = Tx(self._db, self.mux)
+        clock.anchor(self.newest)
+        self._note_clock(self._tx)
+        self._files = self._inodes()
+        self._relay = threading.Semaphore(0)
+        self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
+        self._committer.start()
+
+    def _meta(self, key: str) -> str:
+        row = self._db.execute("select value from meta where key = ?", (key,)).fetchone()
+        return row[0] if row else ""
+
+    def _note_clock(self, tx: Tx) -> None:
+        tx.run("insert or replace into meta values ('clock', ?)", str(self._clock.now_ms()))
+
+    def _check_rollback(self, accept: bool) -> None:
+        remembered = self._directory.read_head()
+        if remembered > self.head:
+            if not accept:
+                raise MuxError(
+                    "data_refused",
+                    f"{self._path} ends at event {self.head}, but this directory has seen event {remembered}: the "
+                    "database is older than it was (a lost write-ahead log, or a restored copy). Put the right file "
+                    "back, or start once with --accept-rollback to go on from here",
+                )
+            self.head = remembered  # ids that were dealt once are not dealt again
+
+    # -- writing
+
+    def write(self, work: Work) -> Any:
+        """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raised."""
+        result = _Result()
+        self.submit(Job(work, result))
+        return result.get()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its outcome is called by whichever thread commits it, possibly this one before returning."""
+        if not self._enqueue(job):
+            job.outcome(None, MuxError("shutting_down", "the daemon is stopping; try again in a moment", retry_after=1))
+
+    def _enqueue(self, job: Job, *, last: bool = False) -> bool:
+        with self._gate:
+            if self._closed:
+                return False
+            self._closed = last
+            self._queue.append(job)
+            if self._leading:
+                return True
+            self._leading = True
+        self._lead()
+        with self._gate:
+            if not self._queue:
+                self._leading = False
+                return True
+        self._relay.release()
+        return True
+
+    def _lead(self) -> None:
+        with self._gate:
+            count = min(len(self._queue), MOST_IN_A_BATCH)
+            batch = [self._queue.popleft() for _ in range(count)]
+        if batch:
+            self._commit(batch)
+
+    def _go_on(self) -> None:
+        """The committer thread: leads while there is more to commit than one caller's batch."""
+        while True:
+            self._relay.acquire()
+            if self._ended:
+                return
+            more = True
+            while more:
+                self._lead()
+                with self._gate:
+                    more = self._leading = bool(self._queue)
+
+    def _commit(self, batch: list[Job]) -> None:
+        if self.fatal is not None:
+            for job in batch:
+                job.outcome(None, self.fatal)
+        elif not self._attempt(batch):
+            for job in batch:
+                self._attempt([job])
+
+    def _attempt(self, batch: list[Job]) -> bool:
+        """Run the batch in one transaction; False if it must be run again one by one."""
+        tx = self._tx
+        outcomes: list[tuple[Outcome, Any, BaseException | None]] = []
+        try:
+            tx.begin(self._clock.now_ms())
+            for job in batch:
+                mark = tx.mark()
+                try:
+                    outcomes.append((job.outcome, job.work(tx), None))
+                except Exception as error:
+                    if not tx.rewind(mark):
+                        if len(batch) > 1:
+                            tx.abandon()
+                            return False
+                        raise
+                    outcomes.append((job.outcome, None, self._judge(error)))
+            events, topics, offers, hooks = tx.commit(self.head)
+        except Exception as error:
+            verdict = self._judge(error)
+            try:
+                tx.abandon()
+            except sqlite3.Error as trouble:
+                verdict = self._stop(trouble)
+            for job in batch:
+                job.outcome(None, verdict)
+            return True
+        if self._inodes() != self._files and not self._same_files():
+            for job in batch:
+                job.outcome(None, self.fatal)
+            return True
+        self.head += len(events)
+        for hook in hooks:
+            hook()
+        if events or topics or offers:
+            self.publish(events, topics, offers)
+        for outcome, value, failure in outcomes:
+            outcome(value, failure)
+        return True
+
+    def _inodes(self) -> tuple[int, int]:
+        try:
+            return (os.stat(self._path).st_ino, os.stat(self._path + "-wal").st_ino)
+        except OSError:
+            return (0, 0)
+
+    def _same_files(self) -> bool:
+        """Whether the database in the directory is still the one that is open; if not, all writing ends."""
+        self.fatal = MuxError(
+            "storage_lost",
+            f"{self._path} was moved, deleted or replaced under the running daemon; nothing is acknowledged any more. "
+            "Put the file back and start again",
+            retry_after=5,
+        )
+        self.on_fatal(self.fatal)
+        return False
+
+    def _judge(self, error: BaseException) -> BaseException:
+        """What a caller is told of an error; one that leaves the disk's state unknown ends all writing."""
+        if not isinstance(error, sqlite3.Error):
+            return error
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if kind == sqlite3.SQLITE_FULL:
+            return MuxError(
+                "storage_full",
+                "the disk is full: nothing was written, reading goes on; free some space and send again",
+                retry_after=5,
+            )
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return MuxError("storage_busy", "another program holds the database; try again", retry_after=1)
+        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN):
+            return self._stop(error)
+        return error
+
+    def _stop(self, error: sqlite3.Error) -> MuxError:
+        self.fatal = MuxError(
+            "storage_error",
+            f"the disk failed ({getattr(error, 'sqlite_errorname', error)}); whether this was written is unknown. The "
+            "daemon stops; start it again and repeat the call with the same idempotency key",
+            retry_after=5,
+        )
+        self.on_fatal(self.fatal)
+        return self.fatal
+
+    # -- reading
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Snapshot]:
+        """One snapshot on a read-only connection."""
+        db = self._reader()
+        try:
+            db.execute("BEGIN")
+            yield Snapshot(db, self.mux, self._clock.now_ms())
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            db.close()
+            raise self._judge(error) from error
+        except BaseException:
+            db.execute("ROLLBACK")
+            self._give_back(db)
+            raise
+        self._give_back(db)
+
+    def _reader(self) -> sqlite3.Connection:
+        try:
+            return self._readers.pop()
+        except IndexError:
+            db = self._connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=256)
+            db.row_factory = Row
+            db.execute("PRAGMA query_only=1")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            return db
+
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        if len(self._readers) < POOLED_READERS and not self._closed:
+            self._readers.append(db)
+        else:
+            db.close()
+
+    def size(self) -> dict[str, int]:
+        """Bytes of the database and of its write-ahead log."""
+
+        def measured(path: str) -> int:
+            try:
+                return os.stat(path).st_size
+            except OSError:
+                return 0
+
+        return {"database_bytes": measured(self._path), "wal_bytes": measured(self._path + "-wal")}
+
+    def note_head(self) -> None:
+        """Let the data directory remember how far the event log has come."""
+        if self.fatal is None:
+            self._directory.write_head(self.head, self._clock.now_ms())
+
+    def tie(self, mux: Mux) -> None:
+        """Tell the store which program it belongs to; transactions carry it to the handlers."""
+        self.mux = mux
+        self._tx.mux = mux
+
+    def close(self) -> None:
+        """Commit what is queued, fold the write-ahead log into the database and close everything."""
+        result = _Result()  # queued last, so when it is done everything before it is
+        if not self._enqueue(Job(self._note_clock, result), last=True):
+            return
+        with contextlib.suppress(MuxError):
+            result.get()
+        self._ended = True
+        self._relay.release()
+        self._committer.join()
+        while self._readers:
+            self._readers.pop().close()
+        if self.fatal is None:
+            with contextlib.suppress(OSError):
+                self.note_head()
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+
+def _open_checked(directory: DataDir, connect: Connect) -> sqlite3.Connection:
+    """The writing connection on a database that is sound, or new in a directory that never had one."""
+    path = directory.database
+    if directory.marked and (not path.exists() or path.stat().st_size == 0):
+        raise MuxError(
+            "data_refused",
+            f"{path} is missing or empty, though this directory once held data; it is left untouched. Put the file "
+            f"back, or name an empty directory with --data-dir",
+        )
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
+    try:
+        _check_sound(db, directory)
+        db.row_factory = Row
+        mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise MuxError("unsafe_environment", f"SQLite cannot use a write-ahead log for {path} (it offers {mode!r})")
+        for pragma in PRAGMAS:
+            db.execute(f"PRAGMA {pragma}")
+        if hasattr(os, "uname") and os.uname().sysname == "Darwin":  # plain fsync does not flush the drive there
+            db.execute("PRAGMA fullfsync=1")
+            db.execute("PRAGMA checkpoint_fullfsync=1")
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise MuxError(
+            "data_refused",
+            f"{path} cannot be read as a stonemux database ({error}); it is left untouched. Put a good copy in its "
+            "place, or name another directory with --data-dir",
+        ) from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_sound(db: sqlite3.Connection, directory: DataDir) -> None:
+    path = directory.database
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    owner = db.execute("PRAGMA application_id").fetchone()[0]
+    empty = not db.execute("select count(*) from sqlite_master").fetchone()[0]
+    if owner not in (0, APPLICATION_ID) or (owner == 0 and not empty):
+        raise MuxError("data_refused", f"{path} is a database of another program; name another directory")
+    if empty and directory.marked:
+        raise MuxError("data_refused", f"{path} holds no tables, though this directory once held data; left untouched")
+    if version > len(MIGRATIONS):
+        raise MuxError(
+            "data_refused",
+            f"{path} was made by a newer stonemux (schema {version}, this one knows {len(MIGRATIONS)}); it is left "
+            "untouched. Run the newer version, or name another directory with --data-dir",
+        )
+    if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched. Restore a backup")
+
+
+def _migrate(db: sqlite3.Connection, directory: DataDir) -> int:
+    """Bring the schema up to date, a transaction a step, after a backup; returns the version that was found."""
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if 0 < found < len(MIGRATIONS):
+        backup = directory.path / f"before-schema-{found + 1}.db"
+        if not backup.exists():
+            db.execute("VACUUM INTO ?", (str(backup),))
+            backup.chmod(0o600)
+    for version in range(found, len(MIGRATIONS)):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+            if version == 0:
+                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
+            db.execute(f"PRAGMA user_version={version + 1}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    if not directory.marked:
+        directory.mark("A stonemux database was made in this directory. Do not delete this file.\n")
+    return found

@@ -1,0 +1,85 @@
+"""The tables, as a tuple of migrations: entry N takes a database from `user_version` N to N + 1. Append only.
+
+Times are integer milliseconds since the epoch. JSON columns hold compact JSON text or NULL for "nothing".
+"""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "create table meta (key text primary key, value text not null) strict, without rowid",
+        """create table channel (
+            name text primary key, id text not null unique, description text, tags text,
+            created_by text, created_at integer not null) strict""",
+        """create table agent (
+            id text primary key, role text, capabilities text not null, grp text, channel text not null,
+            metadata text, webhook_url text, webhook_secret text, ack text not null, activity text,
+            registered_at integer not null, last_heartbeat integer not null,
+            delivered_through integer not null default 0, deregistered_at integer) strict""",
+        """create table member (
+            channel text not null, agent_id text not null, joined_at integer not null,
+            primary key (channel, agent_id)) strict, without rowid""",
+        "create index member_agent on member (agent_id)",
+        # A message is written once and never changed; what happens to it is the business of `delivery`.
+        """create table message (
+            id integer primary key autoincrement, channel text not null, sender text not null, addressed text not null,
+            content text not null, subject text, type text, thread text, reply_to integer,
+            priority integer not null default 0, metadata text, sent_at integer not null, expires_at integer) strict""",
+        "create index message_channel on message (channel, id)",
+        "create index message_thread on message (thread, id) where thread is not null",
+        # state: 0 queued, 1 leased, 2 settled, 3 dead
+        """create table delivery (
+            agent_id text not null, message_id integer not null, channel text not null,
+            priority integer not null default 0, state integer not null default 0, due_at integer,
+            deliveries integer not null default 0, fetched_at integer, settled_at integer, reason text,
+            primary key (agent_id, message_id)) strict, without rowid""",
+        # exactly the order in which a poll reads, so a poll costs the same with ten stored messages and a million
+        "create index delivery_open on delivery (agent_id, priority desc, message_id) where state = 0",
+        "create index delivery_message on delivery (message_id)",
+        # settled mail old enough to be purged, and leases that run out
+        "create index delivery_due on delivery (due_at) where due_at is not null",
+        # The index of the words is brought up to date by a search, not by a send, which would pay for it each time.
+        "create table searched (through integer not null) strict",
+        "insert into searched values (0)",
+        # status: the seven on the wire, and 'delayed': pending, but not before due_at
+        """create table task (
+            seq integer primary key autoincrement, id text not null unique, channel text not null,
+            description text not null, posted_by text not null, required_capability text,
+            priority integer not null default 0, metadata text, assigned_to text, status text not null,
+            due_at integer, owner text, fence integer not null default 0, attempts integer not null default 0,
+            max_attempts integer not null, claim_timeout_ms integer, result text, error text,
+            created_at integer not null, claimed_at integer, completed_at integer) strict""",
+        # what a claim reads, in its order
+        """create index task_open on task (channel, required_capability, priority desc, seq)
+            where status = 'pending' and assigned_to is null""",
+        """create index task_assigned on task (assigned_to, channel, priority desc, seq)
+            where status = 'pending' and assigned_to is not null""",
+        # what must happen by itself: leases that run out, delays that end
+        "create index task_due on task (due_at) where due_at is not null",
+        "create index task_owner on task (owner, seq) where status = 'claimed'",
+        "create index task_list on task (channel, status, priority desc, seq)",
+        "create index task_done on task (completed_at) where completed_at is not null",
+        """create table task_history (
+            task integer not null, at integer not null, act text not null, agent_id text, fence integer not null,
+            note text) strict""",
+        "create index task_history_task on task_history (task)",
+        "create table task_need (task integer not null, needs integer not null, primary key (task, needs)) strict, without rowid",
+        "create index task_need_needs on task_need (needs)",
+        """create table state (
+            channel text not null, key text not null, value text, version integer not null,
+            deleted integer not null default 0, updated_by text, updated_at integer not null,
+            primary key (channel, key)) strict""",
+        """create table state_version (
+            channel text not null, key text not null, version integer not null, value text,
+            deleted integer not null default 0, updated_by text, updated_at integer not null,
+            primary key (channel, key, version)) strict, without rowid""",
+        # ids are dealt by the writer, in commit order
+        """create table event (
+            id integer primary key, kind text not null, channel text, agents text, data text not null,
+            at integer not null) strict""",
+        """create table idempotency (
+            scope text not null, path text not null, key text not null, body blob not null, status integer not null,
+            answer text not null, at integer not null, primary key (scope, path, key)) strict, without rowid""",
+        "create index idempotency_at on idempotency (at)",
+    ),
+)
+
+APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

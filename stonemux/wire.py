@@ -1,0 +1,782 @@
+"""HTTP/1.1 and JSON: bytes in, values out.
+
+Nothing here opens a socket, starts a thread or asks for the time, so each odd case is a test without any of them.
+The face that owns the sockets hands in what it received and writes what `render` returns.
+
+Rules:
+- Whatever could make two programs see different borders between two requests is refused (RFC 9112 section 11.2),
+  even where the RFC allows repair. One blank, one line ending, one length, one spelling.
+- Only `MuxError` leaves this module because of what a client sent; `ValueError` from `render` and `write_json` means
+  that stonemux itself is wrong. An error whose `close` is true leaves the connection unusable: answer, then close.
+- What is cached is never changed: a `Head` is shared by all requests with the same bytes.
+
+The order of work in `parse_head` is the order of trust: sizes, line ends, control characters, request line, field
+lines, and only then what the fields mean. Text is decoded as Latin-1, one character per byte, so that nothing is lost
+and nothing merges; therefore no method of `str` that knows Unicode (`strip()`, `isdigit()`, `splitlines()`) may touch
+it without an argument or a check for ASCII.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from stonemux.errors import MuxError
+from stonemux.schema import shown
+
+MAX_REQUEST_LINE = 8192
+"""Most bytes of the request line, without its line end (RFC 9112 section 3 asks for at least 8000)."""
+MAX_HEADERS = 64
+"""Most header lines of a request."""
+MAX_HEAD = 32768
+"""Most bytes of all header lines together; the request line is counted apart."""
+MAX_DEPTH = 64
+"""Most levels of lists and objects in a body."""
+MAX_QUERY_FIELDS = 32
+"""Most parameters in a query string."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"})
+"""The methods that are parsed; which of them a path answers to is the router's business."""
+
+SINGLE = frozenset(
+    {
+        "authorization",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "last-event-id",
+        "origin",
+        "sec-fetch-site",
+        "transfer-encoding",
+    }
+)
+"""Headers that may stand only once; two of them are refused even if equal. Others are joined with a comma."""
+
+_TOKEN_CHARS = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
+_TOKEN = re.compile(f"[{_TOKEN_CHARS}]+")
+_REQUEST_LINE = re.compile(rf"([{_TOKEN_CHARS}]+) (/[!\"$-~]*) HTTP/1\.([01])")
+_ANY_REQUEST_LINE = re.compile(rf"([{_TOKEN_CHARS}]+) ([^ ]+) HTTP/([0-9]\.[0-9])")
+_REQUEST_LINE_BEGUN = re.compile(rb"[%b]+(?: [!-~]*(?: [!-~]*)?)?\r?" % _TOKEN_CHARS.encode())
+_LENGTH = re.compile("[0-9]{1,19}")
+_CONTROLS = bytes(set(range(32)) - set(b"\t\r\n") | {127})
+_UNSAFE = re.compile("[\x00-\x1f\x7f]")
+_BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+
+_CACHED_BLOCK = 2048
+_CACHED_QUERY = 256
+
+
+# --- the head of a request ---------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """Everything of a request but its body; immutable, and shared by requests that were equal byte for byte."""
+
+    method: str
+    """One of `METHODS`."""
+    path: str
+    """Percent-decoded; begins with `/` and is otherwise untouched (no dot segments resolved, `//` kept). `*` only for
+    OPTIONS."""
+    query: str
+    """As sent, after the first `?`; empty if there is none."""
+    headers: Mapping[str, str]
+    """Lower-case names; values without surrounding blanks, Latin-1 if not ASCII (RFC 9110 section 5.5)."""
+    keep_alive: bool
+    """False for `Connection: close` and for HTTP/1.0."""
+    length: int
+    """Content-Length, 0 if absent."""
+    has_length: bool
+    chunked: bool
+    """The body comes in chunks: feed it to `ChunkedBody`."""
+    expect_continue: bool
+    """The client waits for `100 Continue` before it sends the body."""
+
+
+def parse_head(block: bytes) -> Head:
+    """Read a request's head: everything before the first CRLF CRLF, without it.
+
+    Limits: `MAX_REQUEST_LINE`, `MAX_HEADERS`, `MAX_HEAD`. Heads up to 2 KiB are cached.
+
+    Raises, always with `close`: `uri_too_long`, `headers_too_large`, `too_many_headers`, `bad_request_line`,
+    `http_version`, `method_unknown`, `bad_header`, `duplicate_header`, `host_required`, `te_and_cl`,
+    `bad_content_length`, `expectation_failed`. RFC 9112 sections 2.2 (line ends), 3 (request line, Host), 5 (field
+    lines), 6 (length of the body).
+    """
+    return _parse_cached(block) if len(block) <= _CACHED_BLOCK else _parse(block)
+
+
+def _parse(block: bytes) -> Head:
+    lines = block.decode("latin-1").split("\r\n")
+    _check_sizes(len(lines[0]), len(block) - len(lines[0]) - 2, len(lines) - 1)
+    ends = len(lines) - 1
+    if block.count(b"\r") != ends or block.count(b"\n") != ends:
+        raise _broken("bad_header", "a line of the head ends with a bare CR or LF; end each line with CRLF")
+    method, path, query, old = _request_line(lines[0])
+    if len(block.translate(None, _CONTROLS)) != len(block):
+        raise _broken("bad_header", "a header holds a control character; send printable text")
+    headers = _fields(lines)
+    length, chunked = _framing(headers, old)
+    return Head(
+        method,
+        path,
+        query,
+        MappingProxyType(headers),
+        not old and ("connection" not in headers or not _says_close(headers["connection"])),
+        length,
+        "content-length" in headers,
+        chunked,
+        "expect" in headers and _expects_continue(headers["expect"], old),
+    )
+
+
+_parse_cached = lru_cache(maxsize=512)(_parse)
+
+
+def _broken(code: str, message: str, **facts: Any) -> MuxError:
+    """An error after which nobody can say where the next request begins."""
+    return MuxError(code, message, close=True, **facts)
+
+
+def _check_sizes(line: int, fields: int, count: int) -> None:
+    if line > MAX_REQUEST_LINE:
+        raise _broken(
+            "uri_too_long",
+            f"the request line is longer than the limit of {MAX_REQUEST_LINE} bytes; send long values in a body",
+            limit=MAX_REQUEST_LINE,
+        )
+    if fields > MAX_HEAD:
+        raise _broken(
+            "headers_too_large",
+            f"the headers are larger than the limit of {MAX_HEAD} bytes; send fewer or shorter ones",
+            limit=MAX_HEAD,
+        )
+    if count > MAX_HEADERS:
+        raise _broken(
+            "too_many_headers",
+            f"the request has {count} headers, more than the limit of {MAX_HEADERS}; send fewer",
+            limit=MAX_HEADERS,
+        )
+
+
+def _request_line(line: str) -> tuple[str, str, str, bool]:
+    """Method, path, query, and whether it is HTTP/1.0 (RFC 9112 section 3)."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        return _odd_request_line(line)
+    method, target, minor = match.groups()
+    if method not in METHODS:
+        raise _unknown_method(method)
+    path, _, query = target.partition("?")
+    return method, _decode_path(path) if "%" in path else path, query, minor == "0"
+
+
+def _odd_request_line(line: str) -> tuple[str, str, str, bool]:
+    """Say what is wrong with a request line; only `OPTIONS *` is right after all."""
+    match = _ANY_REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise _broken(
+            "bad_request_line",
+            f"the request line {shown(line)} is not of the form: METHOD /path HTTP/1.1, with single blanks between",
+        )
+    method, target, version = match.groups()
+    if version not in ("1.0", "1.1"):
+        raise _broken("http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1", accepted=["HTTP/1.1"])
+    if method not in METHODS:
+        raise _unknown_method(method)
+    if (method, target) == ("OPTIONS", "*"):
+        return method, target, "", version == "1.0"
+    raise _broken(
+        "bad_request_line",
+        f"the request target {shown(target)} must begin with / and be printable ASCII without #; percent-encode others",
+    )
+
+
+def _unknown_method(method: str) -> MuxError:
+    return _broken(
+        "method_unknown", f"the method {shown(method)} is not known; use GET or POST", accepted=["GET", "HEAD", "POST"]
+    )
+
+
+def _decode_path(path: str) -> str:
+    """The path with its percent-encodings decoded; one that would add a segment or hide a control is refused."""
+    decoded = _percent_decode(path)
+    if decoded is None or decoded.count("/") != path.count("/") or _UNSAFE.search(decoded):
+        raise _broken(
+            "bad_request_line",
+            f"the path {shown(path)} must be percent-encoded UTF-8 without encoded slashes or control characters",
+        )
+    return decoded
+
+
+def _percent_decode(text: str) -> str | None:
+    """The text meant by printable ASCII with `%XX`, or None if it is not valid UTF-8 (RFC 3986 section 2.1)."""
+    if _BAD_PERCENT.search(text):
+        return None
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _fields(lines: list[str]) -> dict[str, str]:
+    """The header lines after the request line, by lower-case name (RFC 9112 section 5)."""
+    fields: dict[str, str] = {}
+    is_token = _TOKEN.fullmatch
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon or is_token(name) is None:
+            raise _bad_field(line)
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in fields:
+            if name in SINGLE:
+                raise _broken("duplicate_header", f"the header {name} may stand only once; send it once", header=name)
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
+    return fields
+
+
+def _bad_field(line: str) -> MuxError:
+    name, colon, _ = line.partition(":")
+    if line[:1] in (" ", "\t"):
+        problem = "continues the line before it; write each header on one line"
+    elif not colon:
+        problem = "has no colon; write Name: value"
+    elif name != name.rstrip(" \t"):
+        problem = "has a blank before the colon; leave it out"
+    else:
+        problem = "has a name that is empty or has characters other than letters, digits and !#$%&'*+-.^_`|~"
+    return _broken("bad_header", f"the header line {shown(line)} {problem}")
+
+
+def _framing(headers: Mapping[str, str], old: bool) -> tuple[int, bool]:
+    """Content-Length (0 if absent) and whether the body is chunked (RFC 9112 section 6); the Host rule, too."""
+    if "host" not in headers and not old:
+        raise _broken("host_required", "HTTP/1.1 requires a Host header; send Host: and the address you connect to")
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if coding is not None:
+        _check_coding(coding, length, old)
+        return 0, True
+    if length is None:
+        return 0, False
+    if _LENGTH.fullmatch(length) is None:
+        raise _broken(
+            "bad_content_length",
+            f"Content-Length is {shown(length)}; it must be 1 to 19 decimal digits and nothing else",
+        )
+    return int(length), False
+
+
+def _check_coding(coding: str, length: str | None, old: bool) -> None:
+    if length is not None:
+        raise _broken("te_and_cl", "the request has both Transfer-Encoding and Content-Length; send one of them")
+    if old:
+        raise _broken("bad_header", "HTTP/1.0 has no Transfer-Encoding; send Content-Length or use HTTP/1.1")
+    if coding.lower() != "chunked":
+        raise _broken("bad_header", f"Transfer-Encoding is {shown(coding)}; only chunked is understood")
+
+
+def _says_close(connection: str) -> bool:
+    return any(option.strip(" \t") == "close" for option in connection.lower().split(","))
+
+
+def _expects_continue(expect: str, old: bool) -> bool:
+    """RFC 9110 section 10.1.1; HTTP/1.0 does not know the interim answer, so there the wish is ignored."""
+    if expect.lower() != "100-continue":
+        raise _broken("expectation_failed", f"Expect is {shown(expect)}; only 100-continue can be met")
+    return not old
+
+
+def check_partial_head(buffer: bytes | bytearray) -> None:
+    """Look at a head that is not complete yet (no CRLF CRLF in it), so that a hopeless one is answered at once.
+
+    Raises, always with `close`, what `parse_head` would raise for any continuation: `uri_too_long` and
+    `headers_too_large` when the limits are passed already, the request line's errors once that line is complete,
+    `bad_request_line` when these bytes cannot begin a request (a TLS ClientHello, binary, an empty line), `bad_header`
+    for a bare LF. Cheap enough to be called after each read.
+    """
+    if not buffer:
+        return
+    end = buffer.find(b"\n", 0, MAX_REQUEST_LINE + 2)
+    line = bytes(buffer[: MAX_REQUEST_LINE + 2 if end < 0 else end])
+    if _REQUEST_LINE_BEGUN.fullmatch(line) is None:
+        raise _broken(
+            "bad_request_line", f"{shown(repr(line[:16])[1:])} cannot begin an HTTP/1.1 request; this is not TLS"
+        )
+    _check_sizes(len(line.removesuffix(b"\r")), 0, 0)
+    if end < 0:
+        return
+    if buffer.count(b"\n") != buffer.count(b"\r\n"):
+        raise _broken("bad_header", "a line of the head ends with a bare LF; end each line with CRLF")
+    _request_line(line[:-1].decode("latin-1"))
+    # Up to three bytes of the closing CRLF CRLF may be here already.
+    _check_sizes(0, len(buffer) - (end + 1) - 3, 0)
+
+
+def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
+    """Keep web pages out: refuse what a foreign page could make a browser send.
+
+    `hosts` are the accepted values of Host, lower-case and with port as clients send them (`localhost:3392`);
+    `origins` the accepted values of Origin (`http://localhost:3392`), compared exactly.
+
+    Raises `host_not_allowed` (DNS rebinding), `origin_not_allowed` (also for `null`), `cross_site` when Sec-Fetch-Site
+    is there and says neither same-origin nor none, and for every POST, with or without a body, `content_type` unless it
+    is application/json, so that a plain form can never change anything. These errors do not carry `close`: the framing
+    is sound, but the body has not been read yet.
+    """
+    headers = head.headers
+    host = headers.get("host", "")
+    if host not in hosts and host.lower() not in hosts:
+        raise MuxError(
+            "host_not_allowed",
+            f"Host is {shown(host)}, which is not a name of this server; it answers to: {', '.join(sorted(hosts))}",
+            accepted=sorted(hosts),
+        )
+    origin = headers.get("origin")
+    if origin is not None and origin not in origins:
+        raise MuxError("origin_not_allowed", f"pages of {shown(origin)} may not call this server", origin=origin[:256])
+    site = headers.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        raise MuxError("cross_site", "a page of another site may not call this server; call it from a program")
+    if head.method == "POST":
+        kind = headers.get("content-type", "")
+        if kind != "application/json" and not _is_json(kind):
+            raise MuxError(
+                "content_type",
+                f"Content-Type is {shown(kind)}; a POST must say application/json, in UTF-8, even with an empty body",
+                accepted=["application/json"],
+            )
+
+
+def _is_json(kind: str) -> bool:
+    """Whether a Content-Type is application/json, with no charset but UTF-8 (RFC 9110 section 8.3)."""
+    media, *parameters = kind.lower().split(";")
+    if media.strip(" \t") != "application/json":
+        return False
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip(" \t") == "charset" and value.strip(" \t") not in ("utf-8", '"utf-8"', "utf8", '"utf8"'):
+            return False
+    return True
+
+
+# --- bodies --------------------------------------------------------------------------------------------------------
+
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_SIZE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}\r?)?")
+
+
+class ChunkedBody:
+    """Takes a chunked body apart, however its bytes are split on the way (RFC 9112 section 7.1).
+
+    Stricter than the RFC: a size has 1 to 8 hexadecimal digits, no extensions, no trailers, CRLF only. The chunks
+    together may have `limit` bytes. After an error the decoder is of no more use.
+
+    The CRLF after a chunk is read as if it belonged to the data and then taken off; so the last chunk, of size 0, and
+    the empty line that ends the body are no special case.
+    """
+
+    __slots__ = ("_body", "_buffer", "_last", "_left", "_limit", "body", "done", "rest")
+
+    def __init__(self, limit: int) -> None:
+        self.done = False
+        """The last chunk and its end have been seen."""
+        self.body = b""
+        """The whole body, once `done`."""
+        self.rest = b""
+        """What came after the body, once `done`: the beginning of the next request."""
+        self._limit = limit
+        self._body = bytearray()
+        self._buffer = b""
+        self._left = 0
+        self._last = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes.
+
+        Raises, with `close`: `bad_chunk`, or `body_too_large` as soon as a size passes the limit.
+        """
+        if self.done:
+            self.rest += data
+            return
+        data = self._buffer + data
+        at, end = 0, len(data)
+        while at < end and not self.done:
+            if self._left:
+                at = self._take(data, at)
+            elif match := _SIZE.match(data, at):
+                self._begin(int(match[1], 16))
+                at = match.end()
+            elif _SIZE_BEGUN.fullmatch(data, at):
+                break
+            else:
+                raise _bad_chunk(data[at : at + 10], "a chunk size of 1 to 8 hexadecimal digits and CRLF")
+        self._buffer = data[at:]
+        if self.done:
+            self.body, self.rest, self._buffer = bytes(self._body), self._buffer, b""
+
+    def _begin(self, size: int) -> None:
+        if len(self._body) + size > self._limit:
+            raise _broken(
+                "body_too_large",
+                f"the body is larger than the limit of {self._limit} bytes; send less, or a reference to it",
+                limit=self._limit,
+            )
+        self._left = size + 2
+        self._last = size == 0
+
+    def _take(self, data: bytes, at: int) -> int:
+        part = data[at : at + self._left]
+        self._body += part
+        self._left -= len(part)
+        if not self._left:
+            if not self._body.endswith(b"\r\n"):
+                raise _bad_chunk(bytes(self._body[-2:]), "CRLF")
+            del self._body[-2:]
+            self.done = self._last
+        return at + len(part)
+
+
+def _bad_chunk(found: bytes, wanted: str) -> MuxError:
+    return _broken(
+        "bad_chunk",
+        f"the chunked body has {shown(repr(found)[1:])} where {wanted} must stand; extensions and trailers are not taken",
+    )
+
+
+# --- JSON ----------------------------------------------------------------------------------------------------------
+#
+# The scanner of the standard library is fast and forgiving. What it forgives is caught at three places: the hooks
+# see each object, integer, fraction and constant while it reads; a look at the text afterward says whether depth or
+# surrogates can be a problem at all; only then is the value walked.
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_MOST_DIGITS = 4300
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**63 - 1
+
+
+class _Outside(Exception):
+    """An integer beyond 64 bits was met; the hook that saw it does not know its key."""
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Read a body: one JSON object (RFC 8259), without the liberties that let two readers see two values.
+
+    Limits: `MAX_DEPTH` levels, integers of 64 bits, finite numbers.
+
+    Raises `invalid_utf8` (also for a byte order mark, UTF-16, UTF-32), `invalid_json` (also NaN, Infinity, 1e999, an
+    integer of more than 4300 digits, anything but an object), `duplicate_key`, `invalid_field` for an integer beyond 64
+    bits, `invalid_unicode` for half a surrogate pair, `json_too_deep`.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(body, f"byte 0x{body[error.start]:02x} at offset {error.start}") from None
+    value = _decode(body, text)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    if type(value) is not dict:
+        raise MuxError("invalid_json", f"the body must be a JSON object, not {_kind(value)}; wrap it in {{}}")
+    if "\\u" in text and _HALF.search(text):
+        _check_unicode(value, "")
+    return value
+
+
+def _decode(body: bytes, text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except _Outside:
+        return _name_outside(text)
+    except json.JSONDecodeError as error:
+        raise _not_json(body, text, error) from None
+
+
+def _not_utf8(body: bytes, problem: str) -> MuxError:
+    encoding = json.detect_encoding(body)
+    if encoding != "utf-8":
+        problem = {"utf-8-sig": "UTF-8 with a byte order mark"}.get(encoding, encoding.upper())
+    return MuxError("invalid_utf8", f"the body must be plain UTF-8, but is or holds {problem}; encode it as UTF-8")
+
+
+def _not_json(body: bytes, text: str, error: json.JSONDecodeError) -> MuxError:
+    if json.detect_encoding(body) != "utf-8":
+        return _not_utf8(body, "")
+    if not text.strip(" \t\r\n"):
+        return MuxError("invalid_json", "the body is empty; send {} if there is nothing to say")
+    return MuxError(
+        "invalid_json",
+        f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; send one JSON object",
+    )
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {list: "a list", str: "a string", bool: "true or false"}.get(type(value), "a number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise _repeated(pairs)
+    return fields
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> MuxError:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return MuxError(
+                "duplicate_key",
+                f"the key {shown(name)} stands twice in one object; send it once",
+                parameter=_fact(name),
+            )
+        seen.add(name)
+    raise AssertionError("no key is repeated")
+
+
+def _fact(name: str) -> str:
+    """A key as a fact of an error: short, and without halves of surrogate pairs, which no answer could carry."""
+    return name[:128].encode("utf-8", "replace").decode()
+
+
+def _integer(digits: str) -> int:
+    if len(digits) < 19:
+        return int(digits)
+    _check_digits(digits)
+    value = int(digits)
+    if not _LEAST_INTEGER <= value <= _MOST_INTEGER:
+        raise _Outside
+    return value
+
+
+def _check_digits(digits: str) -> None:
+    if len(digits) > _MOST_DIGITS:
+        raise MuxError("invalid_json", f"a number has {len(digits)} digits; integers must fit into 64 bits")
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise MuxError("invalid_json", f"the number {shown(digits)} is too large; numbers must be finite")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise MuxError("invalid_json", f"{name} is not JSON; send null or a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
+
+
+def _name_outside(text: str) -> Any:
+    """Read again, slowly, to say which key holds the integer that does not fit."""
+    outside = object()
+
+    def integer(digits: str) -> Any:
+        _check_digits(digits)
+        value = int(digits)
+        return value if _LEAST_INTEGER <= value <= _MOST_INTEGER else outside
+
+    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for name, value in pairs:
+            if value is outside or (type(value) is list and outside in value):
+                raise MuxError(
+                    "invalid_field",
+                    f"{shown(name)} holds an integer beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}",
+                    parameter=_fact(name),
+                )
+        return _object(pairs)
+
+    try:
+        json.JSONDecoder(
+            object_pairs_hook=named, parse_int=integer, parse_float=_real, parse_constant=_constant
+        ).decode(text)
+    except json.JSONDecodeError as error:
+        raise _not_json(b"{}", text, error) from None
+    raise MuxError("invalid_field", f"an integer is beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}")
+
+
+def _too_deep() -> MuxError:
+    return MuxError(
+        "json_too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep; flatten them", limit=MAX_DEPTH
+    )
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _check_unicode(value: Any, name: str) -> None:
+    """Refuse half a surrogate pair in any text or key; `name` is the key that holds `value`."""
+    if type(value) is str:
+        if not _is_text(value):
+            raise _half_pair(name, "holds")
+    elif type(value) is list:
+        for inner in value:
+            _check_unicode(inner, name)
+    elif type(value) is dict:
+        for key, inner in value.items():
+            if not _is_text(key):
+                raise _half_pair(key, "is a key with")
+            _check_unicode(inner, key)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _half_pair(name: str, verb: str) -> MuxError:
+    return MuxError(
+        "invalid_unicode",
+        f"{shown(name)} {verb} half a surrogate pair, which is no character; send whole characters",
+        parameter=_fact(name),
+    )
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def write_json(value: Any) -> bytes:
+    """`value` as compact JSON in UTF-8; raises ValueError for what JSON cannot say (NaN, half a surrogate pair)."""
+    return _ENCODER.encode(value).encode()
+
+
+# --- query strings -------------------------------------------------------------------------------------------------
+
+
+def read_query(query: str) -> dict[str, str]:
+    """Read a query string (without `?`) as form fields: `name=value&name=value`, `+` for a blank, `%XX` for UTF-8.
+
+    Limits: `MAX_QUERY_FIELDS` fields. An empty query has none; `a=` is the empty text.
+
+    Raises `invalid_query` for a field without `=` or without a name, an empty field (`a=1&&b=2`), a repeated name, bad
+    percent-encoding, bytes that are not UTF-8, and raw text that is not printable ASCII. Nothing is
+    replaced or dropped, so no two values can be taken for one.
+    """
+    if not query:
+        return {}
+    return dict(_fields_cached(query) if len(query) <= _CACHED_QUERY else _query_fields(query))
+
+
+def _query_fields(query: str) -> dict[str, str]:
+    if not query.isascii() or _UNSAFE.search(query):
+        raise _bad_query("is not printable ASCII; percent-encode it")
+    if query.count("&") >= MAX_QUERY_FIELDS:
+        raise _bad_query(f"has more than the limit of {MAX_QUERY_FIELDS} fields; send fewer", limit=MAX_QUERY_FIELDS)
+    fields: dict[str, str] = {}
+    for field in query.split("&"):
+        name, equals, value = field.partition("=")
+        if not name or not equals:
+            raise _bad_query(f"has the field {shown(field)}, which is not of the form name=value")
+        if "%" in field or "+" in field:
+            name, value = _form_decode(name), _form_decode(value)
+        if name in fields:
+            raise _bad_query(f"has {shown(name)} twice; send it once", parameter=name[:128])
+        fields[name] = value
+    return fields
+
+
+_fields_cached = lru_cache(maxsize=512)(_query_fields)
+
+
+def _form_decode(text: str) -> str:
+    decoded = _percent_decode(text.replace("+", " "))
+    if decoded is None:
+        raise _bad_query(f"has {shown(text)}, which is not percent-encoded UTF-8")
+    return decoded
+
+
+def _bad_query(problem: str, **facts: Any) -> MuxError:
+    return MuxError("invalid_query", f"the query string {problem}", **facts)
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+_BODILESS = (204, 304)
+
+
+def render(
+    status: int,
+    body: bytes,
+    *,
+    request_id: str,
+    head_only: bool = False,
+    close: bool = False,
+    extra: tuple[tuple[str, str], ...] = (),
+    content_type: str = "application/json",
+    date: bytes = b"",
+) -> bytes:
+    """A complete answer.
+
+    `head_only` (for HEAD) keeps Content-Length but leaves the body out; `close` adds `Connection: close`; `extra` are
+    more headers; `date` the value of the Date header, left out if empty. Statuses 204 and 304 have neither body nor
+    Content-Length (RFC 9110 section 8.6). Raises ValueError for an unknown or interim status, and for a header name or
+    value that is not printable ASCII: such a value would be a way to write into the answer.
+    """
+    head = [_opening(status, content_type, close)]
+    if status not in _BODILESS:
+        head.append(b"Content-Length: %d\r\n" % len(body))
+    elif body:
+        raise ValueError(f"status {status} has no body")
+    head.append(b"X-Request-Id: %b\r\n" % _checked(request_id))
+    if date:
+        head.append(b"Date: %b\r\n" % _checked(date.decode("ascii")))
+    for name, value in extra:
+        head.append(_line(name, value))
+    head.append(b"\r\n")
+    if not head_only:
+        head.append(body)
+    return b"".join(head)
+
+
+@lru_cache(maxsize=256)
+def _opening(status: int, content_type: str, close: bool) -> bytes:
+    if status < 200:
+        raise ValueError(f"status {status} is not a final answer")
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii")]
+    if status not in _BODILESS:
+        lines.append(_line("Content-Type", content_type))
+    lines += [_line("Cache-Control", "no-store"), _line("X-Content-Type-Options", "nosniff")]
+    if close:
+        lines.append(_line("Connection", "close"))
+    return b"".join(lines)
+
+
+def _line(name: str, value: str) -> bytes:
+    if _TOKEN.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is no header name")
+    return b"%b: %b\r\n" % (name.encode("ascii"), _checked(value))
+
+
+def _checked(value: str) -> bytes:
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{value!r} cannot be a header value")
+    return value.encode("ascii")
