@@ -7,8 +7,8 @@ rendered from these two.
 
 Shapes of answers are written in a small notation, rendered to JSON Schema by `shape_schema`:
 `"string"`, `"integer"`, `"boolean"`, `"number"`, `"time"`, `"object"` (any JSON object), `[shape]` a list,
-`{"field": shape}` an object with these fields. A field name ending in `?` may be absent; a type ending in `|null` may
-be null.
+`{"field": shape}` an object with these fields, `(shape, shape)` one of these shapes. A field name ending in `?` may be
+absent; a type ending in `|null` may be null.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ MOST_INTEGER = 2**63 - 1
 _DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
 _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f]")
 
+IDEMPOTENCY_KEY = "^[!-~]{1,128}$"
+"""What an idempotency key looks like: visible ASCII without blanks, because a header loses its outer ones."""
+
 Limits = Any
 """The settings record; a limit given as text is read from it by that name."""
 
@@ -37,9 +40,9 @@ Limits = Any
 class Param:
     """One parameter.
 
-    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or a
-    list's length (a text there is the name of a setting); `into` is the argument's name in Python where the wire name is
-    a keyword there; `code` the error code of a bad value; `tier` the tier that a value other than the default needs.
+    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or
+    a list's length (a text there is the name of a setting); `into` is the argument's name in Python where the wire name
+    is a keyword there; `code` the error code of a bad value; `tier` the tier that a value other than the default needs.
     """
 
     name: str
@@ -78,8 +81,9 @@ class Param:
 class Operation:
     """A row of the operation table.
 
-    `kind` says how `run` is called: a "read" gets a snapshot of the store, a "change" an open write transaction, a "wait"
-    the running program itself, because it may block; "stream" is answered by the HTTP face as server-sent events.
+    `kind` says how `run` is called: a "read" gets a snapshot of the store, a "change" an open write transaction, a
+    "wait" the running program itself, because it may block; "stream" is answered by the HTTP face as server-sent
+    events.
     `actor` names the parameter that holds the acting agent.
     """
 
@@ -170,7 +174,7 @@ def _from_text(param: Param, value: Any) -> Any:
     if param.kind == "boolean" and value in ("true", "false"):
         return value == "true"
     if param.kind == "names":
-        return value.split(",") if value else []
+        return value.split(",")
     if param.kind == "integers":
         return [int(part) if _DECIMAL.match(part) else part for part in value.split(",")]
     return value
@@ -180,6 +184,8 @@ def _integer(param: Param, value: Any, limits: Limits) -> int:
     if type(value) is not int:
         raise param.refuse(f"must be an integer{_range(param, limits)}")
     most = param.upper(limits)
+    if abs(value) > MOST_INTEGER:
+        raise param.refuse(f"must be an integer{_range(param, limits)}; this one has more than 63 bits")
     if most is not None and value > most:
         if param.clamp:
             return most
@@ -275,6 +281,8 @@ KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
 
 def shape_schema(shape: Any) -> dict[str, Any]:
     """The JSON Schema (2020-12) of an answer's shape; see the notation at the head of this module."""
+    if isinstance(shape, tuple):
+        return {"anyOf": [shape_schema(one) for one in shape]}
     if isinstance(shape, list):
         return {"type": "array", "items": shape_schema(shape[0])}
     if isinstance(shape, dict):
@@ -290,36 +298,70 @@ def shape_schema(shape: Any) -> dict[str, Any]:
     return base
 
 
-def param_schema(param: Param, limits: Limits) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one parameter's values."""
-    most = param.upper(limits)
-    schema: dict[str, Any]
-    if param.kind == "integer":
-        schema = {"type": "integer"}
-        if param.least is not None:
-            schema["minimum"] = param.least
-        if most is not None and not param.clamp:
-            schema["maximum"] = most
-    elif param.kind == "boolean":
-        schema = {"type": "boolean"}
-    elif param.kind == "names":
-        schema = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 128}}
-        if param.choices:
-            schema["items"] = {"type": "string", "enum": list(param.choices)}
-    elif param.kind == "integers":
-        schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-    elif param.kind == "object":
-        schema = {"type": "object"}
-    else:
-        schema = {"type": "string"}
-        if param.choices:
-            schema["enum"] = list(param.choices)
-        elif param.kind == "name":
-            schema |= {"minLength": 1, "maxLength": most or 128}
-        elif param.least:
-            schema["minLength"] = param.least
+def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one parameter's values, accepting what `bind` accepts.
+
+    In JSON, null stands for an optional parameter that is not given. `textual` describes a query string instead, where
+    there is no null and the entries of a list hold no comma. A text's limit counts bytes, which JSON Schema cannot say:
+    `maxLength` is then the most characters that can fit.
+    """
+    schema = _SCHEMAS[param.kind](param, param.upper(limits), "," if textual else "")
+    if not textual and not param.required:
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
     if param.doc:
         schema["description"] = param.doc
     if not param.required and param.default is not None:
         schema["default"] = param.default
     return schema
+
+
+# Regular expressions below are read by JavaScript and Python alike: no \s (its meaning differs) and no look-around.
+_CONTROLS = r"\u0000-\u001f\u007f-\u009f"
+_BLANKS = r"\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+def _name_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
+    if param.choices:
+        return {"type": "string", "enum": list(param.choices)}
+    inner, edge = f"[^{_CONTROLS}{without}]", f"[^{_CONTROLS}{_BLANKS}{without}]"
+    pattern = f"^{edge}({inner}*{edge})?$"
+    return {"type": "string", "minLength": 1, "maxLength": most or 128, "pattern": pattern}
+
+
+def _text_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
+    if param.choices:
+        return {"type": "string", "enum": list(param.choices)}
+    schema: dict[str, Any] = {"type": "string"}
+    if param.least:
+        schema["minLength"] = param.least
+    if most is not None:
+        schema["maxLength"] = most
+    return schema
+
+
+def _integer_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
+    least = -MOST_INTEGER if param.least is None else param.least
+    return {"type": "integer", "minimum": least, "maximum": MOST_INTEGER if most is None or param.clamp else most}
+
+
+def _names_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
+    schema = {"type": "array", "items": _name_schema(param, None, without), "maxItems": most or 256}
+    return schema | {"minItems": 1} if without else schema
+
+
+def _integers_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
+    item = {"type": "integer", "minimum": 0, "maximum": MOST_INTEGER}
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": most or 1000}
+
+
+_SCHEMAS: dict[str, Callable[[Param, int | None, str], dict[str, Any]]] = {
+    "integer": _integer_schema,
+    "boolean": lambda param, most, without: {"type": "boolean"},
+    "text": _text_schema,
+    "name": _name_schema,
+    "names": _names_schema,
+    "integers": _integers_schema,
+    "object": lambda param, most, without: {"type": "object"},
+}
