@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,9 +12,10 @@ from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.events import EventLog
-from stonemux.hub import Hub, Watch
+from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
-from stonemux.store import Store
+from stonemux.flights import Flights
+from stonemux.store import Event, Store, Work
 
 
 class Flight(Protocol):
@@ -30,11 +31,15 @@ class Flight(Protocol):
 class Caller:
     """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
 
-    __slots__ = ("flight", "replayed")
+    __slots__ = ("flight", "once", "replayed")
 
     def __init__(self) -> None:
         self.flight: Flight | None = None
+        """What was handed out with the answer, to be told whether the answer arrived."""
+        self.once: Callable[[Work], Work] | None = None
+        """Makes a piece of writing happen once for the call's idempotency key."""
         self.replayed = False
+        """The answer is the stored one of an earlier call with the same key."""
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
@@ -97,9 +102,38 @@ class Mux:
     hub: Hub
     log: EventLog
     presence: Presence
+    flights: Flights
     waiters: Waiters
     tier: str
     started_at: int
+
+    @classmethod
+    def assemble(cls, settings: Settings, clock: Clock, store: Store) -> Mux:
+        """Build a program around an open store and tie the two together."""
+        mux = cls(
+            settings=settings,
+            clock=clock,
+            store=store,
+            hub=Hub(clock),
+            log=EventLog(store.head, settings.max_event_buffer),
+            presence=Presence(clock, settings.stale_threshold),
+            flights=Flights(),
+            waiters=Waiters(settings),
+            tier=settings.default_tier,
+            started_at=clock.now_ms(),
+        )
+        store.tie(mux)
+        store.publish = mux._publish
+        return mux
+
+    def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
+        """After a commit: let the event log, the waiters and one waiter an offer know."""
+        if events:
+            self.log.publish(events)
+            topics.append(("events",))
+        self.hub.wake(topics)
+        for topic in offers:
+            self.hub.offer(topic)
 
     def sleep(self, caller: Caller, watch: Watch, deadline: int, agent_id: str = "") -> bool:
         """Wait on `watch` on behalf of `caller`: True when something changed, False at the deadline.

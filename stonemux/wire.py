@@ -109,7 +109,8 @@ def parse_head(block: bytes) -> Head:
     Raises, always with `close`: `uri_too_long`, `headers_too_large`, `too_many_headers`, `bad_request_line`,
     `http_version`, `method_unknown`, `bad_header`, `duplicate_header`, `host_required`, `te_and_cl`,
     `bad_content_length`, `expectation_failed`. RFC 9112 sections 2.2 (line ends), 3 (request line, Host), 5 (field
-    lines), 6 (length of the body).
+    lines), 6 (length of the body). Stricter than section 3.2.2: a target with scheme and host is refused, as stonemux
+    is no proxy; stricter than 6.1: any transfer coding but a single `chunked` is `bad_header`.
     """
     return _parse_cached(block) if len(block) <= _CACHED_BLOCK else _parse(block)
 
@@ -234,7 +235,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if not colon or is_token(name) is None:
-            raise _bad_field(line)
+            raise _bad_field(line, lines.index(line))
         name = name.lower()
         value = value.strip(" \t")
         if name in fields:
@@ -245,7 +246,8 @@ def _fields(lines: list[str]) -> dict[str, str]:
     return fields
 
 
-def _bad_field(line: str) -> MuxError:
+def _bad_field(line: str, number: int) -> MuxError:
+    """Say what is wrong with a header line, without quoting it: it may hold a secret."""
     name, colon, _ = line.partition(":")
     if line[:1] in (" ", "\t"):
         problem = "continues the line before it; write each header on one line"
@@ -255,7 +257,7 @@ def _bad_field(line: str) -> MuxError:
         problem = "has a blank before the colon; leave it out"
     else:
         problem = "has a name that is empty or has characters other than letters, digits and !#$%&'*+-.^_`|~"
-    return _broken("bad_header", f"the header line {shown(line)} {problem}")
+    return _broken("bad_header", f"header line {number} {problem}")
 
 
 def _framing(headers: Mapping[str, str], old: bool) -> tuple[int, bool]:
@@ -311,7 +313,8 @@ def check_partial_head(buffer: bytes | bytearray) -> None:
     line = bytes(buffer[: MAX_REQUEST_LINE + 2 if end < 0 else end])
     if _REQUEST_LINE_BEGUN.fullmatch(line) is None:
         raise _broken(
-            "bad_request_line", f"{shown(repr(line[:16])[1:])} cannot begin an HTTP/1.1 request; this is not TLS"
+            "bad_request_line",
+            f"{shown(line[:16].decode('latin-1'))} cannot begin a request; the first line is METHOD /path HTTP/1.1",
         )
     _check_sizes(len(line.removesuffix(b"\r")), 0, 0)
     if end < 0:
@@ -451,16 +454,18 @@ class ChunkedBody:
 def _bad_chunk(found: bytes, wanted: str) -> MuxError:
     return _broken(
         "bad_chunk",
-        f"the chunked body has {shown(repr(found)[1:])} where {wanted} must stand; extensions and trailers are not taken",
+        f"the chunked body has {shown(found.decode('latin-1'))} where {wanted} must stand; "
+        "extensions and trailers are not taken",
     )
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------
 #
 # The scanner of the standard library is fast and forgiving. What it forgives is caught at three places: the hooks
-# see each object, integer, fraction and constant while it reads; a look at the text afterward says whether depth or
-# surrogates can be a problem at all; only then is the value walked.
+# see each object, integer, fraction and constant while it reads; a look at the text says whether depth (before) or
+# surrogates (after) can be a problem at all, and only then is it walked.
 
+_BRACKET = re.compile(r"[\[\]{}]")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _MOST_DIGITS = 4300
 _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**63 - 1
@@ -483,9 +488,16 @@ def read_json(body: bytes) -> dict[str, Any]:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise _not_utf8(body, f"byte 0x{body[error.start]:02x} at offset {error.start}") from None
-    value = _decode(body, text)
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value)
+        # A hostile body mostly shows itself in its first page.
+        _check_depth(text[:4096])
+        _check_depth(text)
+    try:
+        value = _decode(body, text, _DECODER)
+    except _Outside:
+        # Read again, slowly, to say which key holds it.
+        _decode(body, text, _NAMING_DECODER)
+        raise _beyond("the body") from None
     if type(value) is not dict:
         raise MuxError("invalid_json", f"the body must be a JSON object, not {_kind(value)}; wrap it in {{}}")
     if "\\u" in text and _HALF.search(text):
@@ -493,13 +505,9 @@ def read_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _decode(body: bytes, text: str) -> Any:
+def _decode(body: bytes, text: str, decoder: json.JSONDecoder) -> Any:
     try:
-        return _DECODER.decode(text)
-    except RecursionError:
-        raise _too_deep() from None
-    except _Outside:
-        return _name_outside(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         raise _not_json(body, text, error) from None
 
@@ -556,16 +564,12 @@ def _fact(name: str) -> str:
 def _integer(digits: str) -> int:
     if len(digits) < 19:
         return int(digits)
-    _check_digits(digits)
+    if len(digits) > _MOST_DIGITS:
+        raise MuxError("invalid_json", f"a number has {len(digits)} digits; integers must fit into 64 bits")
     value = int(digits)
     if not _LEAST_INTEGER <= value <= _MOST_INTEGER:
         raise _Outside
     return value
-
-
-def _check_digits(digits: str) -> None:
-    if len(digits) > _MOST_DIGITS:
-        raise MuxError("invalid_json", f"a number has {len(digits)} digits; integers must fit into 64 bits")
 
 
 def _real(digits: str) -> float:
@@ -579,55 +583,49 @@ def _constant(name: str) -> Any:
     raise MuxError("invalid_json", f"{name} is not JSON; send null or a finite number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
-
-
-def _name_outside(text: str) -> Any:
-    """Read again, slowly, to say which key holds the integer that does not fit."""
-    outside = object()
-
-    def integer(digits: str) -> Any:
-        _check_digits(digits)
-        value = int(digits)
-        return value if _LEAST_INTEGER <= value <= _MOST_INTEGER else outside
-
-    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for name, value in pairs:
-            if value is outside or (type(value) is list and outside in value):
-                raise MuxError(
-                    "invalid_field",
-                    f"{shown(name)} holds an integer beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}",
-                    parameter=_fact(name),
-                )
-        return _object(pairs)
-
+def _integer_or_mark(digits: str) -> Any:
     try:
-        json.JSONDecoder(
-            object_pairs_hook=named, parse_int=integer, parse_float=_real, parse_constant=_constant
-        ).decode(text)
-    except json.JSONDecodeError as error:
-        raise _not_json(b"{}", text, error) from None
-    raise MuxError("invalid_field", f"an integer is beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}")
+        return _integer(digits)
+    except _Outside:
+        return _Outside
 
 
-def _too_deep() -> MuxError:
+def _object_of_marks(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, value in pairs:
+        if value is _Outside or (type(value) is list and _Outside in value):
+            raise _beyond(shown(name), parameter=_fact(name))
+    return _object(pairs)
+
+
+def _beyond(holder: str, **facts: Any) -> MuxError:
     return MuxError(
-        "json_too_deep", f"lists and objects are nested more than {MAX_DEPTH} deep; flatten them", limit=MAX_DEPTH
+        "invalid_field",
+        f"{holder} holds an integer beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}",
+        **facts,
     )
 
 
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
-        if not level:
-            return
-    raise _too_deep()
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
+_NAMING_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object_of_marks, parse_int=_integer_or_mark, parse_float=_real, parse_constant=_constant
+)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting before it is read: the scanner recurses, and a thread with a small stack would die of it."""
+    # Without escaped backslashes and escaped quotes, every other piece between quotes is a string.
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    if outside.count("[") + outside.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _BRACKET.finditer(outside):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise MuxError(
+                "json_too_deep",
+                f"lists and objects are nested more than {MAX_DEPTH} deep; flatten them",
+                limit=MAX_DEPTH,
+            )
 
 
 def _check_unicode(value: Any, name: str) -> None:

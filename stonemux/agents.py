@@ -1,0 +1,230 @@
+"""The directory of agents: registering, leaving, signs of life, and finding each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stonemux import directory, messages, tasks
+from stonemux.clock import rfc3339
+from stonemux.directory import dumps
+from stonemux.errors import MuxError
+from stonemux.store import Snapshot, Tx
+
+FREE_AGENTS = 2
+"""How many agents the free tier has."""
+
+
+def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "id": row["id"],
+        "role": row["role"],
+        "capabilities": json.loads(row["capabilities"]),
+        "group": row["grp"],
+        "channel": row["channel"],
+        "status": rx.mux.presence.status(row["id"]),
+        "registered_at": rfc3339(row["registered_at"]),
+        "last_heartbeat": rfc3339(max(row["last_heartbeat"], rx.mux.presence.last(row["id"]))),
+    }
+    if row["activity"]:
+        shown["activity"] = row["activity"]
+    if row["metadata"]:
+        shown["metadata"] = json.loads(row["metadata"])
+    return shown
+
+
+def register(
+    tx: Tx,
+    *,
+    agent_id: str,
+    role: str | None,
+    capabilities: list[str] | None,
+    group: str | None,
+    channel: str,
+    metadata: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
+    if agent_id == directory.SYSTEM or agent_id.startswith(directory.ADDRESS_PREFIXES) or agent_id == messages.EVERYBODY:
+        raise MuxError(
+            "reserved_name",
+            f"agent_id {agent_id!r} is reserved: it must not be {directory.SYSTEM!r} or {messages.EVERYBODY!r}, nor "
+            f"begin with {', '.join(directory.ADDRESS_PREFIXES)}",
+            parameter="agent_id",
+        )
+    _check_home(agent_id, channel)
+    before = directory.find_agent(tx, agent_id)
+    if before is None:
+        _check_limit(tx)
+    tx.forget()
+    tx.run(
+        "insert into agent (id, role, capabilities, grp, channel, metadata, ack, registered_at, last_heartbeat) "
+        "values (?1, ?2, ?3, ?4, ?5, ?6, 'plain', ?7, ?7) on conflict (id) do update set role = ?2, capabilities = ?3, "
+        "grp = ?4, channel = ?5, metadata = ?6, last_heartbeat = ?7, deregistered_at = null, "
+        "registered_at = case when deregistered_at is null then registered_at else ?7 end",
+        agent_id,
+        role,
+        dumps(capabilities or []),
+        group,
+        channel,
+        dumps(metadata) if metadata else None,
+        tx.now,
+    )
+    if before is not None and before["channel"] != channel:
+        tx.run("delete from member where channel = ? and agent_id = ?", before["channel"], agent_id)
+    for name in (channel, directory.generate_agent_channel_name(agent_id)):
+        if directory.find_channel(tx, name) is None:
+            directory.make_channel(tx, name, created_by=agent_id)
+        directory.join(tx, name, agent_id)
+    tx.after(lambda: tx.mux.presence.add(agent_id))
+    created = before is None
+    tx.emit(
+        "agent_registered",
+        dumps({"agent_id": agent_id, "role": role, "channel": channel, "created": created}),
+        channel=channel,
+        agents=(agent_id,),
+    )
+    shown = _view(tx, directory.agent(tx, agent_id))
+    shown["status"] = "active"  # the directory in memory learns of it after the commit
+    shown["last_heartbeat"] = rfc3339(tx.now)
+    return {"agent": shown, "created": created}
+
+
+def _check_home(agent_id: str, channel: str) -> None:
+    """Nobody is at home in another agent's own channel."""
+    if channel.startswith(directory.AGENT_CHANNEL_PREFIX) and channel != directory.generate_agent_channel_name(agent_id):
+        raise MuxError(
+            "reserved_name",
+            f"channel begins with {directory.AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; "
+            "choose another home channel, or join this one later with channel.join",
+            parameter="channel",
+        )
+
+
+def _check_limit(tx: Tx) -> None:
+    if tx.mux.tier != "free":
+        return
+    count = tx.one("select count(*) from agent where deregistered_at is null")[0]
+    if count >= FREE_AGENTS:
+        raise MuxError(
+            "agent_limit",
+            f"the free tier has {FREE_AGENTS} agents, and {count} are registered; deregister one that is not needed, "
+            "or activate a Pro or Enterprise key",
+            limit=FREE_AGENTS,
+            tier="free",
+            needed="pro",
+        )
+
+
+def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]:
+    """Take an agent out of the directory. Its pending messages are kept and found again when it registers anew."""
+    row = directory.agent(tx, agent_id)
+    tx.forget()
+    tx.run("update agent set deregistered_at = ?, last_heartbeat = ? where id = ?", tx.now, tx.now, agent_id)
+    tx.run("delete from member where agent_id = ?", agent_id)
+    released = tasks.release_all(tx, agent_id, "its agent deregistered") if release_claims else 0
+    tx.after(lambda: tx.mux.presence.remove(agent_id))
+    tx.touch(("inbox", agent_id))  # its parked polls look again and learn that they poll for nobody
+    tx.emit("agent_deregistered", dumps({"agent_id": agent_id}), channel=row["channel"], agents=(agent_id,))
+    answer: dict[str, Any] = {
+        "agent_id": agent_id,
+        "deregistered": True,
+        "pending_messages": messages.backlog(tx, agent_id),
+    }
+    if released:
+        answer["released_claims"] = released
+    return answer
+
+
+def heartbeat(tx: Tx, *, agent_id: str, status: str | None) -> dict[str, Any]:
+    """A sign of life, with a line on what the agent is doing."""
+    row = directory.agent(tx, agent_id)
+    if status is not None and status != row["activity"]:
+        tx.forget()
+        tx.run("update agent set activity = ? where id = ?", status or None, agent_id)
+    now = tx.mux.presence.beat(agent_id)
+    return {"agent_id": agent_id, "status": "active", "last_heartbeat": rfc3339(now)}
+
+
+def discover(
+    rx: Snapshot,
+    *,
+    role: str | None,
+    group: str | None,
+    capability: str | None,
+    status: str | None,
+    channel: str | None,
+    include_stale: bool,
+) -> dict[str, Any]:
+    """Registered agents, narrowed down; stale ones only when asked for."""
+    where, values = ["deregistered_at is null"], list[Any]()
+    if role is not None:
+        where.append("role = ?")
+        values.append(role)
+    if group is not None:
+        where.append("grp = ?")
+        values.append(group)
+    if capability is not None:
+        where.append("exists (select 1 from json_each(capabilities) where value = ?)")
+        values.append(capability)
+    if channel is not None:
+        name = directory.channel(rx, channel)["name"]
+        where.append("exists (select 1 from member where channel = ? and agent_id = agent.id)")
+        values.append(name)
+    wanted = (status,) if status else ("active", "stale") if include_stale else ("active",)
+    found = (_view(rx, row) for row in rx.sql(f"select * from agent where {' and '.join(where)} order by id", *values))
+    return {"agents": [agent for agent in found if agent["status"] in wanted]}
+
+
+def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
+    """One agent with its unread mail, claims and channels."""
+    row = directory.agent(rx, agent_id)
+    shown = _view(rx, row)
+    shown["unread"] = rx.one("select count(*) from delivery where agent_id = ? and state < 2", agent_id)[0]
+    shown["claimed_tasks"] = rx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
+    shown["channels"] = directory.channels_of(rx, agent_id)
+    shown["agent_channel"] = directory.generate_agent_channel_name(agent_id)
+    return {"agent": shown}
+
+
+def notify(
+    tx: Tx, *, agent_id: str, type: str, content: str, metadata: dict[str, Any] | None, sender: str | None
+) -> dict[str, Any]:
+    """Put a notification into an agent's own channel, and so into its inbox only."""
+    directory.agent(tx, agent_id)
+    if sender is not None:
+        directory.agent(tx, sender, "from")
+    channel = directory.generate_agent_channel_name(agent_id)
+    message_id = messages.post(
+        tx,
+        sender=sender or directory.SYSTEM,
+        to=agent_id,
+        content=content,
+        channel=channel,
+        type=type,
+        metadata=(metadata or {}) | {"type": type},
+        recipients=[agent_id],
+    )
+    return {"message_id": message_id, "channel": channel}
+
+
+def stale(tx: Tx, agent_ids: list[str]) -> None:
+    """Announce agents that were not heard of for too long."""
+    for agent_id in agent_ids:
+        row = directory.find_agent(tx, agent_id)
+        if row is not None:
+            tx.emit(
+                "agent_stale",
+                dumps({"agent_id": agent_id, "last_heartbeat": rfc3339(tx.mux.presence.last(agent_id))}),
+                channel=row["channel"],
+                agents=(agent_id,),
+            )
+
+
+def note_heartbeats(tx: Tx, seen: list[tuple[int, str]]) -> None:
+    """Write down when agents were last heard of."""
+    tx.many("update agent set last_heartbeat = ? where id = ?", [(at, agent_id) for at, agent_id in seen])
+
+
+def registered(rx: Snapshot) -> list[str]:
+    """The ids of all registered agents."""
+    return [row[0] for row in rx.sql("select id from agent where deregistered_at is null")]

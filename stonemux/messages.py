@@ -1,0 +1,544 @@
+"""Messages and inboxes.
+
+A message is written once and never changed. What happens to it is kept in `delivery`, one row for each recipient:
+
+    queued ──(a plain poll's answer arrived, an ack, a cursor)──> settled
+       └─────(its time to live ran out)─────────────────────────> dead
+
+Delivering never deletes, so whatever a client lost it can have again with `after`.
+
+A poll reads in one of two ways. *Plain* takes what is queued and settles it when the answer has arrived (see
+`flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond N,
+settled or not: repeating it gives the same again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from stonemux import directory
+from stonemux.clock import rfc3339
+from stonemux.directory import dumps
+from stonemux.errors import MuxError
+from stonemux.mux import Caller, Mux
+from stonemux.schema import shown
+from stonemux.store import Job, Snapshot, Tx
+
+QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
+
+EVERYBODY = "*"
+"""What a broadcast is addressed to."""
+
+_FIELDS = (
+    "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
+    "m.priority, m.metadata"
+)
+
+_OPEN = (
+    f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
+    "where d.agent_id = ?1 and d.state = 0 and (m.expires_at is null or m.expires_at > ?2) "
+    "order by d.priority desc, d.message_id limit ?3"
+)
+_OPEN_IN_CHANNEL = _OPEN.replace("order by", "and d.channel = ?4 order by")
+_AFTER = (
+    f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
+    "where d.agent_id = ?1 and d.message_id > ?4 and d.state < 3 and (m.expires_at is null or m.expires_at > ?2) "
+    "order by d.message_id limit ?3"
+)
+_AFTER_IN_CHANNEL = _AFTER.replace("order by", "and d.channel = ?5 order by")
+
+
+def view(row: Any) -> dict[str, Any]:
+    """A message as it is shown; extras appear only when they carry something."""
+    shown = {
+        "id": row["id"],
+        "from": row["sender"],
+        "to": row["addressed"],
+        "content": row["content"],
+        "channel": row["channel"],
+        "sent_at": rfc3339(row["sent_at"]),
+    }
+    for extra in ("subject", "type", "thread", "reply_to", "priority"):
+        if row[extra]:
+            shown[extra] = row[extra]
+    if row["metadata"]:
+        shown["metadata"] = json.loads(row["metadata"])
+    return shown
+
+
+# -- sending
+
+
+def send(
+    tx: Tx,
+    *,
+    sender: str,
+    to: str | None,
+    content: str,
+    channel: str,
+    pick: str,
+    type: str | None,
+    suppress_inbox: bool,
+    **optional: Any,
+) -> dict[str, Any]:
+    """Put a message into one agent's inbox, or into those of a role, group or capability."""
+    directory.agent(tx, sender, "from")
+    if to is None:
+        to = _routed(tx, type)
+    if to.startswith(directory.ADDRESS_PREFIXES):
+        directory.channel(tx, channel)
+        recipients = _matching(tx, to, channel, sender, pick)
+        addressed_to_one = False
+    else:
+        recipients = [_reachable(tx, to, channel)]
+        addressed_to_one = True
+    # A suppressed message keeps out of the members' inboxes, but not out of that of the one it is addressed to.
+    delivered = recipients if addressed_to_one or not suppress_inbox else []
+    message_id = post(
+        tx, sender=sender, to=to, content=content, channel=channel, type=type, recipients=delivered, **optional
+    )
+    answer: dict[str, Any] = {"message_id": message_id, "sent_at": rfc3339(tx.now)}
+    status = tx.mux.presence.status
+    if addressed_to_one:
+        answer["recipient_status"] = status(to)
+    else:
+        answer["recipients"] = [{"agent_id": agent_id, "status": status(agent_id)} for agent_id in recipients]
+    return answer
+
+
+def _reachable(tx: Tx, agent_id: str, channel: str) -> str:
+    """The recipient of a direct message, who must be a member of its channel."""
+    directory.agent(tx, agent_id, "to")
+    if not directory.is_member(tx, channel, agent_id):
+        directory.channel(tx, channel)
+        theirs = directory.channels_of(tx, agent_id)
+        raise MuxError(
+            "not_in_channel",
+            f"{agent_id!r} is not a member of channel {channel!r}; send in one of its channels "
+            f"({', '.join(theirs)}), or let it join with channel.join",
+            channels=theirs,
+        )
+    return agent_id
+
+
+def _routed(tx: Tx, type: str | None) -> str:
+    """Where a message without `to` goes: to the role that the routing table names for its type."""
+    routing = tx.mux.settings.routing
+    if type is None:
+        raise MuxError(
+            "missing_field", "to is required: an agent id, role:NAME, group:NAME or capability:NAME", parameter="to"
+        )
+    if type not in routing:
+        raise MuxError(
+            "missing_field",
+            f"to is required for a message of type {type!r}; without it, the type must be one of: {', '.join(routing)}",
+            parameter="to",
+            routed_types=sorted(routing),
+        )
+    return f"role:{routing[type]}"
+
+
+def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str) -> list[str]:
+    """The members of a channel that an address names, without the sender."""
+    sort, _, name = to.partition(":")
+    everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
+    if sort == "role":
+        found = [row[0] for row in everyone if row[1] == name]
+        present = sorted({row[1] for row in everyone if row[1]})
+    elif sort == "group":
+        found = [row[0] for row in everyone if row[2] == name]
+        present = sorted({row[2] for row in everyone if row[2]})
+    else:
+        found = [row[0] for row in everyone if name in row[3]]
+        present = sorted({capability for row in everyone for capability in row[3]})
+    if pick == "one":
+        found = _least_busy(tx, found)
+    if not found:
+        raise MuxError(
+            "no_recipient",
+            f"no {'active ' if pick == 'one' else ''}agent other than the sender matches {shown(to)} in channel "
+            f"{channel!r}. Present there: {', '.join(present) or 'nobody with a ' + sort}",
+            **{"present": present},
+        )
+    return found
+
+
+def _least_busy(tx: Tx, candidates: list[str]) -> list[str]:
+    active = [agent_id for agent_id in candidates if tx.mux.presence.status(agent_id) == "active"]
+
+    def load(agent_id: str) -> tuple[int, int, str]:
+        claimed = tx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
+        return (claimed, backlog(tx, agent_id), agent_id)
+
+    return [min(active, key=load)] if active else []
+
+
+def broadcast(tx: Tx, *, sender: str, content: str, group: str | None, channel: str, **optional: Any) -> dict[str, Any]:
+    """Put one message into the inbox of every member of a channel (or of a group in it) but the sender: all or none."""
+    directory.agent(tx, sender, "from")
+    directory.channel(tx, channel)
+    if group is None:
+        recipients = [agent_id for agent_id in directory.members(tx, channel) if agent_id != sender]
+    else:
+        _known_group(tx, group)
+        recipients = [row[0] for row in directory.member_rows(tx, channel) if row[2] == group and row[0] != sender]
+    suppressed = optional.pop("suppress_inbox")
+    message_id = post(
+        tx,
+        sender=sender,
+        to=EVERYBODY if group is None else f"group:{group}",
+        content=content,
+        channel=channel,
+        recipients=[] if suppressed else recipients,
+        **optional,
+    )
+    return {
+        "message_id": message_id,
+        "sent_at": rfc3339(tx.now),
+        "recipients": len(recipients),
+        "recipient_ids": recipients,
+    }
+
+
+def _known_group(tx: Tx, group: str) -> None:
+    if tx.one("select 1 from agent where grp = ? and deregistered_at is null limit 1", group) is None:
+        known = [
+            row[0]
+            for row in tx.sql(
+                "select distinct grp from agent where grp is not null and deregistered_at is null order by grp limit 20"
+            )
+        ]
+        raise MuxError(
+            "group_not_found",
+            f"no registered agent is in group {shown(group)}. Known groups: {', '.join(known) or 'none'}",
+            known_groups=known,
+        )
+
+
+def post(
+    tx: Tx,
+    *,
+    sender: str,
+    to: str,
+    content: str,
+    channel: str,
+    recipients: Sequence[str],
+    subject: str | None = None,
+    type: str | None = None,
+    thread: str | None = None,
+    reply_to: int | None = None,
+    priority: int = 0,
+    metadata: dict[str, Any] | None = None,
+    ttl_seconds: int | None = None,
+) -> int:
+    """Write a message and its deliveries, announce it, and return its id. Whoever may post where was settled before."""
+    if reply_to is not None:
+        thread = _thread_of(tx, reply_to, thread)
+    for agent_id in recipients:
+        if backlog(tx, agent_id) >= tx.mux.settings.inbox_limit:
+            raise _full(tx, agent_id)
+    stored_metadata = dumps(metadata) if metadata else None
+    message_id = tx.run(
+        "insert into message (channel, sender, addressed, content, subject, type, thread, reply_to, priority, metadata, "
+        "sent_at, expires_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        channel,
+        sender,
+        to,
+        content,
+        subject,
+        type,
+        thread,
+        reply_to,
+        priority,
+        stored_metadata,
+        tx.now,
+        tx.now + ttl_seconds * 1000 if ttl_seconds is not None else None,
+    ).lastrowid
+    assert message_id is not None
+    if len(recipients) == 1:
+        tx.run(_DELIVER, recipients[0], message_id, channel, priority)
+    else:
+        tx.many(_DELIVER, [(agent_id, message_id, channel, priority) for agent_id in recipients])
+    for agent_id in recipients:
+        tx.backlog[agent_id] += 1
+        tx.touch(("inbox", agent_id))
+    told = {
+        "id": message_id,
+        "from": sender,
+        "to": to,
+        "content": content,
+        "channel": channel,
+        "sent_at": rfc3339(tx.now),
+    }
+    for name, extra in (("subject", subject), ("type", type), ("thread", thread), ("reply_to", reply_to)):
+        if extra:
+            told[name] = extra
+    if priority:
+        told["priority"] = priority
+    if metadata:
+        told["metadata"] = metadata
+    tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))
+    return message_id
+
+
+_DELIVER = "insert into delivery (agent_id, message_id, channel, priority) values (?, ?, ?, ?)"
+
+
+def _thread_of(tx: Tx, reply_to: int, thread: str | None) -> str:
+    """The thread that a reply joins: that of the message it answers, which begins one if it is in none."""
+    row = tx.one("select id, thread from message where id = ?", reply_to)
+    if row is None:
+        raise MuxError("message_not_found", f"reply_to names message {reply_to}, which does not exist", id=reply_to)
+    return thread or row["thread"] or str(row["id"])
+
+
+def backlog(tx: Tx, agent_id: str) -> int:
+    """How many messages an inbox holds that are not settled."""
+    count = tx.backlog.get(agent_id)
+    if count is None:
+        count = tx.one("select count(*) from delivery where agent_id = ? and state = 0", agent_id)[0]
+        tx.backlog[agent_id] = count
+    return count
+
+
+def _full(tx: Tx, agent_id: str) -> MuxError:
+    limit = tx.mux.settings.inbox_limit
+    return MuxError(
+        "inbox_full",
+        f"the inbox of {agent_id!r} holds {limit} unread messages, the limit (coordination.inbox_limit); nothing was "
+        "sent. Let it poll, then send again",
+        retry_after=5,
+        agent_id=agent_id,
+        limit=limit,
+    )
+
+
+# -- polling
+
+
+class _Arrival:
+    """What a plain poll handed out: settled when the answer arrived, free again when it was lost."""
+
+    __slots__ = ("_agent_id", "_ids", "_mux")
+
+    def __init__(self, mux: Mux, agent_id: str, ids: list[int]) -> None:
+        self._mux, self._agent_id, self._ids = mux, agent_id, ids
+
+    def landed(self) -> None:
+        settle_later(self._mux, self._agent_id, self._ids)
+
+    def lost(self) -> None:
+        self._mux.flights.end(self._agent_id, self._ids)
+        self._mux.hub.wake([("inbox", self._agent_id)])
+
+
+def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
+    """Write down that these messages arrived; nobody waits for it. If the disk refuses, it is owed and tried again."""
+
+    def outcome(value: Any, error: BaseException | None) -> None:
+        if error is None:
+            mux.flights.end(agent_id, ids)
+        else:
+            mux.flights.owed.append((agent_id, ids))
+
+    mux.store.submit(Job(lambda tx: settle(tx, agent_id, ids), outcome))
+
+
+def settle_owed(mux: Mux) -> None:
+    """Try again to write down what arrived while the disk refused."""
+    owed, mux.flights.owed[:] = list(mux.flights.owed), []
+    for agent_id, ids in owed:
+        settle_later(mux, agent_id, ids)
+
+
+def settle(tx: Tx, agent_id: str, ids: Iterable[int]) -> int:
+    """Mark deliveries as settled; returns how many were still open."""
+    count = 0
+    for message_id in ids:
+        count += tx.run(
+            "update delivery set state = 2, settled_at = ?, deliveries = deliveries + 1, due_at = null "
+            "where agent_id = ? and message_id = ? and state < 2",
+            tx.now,
+            agent_id,
+            message_id,
+        ).rowcount
+    _shrink(tx, agent_id, count)
+    return count
+
+
+def _shrink(tx: Tx, agent_id: str, count: int) -> None:
+    if count and agent_id in tx.backlog:
+        tx.backlog[agent_id] -= count
+
+
+def poll(
+    mux: Mux, caller: Caller, *, agent_id: str, timeout: int, channel: str | None, limit: int, after: int | None
+) -> dict[str, Any]:
+    """Wait until there is mail, or until `timeout` seconds have passed, and return it."""
+    deadline = mux.clock.ticks_ms() + timeout * 1000
+    if not mux.presence.knows(agent_id) or channel is not None:
+        with mux.store.read() as rx:
+            directory.agent(rx, agent_id)
+            if channel is not None:
+                directory.channel(rx, channel)
+    if after is not None:
+        _acknowledge_through(mux, agent_id, after)
+    take: Callable[[], dict[str, Any]]
+    if after is None:
+        take = lambda: _take(mux, caller, agent_id, channel, limit)  # noqa: E731
+    else:
+        take = lambda: _read_after(mux, agent_id, channel, limit, after)  # noqa: E731
+    with mux.hub.watch(("inbox", agent_id)) as watch:  # before the read, or a send slips in between
+        while True:
+            found = take()
+            if found["messages"] or not mux.sleep(caller, watch, deadline, agent_id):
+                return found
+
+
+def _take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any]:
+    """Take queued messages into flight."""
+    with mux.flights.of(agent_id) as held:
+        with mux.store.read() as rx:
+            values = (agent_id, rx.now, limit + 1 + len(held))
+            rows = rx.sql(_OPEN, *values) if channel is None else rx.sql(_OPEN_IN_CHANNEL, *values, channel)
+        free = [row for row in rows if row["id"] not in held] if held else rows
+        taken = free[:limit]
+        ids = [row["id"] for row in taken]
+        held.update(ids)
+    if ids:
+        caller.flight = _Arrival(mux, agent_id, ids)
+    return _answer(taken, more=len(free) > limit)
+
+
+def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any]:
+    with mux.store.read() as rx:
+        values = (agent_id, rx.now, limit + 1, after)
+        rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)
+    return _answer(rows[:limit], more=len(rows) > limit)
+
+
+def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = {"messages": [view(row) for row in rows]}
+    if more:
+        answer["more"] = True
+    return answer
+
+
+def _acknowledge_through(mux: Mux, agent_id: str, after: int) -> None:
+    """A cursor acknowledges everything up to it, durably, before anything beyond it is shown."""
+    with mux.store.read() as rx:
+        highest = delivered_through(rx, agent_id)
+        if after > highest:
+            raise MuxError(
+                "cursor_ahead",
+                f"after is {after}, but the newest message ever delivered to {agent_id!r} is {highest}; this cursor "
+                f"belongs to another agent or another data directory. Start with after={highest}, or after=0 for all",
+                highest=highest,
+            )
+        open_before = rx.one(
+            "select 1 from delivery where agent_id = ? and message_id <= ? and state < 2 limit 1", agent_id, after
+        )
+    if open_before is not None:
+        mux.store.write(lambda tx: settle_through(tx, agent_id, after))
+
+
+def delivered_through(rx: Snapshot, agent_id: str) -> int:
+    """The highest id ever put into this inbox."""
+    row = rx.one(
+        "select max((select coalesce(max(message_id), 0) from delivery where agent_id = ?1), "
+        "coalesce((select delivered_through from agent where id = ?1), 0))",
+        agent_id,
+    )
+    return int(row[0])
+
+
+def settle_through(tx: Tx, agent_id: str, through: int) -> int:
+    """Settle everything up to an id."""
+    count = tx.run(
+        "update delivery set state = 2, settled_at = ?, due_at = null where agent_id = ? and message_id <= ? and state < 2",
+        tx.now,
+        agent_id,
+        through,
+    ).rowcount
+    _shrink(tx, agent_id, count)
+    return count
+
+
+# -- looking
+
+
+def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
+    """What became of a message, for each of its recipients."""
+    message = rx.one("select * from message where id = ?", id)
+    if message is None:
+        raise MuxError("message_not_found", f"no message {id} exists, or it is older than what is kept", id=id)
+    rows = rx.sql("select * from delivery where message_id = ? order by agent_id", id)
+    return {
+        "message_id": id,
+        "sent_at": rfc3339(message["sent_at"]),
+        "recipients": [_delivery_view(rx, row, id) for row in rows],
+    }
+
+
+def _delivery_view(rx: Snapshot, row: Any, message_id: int) -> dict[str, Any]:
+    state = ("queued", "fetched", "acked", "dead")[row["state"]]
+    if state == "queued" and message_id in rx.mux.flights.held(row["agent_id"]):
+        state = "fetched"
+    told: dict[str, Any] = {"agent_id": row["agent_id"], "status": state}
+    if row["deliveries"]:
+        told["deliveries"] = row["deliveries"]
+    if row["settled_at"]:
+        told["at"] = rfc3339(row["settled_at"])
+    if row["reason"]:
+        told["reason"] = row["reason"]
+    return told
+
+
+def listed(
+    rx: Snapshot,
+    *,
+    channel: str | None,
+    agent_id: str | None,
+    thread: str | None,
+    before: int | None,
+    after: int | None,
+    limit: int,
+) -> dict[str, Any]:
+    """History, newest first, whatever became of the deliveries."""
+    if channel is not None:
+        directory.channel(rx, channel)
+    if agent_id is not None:
+        directory.agent(rx, agent_id)
+    where, values = _narrow(channel, agent_id)
+    if thread is not None:
+        root = int(thread) if thread.isascii() and thread.isdigit() and len(thread) < 19 else -1
+        where.append("(m.thread = ? or m.id = ?)")
+        values += [thread, root]
+    if before is not None:
+        where.append("m.id < ?")
+        values.append(before)
+    if after is not None:
+        where.append("m.id > ?")
+        values.append(after)
+    rows = rx.sql(
+        f"select {_FIELDS} from message m where {' and '.join(where) or '1'} order by m.id desc limit ?",
+        *values,
+        limit + 1,
+    )
+    return _answer(rows[:limit], more=len(rows) > limit)
+
+
+def _narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    if channel is not None:
+        where.append("m.channel = ?")
+        values.append(channel)
+    if agent_id is not None:
+        where.append(
+            "(m.sender = ? or exists (select 1 from delivery d where d.agent_id = ? and d.message_id = m.id))"
+        )
+        values += [agent_id, agent_id]
+    return where, values

@@ -1,0 +1,181 @@
+"""Watching the program: the event log as JSON, counts, health, and Prometheus metrics."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stonemux import VERSION, directory, events, tasks
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.events import KINDS, Filter
+from stonemux.mux import Caller, Mux
+from stonemux.schema import shown
+from stonemux.store import Event, Snapshot
+
+SCAN = 1000
+"""How many events one look at the database reads while it searches for those that pass a filter."""
+
+
+def event_filter(
+    mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None
+) -> Filter:
+    """A checked filter; raises for unknown types, channels and agents."""
+    for kind in types or ():
+        if kind not in KINDS:
+            raise MuxError(
+                "invalid_field",
+                f"types holds {shown(kind)}, which is no event type. There are: {', '.join(KINDS)}",
+                parameter="types",
+                accepted=list(KINDS),
+            )
+    if channel is not None or agent_id is not None:
+        with mux.store.read() as rx:
+            if channel is not None:
+                channel = directory.channel(rx, channel)["name"]
+            if agent_id is not None:
+                directory.agent(rx, agent_id)
+    return Filter(channel=channel, agent_id=agent_id, types=tuple(types or ()))
+
+
+def list_events(
+    mux: Mux,
+    caller: Caller,
+    *,
+    after: int,
+    types: list[str] | None,
+    channel: str | None,
+    agent_id: str | None,
+    limit: int,
+    timeout: int,
+) -> dict[str, Any]:
+    """The event log after an id, as JSON; with `timeout` it waits for the first event that passes."""
+    wanted = event_filter(mux, types=types, channel=channel, agent_id=agent_id)
+    deadline = mux.clock.ticks_ms() + timeout * 1000
+    cursor = after
+    with mux.hub.watch(("events",)) as watch:
+        while True:
+            answer = _events_after(mux, cursor, wanted, limit)
+            if answer["events"] or "gap" in answer or "reset" in answer:
+                return answer
+            cursor = answer["next"]
+            if not mux.sleep(caller, watch, deadline, agent_id or ""):
+                return answer
+
+
+def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str, Any]:
+    head = mux.log.head
+    if after > head:
+        return {"events": [], "head": head, "next": head, "reset": {"requested": after, "head": head}}
+    found: list[Event] = []
+    answer: dict[str, Any] = {"events": found, "head": head}
+    with mux.store.read() as rx:
+        if (gap := gap_after(rx, after)) is not None:
+            answer["gap"] = gap
+            after = gap["oldest"] - 1
+        while len(found) < limit and (page := events.stored(rx, after, SCAN)):
+            for event in page:
+                after = event.id
+                if wanted.wants(event):
+                    found.append(event)
+                    if len(found) == limit:
+                        break
+    answer["events"] = [event_view(event) for event in found]
+    answer["next"] = after
+    if len(found) == limit and after < head:
+        answer["more"] = True
+    return answer
+
+
+def gap_after(rx: Snapshot, after: int) -> dict[str, Any] | None:
+    """What a reader at `after` has missed because it is no longer kept; None when nothing is missing."""
+    first = events.oldest(rx)
+    if after + 1 >= first:
+        return None
+    return {
+        "requested": after,
+        "oldest": first,
+        "head": rx.mux.log.head,
+        "missed": first - 1 - after,
+        "resync": ["/msg/poll", "/task/list", "/state/list"],
+    }
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    """An event as JSON shows it."""
+    return {
+        "id": event.id,
+        "type": event.kind,
+        "channel": event.channel,
+        "at": rfc3339(event.at),
+        "data": json.loads(event.data),
+    }
+
+
+def stats(rx: Snapshot) -> dict[str, Any]:
+    """Counts of what there is."""
+    mux = rx.mux
+    active, stale = mux.presence.counts()
+    by_status = dict.fromkeys(tasks.STATUSES, 0)
+    for status, count in rx.sql("select status, count(*) from task group by status"):
+        by_status["pending" if status == "delayed" else status] += count
+    # Rows are never removed from the middle, so the extent of the ids is the count of what was ever sent and is kept.
+    extent = rx.one("select coalesce(max(id) - min(id) + 1, 0), coalesce(max(id), 0) from message")
+    return {
+        "version": VERSION,
+        "tier": mux.tier,
+        "uptime": (rx.now - mux.started_at) // 1000,
+        "agents": {"active": active, "stale": stale, "total": active + stale},
+        "messages": {
+            "stored": extent[0],
+            "sent": extent[1],
+            "unread": rx.one("select count(*) from delivery where state = 0")[0],
+        },
+        "tasks": by_status,
+        "state_keys": rx.one("select count(*) from state where not deleted")[0],
+        "channels": rx.one("select count(*) from channel")[0],
+        "waiters": mux.waiters.count,
+        "events": {"head": mux.log.head, "oldest": events.oldest(rx)},
+        "storage": mux.store.size(),
+    }
+
+
+def health(mux: Mux, caller: Caller) -> dict[str, Any]:
+    """Whether the daemon serves; asks nothing of the disk, so that it answers when the disk does not."""
+    return {
+        "status": "ok" if mux.store.fatal is None else "failing",
+        "version": VERSION,
+        "tier": mux.tier,
+        "uptime": (mux.clock.now_ms() - mux.started_at) // 1000,
+    }
+
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def metrics(rx: Snapshot) -> str:
+    """The counts of `stats` in the Prometheus text format, version 0.0.4."""
+    found = stats(rx)
+    lines: list[str] = []
+
+    def metric(name: str, kind: str, text: str, values: dict[str, int]) -> None:
+        lines.append(f"# HELP stonemux_{name} {text}")
+        lines.append(f"# TYPE stonemux_{name} {kind}")
+        lines.extend(f"stonemux_{name}{labels} {value}" for labels, value in values.items())
+
+    def labeled(label: str, values: dict[str, int]) -> dict[str, int]:
+        return {f'{{{label}="{name}"}}': value for name, value in values.items()}
+
+    metric("info", "gauge", "Version and tier of the running daemon.", {f'{{version="{VERSION}",tier="{found["tier"]}"}}': 1})
+    metric("uptime_seconds", "gauge", "Seconds since the start.", {"": found["uptime"]})
+    agents = {name: found["agents"][name] for name in ("active", "stale")}
+    metric("agents", "gauge", "Registered agents.", labeled("status", agents))
+    metric("messages_sent_total", "counter", "Messages ever sent.", {"": found["messages"]["sent"]})
+    metric("messages_unread", "gauge", "Deliveries that are not settled.", {"": found["messages"]["unread"]})
+    metric("tasks", "gauge", "Tasks that are kept.", labeled("status", found["tasks"]))
+    metric("state_keys", "gauge", "Live keys of shared state.", {"": found["state_keys"]})
+    metric("channels", "gauge", "Channels.", {"": found["channels"]})
+    metric("waiters", "gauge", "Parked calls.", {"": found["waiters"]})
+    metric("events_total", "counter", "Events ever written.", {"": found["events"]["head"]})
+    metric("storage_bytes", "gauge", "Size of the files.", labeled("file", found["storage"]))
+    return "\n".join(lines) + "\n"

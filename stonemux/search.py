@@ -1,0 +1,87 @@
+"""Full-text search over messages, with SQLite's FTS5.
+
+Sending does not pay for the index: a search first takes in what was sent since the last one, a page at a time, and
+then asks. The index stores no contents of its own; it refers to the messages.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import Any
+
+from stonemux import directory
+from stonemux.errors import MuxError
+from stonemux.messages import _FIELDS, _narrow, view
+from stonemux.mux import Caller, Mux
+from stonemux.store import Tx
+
+PAGE = 2000
+"""Messages taken into the index by one transaction, so that no sender waits long behind it."""
+
+_WORD = re.compile(r'"([^"]*)"|(\S+)')
+
+
+def search(
+    mux: Mux, caller: Caller, *, q: str, channel: str | None, agent_id: str | None, limit: int
+) -> dict[str, Any]:
+    """Messages in which all words occur, best match first, with an excerpt."""
+    with mux.store.read() as rx:
+        if channel is not None:
+            channel = directory.channel(rx, channel)["name"]
+        if agent_id is not None:
+            directory.agent(rx, agent_id)
+    while mux.store.write(_take_in):
+        pass
+    where, values = _narrow(channel, agent_id)
+    with mux.store.read() as rx:
+        rows = rx.sql(
+            f"select {_FIELDS}, snippet(message_words, 0, '**', '**', ' … ', 24) as excerpt "
+            "from message_words w join message m on m.id = w.rowid "
+            f"where message_words match ? {''.join(f' and {part}' for part in where)} order by w.rank, m.id desc limit ?",
+            _phrases(q),
+            *values,
+            limit,
+        )
+    return {"results": [view(row) | {"excerpt": row["excerpt"]} for row in rows]}
+
+
+def _phrases(q: str) -> str:
+    """The query with each word or quoted phrase as an FTS5 string, so that nothing in it is taken for syntax."""
+    words = [quoted or word for quoted, word in _WORD.findall(q.replace("\x00", " "))]
+    words = [word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)]
+    if not words:
+        raise MuxError("invalid_field", "q holds no word to search for", parameter="q")
+    return " ".join(f'"{word}"' for word in words)
+
+
+def _make_index(tx: Tx) -> None:
+    try:
+        tx.run(
+            "create virtual table if not exists message_words using fts5(content, subject, content='message', "
+            "content_rowid='id')"
+        )
+        tx.run("update searched set through = 0")  # a change that counts, so that the new table is committed
+    except sqlite3.OperationalError as error:
+        raise MuxError(
+            "search_unavailable", "this Python's SQLite was built without FTS5, so there is no full-text search"
+        ) from error
+
+
+def _take_in(tx: Tx) -> bool:
+    """Take one page of new messages into the index; True when there may be more."""
+    through = tx.one("select through from searched")[0]
+    newest = tx.one("select coalesce(max(id), 0) from message")[0]
+    if through == 0:
+        _make_index(tx)
+    if newest <= through:
+        return False
+    last = min(newest, through + PAGE)
+    tx.run(
+        "insert into message_words (rowid, content, subject) select id, content, subject from message "
+        "where id > ? and id <= ?",
+        through,
+        last,
+    )
+    tx.run("update searched set through = ?", last)
+    return last < newest

@@ -1,0 +1,704 @@
+"""Tasks: work that exactly one agent holds at a time.
+
+What may happen is data. `delayed` is a pending task that nobody may claim before `due_at`; on the wire it is `pending`.
+
+    post ──> pending ──claim──> claimed ──complete──> complete
+               ^  ^               │  │
+               │  └──release──────┤  └────fail──────> failed ──requeue──> pending
+               └──expire, retry───┘
+
+A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token is
+`<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another number: it
+counts tries, against `max_attempts`, and starts anew when a failed task is requeued.
+
+A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
+does. So a late completion is accepted as long as the fence has not moved. Leases run on the program's clock, which never
+steps, and each restart gives the live ones a full term: nobody is late because the daemon was away.
+
+Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from stonemux import directory
+from stonemux.clock import rfc3339
+from stonemux.directory import dumps
+from stonemux.errors import MuxError
+from stonemux.hub import Topic
+from stonemux.mux import Caller, Mux
+from stonemux.store import Snapshot, Tx
+
+MOVES: dict[tuple[str, str], str] = {
+    ("pending", "claim"): "claimed",
+    ("claimed", "complete"): "complete",
+    ("pending", "complete"): "complete",  # its lease ran out, but nobody else has claimed it
+    ("delayed", "complete"): "complete",
+    ("claimed", "fail"): "failed",
+    ("pending", "fail"): "failed",
+    ("delayed", "fail"): "failed",
+    ("claimed", "release"): "pending",
+    ("claimed", "expire"): "pending",
+    ("claimed", "cancel"): "cancelled",
+    ("pending", "cancel"): "cancelled",
+    ("delayed", "cancel"): "cancelled",
+    ("waiting", "cancel"): "cancelled",
+    ("delayed", "ripen"): "pending",
+    ("waiting", "ripen"): "pending",
+    ("failed", "requeue"): "pending",
+    ("cancelled", "requeue"): "pending",
+}
+"""(status, act) -> next status; whatever is not here is a conflict."""
+
+FINAL = ("complete", "failed", "cancelled")
+STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
+
+BACKOFF_MS = (1_000, 5_000, 30_000, 120_000, 600_000)
+"""How long a task that failed with `retry` waits before its next attempt."""
+
+_TOKEN = re.compile(r"(.{36})\.([1-9][0-9]{0,18})\Z")
+
+
+def claim_token(row: Any) -> str:
+    """The fencing token of the task's current claim."""
+    return f"{row['id']}.{row['fence']}"
+
+
+def view(row: Any) -> dict[str, Any]:
+    """A task as it is shown."""
+    status = "pending" if row["status"] == "delayed" else row["status"]
+    held = status == "claimed"
+    shown: dict[str, Any] = {
+        "task_id": row["id"],
+        "description": row["description"],
+        "posted_by": row["posted_by"],
+        "required_capability": row["required_capability"],
+        "priority": row["priority"],
+        "channel": row["channel"],
+        "metadata": json.loads(row["metadata"]) if row["metadata"] else {},
+        "status": status,
+        "assigned_to": row["assigned_to"],
+        "claimed_by": row["owner"] if held or status in FINAL else None,
+        "attempts": row["attempts"],
+        "result": row["result"],
+        "created_at": rfc3339(row["created_at"]),
+        "claimed_at": rfc3339(row["claimed_at"]) if row["claimed_at"] else None,
+        "lease_expires_at": rfc3339(row["due_at"]) if held else None,
+        "completed_at": rfc3339(row["completed_at"]) if row["completed_at"] else None,
+        "max_attempts": row["max_attempts"],
+    }
+    if row["error"]:
+        shown["error"] = row["error"]
+    if row["status"] == "delayed":
+        shown["available_at"] = rfc3339(row["due_at"])
+    return shown
+
+
+def _find(rx: Snapshot, task_id: str) -> Any:
+    row = rx.one("select * from task where id = ?", task_id)
+    if row is None:
+        raise MuxError(
+            "task_not_found",
+            f"no task {task_id!r} exists; task.list shows the ones there are",
+            task_id=task_id,
+        )
+    return row
+
+
+def _move(row: Any, act: str) -> str:
+    after = MOVES.get((row["status"], act))
+    if after is None:
+        status = "pending" if row["status"] == "delayed" else row["status"]
+        raise MuxError(
+            "task_conflict",
+            f"task {row['id']} is {status}; a {act} is not possible now",
+            status=status,
+            task_id=row["id"],
+        )
+    return after
+
+
+def _note(tx: Tx, seq: int, act: str, agent_id: str | None, fence: int, note: str | None = None) -> None:
+    tx.run(
+        "insert into task_history (task, at, act, agent_id, fence, note) values (?, ?, ?, ?, ?, ?)",
+        seq,
+        tx.now,
+        act,
+        agent_id,
+        fence,
+        note,
+    )
+
+
+def _topic(channel: str, required_capability: str | None, assigned_to: str | None) -> Topic:
+    """What those wait for who could claim such a task."""
+    if assigned_to is not None:
+        return ("task-for", channel, assigned_to)
+    return ("task", channel, required_capability)
+
+
+def _offer(tx: Tx, row: Any) -> None:
+    """Wake one of those who could claim this task."""
+    tx.offer(_topic(row["channel"], row["required_capability"], row["assigned_to"]))
+
+
+# -- posting
+
+
+def post(
+    tx: Tx,
+    *,
+    description: str,
+    posted_by: str,
+    required_capability: str | None,
+    priority: int,
+    channel: str,
+    metadata: dict[str, Any] | None,
+    depends_on: list[str] | None,
+    assigned_to: str | None,
+    claim_timeout: int | None,
+    max_attempts: int,
+) -> dict[str, Any]:
+    """Put a task into a channel's pool; one that depends on unfinished ones waits for them."""
+    directory.agent(tx, posted_by, "posted_by")
+    directory.channel(tx, channel)
+    if assigned_to is not None:
+        directory.agent(tx, assigned_to, "assigned_to")
+    needs = [_find(tx, task_id) for task_id in depends_on or ()]
+    unmet = [need["seq"] for need in needs if need["status"] != "complete"]
+    task_id = tx.mux.clock.new_id()
+    seq = tx.run(
+        "insert into task (id, channel, description, posted_by, required_capability, priority, metadata, assigned_to, "
+        "status, max_attempts, claim_timeout_ms, created_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        task_id,
+        channel,
+        description,
+        posted_by,
+        required_capability,
+        priority,
+        dumps(metadata) if metadata else None,
+        assigned_to,
+        "waiting" if unmet else "pending",
+        max_attempts,
+        claim_timeout * 1000 if claim_timeout is not None else None,
+        tx.now,
+    ).lastrowid
+    for need in unmet:
+        tx.run("insert into task_need (task, needs) values (?, ?)", seq, need)
+    told: dict[str, Any] = {
+        "task_id": task_id,
+        "description": description,
+        "posted_by": posted_by,
+        "required_capability": required_capability,
+        "priority": priority,
+        "channel": channel,
+    }
+    tx.emit("task_posted", dumps(told), channel=channel, agents=_about(posted_by, assigned_to))
+    if not unmet:
+        tx.offer(_topic(channel, required_capability, assigned_to))
+    row = tx.one("select * from task where seq = ?", seq)
+    return {"task_id": task_id, "task": view(row)}
+
+
+def _about(*agents: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(agent_id for agent_id in agents if agent_id))
+
+
+# -- claiming
+
+
+def claim(
+    mux: Mux, caller: Caller, *, agent_id: str, channel: str, timeout: int, task_id: str | None
+) -> dict[str, Any]:
+    """Claim the best task that fits, waiting up to `timeout` seconds for one; both null when there is none."""
+
+    def attempt(tx: Tx) -> dict[str, Any] | None:
+        row = _claim_one(tx, agent_id, channel, task_id)
+        return None if row is None else {"task_id": row["id"], "claim_token": claim_token(row), "task": view(row)}
+
+    if caller.once is not None:
+        attempt = caller.once(attempt)
+    if timeout == 0:
+        return mux.store.write(attempt) or _nothing()
+    with mux.store.read() as rx:
+        topics = _claim_topics(rx, agent_id, channel)
+    deadline = mux.clock.ticks_ms() + timeout * 1000
+    got = None
+    with mux.hub.watch(*topics) as watch:
+        try:
+            while True:
+                got = mux.store.write(attempt)
+                if got is not None:
+                    caller.flight = _Claim(mux, got["claim_token"])
+                    return got  # type: ignore[no-any-return]
+                if not mux.sleep(caller, watch, deadline, agent_id):
+                    return _nothing()
+        finally:
+            # Only one waiter is woken for a task; one that leaves without it hands the wake-up on.
+            if got is None and watch.take_back():
+                for topic in topics:
+                    mux.hub.offer(topic)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"task_id": None, "task": None}
+
+
+def _claim_topics(rx: Snapshot, agent_id: str, channel: str) -> list[Topic]:
+    row = directory.agent(rx, agent_id)
+    directory.channel(rx, channel)
+    return [("task-for", channel, agent_id)] + [("task", channel, capability) for capability in _capabilities(row)]
+
+
+def _capabilities(row: Any) -> list[str | None]:
+    """What an agent can do, and None: tasks that ask for nothing are for everybody."""
+    return [None, *json.loads(row["capabilities"])]
+
+
+def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
+    agent = directory.agent(tx, agent_id)
+    directory.channel(tx, channel)
+    settle_due(tx)
+    seq = _best(tx, agent, channel) if task_id is None else _named(tx, agent, task_id)
+    if seq is None:
+        return None
+    row = tx.sql(
+        "update task set status = 'claimed', owner = ?, fence = fence + 1, attempts = attempts + 1, claimed_at = ?, "
+        "due_at = ? + coalesce(claim_timeout_ms, ?) where seq = ? and status = 'pending' returning *",
+        agent_id,
+        tx.now,
+        tx.now,
+        tx.mux.settings.task_claim_timeout * 1000,
+        seq,
+    )[0]
+    _note(tx, seq, "claimed", agent_id, row["fence"])
+    tx.emit(
+        "task_claimed",
+        dumps({"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "attempt": row["attempts"]}),
+        channel=row["channel"],
+        agents=_about(agent_id, row["posted_by"]),
+    )
+    tx.touch(("due",))
+    return row
+
+
+def _best(tx: Tx, agent: Any, channel: str) -> int | None:
+    """The seq of the most urgent, then oldest, pending task that this agent may claim; one index seek a capability."""
+    found = tx.sql(
+        "select priority, seq from task where status = 'pending' and assigned_to = ? and channel = ? "
+        "and (required_capability is null or required_capability in (select value from json_each(?))) "
+        "order by priority desc, seq limit 1",
+        agent["id"],
+        channel,
+        agent["capabilities"],
+    )
+    for capability in _capabilities(agent):
+        found += tx.sql(
+            "select priority, seq from task where status = 'pending' and assigned_to is null and channel = ? "
+            "and required_capability is ? order by priority desc, seq limit 1",
+            channel,
+            capability,
+        )
+    return min(((-row[0], row[1]) for row in found), default=(0, None))[1]
+
+
+def _named(tx: Tx, agent: Any, task_id: str) -> int:
+    row = _find(tx, task_id)
+    _move(row, "claim")
+    if row["assigned_to"] not in (None, agent["id"]):
+        raise MuxError(
+            "task_conflict",
+            f"task {task_id} is assigned to {row['assigned_to']!r}",
+            status=row["status"],
+            task_id=task_id,
+        )
+    wanted = row["required_capability"]
+    if wanted is not None and wanted not in json.loads(agent["capabilities"]):
+        raise MuxError(
+            "task_conflict",
+            f"task {task_id} needs the capability {wanted!r}, which {agent['id']!r} did not register",
+            status=row["status"],
+            task_id=task_id,
+        )
+    return int(row["seq"])
+
+
+class _Claim:
+    """A claim whose answer is on its way: given back, as if it had not happened, when the answer is lost."""
+
+    __slots__ = ("_mux", "_token")
+
+    def __init__(self, mux: Mux, token: str) -> None:
+        self._mux, self._token = mux, token
+
+    def landed(self) -> None:
+        pass  # the claim stands
+
+    def lost(self) -> None:
+        def undo(tx: Tx) -> None:
+            task_id, _, fence = self._token.rpartition(".")
+            row = tx.one("select * from task where id = ? and fence = ? and status = 'claimed'", task_id, int(fence))
+            if row is not None:
+                _put_back(tx, row, "pending", note="the claimer hung up", attempts=row["attempts"] - 1)
+
+        self._mux.store.write(undo)
+
+
+# -- holding
+
+
+def _held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
+    """The task's row, if this agent (or this token) has the latest claim of it."""
+    directory.agent(tx, agent_id)
+    row = _find(tx, task_id)
+    if token is not None:
+        match = _TOKEN.match(token)
+        if match is None or match[1] != task_id:
+            raise MuxError(
+                "invalid_field",
+                f"claim_token does not belong to task {task_id}; send the one that task.claim answered",
+                parameter="claim_token",
+            )
+        if int(match[2]) != row["fence"]:
+            raise _stale(row)
+        return row
+    if row["owner"] == agent_id:
+        return row
+    once = tx.one("select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row["seq"], agent_id)
+    if once is not None and row["status"] not in FINAL:
+        raise _stale(row)
+    raise MuxError(
+        "not_claim_owner",
+        f"{agent_id!r} has not claimed task {task_id}; claim it first with task.claim",
+        task_id=task_id,
+        claimed_by=row["owner"],
+    )
+
+
+def _stale(row: Any) -> MuxError:
+    return MuxError(
+        "stale_claim",
+        f"your claim of task {row['id']} ran out and the task was claimed again since; drop your work on it",
+        task_id=row["id"],
+        status=row["status"],
+        current_attempt=row["fence"],
+    )
+
+
+def complete(
+    tx: Tx, *, task_id: str, agent_id: str, result: str | None, status: str, retry: bool, claim_token: str | None
+) -> dict[str, Any]:
+    """End a claimed task as complete or failed; a failed one with `retry` goes back to the pool after a while."""
+    row = _held(tx, task_id, agent_id, claim_token)
+    if row["status"] in FINAL:
+        return _completed_before(row, agent_id, result, status)
+    if status == "failed" and retry:
+        return _retry(tx, row, agent_id, result)
+    after = _move(row, "complete" if status == "complete" else "fail")
+    row = _finish(tx, row, after, result=result, note=None, agent_id=agent_id)
+    return {"task_id": task_id, "status": after, "task": view(row)}
+
+
+def _completed_before(row: Any, agent_id: str, result: str | None, status: str) -> dict[str, Any]:
+    if row["status"] == status and row["owner"] == agent_id and row["result"] == result and not row["error"]:
+        return {"task_id": row["id"], "status": status, "task": view(row), "replayed": True}
+    if row["status"] == "cancelled":
+        raise MuxError(
+            "task_conflict",
+            f"task {row['id']} was cancelled by its poster; drop your work on it",
+            status="cancelled",
+            task_id=row["id"],
+        )
+    raise MuxError(
+        "already_complete",
+        f"task {row['id']} is {row['status']} already, with another result",
+        task_id=row["id"],
+        status=row["status"],
+        completed_at=rfc3339(row["completed_at"]),
+    )
+
+
+def _finish(
+    tx: Tx, row: Any, status: str, *, result: str | None, note: str | None, agent_id: str | None, error: str | None = None
+) -> Any:
+    after = tx.sql(
+        "update task set status = ?, result = ?, error = ?, completed_at = ?, due_at = null where seq = ? returning *",
+        status,
+        result,
+        error,
+        tx.now,
+        row["seq"],
+    )[0]
+    _note(tx, row["seq"], status, agent_id, row["fence"], note or error)
+    told: dict[str, Any] = {"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "status": status}
+    if result is not None:
+        told["result"] = result
+    if error is not None:
+        told["error"] = error
+    kind = {"complete": "task_completed", "failed": "task_failed", "cancelled": "task_cancelled"}[status]
+    tx.emit(kind, dumps(told), channel=row["channel"], agents=_about(agent_id, row["posted_by"], row["owner"]))
+    if status == "complete":
+        _free_dependents(tx, row["seq"])
+    return after
+
+
+def _free_dependents(tx: Tx, seq: int) -> None:
+    """Tasks that waited only for this one become pending."""
+    dependents = [row[0] for row in tx.sql("select task from task_need where needs = ?", seq)]
+    if not dependents:
+        return
+    tx.run("delete from task_need where needs = ?", seq)
+    for dependent in dependents:
+        if tx.one("select 1 from task_need where task = ?", dependent) is None:
+            for row in tx.sql("update task set status = 'pending' where seq = ? and status = 'waiting' returning *", dependent):
+                _offer(tx, row)
+
+
+def _retry(tx: Tx, row: Any, agent_id: str, result: str | None) -> dict[str, Any]:
+    _move(row, "fail")
+    if _exhausted(row):
+        row = _finish(
+            tx, row, "failed", result=result, note=result, agent_id=agent_id, error="max_attempts_exceeded"
+        )
+        return {"task_id": row["id"], "status": "failed", "task": view(row)}
+    delay = BACKOFF_MS[min(row["attempts"], len(BACKOFF_MS)) - 1] if row["attempts"] else BACKOFF_MS[0]
+    row = _put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
+    return {"task_id": row["id"], "status": "pending", "task": view(row)}
+
+
+def _exhausted(row: Any) -> bool:
+    return bool(row["max_attempts"]) and row["attempts"] >= row["max_attempts"]
+
+
+def _put_back(
+    tx: Tx,
+    row: Any,
+    status: str,
+    *,
+    due_at: int | None = None,
+    note: str | None = None,
+    act: str = "released",
+    attempts: int | None = None,
+) -> Any:
+    after = tx.sql(
+        "update task set status = ?, due_at = ?, claimed_at = null, attempts = ? where seq = ? returning *",
+        status,
+        due_at,
+        row["attempts"] if attempts is None else attempts,
+        row["seq"],
+    )[0]
+    _note(tx, row["seq"], act, row["owner"], row["fence"], note)
+    told: dict[str, Any] = {"task_id": row["id"], "agent_id": row["owner"], "channel": row["channel"], "reason": act}
+    if note:
+        told["note"] = note
+    tx.emit("task_released", dumps(told), channel=row["channel"], agents=_about(row["owner"], row["posted_by"]))
+    if status == "pending":
+        _offer(tx, after)
+    else:
+        tx.touch(("due",))
+    return after
+
+
+def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> dict[str, Any]:
+    """Restart the full lease; the answer says `cancelled` when the poster no longer wants the work."""
+    row = _held(tx, task_id, agent_id, claim_token)
+    if row["status"] == "cancelled":
+        return {"task_id": task_id, "cancelled": True, "task": view(row)}
+    if row["status"] in FINAL:
+        raise MuxError(
+            "already_complete", f"task {task_id} is {row['status']} already", task_id=task_id, status=row["status"]
+        )
+    row = tx.sql(
+        "update task set status = 'claimed', due_at = ? + coalesce(claim_timeout_ms, ?), "
+        "claimed_at = coalesce(claimed_at, ?) where seq = ? returning *",
+        tx.now,
+        tx.mux.settings.task_claim_timeout * 1000,
+        tx.now,
+        row["seq"],
+    )[0]
+    tx.touch(("due",))
+    return {"task_id": task_id, "lease_expires_at": rfc3339(row["due_at"]), "task": view(row)}
+
+
+def release(
+    tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None, delay: int, reason: str | None
+) -> dict[str, Any]:
+    """Give a claimed task back to the pool, claimable at once or after `delay` seconds."""
+    row = _held(tx, task_id, agent_id, claim_token)
+    _move(row, "release")
+    if delay:
+        row = _put_back(tx, row, "delayed", due_at=tx.now + delay * 1000, note=reason)
+    else:
+        row = _put_back(tx, row, "pending", note=reason)
+    return {"task_id": task_id, "status": "pending", "task": view(row)}
+
+
+def release_all(tx: Tx, agent_id: str, reason: str) -> int:
+    """Give back everything an agent holds; returns how many."""
+    rows = tx.sql("select * from task where owner = ? and status = 'claimed' order by seq", agent_id)
+    for row in rows:
+        _put_back(tx, row, "pending", note=reason)
+    return len(rows)
+
+
+# -- the poster's side
+
+
+def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
+    """Withdraw a task; its holder learns of it when it extends or completes."""
+    row = _find(tx, task_id)
+    if by is not None:
+        directory.agent(tx, by, "by")
+        if by != row["posted_by"]:
+            raise MuxError(
+                "not_poster",
+                f"task {task_id} was posted by {row['posted_by']!r}; only its poster cancels it",
+                posted_by=row["posted_by"],
+            )
+    if row["status"] == "cancelled":
+        return {"task_id": task_id, "status": "cancelled", "task": view(row)}
+    after = _move(row, "cancel")
+    row = _finish(tx, row, after, result=None, note=None, agent_id=by or row["posted_by"])
+    return {"task_id": task_id, "status": after, "task": view(row)}
+
+
+def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
+    """Put a failed or cancelled task back into the pool with its attempts counted anew; the fence goes on rising."""
+    if by is not None:
+        directory.agent(tx, by, "by")
+    row = _find(tx, task_id)
+    after = _move(row, "requeue")
+    if tx.one("select 1 from task_need where task = ?", row["seq"]) is not None:
+        after = "waiting"
+    row = tx.sql(
+        "update task set status = ?, attempts = 0, result = null, error = null, completed_at = null, claimed_at = null "
+        "where seq = ? returning *",
+        after,
+        row["seq"],
+    )[0]
+    _note(tx, row["seq"], "requeued", by, row["fence"])
+    tx.emit(
+        "task_requeued",
+        dumps({"task_id": task_id, "agent_id": by, "channel": row["channel"]}),
+        channel=row["channel"],
+        agents=_about(by, row["posted_by"]),
+    )
+    if after == "pending":
+        _offer(tx, row)
+    return {"task_id": task_id, "status": after, "task": view(row)}
+
+
+# -- what happens by itself
+
+
+def settle_due(tx: Tx) -> None:
+    """Leases that ran out and delays that ended: their tasks go back to the pool, or fail when they had their tries."""
+    for row in tx.sql("select * from task where due_at <= ? order by due_at limit 500", tx.now):
+        if row["status"] == "claimed":
+            if _exhausted(row):
+                _finish(tx, row, "failed", result=None, note=None, agent_id=row["owner"], error="max_attempts_exceeded")
+            else:
+                _put_back(tx, row, _move(row, "expire"), note="the lease ran out", act="expired")
+        else:
+            for ripe in tx.sql(
+                "update task set status = ?, due_at = null where seq = ? returning *", _move(row, "ripen"), row["seq"]
+            ):
+                _offer(tx, ripe)
+
+
+def next_due(rx: Snapshot) -> int | None:
+    """When the next lease or delay ends."""
+    row = rx.one("select min(due_at) from task where due_at is not null")
+    return None if row[0] is None else int(row[0])
+
+
+def renew_leases(tx: Tx) -> None:
+    """After a restart: every live lease gets its full term, durably, before anybody is answered."""
+    tx.run(
+        "update task set due_at = ? + coalesce(claim_timeout_ms, ?) where status = 'claimed'",
+        tx.now,
+        tx.mux.settings.task_claim_timeout * 1000,
+    )
+
+
+def purge(tx: Tx, before: int, most: int) -> int:
+    """Forget up to `most` tasks that ended before a time; returns how many. Tasks that others wait for are kept."""
+    doomed = [
+        row[0]
+        for row in tx.sql(
+            "select seq from task where completed_at < ? and seq not in (select needs from task_need) limit ?", before, most
+        )
+    ]
+    for seq in doomed:
+        tx.run("delete from task_history where task = ?", seq)
+        tx.run("delete from task_need where task = ?", seq)
+        tx.run("delete from task where seq = ?", seq)
+    return len(doomed)
+
+
+# -- looking
+
+
+def listed(
+    rx: Snapshot,
+    *,
+    status: str | None,
+    channel: str | None,
+    agent_id: str | None,
+    capability: str | None,
+    limit: int,
+    after: str | None,
+) -> dict[str, Any]:
+    """Tasks by priority, then age; `after` is the id of the last one seen."""
+    where, values = ["1"], list[Any]()
+    if channel is not None:
+        directory.channel(rx, channel)
+        where.append("channel = ?")
+        values.append(channel)
+    if status is not None:
+        where.append("status in ('pending', 'delayed')" if status == "pending" else "status = ?")
+        values += [] if status == "pending" else [status]
+    if agent_id is not None:
+        directory.agent(rx, agent_id)
+        where.append("(owner = ? or assigned_to = ?)")
+        values += [agent_id, agent_id]
+    if capability is not None:
+        where.append("required_capability = ?")
+        values.append(capability)
+    if after is not None:
+        last = _find(rx, after)
+        where.append("(priority < ? or (priority = ? and seq > ?))")
+        values += [last["priority"], last["priority"], last["seq"]]
+    rows = rx.sql(
+        f"select * from task where {' and '.join(where)} order by priority desc, seq limit ?", *values, limit + 1
+    )
+    answer: dict[str, Any] = {"tasks": [view(row) for row in rows[:limit]]}
+    if len(rows) > limit:
+        answer["more"] = True
+    return answer
+
+
+def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:
+    """A task with what happened to it."""
+    row = _find(rx, task_id)
+    shown = view(row)
+    needs = rx.sql("select t.id from task_need n join task t on t.seq = n.needs where n.task = ? order by t.seq", row["seq"])
+    if needs:
+        shown["depends_on"] = [need[0] for need in needs]
+    shown["history"] = list(_history(rx, row))
+    return {"task": shown}
+
+
+def _history(rx: Snapshot, row: Any) -> Iterable[dict[str, Any]]:
+    yield {"at": rfc3339(row["created_at"]), "act": "posted", "agent_id": row["posted_by"]}
+    for entry in rx.sql("select * from task_history where task = ? order by rowid", row["seq"]):
+        told = {"at": rfc3339(entry["at"]), "act": entry["act"], "agent_id": entry["agent_id"]}
+        if entry["fence"]:
+            told["attempt"] = entry["fence"]
+        if entry["note"]:
+            told["note"] = entry["note"]
+        yield told
