@@ -1,0 +1,1 @@
+"""Measurements of stonemux; see `bench.run`."""
