@@ -57,6 +57,7 @@ FAILURES: dict[str, Failure] = {
     "agent_limit": Failure(402, 1, "The tier allows no further agent."),
     "cross_site": Failure(403, 1, "A web page of another site made the request."),
     "not_claim_owner": Failure(403, 1, "Another agent holds the task."),
+    "not_poster": Failure(403, 1, "Only the agent that posted the task may do this."),
     "origin_not_allowed": Failure(403, 1, "The Origin header names a foreign site."),
     "not_found": Failure(404, 3, "There is no such path."),
     "agent_not_found": Failure(404, 3, "No agent of that id is registered; near ones are told.", lasting=True),
@@ -91,6 +92,7 @@ FAILURES: dict[str, Failure] = {
     "too_many_headers": Failure(431, 2, "The request has more than 64 headers."),
     # the daemon
     "internal": Failure(500, 1, "A fault in the daemon; its log has the request id."),
+    "search_unavailable": Failure(501, 1, "This Python's SQLite has no full-text search."),
     "method_unknown": Failure(501, 2, "HTTP has no such method here."),
     "shutting_down": Failure(503, 1, "The daemon is stopping."),
     "storage_busy": Failure(503, 1, "The database did not become free in time; nothing was changed."),

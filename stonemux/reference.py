@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from stonemux.config import Settings, settings_table
 from stonemux.errors import FAILURES
-from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, Param, param_schema, shape_schema
+from stonemux.schema import IDEMPOTENCY_KEY, MOST_INTEGER, TIERS, Operation, Param, param_schema, shape_schema
 
 ALWAYS = (
     "bad_chunk",
@@ -86,7 +86,7 @@ def own_errors(operation: Operation) -> tuple[str, ...]:
         codes.add("missing_field")
     if operation.tier != TIERS[0] or any(param.tier != TIERS[0] for param in operation.params):
         codes.add("upgrade_required")
-    if operation.kind in ("wait", "stream"):
+    if operation.kind == "stream" or "timeout" in operation.by_name:
         codes.add("too_many_waiters")
     return tuple(sorted(codes, key=lambda code: (FAILURES[code].http, code)))
 
@@ -207,7 +207,7 @@ def _api_body(operation: Operation, settings: Settings) -> dict[str, Any]:
 def _api_answer(operation: Operation) -> dict[str, Any]:
     if operation.kind == "stream":
         kind, schema = "text/event-stream", {"type": "string"}
-    elif operation.returns == "text":
+    elif operation.kind == "text":
         kind, schema = "text/plain", {"type": "string"}
     else:
         kind, schema = "application/json", shape_schema(operation.returns or "object")
@@ -391,8 +391,8 @@ def _limits(param: Param, settings: Settings) -> str:
     told = []
     if param.choices:
         told.append(", ".join(f"`{choice}`" for choice in param.choices))
-    elif param.kind == "integer" and (param.least is not None or most):
-        told.append(f"{param.least} to {most}" if most and param.least is not None else _one_sided(param, most))
+    elif param.kind == "integer":
+        told += _integer_limits(param, most)
     elif param.kind == "text" and most:
         told.append(f"up to {most} bytes")
     elif param.kind == "name":
@@ -406,14 +406,16 @@ def _limits(param: Param, settings: Settings) -> str:
     return "; ".join(told)
 
 
-def _one_sided(param: Param, most: str) -> str:
-    return f"at most {most}" if most else f"at least {param.least}"
+def _integer_limits(param: Param, most: str) -> list[str]:
+    if param.least is not None:
+        return [f"{param.least} to {most}" if most else f"at least {param.least}"]
+    return [f"at most {most}"] if most else []
 
 
 def _most(param: Param, settings: Settings) -> str:
     """The upper limit in words; one that the settings decide is named too."""
     limit = param.upper(settings)
-    if limit is None:
+    if limit is None or limit == MOST_INTEGER:
         return ""
     return f"{limit} (setting `{param.most}`)" if isinstance(param.most, str) else str(limit)
 
@@ -421,7 +423,7 @@ def _most(param: Param, settings: Settings) -> str:
 def _answer(operation: Operation) -> str:
     if operation.kind == "stream":
         return "Answer: `text/event-stream`, each event with `id`, `event` and `data` (JSON)."
-    if operation.returns == "text":
+    if operation.kind == "text":
         return "Answer: `text/plain`."
     return "Answer (`?` marks what may be absent):\n\n```text\n" + sketch(operation.returns or "object") + "\n```"
 

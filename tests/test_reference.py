@@ -71,7 +71,7 @@ TABLE = (
         example={"agent_id": "a b", "tags": ["x", "y"], "limit": 5},
     ),
     Operation("events.stream", "GET", "/events", "stream", nothing, "Watch live.", tier="pro"),
-    Operation("metrics", "GET", "/metrics", "read", nothing, "Numbers for Prometheus.", returns="text"),
+    Operation("metrics", "GET", "/metrics", "text", nothing, "Numbers for Prometheus."),
 )
 POST, LIST, STREAM, METRICS = TABLE
 
