@@ -520,7 +520,10 @@ def _multiply(database: sqlite3.Connection, table: str, where: str, count: int, 
 
 
 def _fill_tasks(server: Stonemux, count: int) -> None:
-    """`count` pending tasks without requirements in the default channel, with their history."""
+    """`count` pending tasks in the default channel, with their history.
+
+    The older half is not for the agent that will claim: a quarter needs a capability, a quarter is assigned to another.
+    """
     with Line(server.address) as line:
         line.call("POST", "/task/post", description="Run the tests of the parser", posted_by="sender")
     server.stop()
@@ -532,6 +535,8 @@ def _fill_tasks(server: Stonemux, count: int) -> None:
         count - 1,
         seq="model.seq + n",
         id="printf('%08x-0000-4000-8000-%012x', n * 2654435761 % 4294967296, n)",
+        required_capability=f"case when n <= {count // 4} then 'deploy' end",
+        assigned_to=f"case when n between {count // 4 + 1} and {count // 2} then '{RECIPIENTS[1]}' end",
     )
     if database.execute("select count(*) from task_history where task = 1").fetchone()[0]:
         _multiply(database, "task_history", "task = 1", count - 1, task="model.task + n")
@@ -574,8 +579,6 @@ def _fill_messages(server: Stonemux, count: int) -> None:
 
 
 def _close(database: sqlite3.Connection) -> None:
-    database.execute("analyze")
-    database.execute("delete from sqlite_stat1")  # the daemon's own plans, not better ones by chance
     database.execute("pragma wal_checkpoint(truncate)")
     database.close()
 
