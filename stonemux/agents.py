@@ -44,7 +44,11 @@ def register(
     metadata: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
-    if agent_id == directory.SYSTEM or agent_id.startswith(directory.ADDRESS_PREFIXES) or agent_id == messages.EVERYBODY:
+    if (
+        agent_id == directory.SYSTEM
+        or agent_id.startswith(directory.ADDRESS_PREFIXES)
+        or agent_id == messages.EVERYBODY
+    ):
         raise MuxError(
             "reserved_name",
             f"agent_id {agent_id!r} is reserved: it must not be {directory.SYSTEM!r} or {messages.EVERYBODY!r}, nor "
@@ -91,7 +95,9 @@ def register(
 
 def _check_home(agent_id: str, channel: str) -> None:
     """Nobody is at home in another agent's own channel."""
-    if channel.startswith(directory.AGENT_CHANNEL_PREFIX) and channel != directory.generate_agent_channel_name(agent_id):
+    if channel.startswith(directory.AGENT_CHANNEL_PREFIX) and channel != directory.generate_agent_channel_name(
+        agent_id
+    ):
         raise MuxError(
             "reserved_name",
             f"channel begins with {directory.AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; "

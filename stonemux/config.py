@@ -250,7 +250,7 @@ class Settings:
         ),
     )
     inbox_limit: int = field(
-        default=10_000,
+        default=100_000,
         metadata=_about(
             "coordination",
             "Unsettled messages that an inbox holds before senders get inbox_full; a reader so far behind has "

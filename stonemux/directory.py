@@ -62,7 +62,9 @@ def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
 
 def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> MuxError:
     """The refusal of a name nobody registered."""
-    known = nearest(agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000")))
+    known = nearest(
+        agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
+    )
     listed = f"Known: {', '.join(known)}" if known else "Nobody is registered yet"
     return MuxError(
         "agent_not_found",
@@ -87,8 +89,8 @@ def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
         known = nearest(name, (row[0] for row in rx.sql("select name from channel limit 5000")))
         raise MuxError(
             "channel_not_found",
-            f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in it. "
-            f"Known: {', '.join(known)}",
+            f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in "
+            f"it. Known: {', '.join(known)}",
             parameter=parameter,
             known_channels=known,
         )

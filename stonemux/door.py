@@ -18,11 +18,11 @@ from typing import Any
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
-from stonemux.schema import TIERS, Operation, bind
+from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind
 from stonemux.store import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
-_KEY = re.compile(r"[\x20-\x7e]{1,128}\Z")
+_KEY = re.compile(IDEMPOTENCY_KEY)
 
 Done = Callable[[Any, BaseException | None], None]
 
@@ -70,6 +70,11 @@ def submit(
         done(value, error)
 
     mux.store.submit(Job(work, outcome))
+
+
+def admit(mux: Mux, operation: Operation, given: Mapping[str, Any], *, textual: bool = False) -> dict[str, Any]:
+    """Tier and parameters, for what a face runs itself (the event stream)."""
+    return _prepare(mux, operation, given, Caller(), textual, None)[0]
 
 
 def _opened(answer: Any) -> Any:
@@ -135,9 +140,11 @@ def _one_key(in_body: Any, in_header: str | None) -> str | None:
             "idempotency_key_conflict", "the Idempotency-Key header and the idempotency_key field differ; send one"
         )
     key = in_body if in_body is not None else in_header
-    if key is not None and (not isinstance(key, str) or not _KEY.match(key)):
+    if key is not None and (not isinstance(key, str) or not _KEY.fullmatch(key)):
         raise MuxError(
-            "invalid_idempotency_key", "an idempotency key has 1 to 128 printable ASCII characters", parameter="idempotency_key"
+            "invalid_idempotency_key",
+            "an idempotency key has 1 to 128 printable ASCII characters without blanks",
+            parameter="idempotency_key",
         )
     return key
 
@@ -174,7 +181,9 @@ def _once(
 
 
 def _remember(tx: Tx, scope: tuple[str, str, str], digest: bytes, status: int, answer: Any) -> None:
-    tx.run("insert or replace into idempotency values (?, ?, ?, ?, ?, ?, ?)", *scope, digest, status, dumps(answer), tx.now)
+    tx.run(
+        "insert or replace into idempotency values (?, ?, ?, ?, ?, ?, ?)", *scope, digest, status, dumps(answer), tx.now
+    )
 
 
 def _replay(found: Any, digest: bytes, caller: Caller) -> Any:

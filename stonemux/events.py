@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from stonemux.store import Event, Snapshot
+from stonemux.store import Event, Snapshot, Tx
 
 KINDS = (
     "message",
@@ -93,3 +93,13 @@ def oldest(rx: Snapshot) -> int:
     """The id of the oldest retained event; one past the head when there is none."""
     found = rx.one("select min(id) from event")[0]
     return int(found) if found is not None else rx.mux.log.head + 1
+
+
+def purge(tx: Tx, through: int, before: int, most: int) -> int:
+    """Forget up to `most` events with ids up to `through` that are older than `before`; returns how many."""
+    return tx.run(
+        "delete from event where id in (select id from event where id <= ? and at < ? order by id limit ?)",
+        through,
+        before,
+        most,
+    ).rowcount

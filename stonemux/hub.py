@@ -45,7 +45,9 @@ class Watch:
         self._hub.enroll(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._hub.dismiss(self)
 
     def wait(self, deadline: int) -> bool:

@@ -8,8 +8,8 @@ A message is written once and never changed. What happens to it is kept in `deli
 Delivering never deletes, so whatever a client lost it can have again with `after`.
 
 A poll reads in one of two ways. *Plain* takes what is queued and settles it when the answer has arrived (see
-`flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond N,
-settled or not: repeating it gives the same again.
+`flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond
+N, settled or not: repeating it gives the same again.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str) -> list[str
             "no_recipient",
             f"no {'active ' if pick == 'one' else ''}agent other than the sender matches {shown(to)} in channel "
             f"{channel!r}. Present there: {', '.join(present) or 'nobody with a ' + sort}",
-            **{"present": present},
+            present=present,
         )
     return found
 
@@ -241,8 +241,8 @@ def post(
             raise _full(tx, agent_id)
     stored_metadata = dumps(metadata) if metadata else None
     message_id = tx.run(
-        "insert into message (channel, sender, addressed, content, subject, type, thread, reply_to, priority, metadata, "
-        "sent_at, expires_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into message (channel, sender, addressed, content, subject, type, thread, reply_to, priority, "
+        "metadata, sent_at, expires_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         channel,
         sender,
         to,
@@ -457,13 +457,48 @@ def delivered_through(rx: Snapshot, agent_id: str) -> int:
 def settle_through(tx: Tx, agent_id: str, through: int) -> int:
     """Settle everything up to an id."""
     count = tx.run(
-        "update delivery set state = 2, settled_at = ?, due_at = null where agent_id = ? and message_id <= ? and state < 2",
+        "update delivery set state = 2, settled_at = ?, due_at = null "
+        "where agent_id = ? and message_id <= ? and state < 2",
         tx.now,
         agent_id,
         through,
     ).rowcount
     _shrink(tx, agent_id, count)
     return count
+
+
+# -- growing old
+
+
+def purge(tx: Tx, before: int, most: int) -> int:
+    """Forget up to `most` messages sent before a time that nobody has still to read; returns how many.
+
+    What ran out of its time to live counts as dead, so it does not keep its message.
+    """
+    tx.run(
+        "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state = 0 and message_id in "
+        "(select id from message where expires_at <= ?1)",
+        tx.now,
+    )
+    tx.backlog.clear()
+    doomed = [
+        row[0]
+        for row in tx.sql(
+            "select id from message m where sent_at < ? and not exists (select 1 from delivery d where "
+            "d.message_id = m.id and d.state < 2) order by id limit ?",
+            before,
+            most,
+        )
+    ]
+    for message_id in doomed:
+        tx.run(
+            "update agent set delivered_through = max(delivered_through, ?1) "
+            "where id in (select agent_id from delivery where message_id = ?1)",
+            message_id,
+        )
+        tx.run("delete from delivery where message_id = ?", message_id)
+        tx.run("delete from message where id = ?", message_id)
+    return len(doomed)
 
 
 # -- looking
@@ -537,8 +572,6 @@ def _narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[
         where.append("m.channel = ?")
         values.append(channel)
     if agent_id is not None:
-        where.append(
-            "(m.sender = ? or exists (select 1 from delivery d where d.agent_id = ? and d.message_id = m.id))"
-        )
+        where.append("(m.sender = ? or exists (select 1 from delivery d where d.agent_id = ? and d.message_id = m.id))")
         values += [agent_id, agent_id]
     return where, values

@@ -17,9 +17,7 @@ SCAN = 1000
 """How many events one look at the database reads while it searches for those that pass a filter."""
 
 
-def event_filter(
-    mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None
-) -> Filter:
+def event_filter(mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None) -> Filter:
     """A checked filter; raises for unknown types, channels and agents."""
     for kind in types or ():
         if kind not in KINDS:
@@ -166,7 +164,12 @@ def metrics(rx: Snapshot) -> str:
     def labeled(label: str, values: dict[str, int]) -> dict[str, int]:
         return {f'{{{label}="{name}"}}': value for name, value in values.items()}
 
-    metric("info", "gauge", "Version and tier of the running daemon.", {f'{{version="{VERSION}",tier="{found["tier"]}"}}': 1})
+    metric(
+        "info",
+        "gauge",
+        "Version and tier of the running daemon.",
+        {f'{{version="{VERSION}",tier="{found["tier"]}"}}': 1},
+    )
     metric("uptime_seconds", "gauge", "Seconds since the start.", {"": found["uptime"]})
     agents = {name: found["agents"][name] for name in ("active", "stale")}
     metric("agents", "gauge", "Registered agents.", labeled("status", agents))

@@ -12,9 +12,9 @@ from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.events import EventLog
+from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
-from stonemux.flights import Flights
 from stonemux.store import Event, Store, Work
 
 
@@ -92,6 +92,30 @@ class Waiters:
                     self._by_agent[agent_id] -= 1
 
 
+class Alarm:
+    """When the timekeeper must look again; `_condition` guards the moment (in `Clock.now_ms` time)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._at = 0
+
+    def set(self, at: int) -> None:
+        """Ring at this moment, if nothing rings earlier."""
+        if at < self._at:
+            with self._condition:
+                self._at = min(self._at, at)
+                self._condition.notify()
+
+    def wait(self) -> None:
+        """Sleep until the moment has come, and forget it."""
+        clock = self._clock
+        with self._condition:
+            while (left := self._at - clock.now_ms()) > 0:
+                clock.wait(self._condition, clock.ticks_ms() + left)
+            self._at = 2**62
+
+
 @dataclass(frozen=True, slots=True)
 class Mux:
     """Everything that an operation may need; there are no globals, so one process may hold several."""
@@ -104,6 +128,7 @@ class Mux:
     presence: Presence
     flights: Flights
     waiters: Waiters
+    alarm: Alarm
     tier: str
     started_at: int
 
@@ -119,6 +144,7 @@ class Mux:
             presence=Presence(clock, settings.stale_threshold),
             flights=Flights(),
             waiters=Waiters(settings),
+            alarm=Alarm(clock),
             tier=settings.default_tier,
             started_at=clock.now_ms(),
         )

@@ -3,9 +3,9 @@
 A row says everything about an operation, and nothing about it stands anywhere else: routes, schemas, OpenAPI, reference
 and test lists derive from here. Read it top down to learn what the program does.
 
-Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction, on
-whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole program
-and may block. A *text* is a read that answers plain text; *stream* and *document* are answered by the HTTP face.
+Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
+on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
+program and may block. A *text* is a read that answers plain text; *stream* and *document* are answered by the HTTP face.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/deregister",
         "change",
         agents.deregister,
-        "Take an agent out of the directory. Its pending messages are preserved and found again when it registers anew.",
+        "Take an agent out of the directory. Its pending messages are preserved and found again when it registers "
+        "anew.",
         params=(
             _agent(),
             Param("release_claims", "boolean", False, doc="Put the tasks it holds back into the pool at once."),
@@ -281,8 +282,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "matching members of the channel. A 200 means that it is on disk.",
         params=(
             FROM,
-            Param("to", "name", most=140, doc="An agent id, role:NAME, group:NAME or capability:NAME. May be left out "
-                  "for a type that the routing table knows."),
+            Param(
+                "to",
+                "name",
+                most=140,
+                doc="An agent id, role:NAME, group:NAME or capability:NAME. May be left out "
+                "for a type that the routing table knows.",
+            ),
             CONTENT,
             _channel(doc="The channel; the recipient must be a member."),
             *MESSAGE_EXTRAS,
@@ -433,7 +439,9 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("depends_on", "names", doc="Ids of tasks that must be complete before this one may be claimed."),
             _agent("assigned_to", None, "Only this agent may claim it."),
             Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds."),
-            Param("max_attempts", "integer", 10, least=0, most=1000, doc="Tries before it fails for good; 0: no limit."),
+            Param(
+                "max_attempts", "integer", 10, least=0, most=1000, doc="Tries before it fails for good; 0: no limit."
+            ),
         ),
         returns={"task_id": "string", "task": TASK},
         tool="mux_task_post",
@@ -454,8 +462,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/claim",
         "wait",
         tasks.claim,
-        "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly one "
-        "agent gets it. Both fields are null when nothing fits.",
+        "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly "
+        "one agent gets it. Both fields are null when nothing fits.",
         params=(
             _agent(),
             _channel(),
@@ -489,7 +497,9 @@ OPERATIONS: tuple[Operation, ...] = (
             _agent(),
             Param("result", "text", most="max_message_size", doc="What came of it."),
             Param("status", "text", "complete", choices=("complete", "failed"), doc="How it ended."),
-            Param("retry", "boolean", False, doc="With failed: back to the pool after a while, until attempts run out."),
+            Param(
+                "retry", "boolean", False, doc="With failed: back to the pool after a while, until attempts run out."
+            ),
             CLAIM_TOKEN,
         ),
         returns=ENDED | {"replayed?": "boolean"},
@@ -655,8 +665,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/watch",
         "wait",
         state.watch,
-        "Wait until a key changes past a version. Answers its latest state; steps in between may be skipped. On timeout "
-        "`changed` is false.",
+        "Wait until a key changes past a version. Answers its latest state; steps in between may be skipped. On "
+        "timeout `changed` is false.",
         params=(
             KEY,
             _channel(),
@@ -692,7 +702,13 @@ OPERATIONS: tuple[Operation, ...] = (
         returns={"key": "string", "channel": "string", "version": "integer", "deleted": "boolean"},
         tier="pro",
         actor="updated_by",
-        errors=("key_not_found", "version_conflict", "invalid_expected_version", "agent_not_found", "channel_not_found"),
+        errors=(
+            "key_not_found",
+            "version_conflict",
+            "invalid_expected_version",
+            "agent_not_found",
+            "channel_not_found",
+        ),
         emits=("state_changed",),
         example={"key": "deployment-status"},
     ),

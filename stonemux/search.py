@@ -38,7 +38,7 @@ def search(
         rows = rx.sql(
             f"select {_FIELDS}, snippet(message_words, 0, '**', '**', ' … ', 24) as excerpt "
             "from message_words w join message m on m.id = w.rowid "
-            f"where message_words match ? {''.join(f' and {part}' for part in where)} order by w.rank, m.id desc limit ?",
+            f"where {' and '.join(['message_words match ?', *where])} order by w.rank, m.id desc limit ?",
             _phrases(q),
             *values,
             limit,
@@ -84,4 +84,4 @@ def _take_in(tx: Tx) -> bool:
         last,
     )
     tx.run("update searched set through = ?", last)
-    return last < newest
+    return bool(last < newest)

@@ -56,9 +56,7 @@ def put(
     return _record(_change(tx, key, value, channel, expected_version, updated_by))
 
 
-def delete(
-    tx: Tx, *, key: str, channel: str, expected_version: int | None, updated_by: str | None
-) -> dict[str, Any]:
+def delete(tx: Tx, *, key: str, channel: str, expected_version: int | None, updated_by: str | None) -> dict[str, Any]:
     """Delete a key, leaving a tombstone with the next version."""
     row = _row(tx, channel, key)
     if row is None or row["deleted"]:
@@ -95,8 +93,8 @@ def _change(
     }
     written = tuple(changed.values())
     tx.run(
-        "insert into state (channel, key, value, version, deleted, updated_by, updated_at) values (?, ?, ?, ?, ?, ?, ?) "
-        "on conflict (channel, key) do update set value = excluded.value, version = excluded.version, "
+        "insert into state (channel, key, value, version, deleted, updated_by, updated_at) "
+        "values (?, ?, ?, ?, ?, ?, ?) on conflict (channel, key) do update set value = excluded.value, version = excluded.version, "
         "deleted = excluded.deleted, updated_by = excluded.updated_by, updated_at = excluded.updated_at",
         *written,
     )

@@ -24,6 +24,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             content text not null, subject text, type text, thread text, reply_to integer,
             priority integer not null default 0, metadata text, sent_at integer not null, expires_at integer) strict""",
         "create index message_channel on message (channel, id)",
+        "create index message_expires on message (expires_at) where expires_at is not null",
         "create index message_thread on message (thread, id) where thread is not null",
         # state: 0 queued, 1 leased, 2 settled, 3 dead
         """create table delivery (
@@ -61,7 +62,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             task integer not null, at integer not null, act text not null, agent_id text, fence integer not null,
             note text) strict""",
         "create index task_history_task on task_history (task)",
-        "create table task_need (task integer not null, needs integer not null, primary key (task, needs)) strict, without rowid",
+        """create table task_need (
+            task integer not null, needs integer not null, primary key (task, needs)) strict, without rowid""",
         "create index task_need_needs on task_need (needs)",
         """create table state (
             channel text not null, key text not null, value text, version integer not null,

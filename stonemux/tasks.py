@@ -7,13 +7,13 @@ What may happen is data. `delayed` is a pending task that nobody may claim befor
                │  └──release──────┤  └────fail──────> failed ──requeue──> pending
                └──expire, retry───┘
 
-A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token is
-`<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another number: it
+A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token
+is `<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another number: it
 counts tries, against `max_attempts`, and starts anew when a failed task is requeued.
 
 A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
-does. So a late completion is accepted as long as the fence has not moved. Leases run on the program's clock, which never
-steps, and each restart gives the live ones a full term: nobody is late because the daemon was away.
+does. So a late completion is accepted as long as the fence has not moved. Leases run on the program's clock, which
+never steps, and each restart gives the live ones a full term: nobody is late because the daemon was away.
 
 Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first.
 """
@@ -31,7 +31,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux
-from stonemux.store import Snapshot, Tx
+from stonemux.store import Snapshot, Tx, Work
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -220,10 +220,9 @@ def claim(
         row = _claim_one(tx, agent_id, channel, task_id)
         return None if row is None else {"task_id": row["id"], "claim_token": claim_token(row), "task": view(row)}
 
-    if caller.once is not None:
-        attempt = caller.once(attempt)
+    work: Work = attempt if caller.once is None else caller.once(attempt)
     if timeout == 0:
-        return mux.store.write(attempt) or _nothing()
+        return mux.store.write(work) or _nothing()
     with mux.store.read() as rx:
         topics = _claim_topics(rx, agent_id, channel)
     deadline = mux.clock.ticks_ms() + timeout * 1000
@@ -231,7 +230,7 @@ def claim(
     with mux.hub.watch(*topics) as watch:
         try:
             while True:
-                got = mux.store.write(attempt)
+                got = mux.store.write(work)
                 if got is not None:
                     caller.flight = _Claim(mux, got["claim_token"])
                     return got  # type: ignore[no-any-return]
@@ -282,8 +281,14 @@ def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
         channel=row["channel"],
         agents=_about(agent_id, row["posted_by"]),
     )
-    tx.touch(("due",))
+    _set_alarm(tx, row)
     return row
+
+
+def _set_alarm(tx: Tx, row: Any) -> None:
+    """After the commit, let the timekeeper know when this task wants it."""
+    due_at = row["due_at"]
+    tx.after(lambda: tx.mux.alarm.set(due_at))
 
 
 def _best(tx: Tx, agent: Any, channel: str) -> int | None:
@@ -368,7 +373,9 @@ def _held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
         return row
     if row["owner"] == agent_id:
         return row
-    once = tx.one("select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row["seq"], agent_id)
+    once = tx.one(
+        "select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row["seq"], agent_id
+    )
     if once is not None and row["status"] not in FINAL:
         raise _stale(row)
     raise MuxError(
@@ -423,7 +430,14 @@ def _completed_before(row: Any, agent_id: str, result: str | None, status: str) 
 
 
 def _finish(
-    tx: Tx, row: Any, status: str, *, result: str | None, note: str | None, agent_id: str | None, error: str | None = None
+    tx: Tx,
+    row: Any,
+    status: str,
+    *,
+    result: str | None,
+    note: str | None,
+    agent_id: str | None,
+    error: str | None = None,
 ) -> Any:
     after = tx.sql(
         "update task set status = ?, result = ?, error = ?, completed_at = ?, due_at = null where seq = ? returning *",
@@ -454,16 +468,16 @@ def _free_dependents(tx: Tx, seq: int) -> None:
     tx.run("delete from task_need where needs = ?", seq)
     for dependent in dependents:
         if tx.one("select 1 from task_need where task = ?", dependent) is None:
-            for row in tx.sql("update task set status = 'pending' where seq = ? and status = 'waiting' returning *", dependent):
+            for row in tx.sql(
+                "update task set status = 'pending' where seq = ? and status = 'waiting' returning *", dependent
+            ):
                 _offer(tx, row)
 
 
 def _retry(tx: Tx, row: Any, agent_id: str, result: str | None) -> dict[str, Any]:
     _move(row, "fail")
     if _exhausted(row):
-        row = _finish(
-            tx, row, "failed", result=result, note=result, agent_id=agent_id, error="max_attempts_exceeded"
-        )
+        row = _finish(tx, row, "failed", result=result, note=result, agent_id=agent_id, error="max_attempts_exceeded")
         return {"task_id": row["id"], "status": "failed", "task": view(row)}
     delay = BACKOFF_MS[min(row["attempts"], len(BACKOFF_MS)) - 1] if row["attempts"] else BACKOFF_MS[0]
     row = _put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
@@ -499,7 +513,7 @@ def _put_back(
     if status == "pending":
         _offer(tx, after)
     else:
-        tx.touch(("due",))
+        _set_alarm(tx, after)
     return after
 
 
@@ -520,7 +534,7 @@ def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> d
         tx.now,
         row["seq"],
     )[0]
-    tx.touch(("due",))
+    _set_alarm(tx, row)
     return {"task_id": task_id, "lease_expires_at": rfc3339(row["due_at"]), "task": view(row)}
 
 
@@ -630,7 +644,9 @@ def purge(tx: Tx, before: int, most: int) -> int:
     doomed = [
         row[0]
         for row in tx.sql(
-            "select seq from task where completed_at < ? and seq not in (select needs from task_need) limit ?", before, most
+            "select seq from task where completed_at < ? and seq not in (select needs from task_need) limit ?",
+            before,
+            most,
         )
     ]
     for seq in doomed:
@@ -686,7 +702,9 @@ def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:
     """A task with what happened to it."""
     row = _find(rx, task_id)
     shown = view(row)
-    needs = rx.sql("select t.id from task_need n join task t on t.seq = n.needs where n.task = ? order by t.seq", row["seq"])
+    needs = rx.sql(
+        "select t.id from task_need n join task t on t.seq = n.needs where n.task = ? order by t.seq", row["seq"]
+    )
     if needs:
         shown["depends_on"] = [need[0] for need in needs]
     shown["history"] = list(_history(rx, row))

@@ -1,0 +1,7 @@
+"""`python -m stonemux`."""
+
+import sys
+
+from stonemux.cli import main
+
+sys.exit(main())

@@ -1,0 +1,157 @@
+"""The command line: `serve`, `status` and `reference`.
+
+Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
+of reach, 70 storage failed, 78 data refused. Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stonemux import VERSION
+from stonemux.config import Settings, load
+from stonemux.errors import EXIT_OK, MuxError
+
+
+def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options, environ))
+    except MuxError as error:
+        print(f"stonemux: {error.message}", file=sys.stderr)
+        return error.failure.exit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more; end without a trace
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stonemux",
+        description="A daemon through which the AI agents on one machine coordinate.",
+        epilog="Start with: stonemux serve",
+    )
+    parser.add_argument("--version", action="version", version=f"stonemux {VERSION}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the daemon", description="Run the daemon in the foreground.")
+    _add_settings(serve)
+    serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="least important line to log")
+    serve.add_argument("--log-format", choices=("text", "json"), help="how log lines look")
+    serve.add_argument(
+        "--accept-rollback",
+        action="store_true",
+        help="start although the database is older than its directory remembers",
+    )
+    serve.set_defaults(run=_serve)
+
+    status = commands.add_parser(
+        "status", help="show the running daemon", description="Ask the running daemon how it is."
+    )
+    _add_settings(status)
+    status.add_argument("--json", action="store_true", help="the daemon's own answers, for programs")
+    status.add_argument("--check", action="store_true", help="exit with 6 when no daemon answers")
+    status.set_defaults(run=_status)
+
+    reference = commands.add_parser(
+        "reference", help="print the reference", description="Print the reference of all operations, as Markdown."
+    )
+    reference.add_argument("--openapi", action="store_true", help="OpenAPI 3.1 instead of Markdown")
+    reference.add_argument("--config", action="store_true", help="the example of the settings file instead")
+    reference.set_defaults(run=_reference)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address of the daemon (default 127.0.0.1)")
+    parser.add_argument("--port", help="port of the daemon (default 3392)")
+    parser.add_argument("--data-dir", help="where the data lies (default ~/.stonemux)")
+    parser.add_argument("--config", metavar="FILE", help="settings file (default: config.toml in the data directory)")
+
+
+def _settings(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    flags = {
+        name: value
+        for name in ("host", "port", "data_dir", "log_level", "log_format")
+        if (value := getattr(options, name, None)) is not None
+    }
+    return load(Path(options.config) if options.config else None, environ, flags)
+
+
+def _serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import daemon, logs
+
+    settings = _settings(options, environ)
+    logs.set_up(settings.log_level, settings.log_format)
+    return daemon.serve(
+        settings, accept_rollback=options.accept_rollback, say=lambda running: print(daemon.banner(running), flush=True)
+    )
+
+
+def _status(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import client, operations
+
+    settings = _settings(options, environ)
+    try:
+        health = client.ask(settings.host, settings.port, operations.BY_NAME["health"], {})
+        stats = client.ask(settings.host, settings.port, operations.BY_NAME["stats"], {})
+    except MuxError as error:
+        if error.code != "unreachable":
+            raise
+        if options.json:
+            print(json.dumps({"running": False, "tier": settings.default_tier, "version": VERSION}))
+        else:
+            print(f"stonemux {VERSION}: not running at {settings.host}:{settings.port} (tier {settings.default_tier})")
+        return error.failure.exit if options.check else EXIT_OK
+    if options.json:
+        print(json.dumps({"running": True, "health": health, "stats": stats}))
+    else:
+        print(_status_text(f"{settings.host}:{settings.port}", health, stats))
+    return EXIT_OK
+
+
+def _status_text(address: str, health: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
+    tasks = ", ".join(f"{count} {status}" for status, count in stats["tasks"].items() if count) or "none"
+    rows = [
+        ("tier", health["tier"]),
+        ("uptime", _duration(health["uptime"])),
+        ("agents", f"{stats['agents']['active']} active, {stats['agents']['stale']} stale"),
+        ("messages", f"{stats['messages']['sent']} sent, {stats['messages']['unread']} unread"),
+        ("tasks", tasks),
+        ("state", f"{stats['state_keys']} keys"),
+        ("channels", str(stats["channels"])),
+        ("waiting", f"{stats['waiters']} calls"),
+        ("storage", f"{sum(stats['storage'].values()) / 1024 / 1024:.1f} MiB"),
+    ]
+    head = f"stonemux {health['version']} at {address}: {health['status']}"
+    return "\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)])
+
+
+def _duration(seconds: int) -> str:
+    days, rest = divmod(seconds, 86_400)
+    hours, rest = divmod(rest, 3_600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def _reference(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import config, operations, reference
+
+    if options.openapi:
+        print(json.dumps(reference.openapi(operations.OPERATIONS, Settings(), VERSION), indent=2))
+    elif options.config:
+        print(config.example(), end="")
+    else:
+        print(reference.markdown(operations.OPERATIONS, Settings()), end="")
+    return EXIT_OK

@@ -1,0 +1,135 @@
+"""The life of a daemon: open the data directory, serve until told to stop, leave everything in good order.
+
+Order of the start: settings, data directory (locked), store (checked, migrated), boot (leases renewed), socket, then
+the banner. The stop goes backwards: no new connections, parked calls answered, streams told, queued changes committed,
+write-ahead log folded in, lock given back.
+
+Signals only set a flag that the main thread waits for; everything else happens in order, on that thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from stonemux import VERSION, timekeeper
+from stonemux.clock import Clock
+from stonemux.config import Settings, check_safe
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.httpd import STACK_BYTES, Server
+from stonemux.mux import Mux
+from stonemux.store import Store
+
+log = logging.getLogger("stonemux")
+
+SPARE_FILES = 128
+"""Descriptors beyond the connections: database, log, readers, the parts of the program."""
+
+
+class Daemon:
+    """A running daemon; `serve` blocks until `stop` is called or a signal arrives."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, accept_rollback: bool = False) -> None:
+        """Start everything up to the listening socket. Raises MuxError with the exit status of what is in the way."""
+        check_safe(settings)
+        _allow_files(settings.max_connections + settings.max_waiters + SPARE_FILES)
+        threading.stack_size(STACK_BYTES)
+        clock = clock or Clock()
+        self.settings = settings
+        self.failure: MuxError | None = None
+        self._end = threading.Event()
+        with contextlib.ExitStack() as undo:
+            self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
+            undo.callback(self._directory.close)
+            self._store = Store(self._directory, clock, accept_rollback=accept_rollback)
+            undo.callback(self._store.close)
+            self._store.on_fatal = self._fail
+            self.mux = Mux.assemble(settings, clock, self._store)
+            timekeeper.boot(self.mux)
+            self.server = Server(self.mux)
+            undo.pop_all()
+        self._timekeeper = timekeeper.Timekeeper(self.mux)
+        self._timekeeper.start()
+        self._acceptor = threading.Thread(target=self.server.serve_forever, name="acceptor", daemon=True)
+        self._acceptor.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = self.settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    def _fail(self, error: MuxError) -> None:
+        """The storage can no longer be trusted: stop, with its exit status."""
+        log.critical("%s", error.message)
+        self.failure = error
+        self._end.set()
+
+    def stop(self, *_: Any) -> None:
+        """Ask `serve` to end."""
+        self._end.set()
+
+    def serve(self) -> int:
+        """Wait for the end, then shut down in order; returns the exit status."""
+        while not self._end.wait(3600):
+            pass
+        self.close()
+        return self.failure.failure.exit if self.failure is not None else 0
+
+    def close(self) -> None:
+        """Shut down: answers what waits, commits what is queued, and gives the data directory back."""
+        self.server.stop()
+        self._acceptor.join()
+        with contextlib.suppress(MuxError):
+            self._timekeeper.stop()
+        self._store.close()
+        self._directory.close()
+
+
+def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], None]) -> int:
+    """Run a daemon until SIGTERM or SIGINT and return the exit status; `say` is called once it listens."""
+    daemon = Daemon(settings, accept_rollback=accept_rollback)
+    signal.signal(signal.SIGTERM, daemon.stop)
+    signal.signal(signal.SIGINT, daemon.stop)
+    say(daemon)
+    log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
+    status = daemon.serve()
+    log.info("stonemux has stopped")
+    return status
+
+
+def banner(daemon: Daemon) -> str:
+    """What a person wants to know when it has started, and what to type next."""
+    run = "python -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
+    rows = [
+        ("listening", daemon.url),
+        ("data", str(daemon.settings.data_dir)),
+        ("tier", daemon.mux.tier),
+        ("try", f"{run} status" if daemon.server.port == 3392 else f"{run} status --port {daemon.server.port}"),
+        ("stop", "Ctrl-C"),
+    ]
+    return "\n".join([f"stonemux {VERSION}", *(f"  {name:<10}{value}" for name, value in rows)])
+
+
+def _allow_files(needed: int) -> None:
+    """Raise the soft limit of open files to what the settings ask for; say so when the system does not allow it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, needed)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if wanted > soft:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < needed:
+        raise MuxError(
+            "bad_setting",
+            f"server.max_connections and max_waiters need {needed} open files, but this system allows {hard}; lower "
+            "them, or raise the limit (ulimit -n)",
+        )

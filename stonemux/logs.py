@@ -1,0 +1,42 @@
+"""Log lines, as text for people or JSON for programs, on standard error. Contents and tokens are never logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from stonemux.clock import rfc3339
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{rfc3339(int(record.created * 1000))} {record.levelname.lower():<8} {_one_line(record.getMessage())}"
+        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "at": rfc3339(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info is not None:
+            entry["trace"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=True)
+
+
+def _one_line(text: str) -> str:
+    """Control characters escaped, so that nobody writes a second log line by way of a name."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def set_up(level: str, form: str) -> None:
+    """Log to standard error; a full disk behind it does not disturb the daemon."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    logger = logging.getLogger("stonemux")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    logging.raiseExceptions = False

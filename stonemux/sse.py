@@ -1,0 +1,245 @@
+"""Server-sent events: one thread writes all streams.
+
+After the HTTP face has checked a request it hands the socket over and the connection's thread is free. A stream is a
+socket, a filter and a cursor into the event log; what it has not yet taken of the last piece waits in `unsent`, and no
+more is fetched until that is gone, so a slow reader costs one piece of memory, reads on from the database when it has
+fallen behind the ring, and is told of a `gap` when even the database no longer has what it missed. One that takes
+nothing for 15 seconds is closed; it comes back with its Last-Event-ID.
+
+The format is that of the WHATWG HTML standard, section "Server-sent events": `id`, `event` and one line of `data`.
+
+Threads: everything but `add`, `wake` and `close` happens on the streamer's thread. `_lock` guards the newcomers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from typing import Any
+
+from stonemux import events, monitor
+from stonemux.directory import dumps
+from stonemux.events import Filter
+from stonemux.mux import Mux
+from stonemux.store import Event
+
+PAGE = 200
+"""Events fetched for one stream at a time."""
+PIECE = 256 * 1024
+"""Bytes after which no more events are put into one write."""
+STALLED_MS = 15_000
+RETRY_MS = 2_000
+
+
+def frame(event: Event) -> bytes:
+    """One event as the stream shows it; JSON stands on one line, so `data` never needs splitting."""
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
+
+
+def special(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
+    """A frame that is not in the log: gap, reset or shutdown."""
+    head = f"id: {event_id}\n" if event_id is not None else ""
+    return f"{head}event: {kind}\ndata: {dumps(data)}\n\n".encode()
+
+
+class Stream:
+    """One reader."""
+
+    __slots__ = ("blocked_since", "cursor", "sock", "spoke_at", "unsent", "wanted")
+
+    def __init__(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes) -> None:
+        self.sock = sock
+        self.wanted = wanted
+        self.cursor = cursor
+        self.unsent = greeting
+        self.spoke_at = 0
+        self.blocked_since: int | None = None
+
+
+class Streamer:
+    """All streams, and the thread that writes them."""
+
+    def __init__(self, mux: Mux) -> None:
+        self._mux = mux
+        self._lock = threading.Lock()
+        self._new: list[Stream] = []
+        self._streams: dict[int, Stream] = {}
+        self._frames: dict[int, bytes] = {}
+        self._poller = select.poll()
+        self._bell, self._rope = os.pipe()
+        os.set_blocking(self._rope, False)
+        os.set_blocking(self._bell, False)
+        self._poller.register(self._bell, select.POLLIN)
+        self._rung = False
+        self._closing = False
+        self._count = 0
+        self._thread: threading.Thread | None = None
+        mux.log.listeners.append(self.wake)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes) -> None:
+        """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`."""
+        sock.setblocking(False)
+        with self._lock:
+            self._count += 1
+            self._new.append(Stream(sock, wanted, cursor, greeting))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="streamer", daemon=True)
+                self._thread.start()
+        self._ring()
+
+    def wake(self) -> None:
+        """There are new events."""
+        if self._count:
+            self._ring()
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._rope, b"x")
+
+    def close(self) -> None:
+        """Say `shutdown` on every stream and end."""
+        self._closing = True
+        self._rung = False
+        self._ring()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+        os.close(self._bell)
+        os.close(self._rope)
+
+    # -- on the streamer's thread
+
+    def _run(self) -> None:
+        clock = self._mux.clock
+        keepalive = self._mux.settings.sse_keepalive * 1000
+        while not self._closing:
+            ready = self._poller.poll(self._patience(clock.ticks_ms(), keepalive))
+            if self._rung:
+                self._rung = False  # before looking, so that what comes while we look rings again
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._bell, 64)
+            self._admit()
+            now = clock.ticks_ms()
+            for fd, happened in ready:
+                stream = self._streams.get(fd)
+                if stream is not None:
+                    self._heed(stream, happened, now)
+            self._write_all(now)
+            self._keep_alive(now, keepalive)
+        for stream in list(self._streams.values()):
+            if not stream.unsent:
+                self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)
+            self._drop(stream)
+
+    def _patience(self, now: int, keepalive: int) -> int | None:
+        """Milliseconds until something must happen by itself; None when there is no stream."""
+        due = [
+            stream.spoke_at + keepalive if stream.blocked_since is None else stream.blocked_since + STALLED_MS
+            for stream in self._streams.values()
+        ]
+        return max(0, min(due) - now) if due else None
+
+    def _admit(self) -> None:
+        with self._lock:
+            new, self._new = self._new, []
+        for stream in new:
+            fd = stream.sock.fileno()
+            self._streams[fd] = stream
+            self._poller.register(fd, select.POLLIN)
+            greeting, stream.unsent = stream.unsent, b""
+            self._send(stream, greeting, self._mux.clock.ticks_ms())
+
+    def _heed(self, stream: Stream, happened: int, now: int) -> None:
+        """A socket stirred: it can take more, or the reader is gone (what it says is of no interest)."""
+        if happened & select.POLLOUT:
+            unsent, stream.unsent = stream.unsent, b""
+            self._send(stream, unsent, now)
+            return
+        try:
+            gone = not stream.sock.recv(4096)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:
+            self._drop(stream)
+
+    def _write_all(self, now: int) -> None:
+        """Bring every stream that can take more up to the head of the log."""
+        head = self._mux.log.head
+        for stream in list(self._streams.values()):
+            while stream.cursor < head and not stream.unsent and stream.sock.fileno() >= 0:
+                piece, stream.cursor = self._next_piece(stream)
+                if piece:
+                    self._send(stream, piece, now)
+        self._frames.clear()
+
+    def _next_piece(self, stream: Stream) -> tuple[bytes, int]:
+        """What comes next for a stream, and where its cursor stands after it."""
+        after = stream.cursor
+        recent = self._mux.log.recent(after)
+        missed: list[bytes] = []
+        if recent is None:
+            with self._mux.store.read() as rx:
+                if (gap := monitor.gap_after(rx, after)) is not None:
+                    after = gap["oldest"] - 1
+                    missed.append(special("gap", gap, after))
+                recent = events.stored(rx, after, PAGE)
+        size = 0
+        for event in recent:
+            after = event.id
+            if stream.wanted.wants(event):
+                missed.append(self._framed(event))
+                size += len(missed[-1])
+                if size > PIECE:
+                    break
+        return b"".join(missed), after
+
+    def _framed(self, event: Event) -> bytes:
+        """The event's frame, made once for all the streams of this round."""
+        framed = self._frames.get(event.id)
+        if framed is None:
+            framed = self._frames[event.id] = frame(event)
+        return framed
+
+    def _send(self, stream: Stream, data: bytes, now: int) -> None:
+        try:
+            sent = stream.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(stream)
+            return
+        stream.unsent = data[sent:]
+        stream.spoke_at = now
+        if stream.unsent:
+            if sent or stream.blocked_since is None:
+                stream.blocked_since = now
+            self._poller.modify(stream.sock, select.POLLIN | select.POLLOUT)
+        elif stream.blocked_since is not None:
+            stream.blocked_since = None
+            self._poller.modify(stream.sock, select.POLLIN)
+
+    def _keep_alive(self, now: int, keepalive: int) -> None:
+        for stream in list(self._streams.values()):
+            if stream.blocked_since is not None:
+                if stream.blocked_since + STALLED_MS <= now:
+                    self._drop(stream)
+            elif stream.spoke_at + keepalive <= now:
+                self._send(stream, b": ka\n\n", now)
+
+    def _drop(self, stream: Stream) -> None:
+        fd = stream.sock.fileno()
+        if self._streams.pop(fd, None) is not None:
+            self._count -= 1
+            self._poller.unregister(fd)
+            with contextlib.suppress(OSError):
+                stream.sock.shutdown(socket.SHUT_WR)
+            stream.sock.close()

@@ -1,0 +1,120 @@
+"""What must happen by itself: leases that run out, agents that go stale, records that grow old.
+
+One thread sleeps until the next thing is due and no longer; nothing is swept on a period while nothing is due.
+`Alarm.set` moves the moment forward when something earlier comes up.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from stonemux import agents, directory, door, events, messages, tasks
+from stonemux.errors import MuxError
+from stonemux.mux import Mux
+from stonemux.store import Tx, Work
+
+log = logging.getLogger("stonemux")
+
+HOUSEKEEPING_MS = 60_000
+PURGED_AT_ONCE = 1000
+"""Rows forgotten by one transaction, so that no sender waits long behind the purge."""
+LEAST_EVENTS = 1000
+
+
+def boot(mux: Mux) -> None:
+    """After a start: the default channel, everybody's grace period, and a full term for every live lease."""
+
+    def start(tx: Tx) -> list[str]:
+        if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
+            directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
+        tasks.renew_leases(tx)
+        return agents.registered(tx)
+
+    for agent_id in mux.store.write(start):
+        mux.presence.add(agent_id)
+
+
+class Timekeeper:
+    """The thread; `tick` is one round of it, for tests to call."""
+
+    def __init__(self, mux: Mux) -> None:
+        self._mux = mux
+        self._stopping = False
+        self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
+        self._noted_head = mux.store.head
+        self._thread = threading.Thread(target=self._run, name="timekeeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._mux.log.listeners.append(lambda: self._mux.alarm.set(self._mux.clock.now_ms() + 1000))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and write down what is only in memory."""
+        self._stopping = True
+        self._mux.alarm.set(0)
+        self._thread.join()
+        self._note_heartbeats()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._mux.alarm.wait()
+            if self._stopping:
+                return
+            try:
+                self.tick()
+            except MuxError as error:
+                log.warning("housekeeping was refused: %s", error.message)
+                self._mux.alarm.set(self._mux.clock.now_ms() + 1000)
+            except Exception:
+                log.exception("housekeeping failed")
+                self._mux.alarm.set(self._mux.clock.now_ms() + 1000)
+
+    def tick(self) -> None:
+        """Do what is due, and set the alarm for what comes next."""
+        mux = self._mux
+        now = mux.clock.now_ms()
+        with mux.store.read() as rx:
+            due = tasks.next_due(rx)
+        if due is not None and due <= now:
+            mux.store.write(tasks.settle_due)
+        if gone := mux.presence.newly_stale():
+            mux.store.write(lambda tx: agents.stale(tx, gone))
+        if mux.flights.owed:
+            messages.settle_owed(mux)
+        if mux.store.head != self._noted_head:
+            mux.store.note_head()
+            self._noted_head = mux.store.head
+        if self._housekeeping_at <= now:
+            self._housekeeping_at = now + HOUSEKEEPING_MS
+            self._note_heartbeats()
+            self._purge(now)
+        self._set_alarm(now)
+
+    def _set_alarm(self, now: int) -> None:
+        with self._mux.store.read() as rx:
+            due = tasks.next_due(rx)
+        stale = self._mux.presence.next_stale()
+        moments = [self._housekeeping_at]
+        moments += [due] if due is not None else []
+        # Agents are told stale in batches: with a thousand of them, one wake-up each would be a thousand.
+        moments += [max(stale, now + 1000)] if stale is not None else []
+        moments += [now + 1000] if self._mux.flights.owed else []
+        self._mux.alarm.set(min(moments))
+
+    def _note_heartbeats(self) -> None:
+        if seen := self._mux.presence.unsaved():
+            self._mux.store.write(lambda tx: agents.note_heartbeats(tx, seen))
+
+    def _purge(self, now: int) -> None:
+        settings = self._mux.settings
+        kept_events = self._mux.store.head - max(LEAST_EVENTS, settings.max_event_buffer)
+        self._in_pages(lambda tx: door.purge_idempotency(tx, PURGED_AT_ONCE))
+        self._in_pages(lambda tx: messages.purge(tx, now - settings.message_retention * 1000, PURGED_AT_ONCE))
+        self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
+        self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))
+
+    def _in_pages(self, purge: Work) -> None:
+        while self._mux.store.write(purge) == PURGED_AT_ONCE:
+            pass
