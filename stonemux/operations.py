@@ -5,7 +5,7 @@ and test lists derive from here. Read it top down to learn what the program does
 
 Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
-program and may block. A *text* is a read that answers plain text; *stream* and *document* are answered by the HTTP face.
+program and may block. A *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def _change(
     written = tuple(changed.values())
     tx.run(
         "insert into state (channel, key, value, version, deleted, updated_by, updated_at) "
-        "values (?, ?, ?, ?, ?, ?, ?) on conflict (channel, key) do update set value = excluded.value, version = excluded.version, "
+        "values (?, ?, ?, ?, ?, ?, ?) on conflict (channel, key) do update set "
+        "value = excluded.value, version = excluded.version, "
         "deleted = excluded.deleted, updated_by = excluded.updated_by, updated_at = excluded.updated_at",
         *written,
     )

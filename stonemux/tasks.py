@@ -8,8 +8,8 @@ What may happen is data. `delayed` is a pending task that nobody may claim befor
                └──expire, retry───┘
 
 A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token
-is `<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another number: it
-counts tries, against `max_attempts`, and starts anew when a failed task is requeued.
+is `<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another
+number: it counts tries, against `max_attempts`, and starts anew when a failed task is requeued.
 
 A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
 does. So a late completion is accepted as long as the fence has not moved. Leases run on the program's clock, which
@@ -292,9 +292,13 @@ def _set_alarm(tx: Tx, row: Any) -> None:
 
 
 def _best(tx: Tx, agent: Any, channel: str) -> int | None:
-    """The seq of the most urgent, then oldest, pending task that this agent may claim; one index seek a capability."""
+    """The seq of the most urgent, then oldest, pending task that this agent may claim; one index seek a capability.
+
+    The indexes are named because SQLite, which knows no statistics here, would rather scan another one.
+    """
     found = tx.sql(
-        "select priority, seq from task where status = 'pending' and assigned_to = ? and channel = ? "
+        "select priority, seq from task indexed by task_assigned "
+        "where status = 'pending' and assigned_to = ? and channel = ? "
         "and (required_capability is null or required_capability in (select value from json_each(?))) "
         "order by priority desc, seq limit 1",
         agent["id"],
@@ -303,7 +307,8 @@ def _best(tx: Tx, agent: Any, channel: str) -> int | None:
     )
     for capability in _capabilities(agent):
         found += tx.sql(
-            "select priority, seq from task where status = 'pending' and assigned_to is null and channel = ? "
+            "select priority, seq from task indexed by task_open "
+            "where status = 'pending' and assigned_to is null and channel = ? "
             "and required_capability is ? order by priority desc, seq limit 1",
             channel,
             capability,

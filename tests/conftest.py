@@ -1,0 +1,101 @@
+"""Fixtures: a program on real files with a clock that the test moves, the faces, and threads that are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faces import Direct, OverHttp
+from fake_clock import FakeClock
+
+from stonemux import timekeeper
+from stonemux.config import Settings
+from stonemux.datadir import DataDir
+from stonemux.mux import Mux
+from stonemux.store import Store
+
+
+class Program:
+    """An open program in a directory; `reopen` closes it in good order and opens it again, `crash` does not close."""
+
+    def __init__(self, path: Path, **settings: Any) -> None:
+        self.path = path
+        self.clock = FakeClock()
+        self.settings = replace(Settings(), data_dir=path, port=0, **settings)
+        self._open()
+
+    def _open(self) -> None:
+        self.directory = DataDir(self.path)
+        self.store = Store(self.directory, self.clock)
+        self.mux = Mux.assemble(self.settings, self.clock, self.store)
+        timekeeper.boot(self.mux)
+        self.timekeeper = timekeeper.Timekeeper(self.mux)
+
+    def close(self) -> None:
+        self.mux.hub.close()
+        self.store.close()
+        self.directory.close()
+
+    def reopen(self) -> Mux:
+        self.close()
+        self._open()
+        return self.mux
+
+
+@pytest.fixture
+def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Opens programs with the settings a test asks for, and closes them."""
+    opened: list[Program] = []
+
+    def opener(**settings: Any) -> Program:
+        path = tmp_path / f"data{len(opened)}"
+        opened.append(Program(path, **settings))
+        return opened[-1]
+
+    yield opener
+    for program in opened:
+        program.close()
+
+
+@pytest.fixture
+def program(open_program: Callable[..., Program]) -> Program:
+    return open_program()
+
+
+@pytest.fixture
+def mux(program: Program) -> Mux:
+    return program.mux
+
+
+@pytest.fixture
+def clock(program: Program) -> FakeClock:
+    return program.clock
+
+
+@pytest.fixture
+def http(mux: Mux) -> Iterator[OverHttp]:
+    with OverHttp(mux) as face:
+        yield face
+
+
+@pytest.fixture
+def direct(mux: Mux) -> Direct:
+    return Direct(mux)
+
+
+@pytest.fixture(params=[Direct, OverHttp], ids=lambda kind: kind.__name__)
+def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp]:
+    """Every face in turn."""
+    with request.param(mux) as opened:
+        yield opened
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    """Runs a call in a thread; the future has its answer or its error."""
+    with ThreadPoolExecutor(32) as pool:
+        yield pool.submit

@@ -1,0 +1,107 @@
+"""The ways in: each face calls operations by name with wire names, and raises the MuxError that came back.
+
+`from` is a Python word, so tests write `from_`; every face strips one trailing underscore.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
+
+from stonemux import door, operations
+from stonemux.errors import MuxError
+from stonemux.httpd import Server
+from stonemux.mux import Caller, Mux
+
+
+def wire_names(given: dict[str, Any]) -> dict[str, Any]:
+    return {name.removesuffix("_"): value for name, value in given.items()}
+
+
+class Direct:
+    """Straight through the door, without a face."""
+
+    def __init__(self, mux: Mux) -> None:
+        self.mux = mux
+
+    def __enter__(self) -> Direct:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def call(self, name: str, **given: Any) -> Any:
+        caller = Caller()
+        answer = door.call(self.mux, operations.BY_NAME[name], wire_names(given), caller)
+        caller.arrived()
+        return answer
+
+
+class OverHttp:
+    """A server on a free port; a keep-alive connection for each thread that calls."""
+
+    def __init__(self, mux: Mux) -> None:
+        self.mux = mux
+
+    def __enter__(self) -> OverHttp:
+        import threading
+
+        self.server = Server(self.mux)
+        self.port = self.server.port
+        self._acceptor = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self._acceptor.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.server.stop()
+        self._acceptor.join(5)
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers (lower-case names) and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            data = response.read()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+        finally:
+            connection.close()
+
+    def call(self, name: str, **given: Any) -> Any:
+        operation = operations.BY_NAME[name]
+        given = wire_names(given)
+        if operation.method == "GET":
+            query = urlencode(
+                {
+                    key: (
+                        "true"
+                        if value is True
+                        else "false"
+                        if value is False
+                        else ",".join(value)
+                        if isinstance(value, list)
+                        else value
+                    )
+                    for key, value in given.items()
+                    if value is not None
+                }
+            )
+            status, _, body = self.request("GET", operation.path + (f"?{query}" if query else ""))
+        else:
+            sent = json.dumps(given).encode()
+            status, _, body = self.request("POST", operation.path, sent, {"Content-Type": "application/json"})
+        if operation.kind == "text" and status == 200:
+            return body.decode()
+        answer = json.loads(body)
+        if status == 200:
+            return answer
+        error = answer["error"]
+        assert error.pop("request_id")
+        raised = MuxError(error.pop("code"), error.pop("message"), **error)
+        assert raised.failure.http == status
+        raise raised

@@ -1,0 +1,77 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+from stonemux.clock import Clock
+
+STUCK_AFTER_S = 5.0
+EPOCH_MS = 1_780_000_000_000
+
+
+class FakeClock(Clock):
+    """Time moves by `advance` only; a wait without end fails after five real seconds instead of hanging the suite."""
+
+    def __init__(self) -> None:
+        self._ticks = 1_000_000
+        self._offset = EPOCH_MS
+        self._ids = 0
+        self._changed = threading.Condition()
+        self._parked: dict[threading.Condition, int] = {}
+
+    def anchor(self, not_before: int) -> None:
+        self._offset += max(0, not_before - self.now_ms())
+
+    def ticks_ms(self) -> int:
+        return self._ticks
+
+    def now_ms(self) -> int:
+        return self._offset + self._ticks
+
+    def wait(self, condition: threading.Condition, deadline: int | None) -> None:
+        with self._changed:
+            self._parked[condition] = self._parked.get(condition, 0) + 1
+            self._changed.notify_all()
+        try:
+            if deadline is None or deadline > self._ticks:
+                condition.wait(STUCK_AFTER_S)
+        finally:
+            with self._changed:
+                self._parked[condition] -= 1
+                if not self._parked[condition]:
+                    del self._parked[condition]
+                self._changed.notify_all()
+
+    def new_id(self) -> str:
+        self._ids += 1
+        return str(uuid.UUID(int=self._ids))
+
+    def token(self, n_bytes: int = 8) -> str:
+        self._ids += 1
+        return f"{self._ids:0{2 * n_bytes}x}"
+
+    def advance(self, ms: int) -> None:
+        """Let time pass, and let everyone who waits look at the clock."""
+        with self._changed:
+            self._ticks += ms
+            parked = list(self._parked)
+        for condition in parked:
+            with condition:
+                condition.notify_all()
+
+    @property
+    def parked(self) -> int:
+        """How many threads wait on this clock."""
+        with self._changed:
+            return sum(self._parked.values())
+
+    def until_parked(self, count: int) -> None:
+        """Block until `count` threads wait; fails when that does not come to pass."""
+        end = time.monotonic() + STUCK_AFTER_S
+        with self._changed:
+            while sum(self._parked.values()) < count:
+                if not self._changed.wait(max(0.0, end - time.monotonic())):
+                    raise AssertionError(f"{count} waiters were expected, {sum(self._parked.values())} came")
