@@ -74,6 +74,9 @@ def test_a_target_is_split_and_only_the_path_is_decoded(target, path, query):
 
 def test_options_may_ask_about_the_whole_server():
     assert wire.parse_head(block(start="OPTIONS * HTTP/1.1")).path == "*"
+    assert wire.parse_head(block(start="OPTIONS * HTTP/1.1")).keep_alive is True
+    assert wire.parse_head(block(start="OPTIONS * HTTP/1.0")).keep_alive is False
+    assert head_refusal(block(start="OPTIONS * HTTP/1.1x")) == "bad_request_line"
     assert head_refusal(block(start="GET * HTTP/1.1")) == "bad_request_line"
 
 
@@ -85,6 +88,7 @@ def test_options_may_ask_about_the_whole_server():
         ("Connection: close", "GET / HTTP/1.1", False),
         ("Connection: Keep-Alive, CLOSE", "GET / HTTP/1.1", False),
         ("Connection: enclosed", "GET / HTTP/1.1", True),
+        ("Connection: close\xa0", "GET / HTTP/1.1", True),
         ("X: y", "GET / HTTP/1.0", False),
         ("Connection: keep-alive", "GET / HTTP/1.0", False),
     ],
@@ -95,6 +99,11 @@ def test_a_connection_is_kept_unless_close_or_http_10(line, start, kept):
 
 def test_connection_in_two_lines_counts_as_one_list():
     assert wire.parse_head(block("Connection: te", "Connection: close")).keep_alive is False
+
+
+def test_a_request_without_length_or_coding_has_no_body():
+    head = wire.parse_head(block("X: no body"))
+    assert (head.length, head.has_length, head.chunked) == (0, False, False)
 
 
 def test_http_10_needs_no_host():
@@ -231,6 +240,16 @@ def test_fault_06_a_malformed_header_line_is_refused(line):
 def test_fault_06_a_refused_header_line_is_not_quoted_because_it_may_be_secret():
     for line in ("Authorization : Bearer hunter2", "Authorization: x\r\n hunter2", "Bearer hunter2"):
         assert "hunter2" not in refusal(wire.parse_head, block(line)).message
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("X : y", "before the colon"), ("X: a\r\n b", "continues"), ("nocolon", "no colon"), ("X\xa0: y", "a name that")],
+)
+def test_fault_06_the_message_says_what_is_wrong_with_which_line(line, hint):
+    message = refusal(wire.parse_head, block(line)).message
+    assert hint in message
+    assert f"line {3 if hint == 'continues' else 2} " in message
 
 
 def test_fault_07_limits_of_the_request_line_are_exact():
@@ -480,6 +499,7 @@ def test_a_post_of_json_is_admitted(kind):
         "application/json; charset",
         "application/json; charset=utf-8; charset=latin-1",
         "application/json\xa0",
+        "application/json; charset=utf-8\xa0",
     ],
 )
 def test_fault_10_a_post_of_anything_else_is_refused(kind):
@@ -542,7 +562,7 @@ BAD_CHUNKS = [
     b"g\r\n",
     b"\xb2\r\n",
     b"\xd9\xa3\r\nabc\r\n",
-    b"000000004\r\nWiki\r\n",
+    b"000000004\r\nWiki\r\n0\r\n\r\n",
     b"4\r\r\nWiki\r\n",
     b"0\r\nTrailer: x\r\n\r\n",
     b"0\r\n\n\n",
@@ -688,6 +708,7 @@ def test_fault_16_deep_nesting_is_refused_quickly(body):
 def test_fault_16_the_limit_of_nesting_is_exact():
     deepest = b'{"a":' + b"[" * (wire.MAX_DEPTH - 1) + b"]" * (wire.MAX_DEPTH - 1) + b"}"
     assert wire.read_json(deepest)
+    assert wire.read_json(deepest.replace(b"{", b'{"b":[],'))
     assert refusal(wire.read_json, deepest.replace(b"[]", b"[[]]")).code == "json_too_deep"
 
 
