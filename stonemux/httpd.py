@@ -59,6 +59,8 @@ MOST_REQUESTS = 1000
 DRAIN_BYTES = 256 * 1024
 DRAIN_MS = 500
 IDLE_WORKERS = 64
+STOP_MS = 1000
+"""How long running requests may take to end when the daemon stops."""
 STACK_BYTES = 256 * 1024
 
 ROUTES: Mapping[str, Mapping[str, Operation]] = {
@@ -96,14 +98,15 @@ class Server(ThreadingHTTPServer):
             host if ":" not in host else f"[{host}]",
             *mux.settings.allowed_hosts,
         }
-        self.hosts = frozenset(f"{name.lower()}:{self.port}" for name in names) | (
-            frozenset(name.lower() for name in names) if self.port == 80 else frozenset()
-        )
-        self.origins = frozenset(f"http://{name}" for name in self.hosts)
+        local = frozenset(f"{name.lower()}:{self.port}" for name in names)
+        # A browser always names a port that is not 80, so a Host without one comes from a program.
+        self.hosts = local | frozenset(name.lower() for name in names)
+        self.origins = frozenset(f"http://{name}" for name in local)
         self.lookout = Lookout()
         self.streamer = sse.Streamer(mux)
         self.openapi = wire.write_json(reference.openapi(operations.OPERATIONS, mux.settings, VERSION))
         self._lock = threading.Lock()
+        self._all_ended = threading.Condition(self._lock)
         self._connections: set[Connection] = set()
         self._idle: list[_Worker] = []
         self._request_numbers = itertools.count(1)
@@ -181,6 +184,8 @@ class Server(ThreadingHTTPServer):
         """A connection is over."""
         with self._lock:
             self._connections.discard(connection)
+            if not self._connections:
+                self._all_ended.notify()
 
     def rest(self, worker: _Worker) -> bool:
         """Keep a worker for the next connection; False when there are enough of them."""
@@ -207,19 +212,15 @@ class Server(ThreadingHTTPServer):
             socket.create_connection((self.server_name, self.port), timeout=0.2).close()
         self.mux.hub.close()
         self.streamer.close()
-        deadline = self.mux.clock.ticks_ms() + 1000
-        idle = threading.Condition()
-        while self.mux.clock.ticks_ms() < deadline:
-            with self._lock:
-                busy = [connection for connection in self._connections if connection.idle_since is None]
-            if not busy:
-                break
-            with idle:
-                self.mux.clock.wait(idle, self.mux.clock.ticks_ms() + 10)
+        deadline = self.mux.clock.ticks_ms() + STOP_MS
         with self._lock:
-            remaining = list(self._connections)
-        for connection in remaining:
-            connection.hang_up()
+            for connection in self._connections:
+                if connection.idle_since is not None:
+                    connection.hang_up()
+            while self._connections and self.mux.clock.ticks_ms() < deadline:
+                self.mux.clock.wait(self._all_ended, deadline)
+            for connection in self._connections:
+                connection.hang_up()
         self.lookout.close()
         self.server_close()
 
@@ -337,7 +338,7 @@ class Connection:
         if self._detached:
             return False
         self.idle_since = clock.ticks_ms()
-        if request.close:
+        if request.close or self.server.stopping:
             self._wait_for_answers()
             self._linger()
             return False
