@@ -239,29 +239,29 @@ def post(
     for agent_id in recipients:
         if backlog(tx, agent_id) >= tx.mux.settings.inbox_limit:
             raise _full(tx, agent_id)
+    message_id = tx.deal_message_id()
     stored_metadata = dumps(metadata) if metadata else None
-    message_id = tx.run(
-        "insert into message (channel, sender, addressed, content, subject, type, thread, reply_to, priority, "
-        "metadata, sent_at, expires_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        channel,
-        sender,
-        to,
-        content,
-        subject,
-        type,
-        thread,
-        reply_to,
-        priority,
-        stored_metadata,
-        tx.now,
-        tx.now + ttl_seconds * 1000 if ttl_seconds is not None else None,
-    ).lastrowid
-    assert message_id is not None
-    if len(recipients) == 1:
-        tx.run(_DELIVER, recipients[0], message_id, channel, priority)
-    else:
-        tx.many(_DELIVER, [(agent_id, message_id, channel, priority) for agent_id in recipients])
+    expires_at = tx.now + ttl_seconds * 1000 if ttl_seconds is not None else None
+    tx.insert(
+        "message",
+        (
+            message_id,
+            channel,
+            sender,
+            to,
+            content,
+            subject,
+            type,
+            thread,
+            reply_to,
+            priority,
+            stored_metadata,
+            tx.now,
+            expires_at,
+        ),
+    )
     for agent_id in recipients:
+        tx.insert("delivery", (agent_id, message_id, channel, priority))
         tx.backlog[agent_id] += 1
         tx.touch(("inbox", agent_id))
     told = {
@@ -281,9 +281,6 @@ def post(
         told["metadata"] = metadata
     tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))
     return message_id
-
-
-_DELIVER = "insert into delivery (agent_id, message_id, channel, priority) values (?, ?, ?, ?)"
 
 
 def _thread_of(tx: Tx, reply_to: int, thread: str | None) -> str:
