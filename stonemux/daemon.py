@@ -57,8 +57,8 @@ class Daemon:
             undo.pop_all()
         self._timekeeper = timekeeper.Timekeeper(self.mux)
         self._timekeeper.start()
-        self._acceptor = threading.Thread(target=self.server.serve_forever, name="acceptor", daemon=True)
-        self._acceptor.start()
+        self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
+        self._door.start()
 
     @property
     def url(self) -> str:
@@ -86,7 +86,8 @@ class Daemon:
     def close(self) -> None:
         """Shut down: answers what waits, commits what is queued, and gives the data directory back."""
         self.server.stop()
-        self._acceptor.join()
+        self._door.join()
+        self.server.server_close()
         with contextlib.suppress(MuxError):
             self._timekeeper.stop()
         self._store.close()

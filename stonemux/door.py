@@ -17,14 +17,106 @@ from typing import Any
 
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind
 from stonemux.store import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _KEY = re.compile(IDEMPOTENCY_KEY)
 
+# -- the door
+
 Done = Callable[[Any, BaseException | None], None]
+
+
+class Call:
+    """An operation with checked arguments, ready to run.
+
+    Exactly one of three ways to run it is right: `queue` when `work` is set, else `attempt` or `answer`.
+    """
+
+    __slots__ = ("_args", "_caller", "_mux", "operation", "work")
+
+    def __init__(
+        self,
+        mux: Mux,
+        operation: Operation,
+        given: Mapping[str, Any],
+        caller: Caller,
+        *,
+        textual: bool = False,
+        key: str | None = None,
+    ) -> None:
+        """Check tier, idempotency key and parameters; raises MuxError for what is refused before it runs."""
+        if operation.tier != "free":
+            _check_tier(mux, operation.tier, operation.name)
+        if operation.changes and ("idempotency_key" in given or key is not None):
+            given = dict(given)
+            key = _one_key(given.pop("idempotency_key", None), key)
+        args = bind(operation, given, mux.settings, textual=textual)
+        if mux.tier == "free":
+            _check_params(mux, operation, args)
+        self._mux, self._caller, self._args = mux, caller, args
+        self.operation = operation
+        self._heard_of()
+        if key is not None:
+            caller.once = _once(operation, given, args, key, caller)
+        self.work: Work | None = None
+        """The piece of work, if this is a change that does not wait."""
+        if operation.kind == "change" and (operation.wait is None or not args["timeout"]):
+            run = operation.run
+
+            def work(tx: Tx) -> Any:
+                return run(tx, **args)
+
+            self.work = work if caller.once is None else caller.once(work)
+
+    def _heard_of(self) -> None:
+        if self.operation.actor:
+            actor = self._args.get(self.operation.by_name[self.operation.actor].argument)
+            if actor is not None:
+                self._mux.presence.beat(actor)
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The checked arguments."""
+        return self._args
+
+    def queue(self, done: Done) -> None:
+        """Queue the work; `done(answer, error)` is called after its commit, by whichever thread led it."""
+        assert self.work is not None
+
+        def outcome(value: Any, error: BaseException | None) -> None:
+            if error is None:
+                if type(value) is MuxError:
+                    value, error = None, value
+                elif value is None:
+                    value = self.operation.nothing
+            done(value, error)
+
+        self._mux.store.submit(Job(self.work, outcome))
+
+    def start(self) -> Any:
+        """Run what is no change: the answer, or a `Wait` that has not been tried yet."""
+        operation = self.operation
+        if operation.kind in ("read", "text"):
+            with self._mux.store.read() as rx:
+                return operation.run(rx, **self._args)
+        return (operation.wait or operation.run)(self._mux, self._caller, **self._args)
+
+    def finish(self, wait: Wait) -> Any:
+        """Wait, and return the answer."""
+        answer = self._mux.wait(self._caller, wait)
+        self._heard_of()
+        return _opened(answer)
+
+    def answer(self) -> Any:
+        """Run to the end, blocking."""
+        if self.work is not None:
+            found = _opened(self._mux.store.write(self.work))
+            return self.operation.nothing if found is None else found
+        started = self.start()
+        return self.finish(started) if isinstance(started, Wait) else started
 
 
 def call(
@@ -37,44 +129,7 @@ def call(
     key: str | None = None,
 ) -> Any:
     """Run an operation and return its answer; raises MuxError, or Hangup when the caller of a wait went away."""
-    args, work = _prepare(mux, operation, given, caller, textual, key)
-    if work is not None:
-        return _opened(mux.store.write(work))
-    if operation.kind in ("read", "text"):
-        with mux.store.read() as rx:
-            return operation.run(rx, **args)
-    answer = operation.run(mux, caller, **args)
-    _heard_of(mux, operation, args)
-    return _opened(answer)
-
-
-def submit(
-    mux: Mux,
-    operation: Operation,
-    given: Mapping[str, Any],
-    caller: Caller,
-    done: Done,
-    *,
-    key: str | None = None,
-) -> None:
-    """Queue a change; `done(answer, error)` is called after its commit, by whichever thread led it.
-
-    Raises MuxError for what is refused before it is queued.
-    """
-    _, work = _prepare(mux, operation, given, caller, False, key)
-    assert work is not None
-
-    def outcome(value: Any, error: BaseException | None) -> None:
-        if isinstance(value, MuxError):
-            value, error = None, value
-        done(value, error)
-
-    mux.store.submit(Job(work, outcome))
-
-
-def admit(mux: Mux, operation: Operation, given: Mapping[str, Any], *, textual: bool = False) -> dict[str, Any]:
-    """Tier and parameters, for what a face runs itself (the event stream)."""
-    return _prepare(mux, operation, given, Caller(), textual, None)[0]
+    return Call(mux, operation, given, caller, textual=textual, key=key).answer()
 
 
 def _opened(answer: Any) -> Any:
@@ -82,31 +137,6 @@ def _opened(answer: Any) -> Any:
     if isinstance(answer, MuxError):
         raise answer
     return answer
-
-
-def _prepare(
-    mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller, textual: bool, key: str | None
-) -> tuple[dict[str, Any], Work | None]:
-    """Tier, idempotency key and parameters; for a change also the piece of work."""
-    if operation.tier != "free":
-        _check_tier(mux, operation.tier, operation.name)
-    if operation.changes and ("idempotency_key" in given or key is not None):
-        given = dict(given)
-        key = _one_key(given.pop("idempotency_key", None), key)
-    args = bind(operation, given, mux.settings, textual=textual)
-    if mux.tier == "free":
-        _check_params(mux, operation, args)
-    _heard_of(mux, operation, args)
-    if key is not None:
-        caller.once = _once(operation, given, args, key, caller)
-    if operation.kind != "change":
-        return args, None
-    run = operation.run
-
-    def work(tx: Tx) -> Any:
-        return run(tx, **args)
-
-    return args, work if caller.once is None else caller.once(work)
 
 
 def _check_tier(mux: Mux, needed: str, what: str) -> None:
@@ -125,13 +155,6 @@ def _check_params(mux: Mux, operation: Operation, args: Mapping[str, Any]) -> No
     for param in operation.params:
         if param.tier != "free" and args.get(param.argument) != param.default:
             _check_tier(mux, param.tier, f"{param.name} in {operation.name}")
-
-
-def _heard_of(mux: Mux, operation: Operation, args: Mapping[str, Any]) -> None:
-    if operation.actor:
-        actor = args.get(operation.by_name[operation.actor].argument)
-        if actor is not None:
-            mux.presence.beat(actor)
 
 
 def _one_key(in_body: Any, in_header: str | None) -> str | None:

@@ -15,14 +15,14 @@ N, settled or not: repeating it gives the same again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stonemux import directory
 from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import shown
 from stonemux.store import Job, Snapshot, Tx
 
@@ -372,29 +372,29 @@ def _shrink(tx: Tx, agent_id: str, count: int) -> None:
 
 def poll(
     mux: Mux, caller: Caller, *, agent_id: str, timeout: int, channel: str | None, limit: int, after: int | None
-) -> dict[str, Any]:
+) -> Wait:
     """Wait until there is mail, or until `timeout` seconds have passed, and return it."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    if not mux.presence.knows(agent_id) or channel is not None:
+    if channel is not None or not mux.presence.knows(agent_id):
         with mux.store.read() as rx:
             directory.agent(rx, agent_id)
             if channel is not None:
-                directory.channel(rx, channel)
+                channel = directory.channel(rx, channel)["name"]
+
+    def take() -> dict[str, Any] | None:
+        return _take(mux, caller, agent_id, channel, limit)
+
+    def read_after() -> dict[str, Any] | None:
+        assert after is not None
+        return _read_after(mux, agent_id, channel, limit, after)
+
     if after is not None:
         _acknowledge_through(mux, agent_id, after)
-    take: Callable[[], dict[str, Any]]
-    if after is None:
-        take = lambda: _take(mux, caller, agent_id, channel, limit)  # noqa: E731
-    else:
-        take = lambda: _read_after(mux, agent_id, channel, limit, after)  # noqa: E731
-    with mux.hub.watch(("inbox", agent_id)) as watch:  # before the read, or a send slips in between
-        while True:
-            found = take()
-            if found["messages"] or not mux.sleep(caller, watch, deadline, agent_id):
-                return found
+    attempt = take if after is None else read_after
+    return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id)
 
 
-def _take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any]:
+def _take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any] | None:
     """Take queued messages into flight."""
     with mux.flights.of(agent_id) as held:
         with mux.store.read() as rx:
@@ -404,16 +404,17 @@ def _take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: i
         taken = free[:limit]
         ids = [row["id"] for row in taken]
         held.update(ids)
-    if ids:
-        caller.flight = _Arrival(mux, agent_id, ids)
+    if not ids:
+        return None
+    caller.flight = _Arrival(mux, agent_id, ids)
     return _answer(taken, more=len(free) > limit)
 
 
-def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any]:
+def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any] | None:
     with mux.store.read() as rx:
         values = (agent_id, rx.now, limit + 1, after)
         rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)
-    return _answer(rows[:limit], more=len(rows) > limit)
+    return _answer(rows[:limit], more=len(rows) > limit) if rows else None
 
 
 def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from stonemux import VERSION, directory, events, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.events import KINDS, Filter
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import shown
 from stonemux.store import Event, Snapshot
 
@@ -46,19 +46,24 @@ def list_events(
     agent_id: str | None,
     limit: int,
     timeout: int,
-) -> dict[str, Any]:
+) -> Wait:
     """The event log after an id, as JSON; with `timeout` it waits for the first event that passes."""
     wanted = event_filter(mux, types=types, channel=channel, agent_id=agent_id)
     deadline = mux.clock.ticks_ms() + timeout * 1000
     cursor = after
-    with mux.hub.watch(("events",)) as watch:
-        while True:
-            answer = _events_after(mux, cursor, wanted, limit)
-            if answer["events"] or "gap" in answer or "reset" in answer:
-                return answer
-            cursor = answer["next"]
-            if not mux.sleep(caller, watch, deadline, agent_id or ""):
-                return answer
+
+    def attempt() -> dict[str, Any] | None:
+        nonlocal cursor
+        answer = _events_after(mux, cursor, wanted, limit)
+        if answer["events"] or "gap" in answer or "reset" in answer:
+            return answer
+        cursor = answer["next"]
+        return None
+
+    def give_up() -> dict[str, Any]:
+        return {"events": [], "head": mux.log.head, "next": cursor}
+
+    return Wait((("events",),), attempt, give_up, deadline, agent_id or "")
 
 
 def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from stonemux.clock import Clock
 from stonemux.config import Settings
@@ -51,6 +51,22 @@ class Caller:
         if self.flight is not None:
             self.flight.landed()
             self.flight = None
+
+
+@dataclass(slots=True)
+class Wait:
+    """A call that may have to wait, as data: what to try, what to wait for, and when to give up.
+
+    `attempt` returns the answer, or None while there is nothing to answer; `give_up` the answer at `deadline` (ticks).
+    `abandoned` is called when the call ends without having used a wake-up that it got.
+    """
+
+    topics: tuple[Topic, ...]
+    attempt: Callable[[], Any]
+    give_up: Callable[[], Any]
+    deadline: int
+    agent_id: str = ""
+    abandoned: Callable[[], None] | None = None
 
 
 class Waiters:
@@ -161,12 +177,21 @@ class Mux:
         for topic in offers:
             self.hub.offer(topic)
 
-    def sleep(self, caller: Caller, watch: Watch, deadline: int, agent_id: str = "") -> bool:
-        """Wait on `watch` on behalf of `caller`: True when something changed, False at the deadline.
+    def wait(self, caller: Caller, wait: Wait) -> Any:
+        """Register, read, sleep, read again: see `hub`. Returns the answer.
 
         Raises `too_many_waiters`, or `Hangup` when the caller went away.
         """
-        if self.hub.closed or self.clock.ticks_ms() >= deadline:
-            return False
-        with self.waiters.seat(agent_id), caller.park(watch):
-            return watch.wait(deadline)
+        with self.hub.watch(*wait.topics) as watch:  # before the first attempt, or a change slips in between
+            answer = None
+            try:
+                while (answer := wait.attempt()) is None:
+                    if self.hub.closed or self.clock.ticks_ms() >= wait.deadline:
+                        break
+                    with self.waiters.seat(wait.agent_id), caller.park(watch):
+                        if not watch.wait(wait.deadline):
+                            break
+            finally:
+                if answer is None and wait.abandoned is not None and watch.take_back():
+                    wait.abandoned()
+        return wait.give_up() if answer is None else answer

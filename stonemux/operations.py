@@ -5,7 +5,8 @@ and test lists derive from here. Read it top down to learn what the program does
 
 Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
-program and may block. A *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
+program and returns its answer, or what is to be waited for; a change that has a `wait` does that when it is given a
+timeout. *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
 """
 
 from __future__ import annotations
@@ -224,6 +225,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         agents.discover,
         "Find agents by role, group, capability, channel or status. Stale agents are left out unless asked for.",
+        slow=True,
         params=(
             Param("role", "name", doc="Only agents of this role."),
             Param("group", "name", doc="Only agents of this group."),
@@ -390,6 +392,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         messages.listed,
         "The history of messages, newest first, whatever became of them.",
+        slow=True,
         params=(
             _channel(None, "Only this channel."),
             _agent(default=None, doc="Only messages from or to this agent."),
@@ -410,6 +413,7 @@ OPERATIONS: tuple[Operation, ...] = (
         search.search,
         "Full-text search over contents and subjects, best match first, with an excerpt in which the found words stand "
         "between ** and **.",
+        slow=True,
         params=(
             Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; quote a phrase."),
             _channel(None, "Only this channel."),
@@ -460,7 +464,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "task.claim",
         "POST",
         "/task/claim",
-        "wait",
+        "change",
         tasks.claim,
         "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly "
         "one agent gets it. Both fields are null when nothing fits.",
@@ -470,6 +474,8 @@ OPERATIONS: tuple[Operation, ...] = (
             _timeout(0),
             Param("task_id", "name", most=64, doc="Claim this task and no other."),
         ),
+        wait=tasks.await_claim,
+        nothing=tasks.NOTHING,
         returns={"task_id": "string|null", "task": "object|null", "claim_token?": "string"},
         tool="mux_task_claim",
         tier="pro",
@@ -559,6 +565,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         tasks.listed,
         "Tasks by priority, then age.",
+        slow=True,
         params=(
             Param("status", "text", choices=tasks.STATUSES, doc="Only tasks in this state."),
             _channel(None, "Only this channel."),
@@ -719,6 +726,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         state.listed,
         "The live keys of a channel, in the order of their names.",
+        slow=True,
         params=(
             _channel(),
             Param("prefix", "name", most=256, doc="Only keys that begin so."),
@@ -737,6 +745,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         state.history,
         f"The last {state.KEPT_VERSIONS} versions of a key, newest first.",
+        slow=True,
         params=(KEY, _channel(), _limit(20)),
         returns={"key": "string", "channel": "string", "versions": [VERSION_ROW]},
         tier="pro",
@@ -772,6 +781,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         channels.listed,
         "All channels, with the number of their members.",
+        slow=True,
         params=(_agent(default=None, doc="Only channels this agent is a member of."),),
         returns={"channels": [CHANNEL_ROW]},
         errors=("agent_not_found",),
@@ -843,6 +853,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "wait",
         monitor.list_events,
         "The event log after an id, as JSON; with `timeout` it waits for the first event. Ask again with `after=next`.",
+        slow=True,
         params=(
             Param("after", "integer", 0, least=0, most=MOST_INTEGER, doc="The last id that was seen."),
             TYPES,
@@ -870,6 +881,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         monitor.stats,
         "Counts of agents, messages, tasks, keys, channels, waiters and bytes.",
+        slow=True,
         returns={
             "version": "string",
             "tier": "string",
@@ -900,6 +912,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "text",
         monitor.metrics,
         "The counts in the Prometheus text format.",
+        slow=True,
     ),
     Operation(
         "openapi",

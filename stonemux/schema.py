@@ -81,10 +81,9 @@ class Param:
 class Operation:
     """A row of the operation table.
 
-    `kind` says how `run` is called: a "read" gets a snapshot of the store, a "change" an open write transaction, a
-    "wait" the running program itself, because it may block; "stream" is answered by the HTTP face as server-sent
-    events.
-    `actor` names the parameter that holds the acting agent.
+    `kind` says how `run` is called (the head of `operations` has the list); `wait` is what runs instead of a change
+    when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
+    take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
     """
 
     name: str
@@ -101,6 +100,9 @@ class Operation:
     errors: tuple[str, ...] = ()
     emits: tuple[str, ...] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
+    wait: Callable[..., Any] | None = None
+    nothing: Any = None
+    slow: bool = False
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)

@@ -12,7 +12,7 @@ from stonemux import directory
 from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, Wait
 from stonemux.store import Snapshot, Tx
 
 KEPT_VERSIONS = 100
@@ -134,22 +134,29 @@ def _conflict(row: Any, key: str, expected: int, live: int) -> MuxError:
 
 def watch(
     mux: Mux, caller: Caller, *, key: str, channel: str, after_version: int, timeout: int, agent_id: str | None
-) -> dict[str, Any]:
+) -> Wait:
     """Wait until the key's version passes `after_version`; answers its latest state, not every step on the way."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    with mux.hub.watch(("state", channel, key)) as watch:
-        while True:
-            with mux.store.read() as rx:
-                row = _row(rx, channel, key)
-                if row is None:
-                    directory.channel(rx, channel)
-            version = row["version"] if row is not None else 0
-            if version > after_version:
-                return _watched(row, changed=True)
-            if version < after_version:  # a restored database, or the wrong daemon: never a hang
-                return _watched(row, changed=False, key=key, channel=channel) | {"reset": True}
-            if not mux.sleep(caller, watch, deadline, agent_id or ""):
-                return _watched(row, changed=False, key=key, channel=channel)
+
+    def look() -> tuple[Any, int]:
+        with mux.store.read() as rx:
+            row = _row(rx, channel, key)
+            if row is None:
+                directory.channel(rx, channel)
+        return row, row["version"] if row is not None else 0
+
+    def attempt() -> dict[str, Any] | None:
+        row, version = look()
+        if version > after_version:
+            return _watched(row, changed=True)
+        if version < after_version:  # a restored database, or the wrong daemon: never a hang
+            return _watched(row, changed=False, key=key, channel=channel) | {"reset": True}
+        return None
+
+    def give_up() -> dict[str, Any]:
+        return _watched(look()[0], changed=False, key=key, channel=channel)
+
+    return Wait((("state", channel, key),), attempt, give_up, deadline, agent_id or "")
 
 
 def _watched(row: Any, *, changed: bool, key: str = "", channel: str = "") -> dict[str, Any]:

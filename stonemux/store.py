@@ -328,6 +328,10 @@ class _Result:
         return self.value
 
 
+def _stopping() -> MuxError:
+    return MuxError("shutting_down", "the daemon is stopping; try again in a moment", retry_after=1)
+
+
 class Store:
     """An open database. `publish(events, topics, offers)` is called after each commit that announced something."""
 
@@ -347,6 +351,8 @@ class Store:
         self.publish: Callable[[list[Event], list[Topic], list[Topic]], None] = lambda events, topics, offers: None
         self.on_fatal: Callable[[MuxError], None] = lambda error: None
         self.fatal: MuxError | None = None
+        self.gatherers: set[int] = set()
+        """Threads whose jobs are only queued until they call `lead`: they gather several first."""
         self._gate = threading.Lock()
         self._queue: deque[Job] = deque()
         self._leading = False
@@ -400,13 +406,18 @@ class Store:
     def write(self, work: Work) -> Any:
         """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raised."""
         result = _Result()
-        self.submit(Job(work, result))
+        job = Job(work, result)
+        if not self._enqueue(job):
+            raise _stopping()
+        self.lead()
         return result.get()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its outcome is called by whichever thread commits it, possibly this one before returning."""
         if not self._enqueue(job):
-            job.outcome(None, MuxError("shutting_down", "the daemon is stopping; try again in a moment", retry_after=1))
+            job.outcome(None, _stopping())
+        elif threading.get_ident() not in self.gatherers:
+            self.lead()
 
     def _enqueue(self, job: Job, *, last: bool = False) -> bool:
         with self._gate:
@@ -414,16 +425,25 @@ class Store:
                 return False
             self._closed = last
             self._queue.append(job)
-            if self._leading:
-                return True
-            self._leading = True
-        self._lead()
+            return True
+
+    def lead(self) -> None:
+        """Commit what is queued, unless somebody is about it.
+
+        A gatherer goes on until nothing is left; anybody else commits one batch and leaves the rest to the committer.
+        """
         with self._gate:
-            if not self._queue:
-                self._leading = False
-                return True
-        self._relay.release()
-        return True
+            if self._leading or not self._queue:
+                return
+            self._leading = True
+        more = True
+        while more:
+            self._lead()
+            with self._gate:
+                more = self._leading = bool(self._queue)
+            if more and threading.get_ident() not in self.gatherers:
+                self._relay.release()
+                return
 
     def _lead(self) -> None:
         with self._gate:
@@ -597,6 +617,7 @@ class Store:
         result = _Result()  # queued last, so when it is done everything before it is
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return
+        self.lead()
         with contextlib.suppress(MuxError):
             result.get()
         self._ended = True

@@ -30,7 +30,7 @@ from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, Wait
 from stonemux.store import Snapshot, Tx, Work
 
 MOVES: dict[tuple[str, str], str] = {
@@ -211,40 +211,38 @@ def _about(*agents: str | None) -> tuple[str, ...]:
 # -- claiming
 
 
-def claim(
-    mux: Mux, caller: Caller, *, agent_id: str, channel: str, timeout: int, task_id: str | None
-) -> dict[str, Any]:
-    """Claim the best task that fits, waiting up to `timeout` seconds for one; both null when there is none."""
+NOTHING: dict[str, Any] = {"task_id": None, "task": None}
+"""The answer of a claim that found nothing."""
 
-    def attempt(tx: Tx) -> dict[str, Any] | None:
-        row = _claim_one(tx, agent_id, channel, task_id)
-        return None if row is None else {"task_id": row["id"], "claim_token": claim_token(row), "task": view(row)}
 
-    work: Work = attempt if caller.once is None else caller.once(attempt)
-    if timeout == 0:
-        return mux.store.write(work) or _nothing()
+def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: int = 0) -> dict[str, Any] | None:
+    """Claim the best task that fits, at once; None when there is none."""
+    row = _claim_one(tx, agent_id, channel, task_id)
+    return None if row is None else {"task_id": row["id"], "claim_token": claim_token(row), "task": view(row)}
+
+
+def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_id: str | None, timeout: int) -> Wait:
+    """Claim the best task that fits, waiting up to `timeout` seconds for one. A task wakes one waiter only."""
+
+    def work(tx: Tx) -> dict[str, Any] | None:
+        return claim(tx, agent_id=agent_id, channel=channel, task_id=task_id)
+
+    once: Work = work if caller.once is None else caller.once(work)
+
+    def attempt() -> Any:
+        got = mux.store.write(once)
+        if isinstance(got, dict) and not caller.replayed:
+            caller.flight = _Claim(mux, got["claim_token"])
+        return got
+
+    def pass_on() -> None:
+        for topic in topics:
+            mux.hub.offer(topic)
+
     with mux.store.read() as rx:
-        topics = _claim_topics(rx, agent_id, channel)
+        topics = tuple(_claim_topics(rx, agent_id, channel))
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    got = None
-    with mux.hub.watch(*topics) as watch:
-        try:
-            while True:
-                got = mux.store.write(work)
-                if got is not None:
-                    caller.flight = _Claim(mux, got["claim_token"])
-                    return got  # type: ignore[no-any-return]
-                if not mux.sleep(caller, watch, deadline, agent_id):
-                    return _nothing()
-        finally:
-            # Only one waiter is woken for a task; one that leaves without it hands the wake-up on.
-            if got is None and watch.take_back():
-                for topic in topics:
-                    mux.hub.offer(topic)
-
-
-def _nothing() -> dict[str, Any]:
-    return {"task_id": None, "task": None}
+    return Wait(topics, attempt, lambda: dict(NOTHING), deadline, agent_id, pass_on)
 
 
 def _claim_topics(rx: Snapshot, agent_id: str, channel: str) -> list[Topic]:

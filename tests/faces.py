@@ -11,6 +11,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
+import shapes
+
 from stonemux import door, operations
 from stonemux.errors import MuxError
 from stonemux.httpd import Server
@@ -21,8 +24,25 @@ def wire_names(given: dict[str, Any]) -> dict[str, Any]:
     return {name.removesuffix("_"): value for name, value in given.items()}
 
 
+def refusal(face: Direct | OverHttp, code: str, name: str, **given: Any) -> MuxError:
+    """The refusal of a call, which must have this code."""
+    with pytest.raises(MuxError) as caught:
+        face.call(name, **given)
+    assert caught.value.code == code, caught.value.message
+    return caught.value
+
+
+def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
+    """Register agents."""
+    for agent_id in agents:
+        face.call("agent.register", agent_id=agent_id, **given)
+
+
 class Direct:
     """Straight through the door, without a face."""
+
+    replayed = False
+    """Whether the last answer was the stored one of an earlier call."""
 
     def __init__(self, mux: Mux) -> None:
         self.mux = mux
@@ -34,14 +54,22 @@ class Direct:
         pass
 
     def call(self, name: str, **given: Any) -> Any:
-        caller = Caller()
-        answer = door.call(self.mux, operations.BY_NAME[name], wire_names(given), caller)
+        operation, caller = operations.BY_NAME[name], Caller()
+        try:
+            answer = door.call(self.mux, operation, wire_names(given), caller)
+        except MuxError as error:
+            shapes.check_refusal(operation, error)
+            raise
         caller.arrived()
+        self.replayed = caller.replayed
+        shapes.check(operation, answer)
         return answer
 
 
 class OverHttp:
-    """A server on a free port; a keep-alive connection for each thread that calls."""
+    """A server on a free port; a new connection for each call."""
+
+    replayed = False
 
     def __init__(self, mux: Mux) -> None:
         self.mux = mux
@@ -51,13 +79,14 @@ class OverHttp:
 
         self.server = Server(self.mux)
         self.port = self.server.port
-        self._acceptor = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self._acceptor.start()
+        self._door = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self._door.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.server.stop()
-        self._acceptor.join(5)
+        self._door.join(5)
+        self.server.server_close()
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -91,17 +120,21 @@ class OverHttp:
                     if value is not None
                 }
             )
-            status, _, body = self.request("GET", operation.path + (f"?{query}" if query else ""))
+            status, headers, body = self.request("GET", operation.path + (f"?{query}" if query else ""))
         else:
             sent = json.dumps(given).encode()
-            status, _, body = self.request("POST", operation.path, sent, {"Content-Type": "application/json"})
+            status, headers, body = self.request("POST", operation.path, sent, {"Content-Type": "application/json"})
         if operation.kind == "text" and status == 200:
             return body.decode()
         answer = json.loads(body)
+        self.replayed = headers.get("idempotent-replayed") == "true"
         if status == 200:
+            shapes.check(operation, answer)
             return answer
         error = answer["error"]
-        assert error.pop("request_id")
+        assert error.pop("request_id") == headers["x-request-id"]
         raised = MuxError(error.pop("code"), error.pop("message"), **error)
+        raised.retry_after = int(headers["retry-after"]) if "retry-after" in headers else None
         assert raised.failure.http == status
+        shapes.check_refusal(operation, raised)
         raise raised

@@ -1,0 +1,422 @@
+"""One client's connection: bytes to requests, answers to bytes, and what became of an answer.
+
+A connection is a state machine that is stirred by events and never blocks. One request at a time is *busy*; bytes that
+come meanwhile wait, so answers stand in the order of the requests. Any thread may `finish` a request; the thread that
+attends to the door reads and parses.
+
+**Receipt.** That `send` succeeded does not mean that the client has the answer. What was handed out with one (see
+`mux.Flight`) is settled by the connection's next event: more bytes or an orderly end mean received, a reset means lost.
+A client that closes with our answer unread sends a reset right after its orderly end, so an end is believed only when
+nothing has followed for 3 ms.
+
+**Deadlines** are total: from the first byte of a head or a body to its last, however slowly they drip.
+
+`lock` guards everything here. Flights are told outside of it, since being told may commit and so answer others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+import sys
+import termios
+import threading
+from typing import Protocol
+
+from stonemux import wire
+from stonemux.errors import MuxError
+from stonemux.hub import Hangup, Watch
+from stonemux.mux import Flight
+from stonemux.readiness import Ready
+
+BODY_LIMIT = 1024 * 1024
+RECEIVE = 16 * 1024
+IDLE_MS = 15_000
+HEAD_MS = 5_000
+BODY_MS = 10_000
+SEND_MS = 15_000
+DRAIN_MS = 500
+DRAIN_BYTES = 256 * 1024
+VERDICT_MS = 3
+MOST_REQUESTS = 1000
+"""Requests served on one connection."""
+
+
+class Door(Protocol):
+    """What a connection needs of the server it belongs to."""
+
+    stopping: bool
+
+    def ticks_ms(self) -> int:
+        """Now."""
+
+    def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
+        """Run a request; somebody will `finish` it."""
+
+    def refuse(self, connection: Connection, error: MuxError) -> None:
+        """Finish a request that could not be read."""
+
+    def revisit(self, connection: Connection) -> None:
+        """Let an attending thread look at this connection again."""
+
+    def await_verdict(self, connection: Connection) -> None:
+        """Call `conclude` in `VERDICT_MS`."""
+
+    def ended(self, connection: Connection) -> None:
+        """The connection is over."""
+
+
+class Connection:
+    """See the head of this module."""
+
+    __slots__ = (
+        "_buffer",
+        "_busy",
+        "_chunks",
+        "_closed",
+        "_closing",
+        "_deadline",
+        "_door",
+        "_drained",
+        "_draining",
+        "_ending",
+        "_flights",
+        "_gone",
+        "_head",
+        "_left_to_drain",
+        "_phase",
+        "_served",
+        "_stirred",
+        "_unsent",
+        "_verdicts",
+        "_watch",
+        "idle_since",
+        "lock",
+        "sock",
+    )
+
+    def __init__(self, door: Door, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.lock = threading.Lock()
+        now = door.ticks_ms()
+        self.idle_since: int | None = now
+        """Since when nothing was asked (ticks); None while a request runs."""
+        self._door = door
+        self._deadline: int | None = now + IDLE_MS
+        self._phase = "idle"
+        self._buffer = b""
+        self._head: wire.Head | None = None
+        self._chunks: wire.ChunkedBody | None = None
+        self._busy = False
+        self._stirred = False  # something came while busy
+        self._drained = False  # the socket was read empty, and nothing was heard of it since
+        self._ending = False  # the client has closed its side
+        self._gone = False  # ... while we were busy
+        self._closing = False  # after this answer
+        self._draining = False  # the last answer is out; reading only what is still on its way
+        self._left_to_drain = DRAIN_BYTES
+        self._closed = False
+        self._unsent = b""
+        self._served = 0
+        self._flights: list[Flight] = []
+        self._verdicts: list[tuple[Flight, bool]] = []
+        self._watch: Watch | None = None
+
+    # -- events, on an attending thread
+
+    def stir(self, ready: Ready) -> None:
+        """Something happened on the socket."""
+        watch = None
+        with self.lock:
+            self._drained = False
+            self._ending = self._ending or ready.ended
+            if self._unsent and ready.writable:
+                self._push()
+            if self._busy:
+                self._stirred = True
+                if ready.ended:
+                    self._gone = True
+                    watch = self._watch
+        if watch is not None:
+            watch.cancel()
+        self.attend()
+
+    def attend(self) -> None:
+        """Read, and serve what has come."""
+        while True:
+            error = request = None
+            with self.lock:
+                if not self._busy and not self._closed:
+                    try:
+                        request = self._next_request()
+                    except MuxError as refusal:
+                        error = refusal
+                    if request is not None or error is not None:
+                        self._busy, self._phase = True, "busy"
+                        self.idle_since = self._deadline = None
+                        self._served += 1
+            self._tell()
+            if error is not None:
+                self._door.refuse(self, error)
+            elif request is not None:
+                self._door.handle(self, *request)
+            else:
+                return
+
+    def overdue(self, now: int) -> int | None:
+        """Act on a deadline that has passed; returns the next one, or None when there is none."""
+        error = None
+        with self.lock:
+            deadline = self._deadline
+            if deadline is None or deadline > now or self._closed:
+                return None if self._closed else deadline
+            if self._phase in ("head", "body") and not self._busy:
+                error = MuxError(
+                    "request_timeout", f"the {self._phase} of the request took too long to arrive", close=True
+                )
+                self._busy, self._deadline, self.idle_since = True, None, None
+            else:
+                self._close(arrived=self._phase in ("idle", "draining") and _all_taken(self.sock))
+        self._tell()
+        if error is not None:
+            self._door.refuse(self, error)
+        return None
+
+    def conclude(self) -> None:
+        """The client ended the connection a moment ago; by now a reset would have followed."""
+        with self.lock:
+            self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
+        self._tell()
+
+    def hang_up(self) -> None:
+        """Close at once; whatever runs finds nobody to answer."""
+        with self.lock:
+            self._gone = True
+            watch = self._watch
+            self._close(arrived=False)
+        if watch is not None:
+            watch.cancel()
+        self._tell()
+
+    # -- reading
+
+    def _next_request(self) -> tuple[wire.Head, bytes] | None:
+        while True:
+            if self._buffer and not self._draining and (request := self._parse()) is not None:
+                return request
+            if self._drained or self._closed:
+                return None
+            try:
+                data = self.sock.recv(RECEIVE)
+            except BlockingIOError:
+                self._drained = True
+                return None
+            except OSError:
+                self._close(arrived=False)
+                return None
+            if not data:
+                self._end_of_input()
+                return None
+            self._drained = len(data) < RECEIVE and not self._ending
+            if self._flights:
+                self._judge(arrived=True)
+            if self._draining:
+                self._left_to_drain -= len(data)
+                if self._left_to_drain < 0:
+                    self._close(arrived=False)
+            else:
+                self._buffer = self._buffer + data if self._buffer else data
+
+    def _end_of_input(self) -> None:
+        """The client has said all it will say."""
+        self._drained = True
+        if self._phase == "body":
+            raise MuxError(
+                "truncated_body", "the body is shorter than announced; send all of it, or announce less", close=True
+            )
+        if self._flights:
+            self._deadline = None
+            self._door.await_verdict(self)
+        else:
+            self._close(arrived=True)
+
+    def _parse(self) -> tuple[wire.Head, bytes] | None:
+        """The next request in the buffer, if it is whole."""
+        head = self._head
+        if head is None:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                wire.check_partial_head(self._buffer)
+                self._expect("head", HEAD_MS)
+                return None
+            head = wire.parse_head(self._buffer[:end])
+            self._buffer = self._buffer[end + 4 :]
+            self._begin_body(head)
+        if self._chunks is not None:
+            self._chunks.feed(self._buffer)
+            self._buffer = b""
+            if not self._chunks.done:
+                return None
+            body, self._buffer = self._chunks.body, self._chunks.rest
+        elif len(self._buffer) >= head.length:
+            body, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
+        else:
+            return None
+        self._head = self._chunks = None
+        return head, body
+
+    def _begin_body(self, head: wire.Head) -> None:
+        if head.length > BODY_LIMIT:
+            raise MuxError(
+                "body_too_large",
+                f"the body has {head.length} bytes, more than the limit of {BODY_LIMIT}; send less, or a reference",
+                close=True,
+                limit=BODY_LIMIT,
+            )
+        self._head = head
+        if head.chunked:
+            self._chunks = wire.ChunkedBody(BODY_LIMIT)
+        if head.chunked or len(self._buffer) < head.length:
+            self._expect("body", BODY_MS)
+            if head.expect_continue and not self._buffer:
+                self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _expect(self, phase: str, within_ms: int) -> None:
+        """The rest of a head or body must be here within this time from now."""
+        if self._phase != phase:
+            self._phase = phase
+            self._deadline = self._door.ticks_ms() + within_ms
+
+    # -- answering, on any thread
+
+    @property
+    def last(self) -> bool:
+        """Whether this connection has served as many requests as it may."""
+        return self._served >= MOST_REQUESTS
+
+    def finish(self, answer: bytes, *, close: bool, flight: Flight | None = None) -> None:
+        """Answer the request that is running. `flight` is told whether the answer arrives."""
+        with self.lock:
+            if flight is not None:
+                self._flights.append(flight)
+                if not self._closed and _has_ended(self.sock):
+                    self._close(arrived=False)
+            self._closing = self._closing or close
+            if self._closed:
+                self._judge(arrived=False)
+            else:
+                self._put(answer)
+            again = not self._busy and not self._closed and (self._stirred or bool(self._buffer) or self._draining)
+            self._stirred = False
+        self._tell()
+        if again:
+            self._door.revisit(self)
+
+    def _put(self, data: bytes) -> None:
+        self._unsent += data
+        self._push()
+
+    def _push(self) -> None:
+        """Send what can be sent without waiting; when all is out, the request is over."""
+        while self._unsent:
+            try:
+                sent = self.sock.send(self._unsent)
+            except BlockingIOError:
+                if self._phase != "sending" and self._busy:
+                    self._phase = "sending"
+                    self._deadline = self._door.ticks_ms() + SEND_MS
+                return
+            except OSError:
+                self._close(arrived=False)
+                return
+            self._unsent = self._unsent[sent:]
+        if self._busy:
+            self._answered()
+
+    def _answered(self) -> None:
+        self._busy = False
+        self._watch = None
+        now = self._door.ticks_ms()
+        self.idle_since = now
+        self._drained = self._drained and not self._stirred
+        if self._closing or self._door.stopping:
+            self._draining, self._phase = True, "draining"
+            self._deadline = now + (SEND_MS if self._flights else DRAIN_MS)
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+        else:
+            self._phase, self._deadline = "idle", now + IDLE_MS
+
+    def park(self, watch: Watch) -> None:
+        """The running request is about to sleep on `watch`; raises Hangup when the client is gone already."""
+        with self.lock:
+            if self._gone or self._closed:
+                raise Hangup
+            self._watch = watch
+
+    def unpark(self) -> None:
+        """The sleep is over."""
+        with self.lock:
+            self._watch = None
+
+    def abandon(self) -> None:
+        """There is nobody to answer."""
+        with self.lock:
+            self._close(arrived=False)
+        self._tell()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away; this connection is over without closing it."""
+        with self.lock:
+            self._closed = True
+        self._door.ended(self)
+        return self.sock
+
+    # -- the end
+
+    def _judge(self, *, arrived: bool) -> None:
+        self._verdicts += [(flight, arrived) for flight in self._flights]
+        self._flights = []
+
+    def _tell(self) -> None:
+        """Tell flights what became of them, with the lock released."""
+        while self._verdicts:
+            flight, arrived = self._verdicts.pop(0)
+            if arrived:
+                flight.landed()
+            else:
+                flight.lost()
+
+    def _close(self, *, arrived: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._deadline = None
+        self._judge(arrived=arrived)
+        self._door.ended(self)
+        self.sock.close()
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the client has closed its side already (nothing is taken from the socket)."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _all_taken(sock: socket.socket) -> bool:
+    """Whether the client's system has acknowledged every byte; False where that cannot be told."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        left: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    except OSError:
+        return False
+    return left == 0

@@ -1,0 +1,280 @@
+"""One request on its way through: routing, running, answering.
+
+Whoever attends to the door runs what is quick here and now, queues changes (their answer is written by whichever thread
+leads the commit), and gives what may take long or must wait to a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import formatdate
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from stonemux import door, monitor, operations, sse, wire
+from stonemux.connection import Connection
+from stonemux.errors import MuxError, nearest
+from stonemux.hub import Hangup, Watch
+from stonemux.mux import Caller, Flight, Wait
+from stonemux.schema import MOST_INTEGER, Operation, bind
+
+if TYPE_CHECKING:
+    from stonemux.httpd import Server
+
+log = logging.getLogger("stonemux")
+
+ROUTES: Mapping[str, Mapping[str, Operation]] = {
+    path: {operation.method: operation for operation in operations.OPERATIONS if operation.path == path}
+    for path in dict.fromkeys(operation.path for operation in operations.OPERATIONS)
+}
+
+
+class _HttpCaller(Caller):
+    """A caller at the other end of a connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    @contextmanager
+    def park(self, watch: Watch) -> Iterator[None]:
+        self._connection.park(watch)
+        try:
+            yield
+        finally:
+            self._connection.unpark()
+
+
+class Exchange:
+    """A request that was read, until it is answered."""
+
+    __slots__ = ("_caller", "_close", "_connection", "_extra", "_given", "_head", "_request_id", "_server")
+
+    def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
+        self._server = server
+        self._connection = connection
+        self._head = head
+        self._request_id = server.request_id()
+        self._extra: tuple[tuple[str, str], ...] = ()
+        self._close = not head.keep_alive or connection.last or server.stopping
+        self._caller = _HttpCaller(connection)
+        self._given: Mapping[str, Any] = {}
+
+    def run(self, body: bytes) -> None:
+        """Answer the request, or see to it that it gets answered."""
+        try:
+            wire.admit(self._head, self._server.hosts, self._server.origins)
+            operation = self._route()
+            if operation is not None:
+                self._dispatch(operation, body)
+        except Exception as error:
+            self._refuse(error)
+
+    # -- routing
+
+    def _route(self) -> Operation | None:
+        """The operation that is asked for; None when the request is answered already (OPTIONS)."""
+        head = self._head
+        methods = ROUTES.get(head.path)
+        if methods is None:
+            if head.method == "OPTIONS" and head.path == "*":
+                self._send(204, b"")
+                return None
+            raise _unknown_path(head.path)
+        operation = methods.get("GET" if head.method == "HEAD" else head.method)
+        if operation is not None:
+            return operation
+        allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
+        self._extra = (("Allow", allowed),)
+        if head.method == "OPTIONS":
+            self._send(204, b"")
+            return None
+        raise MuxError(
+            "method_not_allowed", f"{head.path} does not answer {head.method}; it answers {allowed}", allowed=allowed
+        )
+
+    def _dispatch(self, operation: Operation, body: bytes) -> None:
+        head, mux = self._head, self._server.mux
+        self._given = self._read_given(operation, body)
+        if operation.kind == "stream":
+            self._stream(operation)
+            return
+        if operation.kind == "document":
+            bind(operation, self._given, mux.settings, textual=True)
+            self._send(200, self._server.openapi)
+            return
+        if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
+            bind(operation, self._given, mux.settings, textual=True)  # it waits for nothing and takes nothing
+            self._send(200, b"")
+            return
+        call = door.Call(
+            mux,
+            operation,
+            self._given,
+            self._caller,
+            textual=operation.method == "GET",
+            key=head.headers.get("idempotency-key"),
+        )
+        if call.work is not None:
+            call.queue(self._done)
+        elif operation.slow or operation.kind == "change":
+            self._server.aside(lambda: self._run_aside(call, None))
+        else:
+            self._run_here(call)
+
+    def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any]:
+        if operation.method == "GET":
+            return wire.read_query(self._head.query)
+        if self._head.query:
+            raise MuxError(
+                "invalid_query", f"{operation.path} takes its parameters in the JSON body, not in the query string"
+            )
+        return wire.read_json(body)
+
+    # -- running
+
+    def _done(self, answer: Any, error: BaseException | None) -> None:
+        """A queued change was committed, or refused."""
+        if error is None:
+            self._answer(answer)
+        else:
+            self._refuse(error)
+
+    def _run_here(self, call: door.Call) -> None:
+        """Run what is quick; a wait that finds something at once is quick, too."""
+        answer = call.start()
+        if isinstance(answer, Wait):
+            wait = answer
+            if (answer := wait.attempt()) is None:
+                if wait.deadline > self._server.ticks_ms():
+                    self._server.aside(lambda: self._run_aside(call, wait))
+                    return
+                answer = wait.give_up()
+        self._answer(answer)
+
+    def _run_aside(self, call: door.Call, wait: Wait | None) -> None:
+        """Run on a thread of its own what may take its time."""
+        try:
+            self._answer(call.answer() if wait is None else call.finish(wait))
+        except Exception as error:
+            self._refuse(error)
+
+    def _stream(self, operation: Operation) -> None:
+        """Check the request, then hand the socket to the streamer."""
+        server, mux = self._server, self._server.mux
+        args = dict(door.Call(mux, operation, self._given, self._caller, textual=True).args)
+        asked = args.pop("last_event_id")
+        asked = self._head.headers.get("last-event-id", asked)
+        wanted = monitor.event_filter(mux, **args)
+        head = mux.log.head
+        after = head if asked is None else _event_id(asked)
+        greeting = b""
+        if after > head:
+            greeting = sse.special("reset", {"requested": after, "head": head, "epoch": mux.store.epoch}, head)
+            after = head
+        self._extra = (("X-Stonemux-Event-Head", str(head)), ("X-Stonemux-Last-Event-ID", str(after)))
+        if self._head.method == "HEAD":
+            self._send(200, b"", content_type="text/event-stream")
+            return
+        if len(server.streamer) + mux.waiters.count >= mux.settings.max_waiters:
+            raise MuxError(
+                "too_many_waiters",
+                f"this daemon already has {mux.settings.max_waiters} waiting calls and streams, the limit; end one",
+                limit=mux.settings.max_waiters,
+                retry_after=1,
+            )
+        opening = self._stream_head() + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
+        server.streamer.add(self._connection.detach(), wanted, after, opening)
+
+    def _stream_head(self) -> bytes:
+        lines = [
+            "HTTP/1.1 200 OK",
+            "Content-Type: text/event-stream",
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            "X-Accel-Buffering: no",
+            "Connection: close",
+            f"X-Request-Id: {self._request_id}",
+            *(f"{name}: {value}" for name, value in self._extra),
+        ]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    # -- answering
+
+    def _answer(self, answer: Any) -> None:
+        if self._caller.replayed:
+            self._extra += (("Idempotent-Replayed", "true"),)
+        if "timeout" in self._given:
+            self._note_clamped(self._given["timeout"])
+        if isinstance(answer, str):
+            self._send(200, answer.encode(), content_type=monitor.METRICS_TYPE)
+        else:
+            self._send(200, wire.write_json(answer), flight=self._caller.flight)
+
+    def _note_clamped(self, timeout: Any) -> None:
+        most = self._server.mux.settings.poll_timeout_max
+        if timeout is not None and int(timeout) > most:
+            self._extra += (("X-Stonemux-Timeout", str(most)),)
+
+    def _refuse(self, error: BaseException) -> None:
+        if isinstance(error, Hangup):
+            self._connection.abandon()
+            return
+        if not isinstance(error, MuxError):
+            log.error("request %s failed", self._request_id, exc_info=error)
+            error = MuxError(
+                "internal", "the daemon failed on this request; its log has the details under the request id"
+            )
+        if self._caller.flight is not None:
+            self._caller.flight.lost()
+        if error.retry_after is not None:
+            self._extra += (("Retry-After", str(error.retry_after)),)
+        self._close = self._close or error.close
+        self._send(error.failure.http, wire.write_json(error.body(self._request_id)))
+
+    def _send(
+        self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
+    ) -> None:
+        answer = wire.render(
+            status,
+            body,
+            request_id=self._request_id,
+            head_only=self._head.method == "HEAD",
+            close=self._close,
+            extra=self._extra,
+            content_type=content_type,
+            date=_date(self._server.mux.clock.now_ms() // 1000),
+        )
+        self._connection.finish(answer, close=self._close, flight=flight)
+
+
+def refusal(error: MuxError, request_id: str) -> bytes:
+    """A complete error answer, with `Connection: close`, for requests that never became one."""
+    extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
+    return wire.render(
+        error.failure.http, wire.write_json(error.body(request_id)), request_id=request_id, close=True, extra=extra
+    )
+
+
+def _unknown_path(path: str) -> MuxError:
+    close = nearest(path, ROUTES, most=1)[0]
+    return MuxError(
+        "not_found", f"nothing answers at this path; did you mean {close}? /openapi.json lists all", nearest=close
+    )
+
+
+def _event_id(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MOST_INTEGER:
+        return int(text)
+    raise MuxError(
+        "invalid_last_event_id", "the last event id must be a whole number from 0 to 2^63-1", parameter="last_event_id"
+    )
+
+
+@lru_cache(maxsize=4)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()

@@ -1,0 +1,115 @@
+"""Which sockets have something to say: the system's edge-triggered notification behind one small interface.
+
+Edge-triggered means that an event is reported once, when it happens. So a socket is registered once for its whole life,
+nothing is armed again after each request, and whoever hears of a socket reads it until it is empty. A listening socket
+is level-triggered: connections that were not accepted yet are reported again.
+
+Linux has epoll(7), macOS and the BSDs kqueue(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from typing import Any, NamedTuple
+
+
+_bsd: Any = select
+"""The same module, where its kqueue half exists only on some systems and the type checker knows only of its own."""
+
+
+class Ready(NamedTuple):
+    """What happened on a descriptor."""
+
+    fd: int
+    writable: bool
+    """It can take more bytes."""
+    ended: bool
+    """The peer has closed its side, or the connection broke."""
+    broken: bool
+    """The connection broke: it was reset, or both sides are closed."""
+
+
+class Epoll:
+    """Linux."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+
+    def add(self, fd: int) -> None:
+        """Register a connection."""
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+
+    def add_listener(self, fd: int) -> None:
+        """Register a listening socket, or anything that is to be reported as long as it can be read."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def drop(self, fd: int) -> None:
+        """Forget a descriptor that is about to be closed."""
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def wait(self, timeout_ms: int | None) -> list[Ready]:
+        """Block until something happens, or until the timeout (None: for ever)."""
+        broken = select.EPOLLERR | select.EPOLLHUP
+        ended = broken | select.EPOLLRDHUP
+        return [
+            Ready(fd, bool(mask & select.EPOLLOUT), bool(mask & ended), bool(mask & broken))
+            for fd, mask in self._epoll.poll(None if timeout_ms is None else timeout_ms / 1000)
+        ]
+
+    def close(self) -> None:
+        """Give the system's object back."""
+        self._epoll.close()
+
+
+class Kqueue:
+    """macOS and the BSDs."""
+
+    def __init__(self) -> None:
+        self._queue = _bsd.kqueue()
+
+    def _change(self, fd: int, flags: int, *filters: int) -> None:
+        changes = [_bsd.kevent(fd, kind, flags) for kind in filters]
+        with contextlib.suppress(OSError):
+            self._queue.control(changes, 0)
+
+    def add(self, fd: int) -> None:
+        """Register a connection."""
+        flags = _bsd.KQ_EV_ADD | _bsd.KQ_EV_CLEAR
+        kinds = (_bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE)
+        self._change(fd, flags, *kinds)
+
+    def add_listener(self, fd: int) -> None:
+        """Register a listening socket, or anything that is to be reported as long as it can be read."""
+        self._change(fd, _bsd.KQ_EV_ADD, _bsd.KQ_FILTER_READ)
+
+    def drop(self, fd: int) -> None:
+        """Forget a descriptor that is about to be closed."""
+        for kind in (_bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE):
+            self._change(fd, _bsd.KQ_EV_DELETE, kind)
+
+    def wait(self, timeout_ms: int | None) -> list[Ready]:
+        """Block until something happens, or until the timeout (None: for ever)."""
+        events = self._queue.control(None, 256, None if timeout_ms is None else timeout_ms / 1000)
+        return [
+            Ready(
+                event.ident,
+                event.filter == _bsd.KQ_FILTER_WRITE,
+                bool(event.flags & _bsd.KQ_EV_EOF),
+                bool(event.flags & _bsd.KQ_EV_EOF and event.fflags),
+            )
+            for event in events
+        ]
+
+    def close(self) -> None:
+        """Give the system's object back."""
+        self._queue.close()
+
+
+Readiness = Epoll | Kqueue
+
+
+def readiness() -> Readiness:
+    """The best this system has."""
+    return Epoll() if hasattr(select, "epoll") else Kqueue()
