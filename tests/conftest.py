@@ -61,9 +61,14 @@ def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.close()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "settings(**values): the settings of this test's program")
+
+
 @pytest.fixture
-def program(open_program: Callable[..., Program]) -> Program:
-    return open_program()
+def program(request: pytest.FixtureRequest, open_program: Callable[..., Program]) -> Program:
+    marker = request.node.get_closest_marker("settings")
+    return open_program(**(marker.kwargs if marker else {}))
 
 
 @pytest.fixture
@@ -92,6 +97,18 @@ def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp
     """Every face in turn."""
     with request.param(mux) as opened:
         yield opened
+
+
+@pytest.fixture
+def restart(face: Direct | OverHttp, program: Program) -> Callable[[], None]:
+    """Stops the program in good order and starts it again behind the same face."""
+
+    def again() -> None:
+        face.__exit__(None, None, None)
+        face.mux = program.reopen()
+        face.__enter__()
+
+    return again
 
 
 @pytest.fixture

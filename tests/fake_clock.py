@@ -37,7 +37,8 @@ class FakeClock(Clock):
             self._changed.notify_all()
         try:
             if deadline is None or deadline > self._ticks:
-                condition.wait(STUCK_AFTER_S)
+                ended = condition.wait(STUCK_AFTER_S)
+                assert ended or deadline is None, f"waited {STUCK_AFTER_S} s for a clock that nobody moves"
         finally:
             with self._changed:
                 self._parked[condition] -= 1
