@@ -134,7 +134,7 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
     answer: dict[str, Any] = {
         "agent_id": agent_id,
         "deregistered": True,
-        "pending_messages": messages.backlog(tx, agent_id),
+        "pending_messages": messages.unread(tx, agent_id),
     }
     if released:
         answer["released_claims"] = released
@@ -185,7 +185,7 @@ def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
     """One agent with its unread mail, claims and channels."""
     row = directory.agent(rx, agent_id)
     shown = _view(rx, row)
-    shown["unread"] = rx.one("select count(*) from delivery where agent_id = ? and state < 2", agent_id)[0]
+    shown["unread"] = messages.unread(rx, agent_id)
     shown["claimed_tasks"] = rx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
     shown["channels"] = directory.channels_of(rx, agent_id)
     shown["agent_channel"] = directory.generate_agent_channel_name(agent_id)

@@ -300,6 +300,17 @@ def backlog(tx: Tx, agent_id: str) -> int:
     return count
 
 
+def unread(rx: Snapshot, agent_id: str) -> int:
+    """How many messages a poll would still find in an inbox: its backlog without what has run out."""
+    count: int = rx.one(
+        "select count(*) from delivery where agent_id = ? and state < 2 and not exists "
+        "(select 1 from message where id = message_id and expires_at <= ?)",
+        agent_id,
+        rx.now,
+    )[0]
+    return count
+
+
 def _full(tx: Tx, agent_id: str) -> MuxError:
     limit = tx.mux.settings.inbox_limit
     return MuxError(
@@ -382,11 +393,11 @@ def poll(
                 channel = directory.channel(rx, channel)["name"]
 
     def take() -> dict[str, Any] | None:
-        return _take(mux, caller, agent_id, channel, limit)
+        return _take(mux, caller, agent_id, channel, limit) or _nothing_yet(mux, agent_id)
 
     def read_after() -> dict[str, Any] | None:
         assert after is not None
-        return _read_after(mux, agent_id, channel, limit, after)
+        return _read_after(mux, agent_id, channel, limit, after) or _nothing_yet(mux, agent_id)
 
     if after is not None:
         _acknowledge_through(mux, agent_id, after)
@@ -415,6 +426,13 @@ def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after:
         values = (agent_id, rx.now, limit + 1, after)
         rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)
     return _answer(rows[:limit], more=len(rows) > limit) if rows else None
+
+
+def _nothing_yet(mux: Mux, agent_id: str) -> None:
+    """A poll goes on waiting, unless its agent was deregistered meanwhile."""
+    if not mux.presence.knows(agent_id):
+        with mux.store.read() as rx:
+            directory.agent(rx, agent_id)
 
 
 def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:

@@ -269,6 +269,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _agent("from", None, "The sender; the daemon itself if left out.", "sender"),
         ),
         returns={"message_id": "integer", "channel": "string"},
+        actor="from",
         errors=("agent_not_found", "inbox_full", "message_too_large"),
         emits=("message",),
         example={"agent_id": "writer", "type": "restart-signal", "content": "Please restart your session."},
