@@ -43,6 +43,10 @@ level = "warning"
 Address = tuple[str, int]
 
 
+BYTECODE = {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "stonemux-bench-bytecode")}
+"""Compiled files go beside the tree, not into it."""
+
+
 class ServerFailed(Exception):
     """A server did not start, or stopped by itself."""
 
@@ -75,12 +79,17 @@ class Server:
         raise_file_limit()
         port = free_port()
         self.address = ("127.0.0.1", port)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STONEMUX_")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            # An interpreter that may not keep what it compiled would compile everything anew at each start.
+            if not name.startswith("STONEMUX_") and name != "PYTHONDONTWRITEBYTECODE"
+        }
         with open(self.directory / "output.txt", "ab") as output:
             self._process = subprocess.Popen(
                 self.command(port),
                 cwd=ROOT,
-                env=inherited | self.environment(),
+                env=inherited | BYTECODE | self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

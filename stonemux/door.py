@@ -9,7 +9,6 @@ and refusals that would be the same again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -178,8 +177,10 @@ def _once(
     """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
     actor = args.get(operation.by_name[operation.actor].argument) if operation.actor else None
     scope = (actor or "", operation.path, key)
+    from hashlib import sha256  # loads OpenSSL, which calls without a key need not wait for
+
     body = json.dumps({k: v for k, v in given.items() if v is not None}, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(body.encode()).digest()
+    digest = sha256(body.encode()).digest()
 
     def wrap(work: Work) -> Work:
         def once(tx: Tx) -> Any:

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from stonemux import VERSION, operations, reference, sse, wire
+from stonemux import VERSION, operations, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import Exchange, refusal
@@ -43,7 +43,7 @@ log = logging.getLogger("stonemux")
 SWEEP_MS = 250
 """How often deadlines of connections are looked at, while there are any."""
 HELD_UP_MS = 20
-QUIET_ROUNDS = 50
+QUIET_ROUNDS = 10
 """So many looks without traffic, and the guard sleeps until there is some."""
 ACCEPTED_AT_ONCE = 64
 STOP_MS = 1000
@@ -118,6 +118,8 @@ class Server(ThreadingHTTPServer):
     def openapi(self) -> bytes:
         """The OpenAPI document, rendered when somebody first asks for it."""
         if not self._openapi:
+            from stonemux import reference  # a start need not wait for it
+
             self._openapi = wire.write_json(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
         return self._openapi
 
