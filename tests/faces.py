@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from types import TracebackType
+import time
+from types import MappingProxyType, TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,7 +25,7 @@ def wire_names(given: dict[str, Any]) -> dict[str, Any]:
     return {name.removesuffix("_"): value for name, value in given.items()}
 
 
-def refusal(face: Direct | OverHttp, code: str, name: str, **given: Any) -> MuxError:
+def refusal(face: Direct | OverHttp, code: str, name: str, /, **given: Any) -> MuxError:
     """The refusal of a call, which must have this code."""
     with pytest.raises(MuxError) as caught:
         face.call(name, **given)
@@ -36,6 +37,19 @@ def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
     """Register agents."""
     for agent_id in agents:
         face.call("agent.register", agent_id=agent_id, **given)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Any = MappingProxyType({}),
+) -> tuple[int, dict[str, str], bytes]:
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    data = response.read()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
 
 
 class Direct:
@@ -53,7 +67,7 @@ class Direct:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         pass
 
-    def call(self, name: str, **given: Any) -> Any:
+    def call(self, name: str, /, **given: Any) -> Any:
         operation, caller = operations.BY_NAME[name], Caller()
         try:
             answer = door.call(self.mux, operation, wire_names(given), caller)
@@ -94,14 +108,22 @@ class OverHttp:
         """One request on a connection of its own: status, headers (lower-case names) and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            data = response.read()
-            return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+            answer = _exchange(connection, method, path, body, headers or {})
+            if path.startswith("/msg/poll"):
+                _exchange(connection, "GET", "/health")  # the next request is the receipt of the answer before
+            return answer
         finally:
             connection.close()
 
-    def call(self, name: str, **given: Any) -> Any:
+    def _until_received(self, agent_id: str) -> None:
+        """Block until the server has written down that the answer of a poll arrived."""
+        patience = 5000
+        while self.mux.flights.held(agent_id):
+            patience -= 1
+            assert patience, "a poll's answer was never settled"
+            time.sleep(0.001)
+
+    def call(self, name: str, /, **given: Any) -> Any:
         operation = operations.BY_NAME[name]
         given = wire_names(given)
         if operation.method == "GET":
@@ -129,6 +151,8 @@ class OverHttp:
         answer = json.loads(body)
         self.replayed = headers.get("idempotent-replayed") == "true"
         if status == 200:
+            if name == "msg.poll":
+                self._until_received(given["agent_id"])
             shapes.check(operation, answer)
             return answer
         error = answer["error"]
