@@ -1,0 +1,67 @@
+"""The README's sessions, typed as they stand there against a fresh daemon; and its Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemons import running_daemon
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+VARYING = [
+    (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
+    (re.compile(r'"request_id":"[^"]+"'), '"request_id":"ID"'),
+    (re.compile(r"uptime    .*"), "uptime    TIME"),
+    (re.compile(r"storage   .*"), "storage   SIZE"),
+]
+
+
+def steps() -> list[tuple[str, str]]:
+    """(command, expected output) of all console blocks, in order."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for step in block.removeprefix("$ ").split("\n$ "):
+            command, _, output = step.partition("\n")
+            found.append((command, output.strip()))
+    return found
+
+
+def same(text: str, port: int) -> str:
+    text = text.replace(f":{port}", ":3392").strip()
+    for pattern, replacement in VARYING:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@pytest.mark.slow
+def test_every_session_in_the_readme_goes_as_printed(tmp_path):
+    with running_daemon(tmp_path / "data") as daemon:
+        for command, expected in steps():
+            command = command.replace("127.0.0.1:3392", f"127.0.0.1:{daemon.port}").replace("python3", sys.executable)
+            command = command.replace("stonemux status", f"stonemux status --port {daemon.port}")
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=tmp_path,
+                env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=20,
+            )
+            assert same(done.stdout, daemon.port) == same(expected, daemon.port), command
+        python = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace(":3392", f":{daemon.port}")
+        exec(compile(python, "README.md", "exec"), {})
+        assert json.loads(daemon.get("/msg/list?limit=1"))["messages"][0]["content"] == "The draft is ready."
+
+
+def test_the_first_block_is_the_two_commands():
+    first = re.search(r"```sh\n(.*?)```", README, re.DOTALL)[1].splitlines()
+    assert [line.split("#")[0].strip() for line in first] == ["python3 -m stonemux serve", "make test"]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert ci[-1] == "make test"
