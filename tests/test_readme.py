@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from daemons import running_daemon
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +38,6 @@ def same(text: str, port: int) -> str:
     return text
 
 
-@pytest.mark.slow
 def test_every_session_in_the_readme_goes_as_printed(tmp_path):
     with running_daemon(tmp_path / "data") as daemon:
         for command, expected in steps():

@@ -1,0 +1,62 @@
+"""A daemon as an operator starts it: a child process on a free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+class ChildDaemon:
+    """A running child; `banner` is what it said on standard output."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, banner: str) -> None:
+        self.process = process
+        self.port = port
+        self.banner = banner
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return answer.read()
+
+
+def spawn(data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stonemux", "serve", "--port", "0", "--data-dir", str(data), *flags],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "HOME": str(data.parent), "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running_daemon(data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> Iterator[ChildDaemon]:
+    """A daemon that listens; it is ended with SIGTERM, or killed if that is not enough."""
+    process = spawn(data, *flags, environ=environ)
+    assert process.stdout is not None
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.strip().startswith("stop"):
+                break
+        found = re.search(r"listening +http://\S+:(\d+)", "".join(said))
+        assert found, (said, process.stderr.read() if process.stderr else "")
+        yield ChildDaemon(process, int(found[1]), "".join(said))
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
