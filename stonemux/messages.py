@@ -88,16 +88,17 @@ def send(
     if to is None:
         to = _routed(tx, type)
     if to.startswith(directory.ADDRESS_PREFIXES):
-        directory.channel(tx, channel)
+        channel = directory.channel(tx, channel)["name"]
         recipients = _matching(tx, to, channel, sender, pick)
         addressed_to_one = False
     else:
-        recipients = [_reachable(tx, to, channel)]
+        channel = _shared_channel(tx, to, channel)
+        recipients = [to]
         addressed_to_one = True
-    # A suppressed message keeps out of the members' inboxes, but not out of that of the one it is addressed to.
-    delivered = recipients if addressed_to_one or not suppress_inbox else []
+    if suppress_inbox and not addressed_to_one:  # the one it is addressed to gets it all the same
+        recipients = []
     message_id = post(
-        tx, sender=sender, to=to, content=content, channel=channel, type=type, recipients=delivered, **optional
+        tx, sender=sender, to=to, content=content, channel=channel, type=type, recipients=recipients, **optional
     )
     answer: dict[str, Any] = {"message_id": message_id, "sent_at": rfc3339(tx.now)}
     status = tx.mux.presence.status
@@ -108,19 +109,21 @@ def send(
     return answer
 
 
-def _reachable(tx: Tx, agent_id: str, channel: str) -> str:
-    """The recipient of a direct message, who must be a member of its channel."""
+def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
+    """The name of a direct message's channel, of which the recipient must be a member."""
     directory.agent(tx, agent_id, "to")
-    if not directory.is_member(tx, channel, agent_id):
-        directory.channel(tx, channel)
-        theirs = directory.channels_of(tx, agent_id)
-        raise MuxError(
-            "not_in_channel",
-            f"{agent_id!r} is not a member of channel {channel!r}; send in one of its channels "
-            f"({', '.join(theirs)}), or let it join with channel.join",
-            channels=theirs,
-        )
-    return agent_id
+    if directory.is_member(tx, channel, agent_id):
+        return channel
+    name: str = directory.channel(tx, channel)["name"]  # it may have been named by its id
+    if directory.is_member(tx, name, agent_id):
+        return name
+    theirs = directory.channels_of(tx, agent_id)
+    raise MuxError(
+        "not_in_channel",
+        f"{agent_id!r} is not a member of channel {name!r}; send in one of its channels "
+        f"({', '.join(theirs)}), or let it join with channel.join",
+        channels=theirs,
+    )
 
 
 def _routed(tx: Tx, type: str | None) -> str:
@@ -175,23 +178,33 @@ def _least_busy(tx: Tx, candidates: list[str]) -> list[str]:
     return [min(active, key=load)] if active else []
 
 
-def broadcast(tx: Tx, *, sender: str, content: str, group: str | None, channel: str, **optional: Any) -> dict[str, Any]:
+def broadcast(
+    tx: Tx,
+    *,
+    sender: str,
+    content: str,
+    group: str | None,
+    channel: str,
+    suppress_inbox: bool,
+    **optional: Any,
+) -> dict[str, Any]:
     """Put one message into the inbox of every member of a channel (or of a group in it) but the sender: all or none."""
     directory.agent(tx, sender, "from")
-    directory.channel(tx, channel)
+    channel = directory.channel(tx, channel)["name"]
     if group is None:
         recipients = [agent_id for agent_id in directory.members(tx, channel) if agent_id != sender]
     else:
         _known_group(tx, group)
         recipients = [row[0] for row in directory.member_rows(tx, channel) if row[2] == group and row[0] != sender]
-    suppressed = optional.pop("suppress_inbox")
+    if suppress_inbox:
+        recipients = []
     message_id = post(
         tx,
         sender=sender,
         to=EVERYBODY if group is None else f"group:{group}",
         content=content,
         channel=channel,
-        recipients=[] if suppressed else recipients,
+        recipients=recipients,
         **optional,
     )
     return {
@@ -400,7 +413,7 @@ def poll(
         return _read_after(mux, agent_id, channel, limit, after) or _nothing_yet(mux, agent_id)
 
     if after is not None:
-        _acknowledge_through(mux, agent_id, after)
+        _acknowledge_through(mux, agent_id, after, channel)
     attempt = take if after is None else read_after
     return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id)
 
@@ -442,8 +455,11 @@ def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
     return answer
 
 
-def _acknowledge_through(mux: Mux, agent_id: str, after: int) -> None:
-    """A cursor acknowledges everything up to it, durably, before anything beyond it is shown."""
+def _acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None) -> None:
+    """A cursor acknowledges everything up to it, durably, before anything beyond it is shown.
+
+    A cursor in one channel says nothing about mail in others, which its poll never showed.
+    """
     with mux.store.read() as rx:
         highest = delivered_through(rx, agent_id)
         if after > highest:
@@ -453,11 +469,9 @@ def _acknowledge_through(mux: Mux, agent_id: str, after: int) -> None:
                 f"belongs to another agent or another data directory. Start with after={highest}, or after=0 for all",
                 highest=highest,
             )
-        open_before = rx.one(
-            "select 1 from delivery where agent_id = ? and message_id <= ? and state < 2 limit 1", agent_id, after
-        )
+        open_before = rx.one(f"select 1 from delivery where {_UP_TO} limit 1", agent_id, after, channel)
     if open_before is not None:
-        mux.store.write(lambda tx: settle_through(tx, agent_id, after))
+        mux.store.write(lambda tx: settle_through(tx, agent_id, after, channel))
 
 
 def delivered_through(rx: Snapshot, agent_id: str) -> int:
@@ -470,14 +484,17 @@ def delivered_through(rx: Snapshot, agent_id: str) -> int:
     return int(row[0])
 
 
-def settle_through(tx: Tx, agent_id: str, through: int) -> int:
-    """Settle everything up to an id."""
+_UP_TO = "agent_id = ?1 and message_id <= ?2 and state < 2 and (?3 is null or channel = ?3)"
+
+
+def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> int:
+    """Settle everything up to an id, in one channel or in all."""
     count = tx.run(
-        "update delivery set state = 2, settled_at = ?, due_at = null "
-        "where agent_id = ? and message_id <= ? and state < 2",
-        tx.now,
+        f"update delivery set state = 2, settled_at = ?4, due_at = null where {_UP_TO}",
         agent_id,
         through,
+        channel,
+        tx.now,
     ).rowcount
     _shrink(tx, agent_id, count)
     return count
@@ -529,21 +546,23 @@ def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
     return {
         "message_id": id,
         "sent_at": rfc3339(message["sent_at"]),
-        "recipients": [_delivery_view(rx, row, id) for row in rows],
+        "recipients": [_delivery_view(rx, row, message) for row in rows],
     }
 
 
-def _delivery_view(rx: Snapshot, row: Any, message_id: int) -> dict[str, Any]:
-    state = ("queued", "fetched", "acked", "dead")[row["state"]]
-    if state == "queued" and message_id in rx.mux.flights.held(row["agent_id"]):
+def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
+    state, at, reason = ("queued", "fetched", "acked", "dead")[row["state"]], row["settled_at"], row["reason"]
+    if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"
+    elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:
+        state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will write it down
     told: dict[str, Any] = {"agent_id": row["agent_id"], "status": state}
     if row["deliveries"]:
         told["deliveries"] = row["deliveries"]
-    if row["settled_at"]:
-        told["at"] = rfc3339(row["settled_at"])
-    if row["reason"]:
-        told["reason"] = row["reason"]
+    if at:
+        told["at"] = rfc3339(at)
+    if reason:
+        told["reason"] = reason
     return told
 
 
@@ -559,7 +578,7 @@ def listed(
 ) -> dict[str, Any]:
     """History, newest first, whatever became of the deliveries."""
     if channel is not None:
-        directory.channel(rx, channel)
+        channel = directory.channel(rx, channel)["name"]
     if agent_id is not None:
         directory.agent(rx, agent_id)
     where, values = _narrow(channel, agent_id)
