@@ -13,7 +13,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stonemux import door, monitor, operations, sse, wire
+from stonemux import door, monitor, operations, payload, sse, wire
 from stonemux.connection import Connection
 from stonemux.errors import MuxError, nearest
 from stonemux.hub import Hangup, Watch
@@ -128,12 +128,12 @@ class Exchange:
 
     def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any]:
         if operation.method == "GET":
-            return wire.read_query(self._head.query)
+            return payload.read_query(self._head.query)
         if self._head.query:
             raise MuxError(
                 "invalid_query", f"{operation.path} takes its parameters in the JSON body, not in the query string"
             )
-        return wire.read_json(body)
+        return payload.read_json(body)
 
     # -- running
 
@@ -213,7 +213,7 @@ class Exchange:
         if isinstance(answer, str):
             self._send(200, answer.encode(), content_type=monitor.METRICS_TYPE)
         else:
-            self._send(200, wire.write_json(answer), flight=self._caller.flight)
+            self._send(200, payload.write_json(answer), flight=self._caller.flight)
 
     def _note_clamped(self, timeout: Any) -> None:
         most = self._server.mux.settings.poll_timeout_max
@@ -234,7 +234,7 @@ class Exchange:
         if error.retry_after is not None:
             self._extra += (("Retry-After", str(error.retry_after)),)
         self._close = self._close or error.close
-        self._send(error.failure.http, wire.write_json(error.body(self._request_id)))
+        self._send(error.failure.http, payload.write_json(error.body(self._request_id)))
 
     def _send(
         self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
@@ -256,7 +256,7 @@ def refusal(error: MuxError, request_id: str) -> bytes:
     """A complete error answer, with `Connection: close`, for requests that never became one."""
     extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
     return wire.render(
-        error.failure.http, wire.write_json(error.body(request_id)), request_id=request_id, close=True, extra=extra
+        error.failure.http, payload.write_json(error.body(request_id)), request_id=request_id, close=True, extra=extra
     )
 
 

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from stonemux import VERSION, operations, sse, wire
+from stonemux import VERSION, operations, payload, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import Exchange, refusal
@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
         if not self._openapi:
             from stonemux import reference  # a start need not wait for it
 
-            self._openapi = wire.write_json(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
+            self._openapi = payload.write_json(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
         return self._openapi
 
     def request_id(self) -> str:

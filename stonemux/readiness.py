@@ -13,7 +13,6 @@ import contextlib
 import select
 from typing import Any, NamedTuple
 
-
 _bsd: Any = select
 """The same module, where its kqueue half exists only on some systems and the type checker knows only of its own."""
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from stonemux import wire
+from stonemux import payload, wire
 from stonemux.errors import FAILURES, MuxError
 
 HOSTS = frozenset({"127.0.0.1:3392", "localhost:3392", "[::1]:3392"})
@@ -26,7 +26,7 @@ def refusal(call, *args, **kwargs) -> MuxError:
         call(*args, **kwargs)
     assert caught.value.code in FAILURES
     assert len(caught.value.message) > 10
-    wire.write_json(caught.value.body("id"))
+    payload.write_json(caught.value.body("id"))
     return caught.value
 
 
@@ -606,7 +606,7 @@ def test_fault_04_a_chunk_beyond_the_limit_is_refused_before_it_arrives(data):
     ],
 )
 def test_an_object_is_read(body, value):
-    assert wire.read_json(body) == value
+    assert payload.read_json(body) == value
 
 
 @pytest.mark.parametrize(
@@ -649,17 +649,17 @@ def test_an_object_is_read(body, value):
     ],
 )
 def test_fault_15_what_is_not_one_json_object_is_refused(body):
-    assert refusal(wire.read_json, body).code == "invalid_json"
+    assert refusal(payload.read_json, body).code == "invalid_json"
 
 
 def test_fault_15_an_empty_body_is_told_what_to_send():
-    assert "send {}" in refusal(wire.read_json, b"").message
-    assert "not a list" in refusal(wire.read_json, b"[]").message
+    assert "send {}" in refusal(payload.read_json, b"").message
+    assert "not a list" in refusal(payload.read_json, b"[]").message
 
 
 @pytest.mark.parametrize("body", [b'{"k":1,"k":1}', b'{"x":{"k":1,"k":2}}', b'{"k":1,"\\u006b":2}'])
 def test_fault_15_a_repeated_key_is_named(body):
-    error = refusal(wire.read_json, body)
+    error = refusal(payload.read_json, body)
     assert (error.code, error.facts["parameter"]) == ("duplicate_key", "k")
 
 
@@ -680,7 +680,7 @@ def test_fault_15_a_repeated_key_is_named(body):
     ],
 )
 def test_fault_15_other_encodings_are_refused_by_name(body, name):
-    error = refusal(wire.read_json, body)
+    error = refusal(payload.read_json, body)
     assert error.code == "invalid_utf8"
     assert name in error.message
 
@@ -700,26 +700,26 @@ def test_fault_16_deep_nesting_is_refused_quickly(body):
     fastest = 1.0
     for _ in range(3):
         began = time.perf_counter()
-        assert refusal(wire.read_json, body).code == "json_too_deep"
+        assert refusal(payload.read_json, body).code == "json_too_deep"
         fastest = min(fastest, time.perf_counter() - began)
     assert fastest < 0.01
 
 
 def test_fault_16_the_limit_of_nesting_is_exact():
-    deepest = b'{"a":' + b"[" * (wire.MAX_DEPTH - 1) + b"]" * (wire.MAX_DEPTH - 1) + b"}"
-    assert wire.read_json(deepest)
-    assert wire.read_json(deepest.replace(b"{", b'{"b":[],'))
-    assert refusal(wire.read_json, deepest.replace(b"[]", b"[[]]")).code == "json_too_deep"
+    deepest = b'{"a":' + b"[" * (payload.MAX_DEPTH - 1) + b"]" * (payload.MAX_DEPTH - 1) + b"}"
+    assert payload.read_json(deepest)
+    assert payload.read_json(deepest.replace(b"{", b'{"b":[],'))
+    assert refusal(payload.read_json, deepest.replace(b"[]", b"[[]]")).code == "json_too_deep"
 
 
 def test_fault_16_brackets_in_texts_and_side_by_side_are_no_nesting():
     for value in ({"a": "[" * 1000}, {"a": '\\"[{' * 1000}, {"[" * 100: "\\"}, {"a": [[]] * 1000}):
-        assert wire.read_json(json.dumps(value).encode()) == value
+        assert payload.read_json(json.dumps(value).encode()) == value
 
 
 def test_fault_17_an_integer_of_5000_digits_is_refused():
-    assert refusal(wire.read_json, b'{"a":' + b"1" * 5000 + b"}").code == "invalid_json"
-    assert refusal(wire.read_json, b'{"a":-' + b"1" * 1_000_000 + b"}").code == "invalid_json"
+    assert refusal(payload.read_json, b'{"a":' + b"1" * 5000 + b"}").code == "invalid_json"
+    assert refusal(payload.read_json, b'{"a":-' + b"1" * 1_000_000 + b"}").code == "invalid_json"
 
 
 @pytest.mark.parametrize(
@@ -734,13 +734,13 @@ def test_fault_17_an_integer_of_5000_digits_is_refused():
     ],
 )
 def test_fault_17_an_integer_beyond_64_bits_is_refused_by_name(body, parameter):
-    error = refusal(wire.read_json, body)
+    error = refusal(payload.read_json, body)
     assert (error.code, error.facts.get("parameter")) == ("invalid_field", parameter)
 
 
 def test_fault_17_a_later_fault_does_not_hide_behind_a_large_integer():
-    assert refusal(wire.read_json, b'{"a":99999999999999999999').code == "invalid_json"
-    assert refusal(wire.read_json, b"99999999999999999999").code == "invalid_field"
+    assert refusal(payload.read_json, b'{"a":99999999999999999999').code == "invalid_json"
+    assert refusal(payload.read_json, b"99999999999999999999").code == "invalid_field"
 
 
 @pytest.mark.parametrize(
@@ -755,30 +755,30 @@ def test_fault_17_a_later_fault_does_not_hide_behind_a_large_integer():
     ],
 )
 def test_fault_18_half_a_surrogate_pair_is_refused(body, parameter):
-    error = refusal(wire.read_json, body)
+    error = refusal(payload.read_json, body)
     assert (error.code, error.facts["parameter"]) == ("invalid_unicode", parameter)
 
 
 def test_fault_18_an_error_about_a_bad_key_can_itself_be_sent():
-    error = refusal(wire.read_json, b'{"\\ud800":1,"\\ud800":2}')
+    error = refusal(payload.read_json, b'{"\\ud800":1,"\\ud800":2}')
     assert error.code == "duplicate_key"
-    assert b"?" in wire.write_json(error.body("id"))
+    assert b"?" in payload.write_json(error.body("id"))
 
 
 def test_fault_19_a_content_of_65536_bytes_comes_back_identical():
     content = 'é\x00\U0001f600 "\\[{\n' * 5041 + "x" * 3
     assert len(content.encode()) == 65536
-    assert wire.read_json(wire.write_json({"content": content})) == {"content": content}
+    assert payload.read_json(payload.write_json({"content": content})) == {"content": content}
 
 
 def test_json_is_written_compactly_in_utf_8():
-    assert wire.write_json({"a": [1, "é😀\x00"], "b": None}) == '{"a":[1,"é😀\\u0000"],"b":null}'.encode()
+    assert payload.write_json({"a": [1, "é😀\x00"], "b": None}) == '{"a":[1,"é😀\\u0000"],"b":null}'.encode()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
 def test_what_json_cannot_say_is_never_written(value):
     with pytest.raises(ValueError, match=r".+"):
-        wire.write_json({"a": value})
+        payload.write_json({"a": value})
 
 
 # --- query strings -------------------------------------------------------------------------------------------------
@@ -800,7 +800,7 @@ def test_what_json_cannot_say_is_never_written(value):
     ],
 )
 def test_a_query_is_read(query, fields):
-    assert wire.read_query(query) == fields
+    assert payload.read_query(query) == fields
 
 
 @pytest.mark.parametrize(
@@ -836,20 +836,20 @@ def test_a_query_is_read(query, fields):
     ],
 )
 def test_fault_21_a_query_that_could_mean_two_things_is_refused(query):
-    assert refusal(wire.read_query, query).code == "invalid_query"
+    assert refusal(payload.read_query, query).code == "invalid_query"
 
 
 def test_fault_21_thirty_two_fields_are_the_limit():
-    assert len(wire.read_query("&".join(f"k{number}=v" for number in range(wire.MAX_QUERY_FIELDS)))) == 32
+    assert len(payload.read_query("&".join(f"k{number}=v" for number in range(payload.MAX_QUERY_FIELDS)))) == 32
 
 
 def test_a_query_that_was_read_may_be_changed_without_harm():
-    wire.read_query("once=1")["once"] = "2"
-    assert wire.read_query("once=1") == {"once": "1"}
+    payload.read_query("once=1")["once"] = "2"
+    assert payload.read_query("once=1") == {"once": "1"}
 
 
 def test_a_long_query_is_read_too():
-    assert wire.read_query("a=" + "%41" * 2000) == {"a": "A" * 2000}
+    assert payload.read_query("a=" + "%41" * 2000) == {"a": "A" * 2000}
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 import pytest
 
-from stonemux import wire
+from stonemux import payload, wire
 from stonemux.errors import MuxError
 
 h11 = pytest.importorskip("h11", reason="h11 judges the request reader; it is not installed")
@@ -186,7 +186,7 @@ def code_of(call, *args) -> str:
     try:
         call(*args)
     except MuxError as error:
-        wire.write_json(error.body("id"))
+        payload.write_json(error.body("id"))
         return error.code
     return ""
 
@@ -270,8 +270,8 @@ FRAGMENTS = st.sampled_from(
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1]))
 def test_every_object_that_json_can_say_is_read_as_it_is(value, escaped, indent):
     body = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
-    assert wire.read_json(body) == value
-    assert wire.read_json(wire.write_json(value)) == value
+    assert payload.read_json(body) == value
+    assert payload.read_json(payload.write_json(value)) == value
 
 
 @st.composite
@@ -290,11 +290,11 @@ def broken_bodies(draw) -> bytes:
 @example(b"[" * 5000)
 @example(b'{"a":1,"a":2}')
 def test_whatever_body_is_accepted_means_the_same_to_json_loads(body):
-    code = code_of(wire.read_json, body)
+    code = code_of(payload.read_json, body)
     if not code:
-        value = wire.read_json(body)
+        value = payload.read_json(body)
         assert value == json.loads(body.decode())
-        assert wire.read_json(wire.write_json(value)) == value
+        assert payload.read_json(payload.write_json(value)) == value
     elif code == "invalid_json":
         assert not is_plain_object(body)
 
@@ -319,14 +319,14 @@ QUERY_TEXTS = st.text("ab=&+%;41fFeEzé \x00#?" + string.punctuation, max_size=3
 @thorough
 @given(QUERY_TEXTS | st.lists(st.sampled_from(["a", "b", "=", "=1", "&", "%41", "%e2%82%ac", "%ff", "+"])).map("".join))
 def test_whatever_query_is_accepted_means_the_same_to_parse_qsl(query):
-    if code_of(wire.read_query, query):
+    if code_of(payload.read_query, query):
         return
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=32)
-    assert wire.read_query(query) == dict(pairs)
+    assert payload.read_query(query) == dict(pairs)
     assert len(dict(pairs)) == len(pairs)
 
 
 @thorough
 @given(st.dictionaries(TEXTS.filter(bool), TEXTS, max_size=32))
 def test_every_set_of_fields_can_be_said_in_a_query(fields):
-    assert wire.read_query(urlencode(fields)) == fields
+    assert payload.read_query(urlencode(fields)) == fields
