@@ -441,11 +441,12 @@ def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after:
     return _answer(rows[:limit], more=len(rows) > limit) if rows else None
 
 
-def _nothing_yet(mux: Mux, agent_id: str) -> None:
-    """A poll goes on waiting, unless its agent was deregistered meanwhile."""
+def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:
+    """None, so that the poll goes on waiting; raises if its agent was deregistered meanwhile."""
     if not mux.presence.knows(agent_id):
         with mux.store.read() as rx:
             directory.agent(rx, agent_id)
+    return None
 
 
 def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:

@@ -48,7 +48,13 @@ def _timeout(default: int) -> Param:
 
 FROM = _agent("from", doc="The sending agent.", into="sender")
 CONTENT = Param(
-    "content", "text", REQUIRED, least=1, most="max_message_size", code="message_too_large", doc="The text to deliver."
+    "content",
+    "text",
+    REQUIRED,
+    least=1,
+    most="max_message_size",
+    too_large="message_too_large",
+    doc="The text to deliver.",
 )
 METADATA = Param("metadata", "object", doc="Any JSON object, handed on untouched.")
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
@@ -648,7 +654,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "Set a key. With `expected_version` it is a compare-and-set: it fails with 409 if somebody was faster.",
         params=(
             KEY,
-            Param("value", "text", REQUIRED, most="max_message_size", code="message_too_large", doc="The new value."),
+            Param(
+                "value", "text", REQUIRED, most="max_message_size", too_large="message_too_large", doc="The new value."
+            ),
             _channel(),
             EXPECTED,
             UPDATED_BY,

@@ -82,6 +82,7 @@ _KEY_DOC = (
 def own_errors(operation: Operation) -> tuple[str, ...]:
     """The codes that this operation adds to those of every call, sorted by status and name."""
     codes = set(operation.errors) | {param.code for param in operation.params}
+    codes |= {param.too_large for param in operation.params if param.too_large}
     if operation.needed:
         codes.add("missing_field")
     if operation.tier != TIERS[0] or any(param.tier != TIERS[0] for param in operation.params):

@@ -42,7 +42,8 @@ class Param:
 
     `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or
     a list's length (a text there is the name of a setting); `into` is the argument's name in Python where the wire name
-    is a keyword there; `code` the error code of a bad value; `tier` the tier that a value other than the default needs.
+    is a keyword there; `code` the error code of a bad value and `too_large` that of a too long text, if it has its own;
+    `tier` the tier that a value other than the default needs.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Param:
     doc: str = ""
     into: str = ""
     code: str = "invalid_field"
+    too_large: str = ""
     tier: str = "free"
     clamp: bool = False
     """A number above `most` is taken as `most` instead of being refused."""
@@ -216,8 +218,11 @@ def _text(param: Param, value: Any, limits: Limits) -> str:
     most = param.upper(limits)
     # A character is at most four bytes, so most texts are cleared without being encoded.
     if most is not None and len(value) * 4 > most and (size := len(value.encode())) > most:
-        raise param.refuse(
-            f"has {size} bytes of UTF-8, more than the limit of {most}; send less, or a reference to it", limit=most
+        raise MuxError(
+            param.too_large or param.code,
+            f"{param.name} has {size} bytes of UTF-8, more than the limit of {most}; send less, or a reference to it",
+            parameter=param.name,
+            limit=most,
         )
     if param.least and len(value) < param.least:
         raise param.refuse("must not be empty", limit=param.least)
