@@ -37,8 +37,10 @@ def _record(row: Any) -> dict[str, Any]:
 def get(rx: Snapshot, *, key: str, channel: str) -> dict[str, Any]:
     """The key's record; `key_not_found` carries the version of its tombstone, or 0."""
     row = _row(rx, channel, key)
+    if row is None:
+        channel = directory.channel(rx, channel)["name"]  # it may have been named by its id
+        row = _row(rx, channel, key)
     if row is None or row["deleted"]:
-        directory.channel(rx, channel)
         version = row["version"] if row is not None else 0
         raise MuxError(
             "key_not_found",
@@ -58,9 +60,9 @@ def put(
 
 def delete(tx: Tx, *, key: str, channel: str, expected_version: int | None, updated_by: str | None) -> dict[str, Any]:
     """Delete a key, leaving a tombstone with the next version."""
+    channel = directory.channel(tx, channel)["name"]
     row = _row(tx, channel, key)
     if row is None or row["deleted"]:
-        directory.channel(tx, channel)
         raise MuxError(
             "key_not_found",
             f"channel {channel!r} has no key {key!r} to delete",
@@ -73,7 +75,7 @@ def delete(tx: Tx, *, key: str, channel: str, expected_version: int | None, upda
 def _change(
     tx: Tx, key: str, value: str | None, channel: str, expected: int | None, updated_by: str | None
 ) -> dict[str, Any]:
-    directory.channel(tx, channel)
+    channel = directory.channel(tx, channel)["name"]
     if updated_by is not None:
         directory.agent(tx, updated_by, "updated_by")
     row = _row(tx, channel, key)
@@ -137,12 +139,12 @@ def watch(
 ) -> Wait:
     """Wait until the key's version passes `after_version`; answers its latest state, not every step on the way."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
+    with mux.store.read() as rx:
+        channel = directory.channel(rx, channel)["name"]
 
     def look() -> tuple[Any, int]:
         with mux.store.read() as rx:
             row = _row(rx, channel, key)
-            if row is None:
-                directory.channel(rx, channel)
         return row, row["version"] if row is not None else 0
 
     def attempt() -> dict[str, Any] | None:
@@ -167,7 +169,7 @@ def _watched(row: Any, *, changed: bool, key: str = "", channel: str = "") -> di
 
 def listed(rx: Snapshot, *, channel: str, prefix: str | None, limit: int, after: str | None) -> dict[str, Any]:
     """Live keys of a channel in the order of their names, with their records."""
-    directory.channel(rx, channel)
+    channel = directory.channel(rx, channel)["name"]
     rows = rx.sql(
         "select * from state where channel = ? and not deleted and key > ? and substr(key, 1, ?) = ? "
         "order by key limit ?",
@@ -185,7 +187,7 @@ def listed(rx: Snapshot, *, channel: str, prefix: str | None, limit: int, after:
 
 def history(rx: Snapshot, *, key: str, channel: str, limit: int) -> dict[str, Any]:
     """The last versions of a key, newest first, tombstones included."""
-    directory.channel(rx, channel)
+    channel = directory.channel(rx, channel)["name"]
     rows = rx.sql(
         "select * from state_version where channel = ? and key = ? order by version desc limit ?", channel, key, limit
     )
