@@ -308,7 +308,9 @@ def backlog(tx: Tx, agent_id: str) -> int:
     """How many messages an inbox holds that are not settled."""
     count = tx.backlog.get(agent_id)
     if count is None:
-        count = tx.one("select count(*) from delivery where agent_id = ? and state = 0", agent_id)[0]
+        count = tx.one(
+            "select count(*) from delivery indexed by delivery_open where agent_id = ? and state = 0", agent_id
+        )[0]
         tx.backlog[agent_id] = count
     return count
 
@@ -363,15 +365,15 @@ def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
             mux.flights.end(agent_id, ids)
         else:
             mux.flights.owed.append((agent_id, ids))
+            mux.alarm.set(mux.clock.now_ms() + 1000)
 
     mux.store.submit(Job(lambda tx: settle(tx, agent_id, ids), outcome))
 
 
 def settle_owed(mux: Mux) -> None:
     """Try again to write down what arrived while the disk refused."""
-    owed, mux.flights.owed[:] = list(mux.flights.owed), []
-    for agent_id, ids in owed:
-        settle_later(mux, agent_id, ids)
+    for _ in range(len(mux.flights.owed)):  # one by one, since others add to it meanwhile
+        settle_later(mux, *mux.flights.owed.pop(0))
 
 
 def settle(tx: Tx, agent_id: str, ids: Iterable[int]) -> int:

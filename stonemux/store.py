@@ -30,6 +30,7 @@ Threads: `_gate` guards the queue and the leadership. The writing connection, `_
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -48,10 +49,14 @@ from stonemux.tables import APPLICATION_ID, MIGRATIONS
 if TYPE_CHECKING:
     from stonemux.mux import Mux
 
+log = logging.getLogger("stonemux")
+
 Row = sqlite3.Row
 Connect = Callable[..., sqlite3.Connection]
 
 MOST_IN_A_BATCH = 256
+SKIPPED = 1_000_000
+"""Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
 POOLED_READERS = 8
 CACHE_ENTRIES = 20_000
 
@@ -228,6 +233,8 @@ class Tx(Snapshot):
         """Open the transaction (the leader's business)."""
         if len(self.cache) > CACHE_ENTRIES:
             self.cache.clear()
+        if self._db.in_transaction:  # a leader was interrupted
+            self.abandon()
         self.now = now
         self._execute("BEGIN IMMEDIATE")
         self._changes = self._db.total_changes
@@ -286,14 +293,14 @@ class Tx(Snapshot):
 
     def abandon(self) -> None:
         """Roll back; nothing of this transaction remains."""
-        if self._db.in_transaction:
-            self._execute("ROLLBACK")
         self._pending, self._topics, self._offers, self._hooks = [], [], [], []
         for rows in self._noted.values():
             rows.clear()
         self._next_message = self.last_message + 1
         self.cache.clear()
         self.backlog.clear()
+        if self._db.in_transaction:
+            self._execute("ROLLBACK")
 
 
 Mark = tuple[int, int, list[int], int, int, int, int, int]
@@ -306,6 +313,20 @@ class Job(NamedTuple):
 
     work: Work
     outcome: Outcome
+
+
+def _tell(outcome: Outcome, value: Any, error: BaseException | None) -> None:
+    """Tell one caller. One that fails costs neither the others their answers nor the store its leader."""
+    try:
+        outcome(value, error)
+    except Exception:
+        log.exception("an outcome could not be told")
+
+
+def _tell_all(batch: list[Job], error: BaseException) -> bool:
+    for job in batch:
+        _tell(job.outcome, None, error)
+    return True
 
 
 class _Result:
@@ -362,17 +383,23 @@ class Store:
         self._db = _open_checked(directory, connect)
         try:
             self.migrated_from = _migrate(self._db, directory)
-            self.head = self._db.execute("select coalesce(max(id), 0) from event").fetchone()[0]
-            self._check_rollback(accept_rollback)
-            newest = self._db.execute("select max(at) from event").fetchone()[0]
-            self.newest: int = max(newest or 0, int(self._meta("clock") or 0))
+            newest = self._db.execute("select id, at from event order by id desc limit 1").fetchone()
+            self.head: int = newest[0] if newest else 0
+            last_message = self._last_message()
+            if self._went_back(accept_rollback):
+                self.head += SKIPPED
+                last_message += SKIPPED
+            self.newest: int = max(newest[1] if newest else 0, int(self._meta("clock") or 0))
+            self.epoch: str = self._meta("epoch")
+            self._tx = Tx(self._db, self.mux, last_message)
+            clock.anchor(self.newest)
+            self._note_clock(self._tx)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._judge(error) from error
         except BaseException:
             self._db.close()
             raise
-        self.epoch: str = self._meta("epoch")
-        self._tx = Tx(self._db, self.mux, self._last_message())
-        clock.anchor(self.newest)
-        self._note_clock(self._tx)
         self._files = self._inodes()
         self._relay = threading.Semaphore(0)
         self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
@@ -389,17 +416,20 @@ class Store:
     def _note_clock(self, tx: Tx) -> None:
         tx.run("insert or replace into meta values ('clock', ?)", str(self._clock.now_ms()))
 
-    def _check_rollback(self, accept: bool) -> None:
+    def _went_back(self, accept: bool) -> bool:
+        """Whether the directory remembers more than the database holds; raises unless that is accepted."""
         remembered = self._directory.read_head()
-        if remembered > self.head:
-            if not accept:
-                raise MuxError(
-                    "data_refused",
-                    f"{self._path} ends at event {self.head}, but this directory has seen event {remembered}: the "
-                    "database is older than it was (a lost write-ahead log, or a restored copy). Put the right file "
-                    "back, or start once with --accept-rollback to go on from here",
-                )
-            self.head = remembered  # ids that were dealt once are not dealt again
+        if remembered <= self.head:
+            return False
+        if not accept:
+            raise MuxError(
+                "data_refused",
+                f"{self._path} ends at event {self.head}, but this directory has seen event {remembered}: the "
+                "database is older than it was (a lost write-ahead log, or a restored copy). Put the right file "
+                "back, or start once with --accept-rollback to go on from here",
+            )
+        self.head = remembered
+        return True
 
     # -- writing
 
@@ -438,7 +468,11 @@ class Store:
             self._leading = True
         more = True
         while more:
-            self._lead()
+            try:
+                self._lead()
+            except BaseException:  # even an interrupted leader leaves somebody to lead
+                self._relay.release()
+                raise
             with self._gate:
                 more = self._leading = bool(self._queue)
             if more and threading.get_ident() not in self.gatherers:
@@ -465,15 +499,14 @@ class Store:
                     more = self._leading = bool(self._queue)
 
     def _commit(self, batch: list[Job]) -> None:
-        if self.fatal is not None:
-            for job in batch:
-                job.outcome(None, self.fatal)
-        elif not self._attempt(batch):
+        if not self._attempt(batch):
             for job in batch:
                 self._attempt([job])
 
     def _attempt(self, batch: list[Job]) -> bool:
         """Run the batch in one transaction; False if it must be run again one by one."""
+        if self.fatal is not None:
+            return _tell_all(batch, self.fatal)
         tx = self._tx
         outcomes: list[tuple[Outcome, Any, BaseException | None]] = []
         try:
@@ -483,12 +516,9 @@ class Store:
                 try:
                     outcomes.append((job.outcome, job.work(tx), None))
                 except Exception as error:
-                    if not tx.rewind(mark):
-                        if len(batch) > 1:
-                            tx.abandon()
-                            return False
+                    if isinstance(error, sqlite3.Error) or not tx.rewind(mark):
                         raise
-                    outcomes.append((job.outcome, None, self._judge(error)))
+                    outcomes.append((job.outcome, None, error))
             events, topics, offers, hooks = tx.commit(self.head)
         except Exception as error:
             verdict = self._judge(error)
@@ -496,20 +526,21 @@ class Store:
                 tx.abandon()
             except sqlite3.Error as trouble:
                 verdict = self._stop(trouble)
-            for job in batch:
-                job.outcome(None, verdict)
-            return True
-        if self._inodes() != self._files and not self._same_files():
-            for job in batch:
-                job.outcome(None, self.fatal)
-            return True
+            if verdict is error and len(batch) > 1:  # one of them is to blame, not the disk
+                return False
+            return _tell_all(batch, verdict)
+        if self._inodes() != self._files:
+            return _tell_all(batch, self._lost())
         self.head += len(events)
-        for hook in hooks:
-            hook()
-        if events or topics or offers:
-            self.publish(events, topics, offers)
+        try:
+            for hook in hooks:
+                hook()
+            if events or topics or offers:
+                self.publish(events, topics, offers)
+        except Exception:
+            log.exception("a commit could not be announced")
         for outcome, value, failure in outcomes:
-            outcome(value, failure)
+            _tell(outcome, value, failure)
         return True
 
     def _inodes(self) -> tuple[int, int]:
@@ -518,8 +549,8 @@ class Store:
         except OSError:
             return (0, 0)
 
-    def _same_files(self) -> bool:
-        """Whether the database in the directory is still the one that is open; if not, all writing ends."""
+    def _lost(self) -> MuxError:
+        """The database in the directory is no longer the one that is open: all writing ends."""
         self.fatal = MuxError(
             "storage_lost",
             f"{self._path} was moved, deleted or replaced under the running daemon; nothing is acknowledged any more. "
@@ -527,7 +558,7 @@ class Store:
             retry_after=5,
         )
         self.on_fatal(self.fatal)
-        return False
+        return self.fatal
 
     def _judge(self, error: BaseException) -> BaseException:
         """What a caller is told of an error; one that leaves the disk's state unknown ends all writing."""
@@ -542,7 +573,13 @@ class Store:
             )
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return MuxError("storage_busy", "another program holds the database; try again", retry_after=1)
-        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN):
+        if kind == sqlite3.SQLITE_CANTOPEN:
+            return MuxError(
+                "storage_busy",
+                "the database cannot be opened once more (too many open files?); try again",
+                retry_after=1,
+            )
+        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._stop(error)
         return error
 
@@ -561,7 +598,10 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Snapshot]:
         """One snapshot on a read-only connection."""
-        db = self._reader()
+        try:
+            db = self._reader()
+        except sqlite3.Error as error:
+            raise self._judge(error) from error
         try:
             db.execute("BEGIN")
             yield Snapshot(db, self.mux, self._clock.now_ms())
@@ -586,10 +626,17 @@ class Store:
             return db
 
     def _give_back(self, db: sqlite3.Connection) -> None:
-        if len(self._readers) < POOLED_READERS and not self._closed:
+        if len(self._readers) < POOLED_READERS:
             self._readers.append(db)
         else:
             db.close()
+        if self._ended:  # looked at last, so that none is left behind a store that closes meanwhile
+            self._drop_readers()
+
+    def _drop_readers(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._readers.pop().close()
 
     def size(self) -> dict[str, int]:
         """Bytes of the database and of its write-ahead log."""
@@ -618,13 +665,12 @@ class Store:
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return
         self.lead()
-        with contextlib.suppress(MuxError):
+        with contextlib.suppress(MuxError, sqlite3.Error):
             result.get()
         self._ended = True
         self._relay.release()
         self._committer.join()
-        while self._readers:
-            self._readers.pop().close()
+        self._drop_readers()
         if self.fatal is None:
             with contextlib.suppress(OSError):
                 self.note_head()

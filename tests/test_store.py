@@ -1,0 +1,829 @@
+"""The store: group commit, what a fault leaves behind, starting, migrating, and the plans of the hot queries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_clock import EPOCH_MS, FakeClock
+
+from stonemux import messages, store, tables, tasks
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.mux import Mux
+from stonemux.store import Job, Store, Tx
+
+# -- a connection that fails where a test wants it to
+
+
+class Faulty(sqlite3.Connection):
+    """Counts the writing connection's statements and fails at the chosen one; `Fault` drives it."""
+
+    fault: Fault
+
+    def execute(self, query: str, values: Any = (), /) -> sqlite3.Cursor:
+        self.fault.strike(self, query)
+        return super().execute(query, values)
+
+    def executemany(self, query: str, rows: Any, /) -> sqlite3.Cursor:
+        self.fault.strike(self, query)
+        return super().executemany(query, rows)
+
+
+class Fault:
+    """Which statement fails, and how. Armed by hand, so that opening the store is left alone."""
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+        self.error = sqlite3.OperationalError
+        self.code = sqlite3.SQLITE_FULL
+        self.rolls_back = False
+        self.seen: list[str] = []
+
+    def connect(self, path: str, **options: Any) -> sqlite3.Connection:
+        db = sqlite3.connect(path, factory=Faulty, **options)
+        assert isinstance(db, Faulty)
+        db.fault = self
+        return db
+
+    def arm(self, at: int | None, code: int = sqlite3.SQLITE_FULL, *, rolls_back: bool = False) -> None:
+        self.at, self.code, self.rolls_back, self.seen = at, code, rolls_back, []
+
+    def strike(self, db: sqlite3.Connection, query: str) -> None:
+        if not hasattr(db, "fault") or query.startswith("PRAGMA"):
+            return
+        self.seen.append(query)
+        if self.at is not None and len(self.seen) - 1 == self.at:
+            if self.rolls_back and db.in_transaction:
+                sqlite3.Connection.execute(db, "ROLLBACK")
+            trouble = sqlite3.OperationalError(f"injected at {query!r}")
+            trouble.sqlite_errorcode = self.code
+            trouble.sqlite_errorname = "INJECTED"
+            raise trouble
+
+
+@pytest.fixture
+def fault() -> Fault:
+    return Fault()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """Opens stores in one directory, one after the other, and closes the last."""
+    path = tmp_path / "data"
+    held: list[tuple[Store, DataDir]] = []
+
+    def close() -> None:
+        while held:
+            opened, locked = held.pop()
+            opened.close()
+            locked.close()
+
+    def opener(**options: Any) -> Store:
+        close()
+        clock = options.pop("clock", None) or FakeClock()
+        locked = DataDir(path)
+        try:
+            held.append((Store(locked, clock, **options), locked))
+        except BaseException:
+            locked.close()
+            raise
+        return held[-1][0]
+
+    opener.path = path  # type: ignore[attr-defined]
+    opener.close = close  # type: ignore[attr-defined]
+    yield opener
+    close()
+
+
+def note(text: str) -> Callable[[Tx], str]:
+    """Writes a row, an event and a topic, and returns the text."""
+
+    def work(tx: Tx) -> str:
+        tx.run("insert into meta values (?, 'x')", text)
+        tx.emit("message", f'"{text}"')
+        tx.touch(("note", text))
+        return text
+
+    return work
+
+
+def notes(opened: Store) -> list[str]:
+    with opened.read() as rx:
+        return [row[0] for row in rx.sql("select key from meta where value = 'x' order by key")]
+
+
+class Batch:
+    """Jobs that are committed together: the first holds the leader back until all the others are queued."""
+
+    def __init__(self, opened: Store) -> None:
+        self.store = opened
+        self.told: dict[Any, tuple[Any, BaseException | None]] = {}
+
+    def run(self, *works: Callable[[Tx], Any]) -> list[tuple[Any, BaseException | None]]:
+        me = threading.get_ident()
+        self.store.gatherers.add(me)
+        for n, work in enumerate(works):
+            self.store.submit(Job(work, lambda value, error, n=n: self.told.__setitem__(n, (value, error))))
+        self.store.lead()
+        self.store.gatherers.discard(me)
+        return [self.told[n] for n in range(len(works))]
+
+
+# -- group commit
+
+
+def test_many_threads_share_commits_and_each_gets_its_own_result(opened, fault):
+    store = opened(connect=fault.connect)
+    first_in, everybody_queued = threading.Event(), threading.Event()
+
+    def slow(tx: Tx) -> str:
+        first_in.set()
+        assert everybody_queued.wait(5)
+        return note("first")(tx)
+
+    fault.arm(None)
+    with ThreadPoolExecutor(33) as pool:
+        leader = pool.submit(store.write, slow)
+        assert first_in.wait(5)
+        others = [pool.submit(store.write, note(f"n{n:02}")) for n in range(32)]
+        while len(store._queue) < 32:
+            pass
+        everybody_queued.set()
+        assert leader.result(5) == "first"
+        assert [other.result(5) for other in others] == [f"n{n:02}" for n in range(32)]
+    assert fault.seen.count("COMMIT") == 2
+    assert len(notes(store)) == 33
+    assert store.head == 33
+
+
+def test_a_lone_writer_commits_on_its_own_thread(opened):
+    assert opened().write(lambda tx: threading.get_ident()) == threading.get_ident()
+
+
+def test_a_batch_that_changes_nothing_is_not_committed(opened, fault):
+    store = opened(connect=fault.connect)
+    fault.arm(None)
+    assert store.write(lambda tx: tx.one("select 7")[0]) == 7
+    assert "COMMIT" not in fault.seen
+
+
+def test_a_refusal_harms_nobody_else_in_its_batch(opened, fault):
+    store = opened(connect=fault.connect)
+
+    def refuse(tx: Tx) -> None:
+        raise MuxError("not_found", "no")
+
+    fault.arm(None)
+    (a, _), (_, refusal), (b, _) = Batch(store).run(note("a"), refuse, note("b"))
+    assert (a, b) == ("a", "b")
+    assert isinstance(refusal, MuxError)
+    assert refusal.code == "not_found"
+    assert fault.seen.count("BEGIN IMMEDIATE") == 1, "nothing had to be run again"
+    assert notes(store) == ["a", "b"]
+
+
+@pytest.mark.parametrize("error", [MuxError("not_found", "no"), ValueError("a bug"), sqlite3.IntegrityError("a bug")])
+def test_what_fails_after_it_wrote_is_rolled_back_alone(opened, error):
+    store = opened()
+    told: list[Any] = []
+    store.publish = lambda events, topics, offers: told.append(([e.data for e in events], list(topics), list(offers)))
+
+    def fail(tx: Tx) -> None:
+        note("wrong")(tx)
+        tx.offer(("wrong",))
+        tx.after(lambda: told.append("hook of a job that failed"))
+        raise error
+
+    (a, _), (_, raised), (b, _) = Batch(store).run(note("a"), fail, note("b"))
+    assert (a, b) == ("a", "b")
+    assert raised is error
+    assert notes(store) == ["a", "b"]
+    assert told == [(['"a"'], [("note", "a")], []), (['"b"'], [("note", "b")], [])]
+    with store.read() as rx:
+        assert [row[0] for row in rx.sql("select id from event")] == [1, 2] == list(range(1, store.head + 1))
+
+
+def test_a_row_that_cannot_be_written_fails_only_its_own_call(opened):
+    """Rows that are only noted are written later, at somebody else's statement or at the commit."""
+    store = opened()
+
+    def deliver(agent_id: str) -> Callable[[Tx], int]:
+        def work(tx: Tx) -> int:
+            tx.insert("delivery", (agent_id, tx.deal_message_id(), "default", 0))
+            return 1
+
+        return work
+
+    def twice(tx: Tx) -> None:
+        tx.insert("delivery", ("bob", 1, "default", 0))
+        tx.insert("delivery", ("bob", 1, "default", 0))
+
+    outcomes = Batch(store).run(deliver("ann"), twice, note("a"), deliver("cid"))
+    assert [value for value, error in outcomes if error is None] == [1, "a", 1]
+    assert isinstance(outcomes[1][1], sqlite3.IntegrityError)
+
+
+def test_a_message_id_that_was_dealt_in_vain_is_dealt_again_but_never_twice(opened):
+    store = opened()
+
+    def deal(tx: Tx) -> int:
+        message_id = tx.deal_message_id()
+        tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, None))
+        return message_id
+
+    def deal_and_refuse(tx: Tx) -> None:
+        deal(tx)
+        raise MuxError("not_found", "no")
+
+    def deal_look_and_refuse(tx: Tx) -> None:
+        deal(tx)
+        tx.one("select count(*) from message")
+        raise MuxError("not_found", "no")
+
+    assert [v for v, _ in Batch(store).run(deal, deal_and_refuse, deal)] == [1, None, 2]
+    assert [v for v, _ in Batch(store).run(deal, deal_look_and_refuse, deal)] == [3, None, 4]
+    with store.read() as rx:
+        assert [row[0] for row in rx.sql("select id from message order by id")] == [1, 2, 3, 4]
+
+
+def test_what_is_remembered_of_rows_does_not_outlive_a_rollback(opened):
+    store = opened()
+
+    def remember_and_fail(tx: Tx) -> None:
+        tx.run("insert into meta values ('k', 'x')")
+        tx.cache["k"] = "x"
+        tx.backlog["ann"] = 7
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        store.write(remember_and_fail)
+    assert store.write(lambda tx: (dict(tx.cache), dict(tx.backlog))) == ({}, {})
+
+
+def test_more_than_a_batch_is_finished_by_the_committer(opened, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 2)
+    opened_store = opened()
+    done = [threading.Event() for _ in range(7)]
+    opened_store.gatherers.add(threading.get_ident())
+    for n, event in enumerate(done):
+        opened_store.submit(Job(note(f"n{n}"), lambda value, error, event=event: event.set()))
+    opened_store.gatherers.clear()
+    opened_store.lead()
+    assert all(event.wait(5) for event in done)
+    assert len(notes(opened_store)) == 7
+
+
+def test_a_caller_that_fails_to_take_its_answer_costs_nobody_theirs(opened, caplog):
+    store = opened()
+
+    def fail(value: Any, error: BaseException | None) -> None:
+        raise RuntimeError("can't start new thread")
+
+    told: list[Any] = []
+    store.gatherers.add(threading.get_ident())
+    store.submit(Job(note("a"), fail))
+    store.submit(Job(note("b"), lambda value, error: told.append(value)))
+    store.lead()
+    store.gatherers.clear()
+    assert told == ["b"]
+    assert store.write(note("c")) == "c", "somebody leads"
+    assert "could not be told" in caplog.text
+
+
+def test_listeners_that_fail_cost_nobody_an_answer(opened, caplog):
+    store = opened()
+    store.publish = lambda events, topics, offers: 1 / 0
+    assert store.write(note("a")) == "a"
+    assert store.write(note("b")) == "b"
+    assert "could not be announced" in caplog.text
+
+
+def test_an_interrupted_leader_leaves_the_store_usable(opened):
+    store = opened()
+
+    def interrupt(tx: Tx) -> None:
+        note("never")(tx)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(interrupt)
+    assert store.write(note("a")) == "a"
+    assert notes(store) == ["a"]
+
+
+def test_an_outcome_may_queue_more_work(opened):
+    store = opened()
+    again = threading.Event()
+    store.submit(Job(note("a"), lambda v, e: store.submit(Job(note("b"), lambda v, e: again.set()))))
+    assert again.wait(5)
+    assert notes(store) == ["a", "b"]
+
+
+def test_a_closed_store_refuses_and_does_not_hang(opened):
+    store = opened()
+    opened.close()
+    with pytest.raises(MuxError) as caught:
+        store.write(note("late"))
+    assert caught.value.code == "shutting_down"
+    told: list[Any] = []
+    store.submit(Job(note("late"), lambda value, error: told.append(error.code)))
+    assert told == ["shutting_down"]
+
+
+def test_closing_commits_what_is_queued(opened):
+    store = opened()
+    store.gatherers.add(threading.get_ident())
+    told: list[Any] = []
+    for n in range(5):
+        store.submit(Job(note(f"n{n}"), lambda value, error: told.append(value)))
+    store.gatherers.clear()
+    opened.close()
+    assert told == [f"n{n}" for n in range(5)]
+    assert len(notes(opened())) == 5
+
+
+def test_a_reader_that_ends_after_the_close_leaves_nothing_open(opened):
+    store = opened()
+    with store.read() as rx:
+        assert rx.one("select 1")[0] == 1
+        closing = threading.Thread(target=opened.close)
+        closing.start()
+        while not store._ended:
+            pass
+    closing.join(8)
+    assert not closing.is_alive()
+    assert store._readers == []
+
+
+# -- faults
+
+
+WRITES = 6
+"""The statements of the transaction below: BEGIN, four that write, COMMIT."""
+
+HOOKED: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_hooked() -> None:
+    HOOKED.clear()
+
+
+def change(tx: Tx) -> int:
+    """Writes with every way there is: run, noted rows, many; an event, a topic, an offer, a hook."""
+    tx.run("insert into meta values ('k', 'x')")
+    message_id = tx.deal_message_id()
+    tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, None))
+    tx.many("insert into meta values (?, 'x')", [("m1",), ("m2",)])
+    tx.cache["k"] = "x"
+    tx.emit("message", "{}")
+    tx.touch(("inbox", "bob"))
+    tx.offer(("task", "c", None))
+    tx.after(lambda: HOOKED.append(message_id))
+    return message_id
+
+
+@pytest.mark.parametrize("rolls_back", [False, True], ids=["stays open", "rolled back by SQLite"])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN])
+@pytest.mark.parametrize("at", range(WRITES))
+def test_a_fault_at_any_statement_changes_nothing_and_passes(opened, fault, at, code, rolls_back):
+    store = opened(connect=fault.connect)
+    announced: list[Any] = []
+    store.publish = lambda *what: announced.append(what)
+    fault.arm(at, code, rolls_back=rolls_back)
+    with pytest.raises(MuxError) as caught:
+        store.write(change)
+    assert len(fault.seen) > at, "the statement was reached"
+    assert caught.value.code == ("storage_full" if code == sqlite3.SQLITE_FULL else "storage_busy")
+    assert caught.value.retry_after
+    fault.arm(None)
+    assert announced == HOOKED == []
+    assert notes(store) == []
+    assert store.head == 0
+    assert store.fatal is None
+    assert store.write(lambda tx: (dict(tx.cache), change(tx))) == ({}, 1), "no message id was used up"
+    assert store.head == 1, "no event id was used up"
+    assert notes(store) == ["k", "m1", "m2"]
+    assert len(announced) == 1
+
+
+def test_the_faults_above_strike_every_statement(opened, fault):
+    store = opened(connect=fault.connect)
+    fault.arm(None)
+    store.write(change)
+    assert len(fault.seen) == WRITES
+    assert fault.seen[0] == "BEGIN IMMEDIATE"
+    assert fault.seen[-1] == "COMMIT"
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR | 4 << 8, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB])
+@pytest.mark.parametrize("at", range(WRITES))
+def test_a_failing_disk_ends_all_writing(opened, fault, at, code):
+    store = opened(connect=fault.connect)
+    announced: list[Any] = []
+    fatal: list[str] = []
+    store.publish = lambda *what: announced.append(what)
+    store.on_fatal = lambda error: fatal.append(error.code)
+    fault.arm(at, code)
+    with pytest.raises(MuxError) as caught:
+        store.write(change)
+    assert caught.value.code == "storage_error"
+    fault.arm(None)
+    assert fatal == ["storage_error"]
+    assert announced == HOOKED == []
+    with pytest.raises(MuxError) as caught:
+        store.write(note("late"))
+    assert caught.value.code == "storage_error"
+    assert fault.seen == [], "the disk is not touched any more"
+    assert notes(store) == [], "reading goes on"
+    assert store.head == 0
+
+
+def test_a_failing_disk_lets_nobody_in_the_batch_through(opened, fault):
+    store = opened(connect=fault.connect)
+
+    def fail_late(tx: Tx) -> None:
+        note("x")(tx)
+        raise ValueError("so that all are run one by one")
+
+    fault.arm(8, sqlite3.SQLITE_IOERR)  # after the batch's three statements and its rollback: the second one's insert
+    outcomes = Batch(store).run(note("a"), fail_late, note("b"), note("c"))
+    assert store.fatal is not None
+    codes = [getattr(error, "code", type(error).__name__) for _, error in outcomes]
+    assert "storage_error" in codes
+    first = codes.index("storage_error")
+    assert codes[first:] == ["storage_error"] * (4 - first)
+    assert notes(store) == [value for value, error in outcomes if error is None]
+
+
+def test_a_full_disk_refuses_the_whole_batch_and_is_over_when_there_is_space(opened, fault):
+    store = opened(connect=fault.connect)
+    fault.arm(4)  # BEGIN, two notes, the events, COMMIT
+    outcomes = Batch(store).run(note("a"), note("b"))
+    assert [error.code for _, error in outcomes] == ["storage_full"] * 2
+    assert fault.seen[4] == "COMMIT"
+    assert Batch(store).run(note("a"), note("b")) == [("a", None), ("b", None)]
+
+
+def test_a_rollback_that_fails_ends_all_writing(opened, fault):
+    store = opened(connect=fault.connect)
+
+    def fail(tx: Tx) -> None:
+        note("x")(tx)
+        fault.arm(0, sqlite3.SQLITE_IOERR)
+        raise ValueError("now the rollback fails, too")
+
+    with pytest.raises(MuxError) as caught:
+        store.write(fail)
+    assert caught.value.code == "storage_error"
+    assert store.fatal is not None
+
+
+def test_a_reader_that_cannot_open_the_database_is_told_to_come_again(opened, fault):
+    """Running out of descriptors is no failure of the disk."""
+    store = opened(connect=fault.connect)
+    for at in (0, 1):
+        fault.arm(at, sqlite3.SQLITE_CANTOPEN)
+        with pytest.raises(MuxError) as caught, store.read() as rx:
+            rx.sql("select * from meta")
+        assert caught.value.code == "storage_busy"
+    assert store.fatal is None
+    assert store.write(note("a")) == "a"
+
+
+def test_a_reader_that_finds_the_disk_failing_ends_all_writing(opened, fault):
+    store = opened(connect=fault.connect)
+    fault.arm(1, sqlite3.SQLITE_IOERR)
+    with pytest.raises(MuxError) as caught, store.read() as rx:
+        rx.sql("select * from meta")
+    assert caught.value.code == "storage_error"
+    with pytest.raises(MuxError):
+        store.write(note("a"))
+
+
+@pytest.mark.parametrize("name", ["stonemux.db", "stonemux.db-wal"])
+@pytest.mark.parametrize("act", ["unlink", "replace"])
+def test_a_file_that_was_taken_away_gets_no_acknowledgement(opened, name, act):
+    """Fault 36."""
+    store = opened()
+    fatal: list[str] = []
+    announced: list[Any] = []
+    store.on_fatal = lambda error: fatal.append(error.code)
+    store.publish = lambda *what: announced.append(what)
+    store.write(note("before"))
+    announced.clear()
+    file = opened.path / name
+    if act == "unlink":
+        file.unlink()
+    else:
+        copy = opened.path / "copy"
+        copy.write_bytes(file.read_bytes())
+        copy.rename(file)
+    for _ in range(2):
+        with pytest.raises(MuxError) as caught:
+            store.write(note("after"))
+        assert caught.value.code == "storage_lost"
+    assert fatal == ["storage_lost"]
+    assert announced == []
+
+
+# -- starting
+
+
+def refused(opened: Callable[..., Store], **options: Any) -> MuxError:
+    with pytest.raises(MuxError) as caught:
+        opened(**options)
+    assert caught.value.failure.exit == 78
+    return caught.value
+
+
+def test_the_files_are_for_us_alone(opened):
+    old = os.umask(0)
+    try:
+        opened().write(note("a"))
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in opened.path.iterdir()}
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(opened.path.stat().st_mode) == 0o700
+    assert modes.keys() >= {"stonemux.db", "stonemux.db-wal", "stonemux.db-shm", "CREATED", "daemon.pid"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_the_writer_is_durable_and_the_readers_cannot_write(opened):
+    store = opened()
+    pragma = lambda name: store._db.execute(f"PRAGMA {name}").fetchone()[0]  # noqa: E731
+    assert pragma("journal_mode") == "wal"
+    assert pragma("synchronous") == 2
+    assert pragma("foreign_keys") == 1
+    assert pragma("trusted_schema") == 0
+    assert pragma("mmap_size") == 0
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), store.read() as rx:
+        rx._execute("insert into meta values ('a', 'b')")
+    with store.read() as rx:
+        assert rx.one("PRAGMA query_only")[0] == 1
+        assert rx.one("PRAGMA wal_autocheckpoint")[0] == 0
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "garbage page", "missing", "foreign", "no tables"])
+def test_a_database_that_is_not_ours_or_not_whole_is_refused_and_left_alone(opened, damage):
+    """Fault 37."""
+    store = opened()
+    for n in range(50):
+        store.write(note(f"a note that fills a page before long {n:09}" * 20))
+    opened.close()
+    database = opened.path / "stonemux.db"
+    if damage == "missing":
+        database.unlink()
+    elif damage == "empty":
+        database.write_bytes(b"")
+    elif damage == "garbage":
+        database.write_bytes(b"not a database, whatever its name says " * 1000)
+    elif damage == "garbage page":
+        whole = bytearray(database.read_bytes())
+        whole[8192 : len(whole) - 4096] = b"\xa5" * (len(whole) - 12288)
+        database.write_bytes(whole)
+    else:
+        database.unlink()
+        with sqlite3.connect(database) as other:
+            if damage == "foreign":
+                other.execute("create table theirs (a)")
+            else:
+                other.execute(f"PRAGMA application_id={tables.APPLICATION_ID}")
+        other.close()
+    before = database.read_bytes() if database.exists() else None
+    error = refused(opened)
+    assert error.code == "data_refused"
+    assert str(database) in error.message
+    assert (database.read_bytes() if database.exists() else None) == before
+
+
+def test_a_newer_database_is_refused_and_left_alone(opened):
+    opened()
+    opened.close()
+    with sqlite3.connect(opened.path / "stonemux.db") as db:
+        db.execute(f"PRAGMA user_version={len(tables.MIGRATIONS) + 1}")
+    db.close()
+    before = (opened.path / "stonemux.db").read_bytes()
+    assert "newer" in refused(opened).message
+    assert (opened.path / "stonemux.db").read_bytes() == before
+
+
+def test_a_database_that_went_back_in_time_is_refused_until_that_is_accepted(opened):
+    store = opened()
+    store.write(note("a"))
+    opened.close()
+    old = (opened.path / "stonemux.db").read_bytes()
+    store = opened()
+    store.write(lambda tx: change(tx))
+    opened.close()
+    (opened.path / "stonemux.db").write_bytes(old)
+    assert "--accept-rollback" in refused(opened).message
+    store = opened(accept_rollback=True)
+    assert store.head > 2, "an id that was dealt once is not dealt again"
+    assert store.write(change) > 1, "nor is a message's"
+    head = store.head
+    opened.close()
+    assert opened().head == head, "from here on all is as ever"
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b"[]", b'{"event_seq": null}', b'{"event_seq": "x"}', b"\xff"])
+def test_a_torn_sidecar_says_nothing(opened, torn):
+    opened().write(note("a"))
+    opened.close()
+    (opened.path / "head.json").write_bytes(torn)
+    assert opened().head == 1
+
+
+def test_a_full_disk_at_the_start_is_one_clear_refusal(opened, fault):
+    for at in range(20):
+        opened()
+        opened.close()
+        fault.arm(at)
+        try:
+            opened(connect=fault.connect)
+        except MuxError as error:
+            assert error.code in ("storage_full", "data_refused")  # noqa: PT017
+        else:
+            assert len(fault.seen) <= at
+            break
+    else:
+        pytest.fail("a start has fewer statements than that")
+
+
+# -- migrations
+
+
+STEPS = (
+    *tables.MIGRATIONS,
+    ("create table extra (a integer) strict", "insert into extra values (1)"),
+    ("alter table extra add column b text", "update extra set b = 'new'"),
+)
+
+
+def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, monkeypatch):
+    opened().write(note("kept"))
+    monkeypatch.setattr(store, "MIGRATIONS", STEPS)
+    migrated = opened()
+    assert migrated.migrated_from == len(tables.MIGRATIONS)
+    assert notes(migrated) == ["kept"]
+    with migrated.read() as rx:
+        assert tuple(rx.one("select * from extra")) == (1, "new")
+        assert rx.one("PRAGMA user_version")[0] == len(STEPS)
+    copy = opened.path / f"before-schema-{len(tables.MIGRATIONS) + 1}.db"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    db = sqlite3.connect(copy)
+    assert db.execute("PRAGMA user_version").fetchone()[0] == len(tables.MIGRATIONS)
+    assert db.execute("select key from meta where value = 'x'").fetchall() == [("kept",)]
+    db.close()
+    assert opened().migrated_from == len(STEPS)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_migration_that_fails_leaves_the_steps_before_it(opened, monkeypatch, broken):
+    opened().write(note("kept"))
+    steps = list(STEPS)
+    at = len(tables.MIGRATIONS) + broken
+    steps[at] = (*steps[at], "this is no SQL")
+    monkeypatch.setattr(store, "MIGRATIONS", tuple(steps))
+    with pytest.raises(sqlite3.OperationalError):
+        opened()
+    db = sqlite3.connect(opened.path / "stonemux.db")
+    assert db.execute("PRAGMA user_version").fetchone()[0] == at
+    assert bool(db.execute("select count(*) from sqlite_master where name = 'extra'").fetchone()[0]) is bool(broken)
+    db.close()
+    monkeypatch.setattr(store, "MIGRATIONS", STEPS)
+    assert notes(opened()) == ["kept"]
+
+
+# -- time
+
+
+def test_time_does_not_run_back_across_a_restart(opened):
+    clock = FakeClock()
+    store = opened(clock=clock)
+    clock.advance(3_600_000)
+    store.write(note("a"))
+    late = clock.now_ms()
+    opened.close()
+    slow = FakeClock()
+    assert slow.now_ms() < late
+    store = opened(clock=slow)
+    assert slow.now_ms() >= late
+    assert store.write(lambda tx: tx.now) >= late
+
+
+def test_time_does_not_run_back_after_a_crash(opened):
+    """Nothing was noted at the end: the newest event tells the time."""
+    clock = FakeClock()
+    store = opened(clock=clock)
+    clock.advance(3_600_000)
+    store.write(note("a"))
+    store._note_clock = lambda tx: None
+    late = clock.now_ms()
+    opened.close()
+    slow = FakeClock()
+    opened(clock=slow)
+    assert slow.now_ms() >= late > EPOCH_MS
+
+
+# -- the plans of the hot queries
+
+
+@pytest.fixture
+def plan(mux: Mux, monkeypatch) -> Callable[..., list[str]]:
+    """The plans of the queries that contain some words, while something runs."""
+
+    def planner(act: Callable[[], Any], *words: str) -> list[str]:
+        explained: list[str] = []
+
+        def listen(execute: Callable[..., Any]) -> Callable[..., Any]:
+            def listening(query: str, values: Any = ()) -> Any:
+                if all(word in query for word in words) and not query.startswith("explain"):
+                    rows = execute("explain query plan " + query, values).fetchall()
+                    explained.append(" | ".join(row[3] for row in rows))
+                return execute(query, values)
+
+            return listening
+
+        original = store.Snapshot.__init__
+
+        def attached(self: Any, db: sqlite3.Connection, mux: Mux, now: int) -> None:
+            original(self, db, mux, now)
+            self._execute = listen(self._execute)
+
+        monkeypatch.setattr(store.Snapshot, "__init__", attached)
+        tx = mux.store._tx
+        kept, tx._execute = tx._execute, listen(tx._execute)
+        try:
+            act()
+        finally:
+            tx._execute = kept
+            monkeypatch.setattr(store.Snapshot, "__init__", original)
+        assert explained, "no such query ran"
+        return explained
+
+    return planner
+
+
+@pytest.fixture
+def agents(direct: Any) -> Any:
+    for agent_id in ("ann", "bob"):
+        direct.call("agent.register", agent_id=agent_id, capabilities=["a", "b"])
+    return direct
+
+
+def assert_sought(plans: list[str], *indexes: str) -> None:
+    """Each plan seeks in one of these indexes; nothing is scanned or sorted."""
+    for found in plans:
+        assert any(index in found for index in indexes), found
+        assert "SCAN" not in found.replace("SCAN json_each", ""), found
+        assert "TEMP B-TREE" not in found, found
+
+
+@pytest.mark.parametrize("channel", [None, "default"])
+def test_a_poll_reads_its_inbox_in_order(agents, plan, channel):
+    plans = plan(lambda: agents.call("msg.poll", agent_id="bob", timeout=0, channel=channel), "d.state = 0")
+    assert_sought(plans, "delivery_open")
+
+
+def test_a_cursor_poll_seeks_behind_its_cursor(agents, plan):
+    agents.call("msg.send", from_="ann", to="bob", content="hi")
+    plans = plan(lambda: agents.call("msg.poll", agent_id="bob", timeout=0, after=1), "d.state < 3")
+    assert_sought(plans, "PRIMARY KEY (agent_id=? AND message_id>?)")
+
+
+def test_a_claim_seeks_once_a_capability(agents, plan):
+    plans = plan(lambda: agents.call("task.claim", agent_id="bob"), "select priority, seq from task")
+    assert len(plans) == 4
+    assert_sought(plans, "task_open", "task_assigned")
+
+
+def test_what_is_due_is_found_by_its_time(agents, plan, mux):
+    assert_sought(plan(lambda: mux.store.write(tasks.settle_due), "due_at <= ?"), "task_due")
+
+
+def test_unread_mail_is_counted_without_the_read(agents, plan, mux):
+    plans = plan(lambda: mux.store.write(lambda tx: messages.backlog(tx, "bob")), "count(*) from delivery")
+    assert_sought(plans, "delivery_open")
+
+
+def test_events_are_read_by_their_ids(agents, plan):
+    assert_sought(plan(lambda: agents.call("events.list", after=0), "from event where id >"), "INTEGER PRIMARY KEY")
+
+
+def test_the_columns_of_noted_rows_exist():
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for statement in tables.MIGRATIONS[0]:
+            db.execute(statement)
+        for table, columns in store.INSERTS.items():
+            known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+            assert {column.strip() for column in columns.split(",")} <= known
