@@ -58,7 +58,8 @@ class Wait:
     """A call that may have to wait, as data: what to try, what to wait for, and when to give up.
 
     `attempt` returns the answer, or None while there is nothing to answer; `give_up` the answer at `deadline` (ticks).
-    `abandoned` is called when the call ends without having used a wake-up that it got.
+    `pass_on` is called at the end of a call that was woken: only one waiter is woken for one thing to take, and this
+    one may have found something else, or have left without looking.
     """
 
     topics: tuple[Topic, ...]
@@ -66,7 +67,7 @@ class Wait:
     give_up: Callable[[], Any]
     deadline: int
     agent_id: str = ""
-    abandoned: Callable[[], None] | None = None
+    pass_on: Callable[[], None] | None = None
 
 
 class Waiters:
@@ -182,8 +183,8 @@ class Mux:
 
         Raises `too_many_waiters`, or `Hangup` when the caller went away.
         """
+        woken = False
         with self.hub.watch(*wait.topics) as watch:  # before the first attempt, or a change slips in between
-            answer = None
             try:
                 while (answer := wait.attempt()) is None:
                     if self.hub.closed or self.clock.ticks_ms() >= wait.deadline:
@@ -191,7 +192,9 @@ class Mux:
                     with self.waiters.seat(wait.agent_id), caller.park(watch):
                         if not watch.wait(wait.deadline):
                             break
+                    woken = True
             finally:
-                if answer is None and wait.abandoned is not None and watch.take_back():
-                    wait.abandoned()
+                self.hub.dismiss(watch)  # or it would be woken instead of the next one
+                if wait.pass_on is not None and (watch.take_back() or woken):
+                    wait.pass_on()
         return wait.give_up() if answer is None else answer

@@ -542,6 +542,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tier="pro",
         actor="agent_id",
         errors=("agent_not_found", "task_not_found", "not_claim_owner", "stale_claim", "already_complete"),
+        emits=("task_claimed",),
         example={"task_id": "00000000-0000-4000-8000-000000000000", "agent_id": "writer"},
     ),
     Operation(
@@ -561,7 +562,14 @@ OPERATIONS: tuple[Operation, ...] = (
         returns=ENDED,
         tier="pro",
         actor="agent_id",
-        errors=("agent_not_found", "task_not_found", "not_claim_owner", "stale_claim", "task_conflict"),
+        errors=(
+            "agent_not_found",
+            "task_not_found",
+            "not_claim_owner",
+            "stale_claim",
+            "already_complete",
+            "task_conflict",
+        ),
         emits=("task_released",),
         example={"task_id": "00000000-0000-4000-8000-000000000000", "agent_id": "writer", "delay": 60},
     ),

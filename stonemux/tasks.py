@@ -9,11 +9,13 @@ What may happen is data. `delayed` is a pending task that nobody may claim befor
 
 A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token
 is `<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another
-number: it counts tries, against `max_attempts`, and starts anew when a failed task is requeued.
+number: it counts the tries that ended in expiry or retry, against `max_attempts`, and starts anew when a failed task is
+requeued. What was given back on purpose does not count.
 
 A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
-does. So a late completion is accepted as long as the fence has not moved. Leases run on the program's clock, which
-never steps, and each restart gives the live ones a full term: nobody is late because the daemon was away.
+does. So a late completion is accepted as long as the fence has not moved. Who gives a task back (release, retry) or
+loses it for good (requeue) is no longer its owner. Leases run on the program's clock, which never steps, and each
+restart gives the live ones a full term: nobody is late because the daemon was away.
 
 Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first.
 """
@@ -37,10 +39,10 @@ MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
     ("claimed", "complete"): "complete",
     ("pending", "complete"): "complete",  # its lease ran out, but nobody else has claimed it
-    ("delayed", "complete"): "complete",
     ("claimed", "fail"): "failed",
     ("pending", "fail"): "failed",
-    ("delayed", "fail"): "failed",
+    ("claimed", "extend"): "claimed",
+    ("pending", "extend"): "claimed",  # likewise
     ("claimed", "release"): "pending",
     ("claimed", "expire"): "pending",
     ("claimed", "cancel"): "cancelled",
@@ -165,7 +167,7 @@ def post(
 ) -> dict[str, Any]:
     """Put a task into a channel's pool; one that depends on unfinished ones waits for them."""
     directory.agent(tx, posted_by, "posted_by")
-    directory.channel(tx, channel)
+    channel = directory.channel(tx, channel)["name"]
     if assigned_to is not None:
         directory.agent(tx, assigned_to, "assigned_to")
     needs = [_find(tx, task_id) for task_id in depends_on or ()]
@@ -231,12 +233,14 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     def attempt() -> Any:
         got = mux.store.write(once)
-        if isinstance(got, dict) and not caller.replayed:
+        if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
             caller.flight = _Claim(mux, got["claim_token"])
         return got
 
     def pass_on() -> None:
-        for topic in topics:
+        with mux.store.read() as rx:
+            still_open = [topic for topic in topics if _is_open(rx, topic)]
+        for topic in still_open:
             mux.hub.offer(topic)
 
     with mux.store.read() as rx:
@@ -247,8 +251,23 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
 def _claim_topics(rx: Snapshot, agent_id: str, channel: str) -> list[Topic]:
     row = directory.agent(rx, agent_id)
-    directory.channel(rx, channel)
+    channel = directory.channel(rx, channel)["name"]
     return [("task-for", channel, agent_id)] + [("task", channel, capability) for capability in _capabilities(row)]
+
+
+def _is_open(rx: Snapshot, topic: Topic) -> bool:
+    """Whether there is a task for those who wait for this topic."""
+    kind, channel, what = topic
+    if kind == "task-for":
+        query = (
+            "select 1 from task indexed by task_assigned where status = 'pending' and assigned_to = ?2 and channel = ?1"
+        )
+    else:
+        query = (
+            "select 1 from task indexed by task_open where status = 'pending' and assigned_to is null "
+            "and channel = ?1 and required_capability is ?2"
+        )
+    return rx.one(query + " limit 1", channel, what) is not None
 
 
 def _capabilities(row: Any) -> list[str | None]:
@@ -258,13 +277,13 @@ def _capabilities(row: Any) -> list[str | None]:
 
 def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
     agent = directory.agent(tx, agent_id)
-    directory.channel(tx, channel)
+    channel = directory.channel(tx, channel)["name"]
     settle_due(tx)
     seq = _best(tx, agent, channel) if task_id is None else _named(tx, agent, task_id)
     if seq is None:
         return None
     row = tx.sql(
-        "update task set status = 'claimed', owner = ?, fence = fence + 1, attempts = attempts + 1, claimed_at = ?, "
+        "update task set status = 'claimed', owner = ?, fence = fence + 1, claimed_at = ?, "
         "due_at = ? + coalesce(claim_timeout_ms, ?) where seq = ? and status = 'pending' returning *",
         agent_id,
         tx.now,
@@ -272,15 +291,19 @@ def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
         tx.mux.settings.task_claim_timeout * 1000,
         seq,
     )[0]
-    _note(tx, seq, "claimed", agent_id, row["fence"])
+    _tell_claimed(tx, row, "claimed")
+    return row
+
+
+def _tell_claimed(tx: Tx, row: Any, act: str) -> None:
+    _note(tx, row["seq"], act, row["owner"], row["fence"])
     tx.emit(
         "task_claimed",
-        dumps({"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "attempt": row["attempts"]}),
+        dumps({"task_id": row["id"], "agent_id": row["owner"], "channel": row["channel"], "attempt": row["fence"]}),
         channel=row["channel"],
-        agents=_about(agent_id, row["posted_by"]),
+        agents=_about(row["owner"], row["posted_by"]),
     )
     _set_alarm(tx, row)
-    return row
 
 
 def _set_alarm(tx: Tx, row: Any) -> None:
@@ -351,7 +374,7 @@ class _Claim:
             task_id, _, fence = self._token.rpartition(".")
             row = tx.one("select * from task where id = ? and fence = ? and status = 'claimed'", task_id, int(fence))
             if row is not None:
-                _put_back(tx, row, "pending", note="the claimer hung up", attempts=row["attempts"] - 1)
+                _put_back(tx, row, "pending", note="the claimer hung up")
 
         self._mux.store.write(undo)
 
@@ -371,7 +394,7 @@ def _held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
                 f"claim_token does not belong to task {task_id}; send the one that task.claim answered",
                 parameter="claim_token",
             )
-        if int(match[2]) != row["fence"]:
+        if int(match[2]) != row["fence"] or row["owner"] is None:
             raise _stale(row)
         return row
     if row["owner"] == agent_id:
@@ -379,20 +402,21 @@ def _held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
     once = tx.one(
         "select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row["seq"], agent_id
     )
-    if once is not None and row["status"] not in FINAL:
-        raise _stale(row)
+    if once is not None:
+        raise _over(row) if row["status"] in FINAL else _stale(row)
     raise MuxError(
         "not_claim_owner",
         f"{agent_id!r} has not claimed task {task_id}; claim it first with task.claim",
         task_id=task_id,
-        claimed_by=row["owner"],
+        claimed_by=row["owner"] if row["status"] == "claimed" else None,
     )
 
 
 def _stale(row: Any) -> MuxError:
     return MuxError(
         "stale_claim",
-        f"your claim of task {row['id']} ran out and the task was claimed again since; drop your work on it",
+        f"your claim of task {row['id']} is over: it was given back, or ran out and somebody else claimed the task "
+        "since. Drop your work on it",
         task_id=row["id"],
         status=row["status"],
         current_attempt=row["fence"],
@@ -423,9 +447,13 @@ def _completed_before(row: Any, agent_id: str, result: str | None, status: str) 
             status="cancelled",
             task_id=row["id"],
         )
-    raise MuxError(
+    raise _over(row)
+
+
+def _over(row: Any) -> MuxError:
+    return MuxError(
         "already_complete",
-        f"task {row['id']} is {row['status']} already, with another result",
+        f"task {row['id']} is {row['status']} already; drop your work on it",
         task_id=row["id"],
         status=row["status"],
         completed_at=rfc3339(row["completed_at"]),
@@ -443,10 +471,12 @@ def _finish(
     error: str | None = None,
 ) -> Any:
     after = tx.sql(
-        "update task set status = ?, result = ?, error = ?, completed_at = ?, due_at = null where seq = ? returning *",
+        "update task set status = ?, result = ?, error = ?, attempts = attempts + ?, completed_at = ?, due_at = null "
+        "where seq = ? returning *",
         status,
         result,
         error,
+        int(error is not None),
         tx.now,
         row["seq"],
     )[0]
@@ -482,13 +512,14 @@ def _retry(tx: Tx, row: Any, agent_id: str, result: str | None) -> dict[str, Any
     if _exhausted(row):
         row = _finish(tx, row, "failed", result=result, note=result, agent_id=agent_id, error="max_attempts_exceeded")
         return {"task_id": row["id"], "status": "failed", "task": view(row)}
-    delay = BACKOFF_MS[min(row["attempts"], len(BACKOFF_MS)) - 1] if row["attempts"] else BACKOFF_MS[0]
+    delay = BACKOFF_MS[min(row["attempts"], len(BACKOFF_MS) - 1)]
     row = _put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
     return {"task_id": row["id"], "status": "pending", "task": view(row)}
 
 
 def _exhausted(row: Any) -> bool:
-    return bool(row["max_attempts"]) and row["attempts"] >= row["max_attempts"]
+    """Whether the try that ends now was the last one."""
+    return bool(row["max_attempts"]) and row["attempts"] + 1 >= row["max_attempts"]
 
 
 def _put_back(
@@ -499,13 +530,14 @@ def _put_back(
     due_at: int | None = None,
     note: str | None = None,
     act: str = "released",
-    attempts: int | None = None,
 ) -> Any:
     after = tx.sql(
-        "update task set status = ?, due_at = ?, claimed_at = null, attempts = ? where seq = ? returning *",
+        "update task set status = ?, due_at = ?, owner = ?, claimed_at = null, attempts = attempts + ? "
+        "where seq = ? returning *",
         status,
         due_at,
-        row["attempts"] if attempts is None else attempts,
+        row["owner"] if act == "expired" else None,
+        int(act != "released"),
         row["seq"],
     )[0]
     _note(tx, row["seq"], act, row["owner"], row["fence"], note)
@@ -526,18 +558,22 @@ def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> d
     if row["status"] == "cancelled":
         return {"task_id": task_id, "cancelled": True, "task": view(row)}
     if row["status"] in FINAL:
-        raise MuxError(
-            "already_complete", f"task {task_id} is {row['status']} already", task_id=task_id, status=row["status"]
-        )
+        raise _over(row)
+    ran_out = row["status"] != "claimed"
+    status = _move(row, "extend")
     row = tx.sql(
-        "update task set status = 'claimed', due_at = ? + coalesce(claim_timeout_ms, ?), "
+        "update task set status = ?, due_at = ? + coalesce(claim_timeout_ms, ?), "
         "claimed_at = coalesce(claimed_at, ?) where seq = ? returning *",
+        status,
         tx.now,
         tx.mux.settings.task_claim_timeout * 1000,
         tx.now,
         row["seq"],
     )[0]
-    _set_alarm(tx, row)
+    if ran_out:
+        _tell_claimed(tx, row, "extended")
+    else:
+        _set_alarm(tx, row)
     return {"task_id": task_id, "lease_expires_at": rfc3339(row["due_at"]), "task": view(row)}
 
 
@@ -592,8 +628,8 @@ def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
     if tx.one("select 1 from task_need where task = ?", row["seq"]) is not None:
         after = "waiting"
     row = tx.sql(
-        "update task set status = ?, attempts = 0, result = null, error = null, completed_at = null, claimed_at = null "
-        "where seq = ? returning *",
+        "update task set status = ?, attempts = 0, owner = null, result = null, error = null, completed_at = null, "
+        "claimed_at = null where seq = ? returning *",
         after,
         row["seq"],
     )[0]
@@ -675,9 +711,8 @@ def listed(
     """Tasks by priority, then age; `after` is the id of the last one seen."""
     where, values = ["1"], list[Any]()
     if channel is not None:
-        directory.channel(rx, channel)
         where.append("channel = ?")
-        values.append(channel)
+        values.append(directory.channel(rx, channel)["name"])
     if status is not None:
         where.append("status in ('pending', 'delayed')" if status == "pending" else "status = ?")
         values += [] if status == "pending" else [status]
