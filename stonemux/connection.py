@@ -72,6 +72,7 @@ class Connection:
     """See the head of this module."""
 
     __slots__ = (
+        "_answering",
         "_buffer",
         "_busy",
         "_chunks",
@@ -112,6 +113,7 @@ class Connection:
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
         self._busy = False
+        self._answering = False  # what is unsent ends with the answer to the running request
         self._stirred = False  # something came while busy
         self._drained = False  # the socket was read empty, and nothing was heard of it since
         self._ending = False  # the client has closed its side
@@ -180,7 +182,7 @@ class Connection:
                 )
                 self._busy, self._deadline, self.idle_since = True, None, None
             else:
-                self._close(arrived=self._phase in ("idle", "draining") and _all_taken(self.sock))
+                self._close(arrived=self._phase in ("idle", "draining") and _has_taken_all(self.sock))
         self._tell()
         if error is not None:
             self._door.refuse(self, error)
@@ -189,15 +191,17 @@ class Connection:
     def conclude(self) -> None:
         """The client ended the connection a moment ago; by now a reset would have followed."""
         with self.lock:
-            self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
+            if not self._closed:
+                self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
         self._tell()
 
     def hang_up(self) -> None:
-        """Close at once; whatever runs finds nobody to answer."""
+        """Close at once; whatever runs finds nobody to answer. An idle client counts as one that fell silent."""
         with self.lock:
             self._gone = True
             watch = self._watch
-            self._close(arrived=False)
+            if not self._closed:
+                self._close(arrived=self.idle_since is not None and _has_taken_all(self.sock))
         if watch is not None:
             watch.cancel()
         self._tell()
@@ -306,6 +310,7 @@ class Connection:
                 if not self._closed and _has_ended(self.sock):
                     self._close(arrived=False)
             self._closing = self._closing or close
+            self._answering = True
             if self._closed:
                 self._judge(arrived=False)
             else:
@@ -326,7 +331,7 @@ class Connection:
             try:
                 sent = self.sock.send(self._unsent)
             except BlockingIOError:
-                if self._phase != "sending" and self._busy:
+                if self._phase != "sending" and self._answering:
                     self._phase = "sending"
                     self._deadline = self._door.ticks_ms() + SEND_MS
                 return
@@ -334,11 +339,11 @@ class Connection:
                 self._close(arrived=False)
                 return
             self._unsent = self._unsent[sent:]
-        if self._busy:
+        if self._answering:
             self._answered()
 
     def _answered(self) -> None:
-        self._busy = False
+        self._busy = self._answering = False
         self._watch = None
         now = self._door.ticks_ms()
         self.idle_since = now
@@ -354,7 +359,8 @@ class Connection:
     def park(self, watch: Watch) -> None:
         """The running request is about to sleep on `watch`; raises Hangup when the client is gone already."""
         with self.lock:
-            if self._gone or self._closed:
+            # Its end may have come together with the request, and will not be reported again.
+            if self._gone or self._closed or (self._ending and _has_ended(self.sock)):
                 raise Hangup
             self._watch = watch
 
@@ -370,10 +376,15 @@ class Connection:
         self._tell()
 
     def detach(self) -> socket.socket:
-        """Give the socket away; this connection is over without closing it."""
+        """Give the socket away; this connection is over without closing it.
+
+        Nobody will know whether an answer that was pipelined before arrived, so what went with it is lost.
+        """
         with self.lock:
             self._closed = True
+            self._judge(arrived=False)
         self._door.ended(self)
+        self._tell()
         return self.sock
 
     # -- the end
@@ -384,8 +395,11 @@ class Connection:
 
     def _tell(self) -> None:
         """Tell flights what became of them, with the lock released."""
-        while self._verdicts:
-            flight, arrived = self._verdicts.pop(0)
+        if not self._verdicts:
+            return
+        with self.lock:
+            verdicts, self._verdicts = self._verdicts, []
+        for flight, arrived in verdicts:
             if arrived:
                 flight.landed()
             else:
@@ -411,9 +425,9 @@ def _has_ended(sock: socket.socket) -> bool:
         return True
 
 
-def _all_taken(sock: socket.socket) -> bool:
-    """Whether the client's system has acknowledged every byte; False where that cannot be told."""
-    if not sys.platform.startswith("linux"):
+def _has_taken_all(sock: socket.socket) -> bool:
+    """Whether the client is there and its system has acknowledged every byte; False where that cannot be told."""
+    if not sys.platform.startswith("linux") or _has_ended(sock):
         return False
     try:
         left: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]

@@ -140,8 +140,11 @@ class Exchange:
     def _done(self, answer: Any, error: BaseException | None) -> None:
         """A queued change was committed, or refused."""
         if error is None:
-            self._answer(answer)
-        else:
+            try:
+                self._answer(answer)
+            except Exception as fault:  # must not harm the other changes of the batch
+                error = fault
+        if error is not None:
             self._refuse(error)
 
     def _run_here(self, call: door.Call) -> None:
@@ -206,8 +209,6 @@ class Exchange:
     # -- answering
 
     def _answer(self, answer: Any) -> None:
-        if self._caller.replayed:
-            self._extra += (("Idempotent-Replayed", "true"),)
         if "timeout" in self._given:
             self._note_clamped(self._given["timeout"])
         if isinstance(answer, str):
@@ -239,6 +240,8 @@ class Exchange:
     def _send(
         self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
     ) -> None:
+        if self._caller.replayed:
+            self._extra += (("Idempotent-Replayed", "true"),)
         answer = wire.render(
             status,
             body,

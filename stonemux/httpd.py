@@ -163,20 +163,26 @@ class Server(ThreadingHTTPServer):
                 with self._watch:
                     self._traffic = True
                     self._watch.notify_all()
-            try:
-                for ready in happened:
-                    connection = self._connections.get(ready.fd)
-                    if connection is not None:
+            knock = False
+            for ready in happened:
+                connection = self._connections.get(ready.fd)
+                if connection is not None:
+                    try:
                         connection.stir(ready)
-                    elif ready.fd == self._bell:
-                        with contextlib.suppress(OSError):
-                            os.read(self._bell, 4096)
-                    elif ready.fd == self.socket.fileno():
-                        self._accept()
+                    except Exception:
+                        log.exception("a connection failed")
+                elif ready.fd == self._bell:
+                    with contextlib.suppress(OSError):
+                        os.read(self._bell, 4096)
+                elif ready.fd == self.socket.fileno():
+                    knock = True
+            try:
+                if knock:  # last: a new connection may get the number of one that this round has yet to close
+                    self._accept()
                 self._see_to_the_rest()
-                self.mux.store.lead()
             except Exception:
                 log.exception("a round at the door failed")
+            self.mux.store.lead()
 
     def _stand_guard(self, me: int) -> None:
         """Sleep while all is quiet; take over from an attending thread that does not get on."""
@@ -308,10 +314,15 @@ class Server(ThreadingHTTPServer):
         """Run this on a worker."""
         with self._lock:
             worker = self._idle_workers.pop() if self._idle_workers else None
-        if worker is None:
-            _Worker(self, work)
-        else:
+        if worker is not None:
             worker.give(work)
+            return
+        try:
+            _Worker(self, work)
+        except RuntimeError as trouble:
+            raise MuxError(
+                "too_many_waiters", "the system has no thread left for this call; try again in a moment", retry_after=1
+            ) from trouble
 
     def rest(self, worker: _Worker) -> bool:
         """Keep a worker for the next piece of work; False when there are enough of them."""
@@ -331,6 +342,8 @@ class Server(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Stop accepting and answer what is waiting; parked calls end with what they have, streams say so."""
+        if self.stopping:
+            return
         self.stopping = True
         self.mux.hub.close()
         self.streamer.close()

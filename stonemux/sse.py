@@ -86,17 +86,22 @@ class Streamer:
         """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`."""
         sock.setblocking(False)
         with self._lock:
+            if self._closing:
+                sock.close()
+                return
             self._count += 1
             self._new.append(Stream(sock, wanted, cursor, greeting))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="streamer", daemon=True)
                 self._thread.start()
-        self._ring()
+            self._ring()
 
     def wake(self) -> None:
         """There are new events."""
         if self._count:
-            self._ring()
+            with self._lock:
+                if not self._closing:
+                    self._ring()
 
     def _ring(self) -> None:
         if not self._rung:
@@ -106,9 +111,11 @@ class Streamer:
 
     def close(self) -> None:
         """Say `shutdown` on every stream and end."""
-        self._closing = True
-        self._rung = False
-        self._ring()
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._ring()
         if self._thread is not None:
             self._thread.join(timeout=2)
         os.close(self._bell)
@@ -121,10 +128,9 @@ class Streamer:
         keepalive = self._mux.settings.sse_keepalive * 1000
         while not self._closing:
             ready = self._poller.poll(self._patience(clock.ticks_ms(), keepalive))
-            if self._rung:
+            if any(fd == self._bell for fd, _ in ready):
+                os.read(self._bell, 64)
                 self._rung = False  # before looking, so that what comes while we look rings again
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._bell, 64)
             self._admit()
             now = clock.ticks_ms()
             for fd, happened in ready:
@@ -133,6 +139,7 @@ class Streamer:
                     self._heed(stream, happened, now)
             self._write_all(now)
             self._keep_alive(now, keepalive)
+        self._admit()
         for stream in list(self._streams.values()):
             if not stream.unsent:
                 self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)

@@ -1,0 +1,1390 @@
+"""The HTTP face over real sockets: raw bytes in, raw bytes out."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import socket
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from conftest import Program
+from faces import Direct, OverHttp
+from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
+
+from stonemux import connection, httpd
+from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
+from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.readiness import Ready
+from stonemux.store import Job
+
+HEALTH = get("/health")
+POLL = get("/msg/poll?agent_id=bob&timeout=0")
+LONG_POLL = get("/msg/poll?agent_id=bob&timeout=30")
+
+_numbers = itertools.count()
+
+
+def message(content: str = "hi", to: str = "bob") -> bytes:
+    return post("/msg/send", {"from": "ann", "to": to, "content": content})
+
+
+class Served:
+    """A program with ann and bob in it, its face, and connections that are closed at the end."""
+
+    def __init__(self, program: Program, face: OverHttp, stack: ExitStack) -> None:
+        self.program, self.mux, self.clock = program, program.mux, program.clock
+        self.face, self.server, self.port = face, face.server, face.port
+        self.direct = Direct(program.mux)
+        self._stack = stack
+        for agent_id in ("ann", "bob"):
+            self.direct.call("agent.register", agent_id=agent_id)
+
+    def connect(self) -> Raw:
+        return self._stack.enter_context(Raw(self.port))
+
+    def ask(self, data: bytes, *, head: bool = False) -> Answer:
+        """One answer, on a connection of its own."""
+        with Raw(self.port) as raw:
+            return raw.ask(data, head=head)
+
+    def send(self, content: str = "hi", to: str = "bob") -> int:
+        return int(self.direct.call("msg.send", from_="ann", to=to, content=content)["message_id"])
+
+    def status_of(self, message_id: int) -> str:
+        return str(self.direct.call("msg.status", id=message_id)["recipients"][0]["status"])
+
+    def contents(self) -> list[str]:
+        """Everything that was ever sent to bob."""
+        listed = self.direct.call("msg.list", agent_id="bob", limit=1000)["messages"]
+        return [m["content"] for m in reversed(listed)]
+
+    def pass_time(self, ms: int = VERDICT_MS) -> bool:
+        """Move the clock, and let the daemon look at it."""
+        self.clock.advance(ms)
+        self.server.ring()
+        return True
+
+    def eventually(self, holds: Callable[[], Any], step: int = VERDICT_MS) -> None:
+        """Wait until `holds()`, while time passes in steps."""
+        eventually(lambda: holds() or (self.pass_time(step) and False))
+
+    def settle(self) -> None:
+        """Let every connection end whose client has closed it."""
+        if not self.server.stopping:
+            self.eventually(lambda: not self.server.open_connections)
+
+    def still_serves(self) -> None:
+        """A normal send and a normal poll work, each on a connection of its own."""
+        content = f"still there {next(_numbers)}"
+        assert self.ask(message(content)).status == 200
+        with Raw(self.port) as raw:
+            got = raw.ask(LONG_POLL)
+        assert got.status == 200
+        assert content in [m["content"] for m in got.json["messages"]]
+
+    def refuses(self, data: bytes, status: int, code: str, *, closes: bool = False) -> Answer:
+        """These bytes get this one answer, nothing is written, and the daemon goes on."""
+        before = self.contents()
+        with Raw(self.port) as raw:
+            got = raw.ask(data)
+            assert (got.status, got.code) == (status, code)
+            if closes:
+                assert got.headers["connection"] == "close"
+                assert raw.has_ended()
+            else:
+                assert "connection" not in got.headers
+                assert raw.ask(HEALTH).status == 200
+        assert self.contents() == before
+        self.still_serves()
+        return got
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever clients do, the daemon has nothing to complain of itself."""
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelname == "ERROR"] == []
+
+
+@pytest.fixture
+def serve(open_program: Callable[..., Program]) -> Iterator[Callable[..., Served]]:
+    """Opens daemons with the settings that a test asks for."""
+    with ExitStack() as stack:
+
+        def opener(**settings: Any) -> Served:
+            program = open_program(**settings)
+            face = stack.enter_context(OverHttp(program.mux))
+            served = Served(program, face, stack)
+            stack.callback(served.settle)
+            return served
+
+        yield opener
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    return serve()
+
+
+@pytest.fixture
+def held_commit(served: Served, background: Callable[..., Future[Any]]) -> Iterator[threading.Event]:
+    """A commit that does not end before the event is set; changes queue up behind it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(tx: Any) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+
+    done = background(served.mux.store.submit, Job(work, lambda value, error: None))
+    assert begun.wait(PATIENCE_S)
+    yield go_on
+    go_on.set()
+    done.result(PATIENCE_S)
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_kept_for_the_next_request(served):
+    raw = served.connect()
+    first, second = raw.ask(HEALTH), raw.ask(message())
+    assert (first.status, second.status) == (200, 200)
+    assert "connection" not in first.headers
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert "date" in first.headers
+
+
+def test_pipelined_requests_are_answered_in_their_order(served):
+    raw = served.connect()
+    raw.send(message("a") + HEALTH + message("b") + get("/nowhere") + message("c") + POLL + message("d"))
+    answers = [raw.answer() for _ in range(7)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 404, 200, 200, 200]
+    ids = [answers[n].json["message_id"] for n in (0, 2, 4, 6)]
+    assert ids == sorted(ids)
+    assert [m["content"] for m in answers[5].json["messages"]] == ["a", "b", "c"]
+
+
+def test_a_hundred_pipelined_changes_are_answered_in_their_order(served):
+    raw = served.connect()
+    raw.send(b"".join(message(f"{n}") for n in range(100)))
+    ids = [raw.answer().json["message_id"] for _ in range(100)]
+    assert ids == sorted(ids)
+    assert served.contents() == [f"{n}" for n in range(100)]
+
+
+def test_an_answer_waits_for_the_queued_change_before_it(served, held_commit):
+    raw = served.connect()
+    raw.send(message("queued") + HEALTH + get("/nowhere"))
+    assert raw.is_silent()
+    held_commit.set()
+    assert "message_id" in raw.answer().json
+    assert raw.answer().json["status"] == "ok"
+    assert raw.answer().status == 404
+
+
+def test_a_refusal_of_broken_bytes_waits_for_the_queued_change_before_it(served, held_commit):
+    raw = served.connect()
+    raw.send(message("queued") + b"rubbish\r\n\r\n")
+    assert raw.is_silent()
+    held_commit.set()
+    assert "message_id" in raw.answer().json
+    assert raw.answer().code == "bad_request_line"
+    assert raw.has_ended()
+
+
+def test_100_continue_waits_for_the_queued_change_before_it(served, held_commit):
+    raw = served.connect()
+    head, _, body = message("second").partition(b"\r\n\r\n")
+    raw.send(message("first") + head + b"\r\nExpect: 100-continue\r\n\r\n")
+    assert raw.is_silent()
+    held_commit.set()
+    assert raw.answer().status == 200
+    assert raw.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert raw.ask(body).status == 200
+    assert served.contents() == ["first", "second"]
+
+
+def test_a_client_that_says_no_more_still_gets_the_answer_of_its_queued_change(served, held_commit):
+    raw = served.connect()
+    raw.send(message("queued"))
+    raw.finish()
+    held_commit.set()
+    assert raw.answer().status == 200
+    assert raw.has_ended()
+
+
+def test_a_stop_waits_for_queued_changes(served, held_commit, background):
+    raw = served.connect()
+    raw.send(message("queued"))
+    eventually(lambda: served.mux.store._queue)
+    stopped = background(served.server.stop)
+    eventually(lambda: served.server.stopping and served.mux.hub.closed)
+    held_commit.set()
+    assert raw.answer().status == 200
+    raw.close()
+    stopped.result(PATIENCE_S)
+
+
+def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
+    served = serve(max_connections=4)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(tx: Any) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+
+    done = background(served.mux.store.submit, Job(work, lambda value, error: None))
+    assert begun.wait(PATIENCE_S)
+    busy = [served.connect() for _ in range(4)]
+    for raw in busy:
+        raw.send(message("queued"))
+    eventually(lambda: len(served.mux.store._queue) == 4)
+    assert served.ask(HEALTH).code == "too_many_connections"
+    go_on.set()
+    assert [raw.answer().status for raw in busy] == [200] * 4
+    done.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(message("cut"), id="length"),
+        pytest.param(
+            request("POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked")
+            + b'1e\r\n{"from":"ann","to":"bob","cont\r\nc\r\nent":"cut"} \r\n0\r\n\r\n',
+            id="chunked",
+        ),
+        pytest.param(POLL, id="get"),
+    ],
+)
+def test_a_request_may_arrive_in_two_pieces_cut_anywhere(served, data):
+    raw = served.connect()
+    assert raw.ask(HEALTH).status == 200
+    (server_side,) = served.server._connections.values()
+    for cut in range(1, len(data)):
+        raw.send(data[:cut])
+        eventually(lambda: not unread(server_side.sock))
+        raw.send(data[cut:])
+        assert raw.answer().status == 200
+
+
+def test_a_request_may_arrive_byte_by_byte(served):
+    raw = served.connect()
+    for byte in message("drop by drop"):
+        raw.send(bytes([byte]))
+    assert raw.answer().status == 200
+    assert served.contents() == ["drop by drop"]
+
+
+def test_connection_close_is_honored(served):
+    raw = served.connect()
+    got = raw.ask(get("/health", "Connection: close"))
+    assert got.headers["connection"] == "close"
+    assert raw.has_ended()
+
+
+def test_connection_close_is_honored_for_a_change(served):
+    raw = served.connect()
+    got = raw.ask(message().replace(b"Host:", b"Connection: close\r\nHost:"))
+    assert (got.status, got.headers["connection"]) == (200, "close")
+    assert raw.has_ended()
+
+
+def test_what_follows_connection_close_is_not_executed(served):
+    raw = served.connect()
+    raw.send(get("/health", "Connection: close") + message("too late"))
+    assert raw.answer().status == 200
+    assert raw.has_ended()
+    assert served.contents() == []
+
+
+@pytest.mark.parametrize("lines", [(), ("Connection: keep-alive",)])
+def test_http_10_is_answered_and_closed(served, lines):
+    raw = served.connect()
+    got = raw.ask(request("GET", "/health", *lines, version="1.0"))
+    assert (got.status, got.headers["connection"]) == (200, "close")
+    assert raw.has_ended()
+
+
+def test_a_connection_ends_after_its_thousandth_request(served, monkeypatch):
+    assert connection.MOST_REQUESTS == 1000
+    monkeypatch.setattr(connection, "MOST_REQUESTS", 3)
+    raw = served.connect()
+    raw.send(HEALTH * 4)
+    assert [raw.answer().headers.get("connection") for _ in range(3)] == [None, None, "close"]
+    assert raw.has_ended()
+
+
+def test_a_client_that_stays_silent_is_let_go(served):
+    raw = served.connect()
+    assert raw.ask(HEALTH).status == 200
+    served.pass_time(connection.IDLE_MS - 1)
+    assert raw.is_silent()
+    served.eventually(lambda: not served.server.open_connections, step=1_000)
+    assert raw.has_ended()
+
+
+def test_workers_are_used_again_and_connections_leave_nothing(served):
+    for _ in range(100):
+        assert served.ask(HEALTH).status == 200
+    served.eventually(lambda: not served.server.open_connections)
+    assert len(served.server._idle_workers) < 50
+
+
+def test_the_oldest_idle_connection_makes_room_for_a_new_one(serve):
+    served = serve(max_connections=4)
+    connections = []
+    for count in range(1, 5):
+        connections.append(served.connect())
+        eventually(lambda count=count: served.server.open_connections == count)
+        served.clock.advance(1)
+    newcomer = served.connect()
+    assert newcomer.ask(HEALTH).status == 200
+    assert connections[0].has_ended()
+    assert [raw.ask(HEALTH).status for raw in connections[1:]] == [200] * 3
+    served.still_serves()
+
+
+def test_a_connection_is_refused_when_none_is_idle(serve):
+    served = serve(max_connections=4)
+    parked = [served.connect() for _ in range(4)]
+    for raw in parked:
+        raw.send(LONG_POLL)
+    served.clock.until_parked(4)
+    raw = served.connect()
+    got = raw.answer()
+    assert (got.status, got.code) == (503, "too_many_connections")
+    assert (got.headers["retry-after"], got.headers["connection"]) == ("1", "close")
+    assert got.json["error"]["limit"] == 4
+    assert raw.has_ended()
+    served.pass_time(30_000)
+    assert [raw.answer().json for raw in parked] == [{"messages": []}] * 4
+    served.still_serves()
+
+
+def test_a_thread_that_cannot_be_started_costs_one_call_only(served, monkeypatch):
+    raw = served.connect()
+    with monkeypatch.context() as patched:
+
+        def no_thread(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(httpd, "_Worker", no_thread)
+        got = raw.ask(LONG_POLL)
+        assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
+    assert raw.ask(HEALTH).status == 200
+    served.still_serves()
+
+
+def test_a_parked_call_is_answered_when_the_daemon_stops(served, background):
+    raw = served.connect()
+    raw.send(LONG_POLL)
+    served.clock.until_parked(1)
+    stopped = background(served.server.stop)
+    assert raw.answer().json == {"messages": []}
+    assert raw.has_ended()
+    raw.close()
+    stopped.result(PATIENCE_S)
+
+
+# --- routes and methods --------------------------------------------------------------------------------------------
+
+QUERIES = {
+    "agent.get": "agent_id=bob",
+    "msg.poll": "agent_id=bob&timeout=30",
+    "msg.status": "id=1",
+    "msg.search": "q=hi",
+    "task.get": "task_id=none",
+    "state.get": "key=none",
+    "state.watch": "key=none&timeout=30",
+    "state.history": "key=none",
+    "channel.get": "channel=default",
+    "events.list": "after=0&timeout=30",
+}
+GETS = [operation for operation in OPERATIONS if operation.method == "GET"]
+
+
+@pytest.mark.parametrize("operation", GETS, ids=lambda operation: operation.name)
+def test_head_answers_like_get_without_a_body(served, operation):
+    served.send()
+    target = f"{operation.path}?{QUERIES.get(operation.name, '')}".rstrip("?")
+    raw = served.connect()
+    got = raw.ask(request("HEAD", target), head=True)
+    if operation.kind == "stream":
+        assert (got.status, got.headers["content-type"]) == (200, "text/event-stream")
+    elif "timeout=30" in target:
+        assert got.status == 200  # at once, although GET waits
+    else:
+        same = raw.ask(get(target))
+        assert same.status == got.status in (200, 404)
+        assert same.headers["content-type"] == got.headers["content-type"]
+        assert same.headers["content-length"] == got.headers["content-length"]
+    assert served.mux.waiters.count == 0
+    assert raw.ask(HEALTH).status == 200
+
+
+def test_head_takes_no_message_and_opens_no_stream(served):
+    message_id = served.send()
+    raw = served.connect()
+    assert raw.ask(request("HEAD", "/msg/poll?agent_id=bob"), head=True).status == 200
+    assert raw.ask(request("HEAD", "/events"), head=True).headers["x-stonemux-event-head"]
+    assert served.status_of(message_id) == "queued"
+    assert len(served.server.streamer) == 0
+    assert served.mux.flights.held("bob") == frozenset()
+
+
+def test_head_refuses_what_get_refuses(served):
+    raw = served.connect()
+    assert raw.ask(request("HEAD", "/msg/poll?agent=bob"), head=True).status == 400
+    assert raw.ask(request("HEAD", "/events?last_event_id=abc"), head=True).status == 400
+    assert raw.ask(request("HEAD", "/nowhere"), head=True).status == 404
+    assert raw.ask(HEALTH).status == 200
+
+
+PATHS = sorted({operation.path for operation in OPERATIONS})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_wrong_method_is_told_the_right_ones(served, path):
+    methods = {operation.method for operation in OPERATIONS if operation.path == path}
+    raw = served.connect()
+    got = raw.ask(request("DELETE", path))
+    assert (got.status, got.code) == (405, "method_not_allowed")
+    allowed = set(got.headers["allow"].split(", "))
+    assert allowed == methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+    asked = raw.ask(request("OPTIONS", path))
+    assert (asked.status, set(asked.headers["allow"].split(", ")), asked.body) == (204, allowed, b"")
+    assert not any(name.startswith("access-control") for name in asked.headers)
+    if "POST" not in methods:
+        assert raw.ask(post(path, {})).status == 405
+    if "GET" not in methods:
+        assert raw.ask(get(path)).status == 405
+        assert raw.ask(request("HEAD", path), head=True).status == 405
+
+
+def test_options_of_the_whole_server_is_answered(served):
+    raw = served.connect()
+    assert raw.ask(request("OPTIONS", "*")).status == 204
+    assert raw.ask(HEALTH).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "near"), [("/msg/snd", "/msg/send"), ("/message/poll", "/msg/poll"), ("/Health", "/health")]
+)
+def test_an_unknown_path_is_told_the_nearest(served, path, near):
+    got = served.ask(get(path))
+    assert (got.status, got.code, got.json["error"]["nearest"]) == (404, "not_found", near)
+    assert near in got.json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "//health", "/health/", "/msg/../health", "/%2e/health", "/health%3f"])
+def test_a_path_is_taken_literally(served, path):
+    assert served.ask(get(path)).code == "not_found"
+
+
+def test_a_percent_encoded_path_means_the_same(served):
+    assert served.ask(get("/h%65alth")).status == 200
+
+
+def test_the_query_of_a_post_is_refused(served):
+    got = served.ask(post("/msg/send?from=ann", {"from": "ann", "to": "bob", "content": "x"}))
+    assert got.code == "invalid_query"
+
+
+def test_the_body_of_a_get_is_read_and_ignored(served):
+    raw = served.connect()
+    raw.send(request("GET", "/health", body=b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n") + get("/nowhere"))
+    assert raw.answer().json["status"] == "ok"
+    assert raw.answer().code == "not_found"
+    assert raw.is_silent(0)
+
+
+def test_openapi_is_served_and_takes_no_parameters(served):
+    assert served.ask(get("/openapi.json")).json["openapi"].startswith("3.1")
+    assert served.ask(get("/openapi.json?x=1")).code == "unknown_field"
+
+
+# --- headers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=UTF-8"])
+def test_json_is_taken(served, kind):
+    assert served.ask(post("/msg/send", json_of("x"), f"Content-Type: {kind}")).status == 200
+
+
+def json_of(content: str) -> bytes:
+    return json.dumps({"from": "ann", "to": "bob", "content": content}).encode()
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "127.0.0.1:{port}", "[::1]:{port}"])
+def test_the_names_of_this_server_are_admitted(served, host):
+    assert served.ask(request("GET", "/health", host=host.format(port=served.port))).status == 200
+
+
+def test_a_configured_name_is_admitted(serve):
+    served = serve(allowed_hosts=("mux.example",))
+    assert served.ask(request("GET", "/health", host="mux.example")).status == 200
+    assert served.ask(request("GET", "/health", host=f"mux.example:{served.port}")).status == 200
+    origin = f"Origin: http://mux.example:{served.port}"
+    assert served.ask(request("GET", "/health", origin, host="mux.example")).status == 200
+
+
+@pytest.mark.parametrize("line", ["Origin: http://localhost:{port}", "Sec-Fetch-Site: same-origin"])
+def test_pages_of_this_server_are_admitted(served, line):
+    assert served.ask(get("/health", line.format(port=served.port))).status == 200
+
+
+def test_a_client_may_wait_for_100_continue(served):
+    raw = served.connect()
+    head, _, body = message("after 100").partition(b"\r\n\r\n")
+    raw.send(head + b"\r\nExpect: 100-continue\r\n\r\n")
+    assert raw.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert raw.ask(body).status == 200
+    assert served.contents() == ["after 100"]
+
+
+def test_a_client_that_did_not_wait_gets_no_100_continue(served):
+    raw = served.connect()
+    head, _, body = message("at once").partition(b"\r\n\r\n")
+    assert raw.ask(head + b"\r\nExpect: 100-continue\r\n\r\n" + body).status == 200
+    assert raw.ask(HEALTH).status == 200
+
+
+def test_100_continue_is_not_said_to_a_body_that_is_too_large(served):
+    raw = served.connect()
+    lines = ("Expect: 100-continue", "Content-Type: application/json", f"Content-Length: {BODY_LIMIT + 1}")
+    got = raw.ask(request("POST", "/msg/send", *lines))
+    assert (got.status, got.code) == (413, "body_too_large")
+    assert raw.has_ended()
+
+
+def test_a_chunked_body_is_read_and_the_next_request_stays_whole(served):
+    raw = served.connect()
+    head = request("POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    body = json_of("in chunks")
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:8], body[8:]))
+    raw.send(head + chunks + b"0\r\n\r\n" + POLL)
+    assert raw.answer().status == 200
+    assert [m["content"] for m in raw.answer().json["messages"]] == ["in chunks"]
+
+
+def test_a_chunked_body_may_wait_for_100_continue(served):
+    raw = served.connect()
+    raw.send(
+        request(
+            "POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked", "Expect: 100-continue"
+        )
+    )
+    assert raw.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    body = json_of("x")
+    assert raw.ask(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)).status == 200
+
+
+def test_the_idempotency_header_makes_a_change_happen_once(served):
+    raw = served.connect()
+    once = post("/msg/send", json_of("once"), "Idempotency-Key: k-1")
+    first, again = raw.ask(once), raw.ask(once)
+    assert first.json == again.json
+    assert "idempotent-replayed" not in first.headers
+    assert (again.status, again.headers["idempotent-replayed"]) == (200, "true")
+    assert served.contents() == ["once"]
+    other = raw.ask(post("/msg/send", json_of("other"), "Idempotency-Key: k-1"))
+    assert (other.status, other.code) == (422, "idempotency_mismatch")
+    body = {"from": "ann", "to": "bob", "content": "once", "idempotency_key": "k-1"}
+    assert raw.ask(post("/msg/send", body)).headers["idempotent-replayed"] == "true"
+    assert raw.ask(post("/msg/send", body, "Idempotency-Key: k-2")).code == "idempotency_key_conflict"
+    assert raw.ask(post("/msg/send", json_of("x"), "Idempotency-Key: a b")).code == "invalid_idempotency_key"
+    assert served.contents() == ["once"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/msg/send", {"from": "ann", "to": "zoe", "content": "x"}, 404),
+        ("/task/claim", {"agent_id": "zoe"}, 404),
+    ],
+)
+def test_a_replayed_refusal_says_that_it_is_one(served, path, fields, status):
+    raw = served.connect()
+    data = post(path, fields, "Idempotency-Key: k-1")
+    first = raw.ask(data)
+    served.direct.call("agent.register", agent_id="zoe")
+    again = raw.ask(data)
+    assert first.status == again.status == status
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert first.headers["x-request-id"] != again.headers["x-request-id"]
+
+
+def test_a_claim_is_replayed_by_its_idempotency_header(served):
+    served.direct.call("task.post", posted_by="ann", description="one")
+    served.direct.call("task.post", posted_by="ann", description="two")
+    raw = served.connect()
+    data = post("/task/claim", {"agent_id": "bob"}, "Idempotency-Key: k-1")
+    first, again = raw.ask(data), raw.ask(data)
+    assert first.json["task_id"] == again.json["task_id"]
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_a_refused_sender_is_told_when_to_come_again(serve):
+    served = serve(inbox_limit=1)
+    served.send()
+    got = served.ask(message())
+    assert (got.status, got.code, got.headers["retry-after"]) == (429, "inbox_full", "5")
+
+
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "noted"), [("121", "120"), ("99999", "120"), ("120", None), ("0", None)])
+def test_fault_20_a_timeout_beyond_the_most_is_clamped_and_noted(served, asked, noted):
+    served.send()
+    got = served.ask(get(f"/msg/poll?agent_id=bob&timeout={asked}"))
+    assert (got.status, got.headers.get("x-stonemux-timeout")) == (200, noted)
+
+
+def test_fault_20_a_clamped_wait_ends_at_the_most(served):
+    raw = served.connect()
+    raw.send(get("/msg/poll?agent_id=bob&timeout=121"))
+    served.clock.until_parked(1)
+    served.clock.advance(119_999)
+    assert served.clock.parked == 1
+    served.clock.advance(1)
+    assert raw.answer().json == {"messages": []}
+
+
+def test_a_claim_in_json_is_clamped_too(served):
+    served.direct.call("task.post", posted_by="ann", description="one")
+    got = served.ask(post("/task/claim", {"agent_id": "bob", "timeout": 500}))
+    assert got.headers["x-stonemux-timeout"] == "120"
+
+
+def test_more_waiters_than_allowed_are_refused(serve):
+    served = serve(max_waiters=2)
+    parked = [served.connect() for _ in range(2)]
+    parked[0].send(LONG_POLL)
+    parked[1].send(get("/state/watch?key=k&timeout=30"))
+    served.clock.until_parked(2)
+    third = served.connect()
+    got = third.ask(LONG_POLL)
+    assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
+    assert got.json["error"]["limit"] == 2
+    assert third.ask(POLL).status == 200  # without waiting it is answered as ever
+    served.send()
+    assert len(parked[0].answer().json["messages"]) == 1
+    third.send(LONG_POLL)  # a place is free again
+    served.clock.until_parked(2)
+    served.clock.advance(30_000)
+    assert third.answer().json == {"messages": []}
+
+
+def test_more_waiters_of_one_agent_than_allowed_are_refused(serve):
+    served = serve(max_waiters_per_agent=2)
+    parked = [served.connect() for _ in range(2)]
+    for raw in parked:
+        raw.send(LONG_POLL)
+    served.clock.until_parked(2)
+    got = served.ask(LONG_POLL)
+    assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
+    assert "agent" in got.json["error"]["message"]
+    other = served.connect()
+    other.send(get("/msg/poll?agent_id=ann&timeout=30"))
+    served.clock.until_parked(3)
+    served.clock.advance(30_000)
+    assert [raw.answer().json for raw in (*parked, other)] == [{"messages": []}] * 3
+
+
+@pytest.mark.parametrize("vanish", ["close", "reset", "finish"])
+def test_a_parked_client_that_vanishes_frees_its_place_and_takes_nothing(served, vanish):
+    raw = served.connect()
+    raw.send(LONG_POLL)
+    served.clock.until_parked(1)
+    getattr(raw, vanish)()
+    eventually(lambda: served.mux.waiters.count == 0 and not served.clock.parked)
+    served.eventually(lambda: not served.server.open_connections)
+    message_id = served.send()
+    assert served.status_of(message_id) == "queued"
+    assert [m["id"] for m in served.ask(POLL).json["messages"]] == [message_id]
+
+
+def test_a_client_that_goes_right_after_asking_holds_no_place(served):
+    for n in range(30):
+        raw = served.connect()
+        raw.send(LONG_POLL)
+        raw.close() if n % 2 else raw.finish()
+    eventually(lambda: served.server.open_connections == 0 and served.mux.waiters.count == 0)
+
+
+def test_a_parked_watcher_that_vanishes_frees_its_place(served):
+    for target in ("/state/watch?key=k&timeout=30", "/events/list?after=1000000&timeout=30"):
+        raw = served.connect()
+        raw.send(get(target).replace(b"after=1000000&", b"after=%d&" % served.mux.log.head))
+        served.clock.until_parked(1)
+        raw.reset()
+        eventually(lambda: served.mux.waiters.count == 0)
+
+
+def test_what_a_parked_client_sends_meanwhile_is_answered_after_the_wait(served):
+    raw = served.connect()
+    raw.send(LONG_POLL)
+    served.clock.until_parked(1)
+    raw.send(HEALTH)
+    assert raw.is_silent()
+    served.send("woken")
+    assert [m["content"] for m in raw.answer().json["messages"]] == ["woken"]
+    assert raw.answer().json["status"] == "ok"
+
+
+def test_a_hundred_clients_that_vanish_while_parked_leave_nothing(serve):
+    served = serve(max_waiters_per_agent=100)
+    parked = [served.connect() for _ in range(100)]
+    for raw in parked:
+        raw.send(LONG_POLL)
+    served.clock.until_parked(100)
+    for raw in parked:
+        raw.reset()
+    eventually(lambda: served.mux.waiters.count == 0 and not served.server.open_connections)
+    served.still_serves()
+
+
+# --- receipts ------------------------------------------------------------------------------------------------------
+
+
+def taken_by(raw: Raw, data: bytes = POLL) -> None:
+    """Let a poll's answer arrive without reading it."""
+    raw.send(data)
+    raw.until_readable()
+
+
+@pytest.mark.parametrize("lines", [(), ("Connection: close",)])
+@pytest.mark.parametrize("vanish", ["close", "reset"])
+def test_i5_a_client_that_goes_without_reading_gets_the_same_again(served, vanish, lines):
+    ids = [served.send(f"{n}") for n in range(3)]
+    raw = served.connect()
+    taken_by(raw, get("/msg/poll?agent_id=bob&timeout=0", *lines))
+    getattr(raw, vanish)()
+    got = served.ask(LONG_POLL)  # waits until the loss is noticed
+    assert [m["id"] for m in got.json["messages"]] == ids
+
+
+def test_i5_a_client_that_reads_half_and_goes_gets_the_same_again(served):
+    message_id = served.send("x" * 1000)
+    raw = served.connect()
+    taken_by(raw)
+    assert len(raw.sock.recv(100)) == 100
+    raw.close()
+    assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
+
+
+def test_i5_a_client_killed_while_a_large_answer_is_written_gets_the_same_again(served):
+    ids = [served.send("x" * 60_000) for _ in range(100)]
+    raw = served.connect()
+    taken_by(raw)
+    raw.reset()
+    got = served.ask(LONG_POLL)
+    assert [m["id"] for m in got.json["messages"]] == ids
+
+
+def test_i5_however_a_client_goes_before_the_answer_nothing_is_lost(served, background):
+    for n in range(60):
+        message_id = served.send(f"{n}")
+        raw = served.connect()
+        raw.send(LONG_POLL if n % 2 else POLL)
+        if n % 3 == 0:
+            raw.reset()
+        elif n % 3 == 1:
+            raw.close()
+        else:
+            raw.finish()
+            raw.close()
+        got = background(served.ask, LONG_POLL)
+        served.eventually(got.done)
+        assert [m["id"] for m in got.result().json["messages"]] == [message_id]
+        served.eventually(lambda sent=message_id: served.status_of(sent) == "acked")
+
+
+@pytest.mark.parametrize("lines", [(), ("Connection: close",)])
+def test_i5_a_clean_end_after_reading_settles(served, lines):
+    message_id = served.send()
+    raw = served.connect()
+    assert len(raw.ask(get("/msg/poll?agent_id=bob&timeout=0", *lines)).json["messages"]) == 1
+    assert served.status_of(message_id) == "fetched"
+    raw.close()
+    served.eventually(lambda: served.status_of(message_id) == "acked")
+    assert served.ask(POLL).json == {"messages": []}
+
+
+def test_i5_the_next_request_settles(served):
+    message_id = served.send()
+    raw = served.connect()
+    assert len(raw.ask(POLL).json["messages"]) == 1
+    assert raw.ask(HEALTH).status == 200
+    served.eventually(lambda: served.status_of(message_id) == "acked")
+    raw.reset()  # what happens later makes no difference
+    assert served.ask(POLL).json == {"messages": []}
+
+
+def test_i5_silence_after_an_answer_that_arrived_settles(served):
+    message_id = served.send()
+    raw = served.connect()
+    assert len(raw.ask(POLL).json["messages"]) == 1
+    served.eventually(lambda: served.status_of(message_id) == "acked", step=5_000)
+
+
+def test_i5_what_was_pipelined_behind_a_poll_is_no_receipt(served):
+    message_id = served.send()
+    raw = served.connect()
+    raw.send(POLL + HEALTH)
+    raw.until_readable()
+    raw.reset()
+    assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
+
+
+def test_i5_making_room_for_others_is_no_loss_to_one_who_has_read(serve):
+    served = serve(max_connections=4)
+    message_id = served.send()
+    raw = served.connect()
+    assert len(raw.ask(POLL).json["messages"]) == 1
+    others = []
+    while not others or raw.is_silent(0):
+        served.pass_time(1)
+        others.append(served.connect())
+        assert others[-1].ask(HEALTH).status == 200
+    assert len(others) == 4
+    eventually(lambda: served.status_of(message_id) == "acked")
+
+
+def test_i5_a_poll_pipelined_before_a_stream_is_put_back_on_doubt(served):
+    message_id = served.send()
+    raw = served.connect()
+    raw.send(POLL + get("/events"))
+    assert len(raw.answer().json["messages"]) == 1
+    assert raw.head()[0] == 200
+    eventually(lambda: not served.mux.flights.held("bob"))
+    assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
+
+
+def test_two_polls_never_hold_the_same_message(served):
+    ids = [served.send(f"{n}") for n in range(2)]
+    one, two = served.connect(), served.connect()
+    first = one.ask(get("/msg/poll?agent_id=bob&timeout=0&limit=1")).json["messages"]
+    second = two.ask(POLL).json["messages"]
+    assert [m["id"] for m in first + second] == ids
+
+
+def test_i5_messages_in_flight_are_put_back_by_a_stop(serve, open_program):
+    served = serve()
+    message_id = served.send()
+    raw = served.connect()
+    taken_by(raw)
+    raw.reset()
+    served.server.stop()
+    mux = served.program.reopen()
+    got = Direct(mux).call("msg.poll", agent_id="bob", timeout=0)
+    assert [m["id"] for m in got["messages"]] == [message_id]
+
+
+# --- faults of the bytes -------------------------------------------------------------------------------------------
+
+SMUGGLED = message("smuggled")
+
+
+def test_fault_01_length_and_chunks_together(served):
+    data = request(
+        "POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"
+    )
+    served.refuses(data + SMUGGLED, 400, "te_and_cl", closes=True)
+
+
+def test_fault_02_two_different_lengths(served):
+    data = request("POST", "/msg/send", "Content-Length: 0", body=b"abcd")
+    served.refuses(data + SMUGGLED, 400, "duplicate_header", closes=True)
+
+
+@pytest.mark.parametrize("length", ["+4", "1_0", "-1", "abc", "4" * 4301])
+def test_fault_03_odd_lengths(served, length):
+    data = request("POST", "/msg/send", "Content-Type: application/json", f"Content-Length: {length}")
+    served.refuses(data + SMUGGLED, 400, "bad_content_length", closes=True)
+
+
+def test_fault_04_a_huge_length_is_refused_before_reading(served):
+    data = request("POST", "/msg/send", "Content-Type: application/json", "Content-Length: 99999999999")
+    got = served.refuses(data, 413, "body_too_large", closes=True)
+    assert got.json["error"]["limit"] == BODY_LIMIT
+
+
+def test_fault_04_a_huge_chunk_is_refused_before_reading(served):
+    data = request("POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    served.refuses(data + b"ffffffff\r\n", 413, "body_too_large", closes=True)
+
+
+def test_fault_05_a_truncated_body_writes_nothing(served):
+    raw = served.connect()
+    raw.send(request("POST", "/msg/send", "Content-Type: application/json", "Content-Length: 100") + json_of("cut"))
+    raw.finish()
+    got = raw.answer()
+    assert (got.status, got.code) == (400, "truncated_body")
+    assert raw.has_ended()
+    assert served.contents() == []
+    served.still_serves()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST /msg/send HTTP/1.1\r\nHost: localhost\r\nContent-Length : 4\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\nX: a\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\rb\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n",
+    ],
+    ids=["blank before colon", "obs-fold", "bare LF", "bare CR", "NUL", "no colon"],
+)
+def test_fault_06_malformed_headers(served, data):
+    served.refuses(data + SMUGGLED, 400, "bad_header", closes=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (get("/" + "a" * (8192 + 1 - len("GET / HTTP/1.1"))), 414, "uri_too_long"),
+        (get("/health", *(f"X-{n}: y" for n in range(64))), 431, "too_many_headers"),
+        (get("/health", *(f"X-{n}: {'y' * 1000}" for n in range(33))), 431, "headers_too_large"),
+    ],
+)
+def test_fault_07_oversized_heads(served, data, status, code):
+    served.refuses(data, status, code, closes=True)
+
+
+def test_fault_07_the_limits_themselves_are_fine(served):
+    raw = served.connect()
+    assert raw.ask(get("/" + "a" * (8192 - len("GET / HTTP/1.1")))).status == 404
+    assert raw.ask(get("/health", *(f"X-{n}: y" for n in range(63)))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"GET /health HTTP/1.1\r\n\r\n", "host_required"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", "duplicate_header"),
+    ],
+)
+def test_fault_08_a_missing_or_second_host(served, data, code):
+    served.refuses(data, 400, code, closes=True)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "localhost:1", ""])
+def test_fault_08_a_foreign_host(served, host):
+    served.refuses(request("GET", "/health", host=host), 421, "host_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("Origin: https://evil", "origin_not_allowed"),
+        ("Origin: null", "origin_not_allowed"),
+        ("Sec-Fetch-Site: cross-site", "cross_site"),
+        ("Sec-Fetch-Site: same-site", "cross_site"),
+    ],
+)
+def test_fault_09_a_foreign_page_polls_nothing(served, line, code):
+    message_id = served.send()
+    raw = served.connect()
+    got = raw.ask(get("/msg/poll?agent_id=bob&timeout=30", line))
+    assert (got.status, got.code) == (403, code)
+    assert not any(name.startswith("access-control") for name in got.headers)
+    assert served.status_of(message_id) == "queued"
+    assert raw.ask(request("HEAD", "/health", line), head=True).status == 403
+    assert raw.ask(request("OPTIONS", "/msg/poll", line)).status == 403
+    served.still_serves()
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_fault_10_a_form_changes_nothing(served, kind):
+    served.refuses(post("/msg/send", json_of("form"), f"Content-Type: {kind}"), 415, "content_type")
+
+
+def test_fault_10_no_type_at_all_changes_nothing(served):
+    served.refuses(b"POST /msg/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n", 415, "content_type")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (get("/health", "Expect: banana"), 417, "expectation_failed"),
+        (request("BREW", "/health"), 501, "method_unknown"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
+        (request("GET", "/health", version="1.9"), 505, "http_version"),
+        (b"GET /health\r\n\r\n", 400, "bad_request_line"),
+        (b"GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request_line"),
+    ],
+)
+def test_fault_11_other_expectations_methods_and_versions(served, data, status, code):
+    served.refuses(data, status, code, closes=True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes.fromhex("16030100b2010000ae0303") + bytes(range(167)),
+        bytes(range(128, 256)) * 8,
+        b"\0",
+        b"\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+    ],
+    ids=["TLS", "binary", "NUL", "blank lines", "SSH"],
+)
+def test_fault_12_what_is_not_http_is_refused_at_once(served, data):
+    raw = served.connect()
+    got = raw.ask(data)
+    assert got.status == 400
+    assert raw.has_ended()
+    served.still_serves()
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
+        request("POST", "/msg/send", "Content-Type: application/json", "Content-Length: 1000") + b'{"from',
+        b"",
+    ],
+    ids=["headers", "body", "nothing"],
+)
+def test_fault_13_slow_clients_make_room(serve, opening):
+    served = serve(max_connections=8)
+    slow = [served.connect() for _ in range(40)]
+    for raw in slow:
+        with contextlib.suppress(ConnectionError):
+            raw.send(opening)
+    served.still_serves()
+    assert served.server.open_connections <= 8
+    assert served.contents() == [f"still there {next(_numbers) - 1}"]
+
+
+@pytest.mark.parametrize("opening", [b"GET /health HTTP/1.1\r\n", post("/msg/send", json_of("slow"))[:-5]])
+def test_fault_13_a_request_that_comes_drop_by_drop_has_a_total_deadline(served, opening):
+    raw = served.connect()
+    raw.send(opening)
+    for drop in b"X: " + b"y" * 100 if b"POST" not in opening else b"     ":
+        with contextlib.suppress(ConnectionError):
+            raw.send(bytes([drop]))
+        if not raw.is_silent():
+            break
+        served.pass_time(4_000)
+    got = raw.answer()
+    assert (got.status, got.code) == (408, "request_timeout")
+    assert raw.has_ended()
+    served.still_serves()
+
+
+def test_fault_13_a_request_that_stops_coming_is_told(served):
+    for data in (HEALTH[:-4], message()[:-4]):
+        raw = served.connect()
+        raw.send(data)
+        served.eventually(lambda raw=raw: not raw.is_silent(0), step=5_000)
+        got = raw.answer()
+        assert (got.status, got.code) == (408, "request_timeout")
+        assert raw.has_ended()
+    served.still_serves()
+
+
+def test_fault_14_idle_connections_make_room(serve):
+    served = serve(max_connections=16)
+    idle = [served.connect() for _ in range(100)]
+    served.still_serves()
+    assert served.server.open_connections <= 16
+    assert sum(raw.is_silent(0) for raw in idle) <= 16
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"from":"ann","to":"bob","content":"x","priority":NaN}', "invalid_json"),
+        (b'{"from":"ann","to":"bob","content":"x","priority":Infinity}', "invalid_json"),
+        (b'{"from":"ann","to":"bob","content":"x","priority":1e999}', "invalid_json"),
+        (b'{"from":"ann","to":"bob","content":"x","content":"y"}', "duplicate_key"),
+        (json_of("x") + b"x", "invalid_json"),
+        (b"\xef\xbb\xbf" + json_of("x"), "invalid_utf8"),
+        (json_of("x").decode().encode("utf-16"), "invalid_utf8"),
+        (b'{"from":"ann","to":"bob","content":"\xff"}', "invalid_utf8"),
+        (b"[]", "invalid_json"),
+        (b"", "invalid_json"),
+    ],
+)
+def test_fault_15_odd_json(served, body, code):
+    served.refuses(post("/msg/send", body), 400, code)
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'{"metadata":' + b"[" * 65 + b"]" * 65 + b"}"])
+def test_fault_16_deep_json(served, body):
+    served.refuses(post("/msg/send", body), 400, "json_too_deep")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [("1" * 5000, "invalid_json"), (str(2**63), "invalid_field"), ("1001", "invalid_field")]
+)
+def test_fault_17_huge_integers(served, number, code):
+    body = json_of("x")[:-1] + f',"priority":{number}}}'.encode()
+    got = served.refuses(post("/msg/send", body), 400, code)
+    if code == "invalid_field":
+        assert got.json["error"]["parameter"] == "priority"
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\udc00x", "x\\ud83d\\ud83d"])
+def test_fault_18_half_a_surrogate_pair(served, half):
+    body = f'{{"from":"ann","to":"bob","content":"{half}"}}'.encode()
+    served.refuses(post("/msg/send", body), 400, "invalid_unicode")
+
+
+@pytest.mark.parametrize("content", ["x" * 65_536, "\u00e9" * 32_768, "\U0001f600" * 16_384, "a\0b\r\n\u2028"])
+def test_fault_19_the_largest_content_comes_back_identical(served, content):
+    raw = served.connect()
+    body = json.dumps({"from": "ann", "to": "bob", "content": content}, ensure_ascii=False).encode()
+    assert raw.ask(post("/msg/send", body)).status == 200
+    assert [m["content"] for m in raw.ask(POLL).json["messages"]] == [content]
+
+
+@pytest.mark.parametrize("content", ["x" * 65_537, "x" + "\u00e9" * 32_768])
+def test_fault_19_a_byte_more_is_refused(served, content):
+    body = json.dumps({"from": "ann", "to": "bob", "content": content}, ensure_ascii=False).encode()
+    got = served.refuses(post("/msg/send", body), 413, "message_too_large")
+    assert got.json["error"]["limit"] == 65_536
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "-5", "1_0", "%D9%A3", "1.5", "", "+5", "5%20", "9" * 30])
+def test_fault_20_odd_timeouts(served, timeout):
+    served.refuses(get(f"/msg/poll?agent_id=bob&timeout={timeout}"), 400, "invalid_timeout")
+
+
+def test_fault_20_a_timeout_in_other_digits_raw(served):
+    data = b"GET /msg/poll?agent_id=bob&timeout=\xd9\xa3 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    served.refuses(data, 400, "bad_request_line", closes=True)
+
+
+@pytest.mark.parametrize("query", ["key=%ff", "key=a&key=b", "key=%zz", "key=a&&channel=default", "key", "=x"])
+def test_fault_21_queries_that_could_mean_two_things(served, query):
+    served.direct.call("state.set", key="\ufffd", value="other")
+    served.refuses(get(f"/state/get?{query}"), 400, "invalid_query")
+
+
+def test_any_bytes_get_an_answer_or_a_close_and_no_answer_is_a_fault_of_ours(served):
+    seed = (
+        b"POST /msg/send HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n{x}"
+    )
+    for at in range(0, len(seed), 3):
+        for odd in (b"\0", b"\r", b"\n", b" ", b"\xff", b":"):
+            with Raw(served.port) as raw:
+                raw.send(seed[:at] + odd + seed[at + 1 :])
+                raw.finish()
+                statuses = []
+                while not (raw.at_end()):
+                    statuses.append(raw.answer().status)
+                assert all(400 <= status < 500 or status in (501, 505) for status in statuses)
+    served.still_serves()
+
+
+def test_a_connection_that_fails_harms_no_other(served, monkeypatch, caplog):
+    one, other = served.connect(), served.connect()
+    assert one.ask(HEALTH).status == other.ask(HEALTH).status == 200
+    broken = min(served.server._connections.values(), key=lambda found: found.sock.fileno())
+    stir = Connection.stir
+
+    def fail_once(self: Connection, ready: Ready) -> None:
+        if self is broken:
+            raise AssertionError("a fault")
+        stir(self, ready)
+
+    with served.server._connections[broken.sock.fileno()].lock:  # both are heard of in one round
+        monkeypatch.setattr(Connection, "stir", fail_once)
+        one.send(HEALTH)
+        other.send(HEALTH)
+    assert other.answer().status == 200
+    assert "a connection failed" in caplog.text
+    caplog.clear()
+    served.still_serves()
+
+
+# --- a connection by itself ----------------------------------------------------------------------------------------
+
+
+class Door:
+    """What a connection needs of a server; remembers what it was handed."""
+
+    stopping = False
+
+    def __init__(self) -> None:
+        self.handled: list[bytes] = []
+
+    def ticks_ms(self) -> int:
+        return 0
+
+    def handle(self, connection: Connection, head: Any, body: bytes) -> None:
+        self.handled.append(body)
+
+    def refuse(self, connection: Connection, error: Exception) -> None:
+        raise AssertionError(error)
+
+    def revisit(self, connection: Connection) -> None:
+        connection.attend()
+
+    def await_verdict(self, connection: Connection) -> None:
+        pass
+
+    def ended(self, connection: Connection) -> None:
+        pass
+
+
+class Stuck:
+    """A socket that takes nothing as long as `full` is set."""
+
+    full = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes) -> int:
+        if self.full:
+            raise BlockingIOError
+        return self._sock.send(data)
+
+
+def test_a_100_continue_that_is_late_is_not_taken_for_the_answer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), timeout=PATIENCE_S)
+        ours = listener.accept()[0]
+    with ours, theirs:
+        door, stuck = Door(), Stuck(ours)
+        kept = Connection(door, stuck)
+        quiet = Ready(ours.fileno(), writable=False, ended=False, broken=False)
+        stuck.full = True
+        theirs.sendall(request("POST", "/x", "Content-Length: 1", "Expect: 100-continue"))
+        eventually(lambda: unread(ours))
+        kept.stir(quiet)
+        theirs.sendall(b"1" + request("POST", "/x", body=b"2"))
+        eventually(lambda: unread(ours))
+        kept.stir(quiet)
+        assert door.handled == [b"1"]
+        stuck.full = False
+        kept.stir(quiet._replace(writable=True))
+        assert theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert door.handled == [b"1"], "the second request must wait for the answer to the first"
+        kept.finish(b"answer", close=False)
+        assert theirs.recv(100) == b"answer"
+        assert door.handled == [b"1", b"2"]
+
+
+# --- two kinds of clients ------------------------------------------------------------------------------------------
+
+
+class AnewEachTime:
+    """As frameworks do it: urllib, a new connection for each call, optional fields sent as null."""
+
+    def __init__(self, port: int) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+
+    def post(self, path: str, **fields: Any) -> tuple[int, Any]:
+        operation = next(op for op in OPERATIONS if op.path == path)
+        given = {param.name: None for param in operation.params if not param.required} | fields
+        data = json.dumps(given).encode()
+        return self._call(
+            urllib.request.Request(self._base + path, data, {"Content-Type": "application/json", "Accept": "*/*"})
+        )
+
+    def get(self, path: str, **fields: Any) -> tuple[int, Any]:
+        return self._call(urllib.request.Request(f"{self._base}{path}?{urllib.parse.urlencode(fields)}"))
+
+    def _call(self, request: urllib.request.Request) -> tuple[int, Any]:
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def close(self) -> None:
+        pass
+
+
+class KeptAlive:
+    """One connection of http.client for everything, and only the fields that carry something."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("localhost", port, timeout=PATIENCE_S)
+        self._connection.connect()
+        self._sock = self._connection.sock
+
+    def post(self, path: str, **fields: Any) -> tuple[int, Any]:
+        self._connection.request("POST", path, json.dumps(fields), {"Content-Type": "application/json"})
+        return self._answer()
+
+    def get(self, path: str, **fields: Any) -> tuple[int, Any]:
+        self._connection.request("GET", f"{path}?{urllib.parse.urlencode(fields)}")
+        return self._answer()
+
+    def _answer(self) -> tuple[int, Any]:
+        response = self._connection.getresponse()
+        body = json.loads(response.read())
+        assert self._connection.sock is self._sock, "the connection was not kept"
+        return response.status, body
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.mark.parametrize("kind", [AnewEachTime, KeptAlive])
+def test_frameworks_and_programs_work_alike(served, kind):
+    client = kind(served.port)
+    try:
+        _scenario(client)
+    finally:
+        client.close()
+
+
+def _scenario(client: AnewEachTime | KeptAlive) -> None:
+    for agent_id, skills in (("manager", []), ("writer", ["prose"]), ("critic", [])):
+        status, made = client.post("/agent/register", agent_id=agent_id, capabilities=skills)
+        assert (status, made["created"], made["agent"]["channel"]) == (200, True, "default")
+    status, sent = client.post("/msg/send", **{"from": "manager", "to": "writer", "content": "begin"})
+    assert (status, sent["recipient_status"]) == (200, "active")
+    status, got = client.get("/msg/poll", agent_id="writer", timeout=5)
+    assert (status, [m["content"] for m in got["messages"]]) == (200, ["begin"])
+    assert client.get("/msg/poll", agent_id="writer", timeout=0) == (200, {"messages": []})
+    status, told = client.post("/msg/broadcast", **{"from": "manager", "content": "all hands"})
+    assert (status, told["recipients"]) == (200, 4)  # ann and bob are there, too
+    status, posted = client.post(
+        "/task/post", description="draft", posted_by="manager", required_capability="prose", priority=5
+    )
+    assert status == 200
+    assert client.post("/task/claim", agent_id="critic")[1]["task_id"] is None
+    status, claimed = client.post("/task/claim", agent_id="writer")
+    assert (status, claimed["task_id"]) == (200, posted["task_id"])
+    status, done = client.post("/task/complete", task_id=posted["task_id"], agent_id="writer", result="three pages")
+    assert (status, done["task"]["result"]) == (200, "three pages")
+    assert client.post("/state/set", key="stage", value="draft", updated_by="writer")[1]["version"] == 1
+    assert client.post("/state/set", key="stage", value="final", expected_version=1)[1]["version"] == 2
+    status, refused = client.post("/state/set", key="stage", value="lost", expected_version=1)
+    assert (status, refused["error"]["code"], refused["error"]["current_version"]) == (409, "version_conflict", 2)
+    assert client.get("/state/get", key="stage")[1]["value"] == "final"
+    status, refused = client.post("/msg/send", **{"from": "manager", "to": "wroter", "content": "x"})
+    assert (status, refused["error"]["known_agents"][0]) == (404, "writer")
+    assert len(client.get("/agent/discover", status="active")[1]["agents"]) == 5
+    assert client.get("/task/list", status="complete")[1]["tasks"][0]["task_id"] == posted["task_id"]
+
+
+def test_each_operation_of_these_tests_exists():
+    assert set(QUERIES) <= set(BY_NAME)
