@@ -82,9 +82,16 @@ class EventLog:
 
 
 def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
-    """Up to `limit` retained events after `after`, in order."""
+    """Up to `limit` retained events after `after`, in order.
+
+    An event that is committed but not yet published is left to the next look: a cursor beyond the log's head would
+    be taken for one of another database.
+    """
     rows = rx.sql(
-        "select id, kind, channel, agents, data, at from event where id > ? order by id limit ?", after, limit
+        "select id, kind, channel, agents, data, at from event where id > ? and id <= ? order by id limit ?",
+        after,
+        rx.mux.log.head,
+        limit,
     )
     return [Event(r[0], r[1], r[2], tuple(r[3].split("\n")) if r[3] else (), r[4], r[5]) for r in rows]
 
@@ -98,7 +105,9 @@ def oldest(rx: Snapshot) -> int:
 def purge(tx: Tx, through: int, before: int, most: int) -> int:
     """Forget up to `most` events with ids up to `through` that are older than `before`; returns how many."""
     return tx.run(
-        "delete from event where id in (select id from event where id <= ? and at < ? order by id limit ?)",
+        # Later ids are not older, so the first young event ends the search.
+        "delete from event where id in (select id from event where id <= ? and id < coalesce((select id from event "
+        "where at >= ? order by id limit 1), 9223372036854775807) order by id limit ?)",
         through,
         before,
         most,

@@ -57,19 +57,19 @@ class Watch:
         """
         clock = self._hub.clock
         with self._condition:
-            while not self._fired:
-                if self._cancelled:
-                    raise Hangup
+            while not self._cancelled:
+                if self._fired:
+                    self._fired = False
+                    return True
                 if self._hub.closed or clock.ticks_ms() >= deadline:
                     return False
                 clock.wait(self._condition, deadline)
-            self._fired = False
-            return True
+            raise Hangup
 
     def fire(self) -> bool:
-        """Wake the waiter; False if it was woken already and has not looked since."""
+        """Wake the waiter; False if it was woken already and has not looked since, or its caller went away."""
         with self._condition:
-            fresh = not self._fired
+            fresh = not self._fired and not self._cancelled
             self._fired = True
             self._condition.notify()
             return fresh

@@ -511,17 +511,20 @@ def purge(tx: Tx, before: int, most: int) -> int:
 
     What ran out of its time to live counts as dead, so it does not keep its message.
     """
-    tx.run(
+    expired = tx.run(
         "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state = 0 and message_id in "
         "(select id from message where expires_at <= ?1)",
         tx.now,
-    )
-    tx.backlog.clear()
+    ).rowcount
+    if expired:
+        tx.backlog.clear()
     doomed = [
         row[0]
         for row in tx.sql(
-            "select id from message m where sent_at < ? and not exists (select 1 from delivery d where "
-            "d.message_id = m.id and d.state < 2) order by id limit ?",
+            # Later ids are not older, so the first young message ends the search.
+            "select id from message m where id < coalesce((select id from message where sent_at >= ? order by id "
+            "limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
+            "and d.state < 2) order by id limit ?",
             before,
             most,
         )

@@ -76,9 +76,17 @@ class Presence:
         """Agents that went stale and were not reported before."""
         horizon = self._clock.now_ms() - self._threshold
         with self._lock:
-            fresh = [name for name, seen in self._seen.items() if seen <= horizon and name not in self._told]
-            self._told.update(fresh)
-        return fresh
+            stale = [name for name, seen in self._seen.items() if seen <= horizon and name not in self._told]
+            self._told.update(stale)
+            # A heartbeat takes no lock: one that came before the line above has not seen that it is told of.
+            woken = [name for name in stale if self._seen[name] > horizon]
+            self._told.difference_update(woken)
+        return [name for name in stale if name not in woken]
+
+    def not_told(self, agent_ids: list[str]) -> None:
+        """Reporting these did not succeed; report them again."""
+        with self._lock:
+            self._told.difference_update(agent_ids)
 
     def next_stale(self) -> int | None:
         """When, at the earliest, somebody goes stale who is not yet reported."""

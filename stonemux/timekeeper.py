@@ -79,18 +79,33 @@ class Timekeeper:
             due = tasks.next_due(rx)
         if due is not None and due <= now:
             mux.store.write(tasks.settle_due)
-        if gone := mux.presence.newly_stale():
-            mux.store.write(lambda tx: agents.stale(tx, gone))
+        self._tell_stale()
         if mux.flights.owed:
             messages.settle_owed(mux)
-        if mux.store.head != self._noted_head:
-            mux.store.note_head()
-            self._noted_head = mux.store.head
+        self._note_head()
         if self._housekeeping_at <= now:
             self._housekeeping_at = now + HOUSEKEEPING_MS
             self._note_heartbeats()
             self._purge(now)
         self._set_alarm(now)
+
+    def _tell_stale(self) -> None:
+        presence = self._mux.presence
+        if gone := presence.newly_stale():
+            try:
+                self._mux.store.write(lambda tx: agents.stale(tx, gone))
+            except BaseException:
+                presence.not_told(gone)
+                raise
+
+    def _note_head(self) -> None:
+        head = self._mux.store.head
+        if head != self._noted_head:
+            try:
+                self._mux.store.note_head()
+                self._noted_head = head
+            except OSError as error:  # the sidecar is a second witness only; what frees space must go on
+                log.warning("the head of the event log could not be noted: %s", error.strerror)
 
     def _set_alarm(self, now: int) -> None:
         with self._mux.store.read() as rx:
