@@ -1,0 +1,162 @@
+"""Every row of the table is complete, and every row keeps the same rules."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from faces import Direct, join, refusal
+
+from stonemux.config import Settings
+from stonemux.errors import FAILURES, MuxError
+from stonemux.events import KINDS
+from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.schema import KINDS as PARAM_KINDS
+from stonemux.schema import TIERS, bind, shape_schema
+
+SETTINGS = Settings()
+CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
+
+
+def each(operations):
+    return pytest.mark.parametrize("operation", operations, ids=lambda operation: operation.name)
+
+
+def example(operation, **changed):
+    """The row's example as the arguments of a face's call, with some changed."""
+    return dict(operation.example) | ({"timeout": 0} if "timeout" in operation.by_name else {}) | changed
+
+
+def outcome(face, operation, given):
+    """The answer of a call without its times, or the code of its refusal."""
+    try:
+        return re.sub(r"'[\d-]+T[\d:.]+Z'", "TIME", repr(face.call(operation.name, **given)))
+    except MuxError as error:
+        return error.code
+
+
+def test_names_paths_and_tools_are_unique():
+    for what in ([o.name for o in OPERATIONS], [(o.method, o.path) for o in OPERATIONS], [o.tool for o in OPERATIONS]):
+        named = [one for one in what if one]
+        assert len(named) == len(set(named))
+    assert list(BY_NAME) == [operation.name for operation in OPERATIONS]
+
+
+@each(OPERATIONS)
+def test_a_row_is_complete_and_consistent(operation):
+    assert operation.doc.endswith(".")
+    assert operation.method in ("GET", "POST")
+    assert operation.kind in ("read", "change", "wait", "text", "stream", "document")
+    assert operation.changes == (operation.kind == "change")
+    assert operation.tier in TIERS
+    assert set(operation.errors) <= set(FAILURES)
+    assert len(operation.errors) == len(set(operation.errors))
+    assert set(operation.emits) <= set(KINDS)
+    assert not operation.actor or operation.actor in operation.by_name
+    if "." in operation.name and operation.kind != "stream":
+        assert operation.path == "/" + operation.name.replace(".", "/")
+    if operation.kind not in ("text", "stream", "document"):
+        assert shape_schema(operation.returns)["type"] == "object"
+
+
+@each(OPERATIONS)
+def test_a_rows_parameters_are_documented_and_what_its_function_takes(operation):
+    for param in operation.params:
+        assert param.doc.endswith("."), param.name
+        assert param.kind in PARAM_KINDS
+        assert param.code in FAILURES
+        assert param.upper(SETTINGS) is None or param.upper(SETTINGS) > 0
+        if not param.required and param.default is not None:
+            PARAM_KINDS[param.kind](param, param.default, SETTINGS)
+    if operation.kind in ("stream", "document"):
+        return
+    for run in filter(None, (operation.run, operation.wait)):
+        signature = inspect.signature(run)
+        leading = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        arguments = {param.argument: param.default for param in operation.params}
+        signature.bind(*leading, **arguments)
+
+
+@each(OPERATIONS)
+def test_a_rows_example_binds(operation):
+    bind(operation, operation.example, SETTINGS, textual=operation.method == "GET")
+    assert operation.example or not operation.needed
+
+
+@each(CALLED)
+def test_an_unknown_field_is_refused_with_the_nearest_name(face, operation):
+    if not operation.params:
+        error = refusal(face, "unknown_field", operation.name, nonsense="x")
+        assert error.facts["nearest"] is None
+        return
+    wanted = operation.params[0].name
+    error = refusal(face, "unknown_field", operation.name, **{wanted + "x": "x"})
+    assert (error.facts["parameter"], error.facts["nearest"]) == (wanted + "x", wanted)
+    assert wanted in error.facts["accepted"]
+    assert wanted in error.message
+
+
+@each([operation for operation in CALLED if operation.needed])
+def test_every_required_parameter_is_required_and_named(face, operation):
+    for param in operation.needed:
+        given = example(operation)
+        del given[param.name]
+        for lacking in (given, given | {param.name: None}):
+            error = refusal(face, "missing_field", operation.name, **lacking)
+            assert error.facts["parameter"] == param.name
+            assert param.name in error.message
+
+
+@each([operation for operation in CALLED if operation.kind != "text" and operation.name != "stats"])
+def test_null_for_an_optional_parameter_means_absent(open_program, operation):
+    given = example(operation)
+    nulls = {param.name: None for param in operation.params if not param.required and param.name not in given}
+    plain, null = (Direct(open_program().mux) for _ in range(2))
+    for face in (plain, null):
+        join(face, "writer", "researcher")
+    assert outcome(plain, operation, given) == outcome(null, operation, given | nulls)
+
+
+@each([operation for operation in CALLED if operation.method == "POST"])
+def test_a_value_of_the_wrong_type_is_refused_with_the_parameters_name(face, operation):
+    wrong = {"text": 5, "name": 5, "integer": "x", "boolean": "yes", "names": "x", "object": [], "integers": 1}
+    for param in operation.params:
+        for value in (wrong[param.kind], [None] if param.kind != "names" else [5], 1.5):
+            error = refusal(face, param.code, operation.name, **example(operation, **{param.name: value}))
+            assert error.facts["parameter"] == param.name
+            assert error.message.startswith(param.name) or f"each of {param.name}" in error.message
+
+
+@each([operation for operation in CALLED if any(p.kind == "integer" for p in operation.params)])
+def test_integers_are_held_to_their_limits(direct, operation):
+    for param in (p for p in operation.params if p.kind == "integer"):
+        least, most = param.least, param.upper(SETTINGS)
+        if least is not None:
+            error = refusal(direct, param.code, operation.name, **example(operation, **{param.name: least - 1}))
+            assert error.facts["limit"] == least
+            bind(operation, example(operation, **{param.name: least}), SETTINGS)
+        if most is not None and not param.clamp:
+            refusal(direct, param.code, operation.name, **example(operation, **{param.name: most + 1}))
+            bind(operation, example(operation, **{param.name: most}), SETTINGS)
+        for odd in (True, 1.0, "1", 2**63, -(2**63)):
+            refusal(direct, param.code, operation.name, **example(operation, **{param.name: odd}))
+
+
+@each([operation for operation in CALLED if operation.method == "GET"])
+def test_a_query_string_takes_integers_and_booleans_as_text_and_nothing_looser(operation):
+    right = {"integer": "7", "boolean": "true", "names": "message,task_posted", "name": "x", "text": "x"}
+    for param in operation.params:
+        value = param.choices[0] if param.choices and param.kind != "names" else right[param.kind]
+        bind(operation, dict(operation.example) | {param.name: value}, SETTINGS, textual=True)
+        if param.kind in ("integer", "boolean"):
+            for odd in ("", "x", "1_0", "٣", "1.0", "True", " 1", "+1"):
+                with pytest.raises(MuxError) as caught:
+                    bind(operation, dict(operation.example) | {param.name: odd}, SETTINGS, textual=True)
+                assert caught.value.code == param.code
+
+
+@each([o for o in CALLED if o.actor and o.by_name[o.actor].required and o.name != "agent.register"])
+def test_an_actor_that_is_not_registered_is_refused(face, operation):
+    face.call("channel.create", name="security-issues")
+    refusal(face, "agent_not_found", operation.name, **example(operation, **{operation.actor: "nobody"}))

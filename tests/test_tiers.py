@@ -1,0 +1,119 @@
+"""What each tier may do, derived from the table, and what a tier never takes away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from faces import Direct, join, refusal
+
+from stonemux.errors import MuxError
+from stonemux.operations import OPERATIONS
+from stonemux.schema import TIERS
+
+CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
+PAID_PARAMS = [(o, p) for o in OPERATIONS for p in o.params if p.tier != "free" and o.tier == "free"]
+FREE = pytest.mark.settings(default_tier="free")
+PRO = {
+    *("msg.broadcast", "events.stream", "events.list"),
+    *("task.post", "task.claim", "task.complete", "task.extend", "task.release", "task.list", "task.get"),
+    *("task.cancel", "task.requeue"),
+    *("state.get", "state.set", "state.watch", "state.delete", "state.list", "state.history"),
+}
+
+
+def test_the_table_gives_each_operation_the_tier_of_the_contract():
+    assert {operation.name for operation in OPERATIONS if operation.tier == "pro"} == PRO
+    assert {operation.name for operation in OPERATIONS if operation.tier == "enterprise"} == set()
+    assert [(o.name, p.name, p.tier) for o, p in PAID_PARAMS] == [("msg.send", "priority", "pro")]
+
+
+def outcome(face, operation):
+    """What the row's example comes to: an error, or None."""
+    waits = {"timeout": 0} if "timeout" in operation.by_name else {}
+    try:
+        face.call(operation.name, **dict(operation.example) | waits)
+    except MuxError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("tier", [pytest.param(tier, marks=pytest.mark.settings(default_tier=tier)) for tier in TIERS])
+def test_the_tier_decides_before_anything_else_is_looked_at__fault_26(face, tier):
+    join(face, "writer", "researcher")
+    for operation in CALLED:
+        error = outcome(face, operation)
+        refused = error is not None and error.code == "upgrade_required"
+        assert refused == (TIERS.index(operation.tier) > TIERS.index(tier)), operation.name
+        if refused:
+            assert (error.facts["tier"], error.facts["needed"]) == (tier, operation.tier)
+
+
+@FREE
+@pytest.mark.parametrize("name", sorted(PRO - {"events.stream"}))
+def test_even_a_malformed_call_is_told_of_the_tier_first(face, name):
+    refusal(face, "upgrade_required", name, nonsense=1)
+
+
+@FREE
+def test_streams_are_for_pro__fault_26(http):
+    status, _, body = http.request("GET", "/events")
+    error = json.loads(body)["error"]
+    assert (status, error["code"], error["tier"], error["needed"]) == (402, "upgrade_required", "free", "pro")
+
+
+@FREE
+def test_a_third_distinct_agent_is_refused_on_free__A2__fault_26(face):
+    join(face, "ann", "bob")
+    error = refusal(face, "agent_limit", "agent.register", agent_id="cat")
+    assert (error.facts["limit"], error.facts["tier"], error.facts["needed"]) == (2, "free", "pro")
+    assert [a["id"] for a in face.call("agent.discover")["agents"]] == ["ann", "bob"]
+
+
+@FREE
+def test_registering_again_and_replacing_an_agent_work_on_free__A2(face):
+    join(face, "ann", "bob")
+    assert face.call("agent.register", agent_id="bob", role="tester")["created"] is False
+    face.call("agent.deregister", agent_id="ann")
+    assert face.call("agent.register", agent_id="cat")["created"] is True
+    refusal(face, "agent_limit", "agent.register", agent_id="ann")
+
+
+@FREE
+def test_concurrent_registrations_never_exceed_the_limit__A2(face, background):
+    attempts = [background(face.call, "agent.register", agent_id=f"a{n}") for n in range(8)]
+    outcomes = [attempt.exception(5) for attempt in attempts]
+    assert sum(error is None for error in outcomes) == 2
+    assert {error.code for error in outcomes if error} == {"agent_limit"}
+
+
+@FREE
+def test_priority_is_for_pro_but_its_default_may_be_said(face):
+    join(face, "ann", "bob")
+    given = {"from_": "ann", "to": "bob", "content": "x"}
+    for priority in (1, -1):
+        error = refusal(face, "upgrade_required", "msg.send", **given, priority=priority)
+        assert (error.facts["tier"], error.facts["needed"]) == ("free", "pro")
+    for priority in (0, None):
+        assert face.call("msg.send", **given, priority=priority)
+    assert len(face.call("msg.poll", agent_id="bob", timeout=0)["messages"]) == 2
+
+
+@pytest.mark.settings(default_tier="pro")
+def test_pro_has_no_limit_of_agents(face):
+    join(face, *(f"a{n}" for n in range(5)))
+    assert len(face.call("agent.discover")["agents"]) == 5
+
+
+def test_downgrading_hides_and_deletes_nothing(open_program):
+    program = open_program()
+    face = Direct(program.mux)
+    join(face, "ann", "bob", "cat")
+    face.call("msg.send", from_="ann", to="bob", content="x", priority=5)
+    program.settings = replace(program.settings, default_tier="free")
+    face = Direct(program.reopen())
+    assert len(face.call("agent.discover")["agents"]) == 3
+    assert face.call("agent.register", agent_id="cat")["created"] is False
+    assert face.call("msg.poll", agent_id="bob", timeout=0)["messages"][0]["priority"] == 5
+    refusal(face, "agent_limit", "agent.register", agent_id="dan")
