@@ -74,6 +74,11 @@ class Param:
         """The upper limit, read from the settings if it is one."""
         return getattr(limits, self.most) if isinstance(self.most, str) else self.most
 
+    def default_within(self, limits: Limits) -> Any:
+        """The default; never more than the upper limit that the settings give."""
+        most = self.upper(limits)
+        return self.default if most is None or not self.clamp else min(self.default, most)
+
     def refuse(self, problem: str, **facts: Any) -> MuxError:
         """The error for a bad value of this parameter."""
         return MuxError(self.code, f"{self.name} {problem}", parameter=self.name, **facts)
@@ -108,12 +113,14 @@ class Operation:
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)
+    clamped: tuple[Param, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "by_name", {param.name: param for param in self.params})
         put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
         put(self, "needed", tuple(param for param in self.params if param.required))
+        put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
 
     @property
     def changes(self) -> bool:
@@ -129,6 +136,8 @@ def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, text
     Raises `unknown_field`, `missing_field` or the parameter's own code.
     """
     values = dict(operation.defaults)
+    for param in operation.clamped:
+        values[param.argument] = param.default_within(limits)
     by_name = operation.by_name
     for name, value in given.items():
         param = by_name.get(name)
@@ -251,7 +260,11 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
     one = Param(f"each of {param.name}", code=param.code, choices=param.choices)
-    checked = list(dict.fromkeys(_name(one, entry, limits) for entry in value))
+    try:
+        checked = list(dict.fromkeys(_name(one, entry, limits) for entry in value))
+    except MuxError as error:
+        error.facts["parameter"] = param.name
+        raise
     for entry in checked:
         if param.choices and entry not in param.choices:
             raise param.refuse(f"holds {shown(entry)}, not one of: {', '.join(param.choices)}")
@@ -320,7 +333,7 @@ def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict
     if param.doc:
         schema["description"] = param.doc
     if not param.required and param.default is not None:
-        schema["default"] = param.default
+        schema["default"] = param.default_within(limits)
     return schema
 
 
