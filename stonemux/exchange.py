@@ -183,15 +183,13 @@ class Exchange:
         if self._head.method == "HEAD":
             self._send(200, b"", content_type="text/event-stream")
             return
-        if len(server.streamer) + mux.waiters.count >= mux.settings.max_waiters:
-            raise MuxError(
-                "too_many_waiters",
-                f"this daemon already has {mux.settings.max_waiters} waiting calls and streams, the limit; end one",
-                limit=mux.settings.max_waiters,
-                retry_after=1,
-            )
+        mux.waiters.take()
         opening = self._stream_head() + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
-        server.streamer.add(self._connection.detach(), wanted, after, opening)
+        try:
+            server.streamer.add(self._connection.detach(), wanted, after, opening)
+        except BaseException:
+            mux.waiters.give()
+            raise
 
     def _stream_head(self) -> bytes:
         lines = [

@@ -183,7 +183,7 @@ def metrics(rx: Snapshot) -> str:
     metric("tasks", "gauge", "Tasks that are kept.", labeled("status", found["tasks"]))
     metric("state_keys", "gauge", "Live keys of shared state.", {"": found["state_keys"]})
     metric("channels", "gauge", "Channels.", {"": found["channels"]})
-    metric("waiters", "gauge", "Parked calls.", {"": found["waiters"]})
+    metric("waiters", "gauge", "Parked calls and streams.", {"": found["waiters"]})
     metric("events_total", "counter", "Events ever written.", {"": found["events"]["head"]})
     metric("storage_bytes", "gauge", "Size of the files.", labeled("file", found["storage"]))
     return "\n".join(lines) + "\n"

@@ -71,7 +71,7 @@ class Wait:
 
 
 class Waiters:
-    """How many calls are parked, in all and for each agent; `_lock` guards the counts."""
+    """How many calls and streams are parked, in all and for each agent; `_lock` guards the counts."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -79,12 +79,8 @@ class Waiters:
         self._by_agent: dict[str, int] = {}
         self.count = 0
 
-    @contextmanager
-    def seat(self, agent_id: str) -> Iterator[None]:
-        """Hold a place while waiting; "" for a wait that belongs to no agent.
-
-        Raises `too_many_waiters` when there is no place left.
-        """
+    def take(self, agent_id: str = "") -> None:
+        """Take a place; "" for one that belongs to no agent. Raises `too_many_waiters` when there is none left."""
         with self._lock:
             mine = self._by_agent.get(agent_id, 0)
             most, most_mine = self._settings.max_waiters, self._settings.max_waiters_per_agent
@@ -92,21 +88,30 @@ class Waiters:
                 whose, limit = ("this agent", most_mine) if self.count < most else ("this daemon", most)
                 raise MuxError(
                     "too_many_waiters",
-                    f"{whose} already has {limit} waiting calls, the limit; end one, or call again with timeout=0",
+                    f"{whose} already has {limit} waiting calls and streams, the limit; end one, or use timeout=0",
                     limit=limit,
                     retry_after=1,
                 )
             self.count += 1
             self._by_agent[agent_id] = mine + 1
+
+    def give(self, agent_id: str = "") -> None:
+        """Give a place back."""
+        with self._lock:
+            self.count -= 1
+            if self._by_agent[agent_id] == 1:
+                del self._by_agent[agent_id]
+            else:
+                self._by_agent[agent_id] -= 1
+
+    @contextmanager
+    def seat(self, agent_id: str) -> Iterator[None]:
+        """Hold a place inside the block."""
+        self.take(agent_id)
         try:
             yield
         finally:
-            with self._lock:
-                self.count -= 1
-                if self._by_agent[agent_id] == 1:
-                    del self._by_agent[agent_id]
-                else:
-                    self._by_agent[agent_id] -= 1
+            self.give(agent_id)
 
 
 class Alarm:

@@ -14,6 +14,7 @@ Threads: everything but `add`, `wake` and `close` happens on the streamer's thre
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -22,9 +23,12 @@ from typing import Any
 
 from stonemux import events, monitor
 from stonemux.directory import dumps
+from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
 from stonemux.store import Event
+
+log = logging.getLogger("stonemux")
 
 PAGE = 200
 """Events fetched for one stream at a time."""
@@ -83,11 +87,15 @@ class Streamer:
         return self._count
 
     def add(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes) -> None:
-        """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`."""
+        """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`.
+
+        The stream holds a place among the waiters, which is given back when it ends.
+        """
         sock.setblocking(False)
         with self._lock:
             if self._closing:
                 sock.close()
+                self._mux.waiters.give()
                 return
             self._count += 1
             self._new.append(Stream(sock, wanted, cursor, greeting))
@@ -126,8 +134,9 @@ class Streamer:
     def _run(self) -> None:
         clock = self._mux.clock
         keepalive = self._mux.settings.sse_keepalive * 1000
+        behind = False
         while not self._closing:
-            ready = self._poller.poll(self._patience(clock.ticks_ms(), keepalive))
+            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms(), keepalive))
             if any(fd == self._bell for fd, _ in ready):
                 os.read(self._bell, 64)
                 self._rung = False  # before looking, so that what comes while we look rings again
@@ -137,7 +146,7 @@ class Streamer:
                 stream = self._streams.get(fd)
                 if stream is not None:
                     self._heed(stream, happened, now)
-            self._write_all(now)
+            behind = self._write_all(now)
             self._keep_alive(now, keepalive)
         self._admit()
         for stream in list(self._streams.values()):
@@ -178,15 +187,26 @@ class Streamer:
         if gone:
             self._drop(stream)
 
-    def _write_all(self, now: int) -> None:
-        """Bring every stream that can take more up to the head of the log."""
+    def _write_all(self, now: int) -> bool:
+        """Write a piece on every stream that can take one; True if some can take more.
+
+        A piece a round, so that one who replays a long past does not keep the others from what happens now.
+        """
         head = self._mux.log.head
+        behind = False
         for stream in list(self._streams.values()):
-            while stream.cursor < head and not stream.unsent and stream.sock.fileno() >= 0:
-                piece, stream.cursor = self._next_piece(stream)
+            if stream.cursor < head and not stream.unsent:
+                try:
+                    piece, stream.cursor = self._next_piece(stream)
+                except MuxError as error:  # the reader comes back with its last id
+                    log.warning("a stream ends, its events could not be read: %s", error.message)
+                    self._drop(stream)
+                    continue
                 if piece:
                     self._send(stream, piece, now)
+                behind = behind or (stream.cursor < head and not stream.unsent)
         self._frames.clear()
+        return behind
 
     def _next_piece(self, stream: Stream) -> tuple[bytes, int]:
         """What comes next for a stream, and where its cursor stands after it."""
@@ -246,6 +266,7 @@ class Streamer:
         fd = stream.sock.fileno()
         if self._streams.pop(fd, None) is not None:
             self._count -= 1
+            self._mux.waiters.give()
             self._poller.unregister(fd)
             with contextlib.suppress(OSError):
                 stream.sock.shutdown(socket.SHUT_WR)

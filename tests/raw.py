@@ -90,7 +90,7 @@ class Raw:
         while mark not in self.buffer:
             data = self.sock.recv(65536)
             if not data:
-                raise AssertionError(f"the connection ended after {self.buffer!r}")
+                raise EOFError(f"the connection ended after {self.buffer[-200:]!r}")
             self.buffer += data
         found, _, self.buffer = self.buffer.partition(mark)
         return found + mark
