@@ -129,6 +129,7 @@ class Exchange:
     def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any]:
         if operation.method == "GET":
             return payload.read_query(self._head.query)
+        wire.check_content_type(self._head)
         if self._head.query:
             raise MuxError(
                 "invalid_query", f"{operation.path} takes its parameters in the JSON body, not in the query string"

@@ -59,6 +59,10 @@ class Param:
     tier: str = "free"
     clamp: bool = False
     """A number above `most` is taken as `most` instead of being refused."""
+    brief: str = ""
+    """What a tool's schema says of it, besides its limits; models pay for every word."""
+    listed: bool = True
+    """Whether a tool's schema has it; a tool takes it either way."""
 
     @property
     def argument(self) -> str:
@@ -91,6 +95,9 @@ class Operation:
     `kind` says how `run` is called (the head of `operations` has the list); `wait` is what runs instead of a change
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
+
+    Of a tool: `brief` describes it to a model; `takes` says that a GET hands something out for good, `repeatable` that
+    a POST made twice is as good as one.
     """
 
     name: str
@@ -110,6 +117,9 @@ class Operation:
     wait: Callable[..., Any] | None = None
     nothing: Any = None
     slow: bool = False
+    brief: str = ""
+    takes: bool = False
+    repeatable: bool = False
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)

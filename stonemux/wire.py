@@ -36,7 +36,7 @@ MAX_HEADERS = 64
 MAX_HEAD = 32768
 """Most bytes of all header lines together; the request line is counted apart."""
 
-METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT"})
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "QUERY", "TRACE", "CONNECT"})
 """The methods that are parsed; which of them a path answers to is the router's business."""
 
 SINGLE = frozenset(
@@ -314,10 +314,9 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
     `hosts` are the accepted values of Host, lower-case and with port as clients send them (`localhost:3392`);
     `origins` the accepted values of Origin (`http://localhost:3392`), compared exactly.
 
-    Raises `host_not_allowed` (DNS rebinding), `origin_not_allowed` (also for `null`), `cross_site` when Sec-Fetch-Site
-    is there and says neither same-origin nor none, and for every POST, with or without a body, `content_type` unless it
-    is application/json, so that a plain form can never change anything. These errors do not carry `close`: the framing
-    is sound, but the body has not been read yet.
+    Raises `host_not_allowed` (DNS rebinding), `origin_not_allowed` (also for `null`), and `cross_site` when
+    Sec-Fetch-Site is there and says neither same-origin nor none. These errors do not carry `close`: the framing is
+    sound.
     """
     headers = head.headers
     host = headers.get("host", "")
@@ -333,14 +332,20 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         raise MuxError("cross_site", "a page of another site may not call this server; call it from a program")
-    if head.method == "POST":
-        kind = headers.get("content-type", "")
-        if kind != "application/json" and not _is_json(kind):
-            raise MuxError(
-                "content_type",
-                f"Content-Type is {shown(kind)}; a POST must say application/json, in UTF-8, even with an empty body",
-                accepted=["application/json"],
-            )
+
+
+def check_content_type(head: Head) -> None:
+    """Refuse a body that is not said to be JSON, with or without a body, so that a plain form can never change anything.
+
+    Raises `content_type` unless it is application/json, in UTF-8 if it names a charset.
+    """
+    kind = head.headers.get("content-type", "")
+    if kind != "application/json" and not _is_json(kind):
+        raise MuxError(
+            "content_type",
+            f"Content-Type is {shown(kind)}; a POST must say application/json, in UTF-8, even with an empty body",
+            accepted=["application/json"],
+        )
 
 
 def _is_json(kind: str) -> bool:

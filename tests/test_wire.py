@@ -411,7 +411,10 @@ def test_the_longest_request_line_may_arrive_in_any_pieces():
 
 
 def admit(*lines: str, start: str = "GET /msg/poll HTTP/1.1", host: str = "Host: localhost:3392") -> None:
-    wire.admit(wire.parse_head(block(*lines, start=start, host=host)), HOSTS, ORIGINS)
+    head = wire.parse_head(block(*lines, start=start, host=host))
+    wire.admit(head, HOSTS, ORIGINS)
+    if head.method == "POST":
+        wire.check_content_type(head)
 
 
 @pytest.mark.parametrize("host", [*sorted(HOSTS), "LOCALHOST:3392"])

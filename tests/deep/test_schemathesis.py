@@ -1,0 +1,42 @@
+"""schemathesis with all its checks against a live daemon, from the OpenAPI document that the daemon itself serves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemons import running_daemon
+
+HERE = Path(__file__).parent
+TOOL = shutil.which("st", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+@pytest.mark.skipif(TOOL is None, reason="schemathesis is not installed")
+def test_every_operation_keeps_to_the_openapi_document(tmp_path):
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[coordination]\npoll_timeout_max = 1\n")  # or a random timeout takes two minutes
+    with running_daemon(tmp_path / "data", "--config", str(settings)) as daemon:
+        document = tmp_path / "openapi.json"
+        document.write_bytes(daemon.get("/openapi.json"))
+        done = subprocess.run(
+            [
+                *(str(TOOL), "--config-file", str(HERE / "schemathesis.toml"), "run", str(document)),
+                *("--url", f"http://127.0.0.1:{daemon.port}", "--checks", "all", "--max-examples", "200"),
+                *("--exclude-path", "/events"),  # never ends; test_sse.py has it
+            ],
+            cwd=tmp_path,
+            env=os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]),
+                "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+            },
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
