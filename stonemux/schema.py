@@ -146,8 +146,8 @@ def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, text
     Raises `unknown_field`, `missing_field` or the parameter's own code.
     """
     values = dict(operation.defaults)
-    for param in operation.clamped:
-        values[param.argument] = param.default_within(limits)
+    for clamped in operation.clamped:
+        values[clamped.argument] = clamped.default_within(limits)
     by_name = operation.by_name
     for name, value in given.items():
         param = by_name.get(name)
