@@ -12,6 +12,7 @@ timeout. *text* is a read that answers plain text; *stream* and *document* belon
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stonemux import agents, channels, messages, monitor, search, state, tasks
@@ -43,6 +44,7 @@ def _timeout(default: int) -> Param:
         clamp=True,
         code="invalid_timeout",
         doc="Seconds to wait; more than the daemon's maximum is taken as the maximum.",
+        brief="seconds to wait",
     )
 
 
@@ -56,7 +58,7 @@ CONTENT = Param(
     too_large="message_too_large",
     doc="The text to deliver.",
 )
-METADATA = Param("metadata", "object", doc="Any JSON object, handed on untouched.")
+METADATA = Param("metadata", "object", doc="Any JSON object, handed on untouched.", listed=False)
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
 CLAIM_TOKEN = Param(
     "claim_token", "name", doc="The token that task.claim answered; without it the agent id must be the holder's."
@@ -80,8 +82,21 @@ MESSAGE_EXTRAS = (
     Param("reply_to", "integer", least=0, most=MOST_INTEGER, doc="The message it answers, whose thread it joins."),
     Param("priority", "integer", 0, least=-1000, most=1000, tier="pro", doc="Higher is delivered first."),
     METADATA,
-    Param("ttl_seconds", "integer", least=1, most=31_536_000, doc="Seconds after which it is no longer delivered."),
-    Param("suppress_inbox", "boolean", False, doc="Keep it out of the members' inboxes; the channel's log has it."),
+    Param(
+        "ttl_seconds",
+        "integer",
+        least=1,
+        most=31_536_000,
+        doc="Seconds after which it is no longer delivered.",
+        listed=False,
+    ),
+    Param(
+        "suppress_inbox",
+        "boolean",
+        False,
+        doc="Keep it out of the members' inboxes; the channel's log has it.",
+        listed=False,
+    ),
 )
 
 # -- shapes of answers
@@ -183,6 +198,8 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"agent": AGENT, "created": "boolean"},
         tool="mux_register",
+        brief="Join stonemux as agent_id, or update your record. Do this first; your name is then filled in.",
+        repeatable=True,
         actor="agent_id",
         errors=("reserved_name", "agent_limit"),
         emits=("agent_registered", "channel_created"),
@@ -236,12 +253,13 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("role", "name", doc="Only agents of this role."),
             Param("group", "name", doc="Only agents of this group."),
             Param("capability", "name", doc="Only agents that can do this."),
-            Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents."),
+            Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents.", listed=False),
             _channel(None, "Only members of this channel."),
             Param("include_stale", "boolean", False, doc="Stale agents too."),
         ),
         returns={"agents": [AGENT]},
         tool="mux_discover",
+        brief="List the other agents: roles, capabilities, channels, who is active.",
         errors=("channel_not_found",),
         example={"role": "writing"},
     ),
@@ -310,6 +328,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "recipients?": [{"agent_id": "string", "status": "string"}],
         },
         tool="mux_send",
+        brief="Send a message to an agent, role:NAME, group:NAME or capability:NAME. It is on disk when answered.",
         actor="from",
         errors=(
             "agent_not_found",
@@ -335,10 +354,11 @@ OPERATIONS: tuple[Operation, ...] = (
             CONTENT,
             Param("group", "name", doc="Only members of this group."),
             _channel(),
-            *MESSAGE_EXTRAS,
+            *(replace(extra, listed=extra.name in ("subject", "type")) for extra in MESSAGE_EXTRAS),
         ),
         returns={"message_id": "integer", "sent_at": "time", "recipients": "integer", "recipient_ids": ["string"]},
         tool="mux_broadcast",
+        brief="Send one message to every other member of a channel or group.",
         tier="pro",
         actor="from",
         errors=(
@@ -370,6 +390,8 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"messages": [MESSAGE], "more?": "boolean"},
         tool="mux_poll",
+        brief="Read your inbox: waits for new messages and takes them. after=N returns all beyond id N instead.",
+        takes=True,
         actor="agent_id",
         errors=("agent_not_found", "channel_not_found", "cursor_ahead", "invalid_timeout", "too_many_waiters"),
         example={"agent_id": "writer", "timeout": 5},
@@ -429,6 +451,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"results": [MESSAGE | {"excerpt": "string"}]},
         tool="mux_search",
+        brief="Full-text search in past messages.",
         errors=("agent_not_found", "channel_not_found", "search_unavailable"),
         example={"q": "analysis"},
     ),
@@ -449,13 +472,20 @@ OPERATIONS: tuple[Operation, ...] = (
             METADATA,
             Param("depends_on", "names", doc="Ids of tasks that must be complete before this one may be claimed."),
             _agent("assigned_to", None, "Only this agent may claim it."),
-            Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds."),
+            Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds.", listed=False),
             Param(
-                "max_attempts", "integer", 10, least=0, most=1000, doc="Tries before it fails for good; 0: no limit."
+                "max_attempts",
+                "integer",
+                10,
+                least=0,
+                most=1000,
+                doc="Tries before it fails for good; 0: no limit.",
+                listed=False,
             ),
         ),
         returns={"task_id": "string", "task": TASK},
         tool="mux_task_post",
+        brief="Put a task into the pool for another agent to claim.",
         tier="pro",
         actor="posted_by",
         errors=("agent_not_found", "channel_not_found", "task_not_found"),
@@ -485,6 +515,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nothing=tasks.NOTHING,
         returns={"task_id": "string|null", "task": "object|null", "claim_token?": "string"},
         tool="mux_task_claim",
+        brief="Claim the best task that fits you. task_id is null if none does; keep claim_token to complete it.",
         tier="pro",
         actor="agent_id",
         errors=(
@@ -517,6 +548,8 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns=ENDED | {"replayed?": "boolean"},
         tool="mux_task_complete",
+        brief="End a task you claimed.",
+        repeatable=True,
         tier="pro",
         actor="agent_id",
         errors=(
@@ -591,6 +624,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"tasks": [TASK], "more?": "boolean"},
         tool="mux_task_list",
+        brief="List tasks by priority, then age.",
         tier="pro",
         errors=("agent_not_found", "channel_not_found", "task_not_found"),
         example={"status": "pending"},
@@ -649,6 +683,7 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(KEY, _channel()),
         returns=RECORD,
         tool="mux_state_get",
+        brief="Read a shared key and its version.",
         tier="pro",
         errors=("key_not_found", "channel_not_found"),
         example={"key": "deployment-status"},
@@ -671,6 +706,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns=RECORD,
         tool="mux_state_set",
+        brief="Write a shared key; expected_version makes it compare-and-set.",
         tier="pro",
         actor="updated_by",
         errors=(
@@ -696,7 +732,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _channel(),
             Param("after_version", "integer", 0, least=0, most=MOST_INTEGER, doc="The version that is known already."),
             _timeout(30),
-            _agent(default=None, doc="Who waits; counts as its heartbeat."),
+            replace(_agent(default=None, doc="Who waits; counts as its heartbeat."), listed=False),
         ),
         returns={
             "changed": "boolean",
@@ -710,6 +746,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "reset?": "boolean",
         },
         tool="mux_state_watch",
+        brief="Wait until a shared key passes after_version.",
         tier="pro",
         actor="agent_id",
         errors=("channel_not_found", "invalid_timeout", "too_many_waiters"),
@@ -782,10 +819,11 @@ OPERATIONS: tuple[Operation, ...] = (
             _agent("created_by", None, "The creating agent."),
             Param("description", "text", most=4096, doc="What the channel is for."),
             Param("members", "names", doc="Agents that are members from the start."),
-            Param("tags", "names", doc="Words to find it by."),
+            Param("tags", "names", doc="Words to find it by.", listed=False),
         ),
         returns={"channel": CHANNEL},
         tool="mux_channel_create",
+        brief="Make a channel with its own messages, tasks and state.",
         actor="created_by",
         errors=("channel_exists", "reserved_name", "agent_not_found"),
         emits=("channel_created",),
