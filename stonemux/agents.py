@@ -80,6 +80,7 @@ def register(
             directory.make_channel(tx, name, created_by=agent_id)
         directory.join(tx, name, agent_id)
     tx.after(lambda: tx.mux.presence.add(agent_id))
+    tx.touch(("agent", agent_id))  # its waiting claims look whether they still wait for the right tasks
     created = before is None
     tx.emit(
         "agent_registered",
@@ -129,7 +130,8 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
     tx.run("delete from member where agent_id = ?", agent_id)
     released = tasks.release_all(tx, agent_id, "its agent deregistered") if release_claims else 0
     tx.after(lambda: tx.mux.presence.remove(agent_id))
-    tx.touch(("inbox", agent_id))  # its parked polls look again and learn that they poll for nobody
+    tx.touch(("inbox", agent_id))  # its parked polls and claims look again and learn that they wait for nobody
+    tx.touch(("agent", agent_id))
     tx.emit("agent_deregistered", dumps({"agent_id": agent_id}), channel=row["channel"], agents=(agent_id,))
     answer: dict[str, Any] = {
         "agent_id": agent_id,

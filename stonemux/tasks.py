@@ -33,7 +33,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux, Wait
-from stonemux.store import Snapshot, Tx, Work
+from stonemux.store import Job, Snapshot, Tx, Work
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -233,6 +233,9 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     def attempt() -> Any:
         got = mux.store.write(once)
+        if got is None:
+            # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
+            return None if _claim_topics(mux, agent_id, channel) == topics else dict(NOTHING)
         if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
             caller.flight = _Claim(mux, got["claim_token"])
         return got
@@ -243,15 +246,15 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
         for topic in still_open:
             mux.hub.offer(topic)
 
-    with mux.store.read() as rx:
-        topics = tuple(_claim_topics(rx, agent_id, channel))
+    topics = _claim_topics(mux, agent_id, channel)
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    return Wait(topics, attempt, lambda: dict(NOTHING), deadline, agent_id, pass_on)
+    return Wait((*topics, ("agent", agent_id)), attempt, lambda: dict(NOTHING), deadline, agent_id, pass_on)
 
 
-def _claim_topics(rx: Snapshot, agent_id: str, channel: str) -> list[Topic]:
-    row = directory.agent(rx, agent_id)
-    channel = directory.channel(rx, channel)["name"]
+def _claim_topics(mux: Mux, agent_id: str, channel: str) -> list[Topic]:
+    with mux.store.read() as rx:
+        row = directory.agent(rx, agent_id)
+        channel = directory.channel(rx, channel)["name"]
     return [("task-for", channel, agent_id)] + [("task", channel, capability) for capability in _capabilities(row)]
 
 
@@ -376,7 +379,8 @@ class _Claim:
             if row is not None:
                 _put_back(tx, row, "pending", note="the claimer hung up")
 
-        self._mux.store.write(undo)
+        # Nobody waits for it, and nobody may: whoever tells us may be the thread that leads the commits.
+        self._mux.store.submit(Job(undo, lambda value, error: None))
 
 
 # -- holding
