@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,14 +28,24 @@ class ChildDaemon:
             return answer.read()
 
 
-def spawn(data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+SERVE = (sys.executable, "-m", "stonemux", "serve")
+
+
+def spawn(
+    data: Path,
+    *flags: str,
+    environ: Mapping[str, str] | None = None,
+    command: Sequence[str] = SERVE,
+    port: int = 0,
+    stderr: int | IO[str] = subprocess.PIPE,
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "stonemux", "serve", "--port", "0", "--data-dir", str(data), *flags],
+        [*command, "--port", str(port), "--data-dir", str(data), *flags],
         cwd=ROOT,
         env={"PATH": os.defpath, "HOME": str(data.parent), "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 

@@ -1,0 +1,148 @@
+"""The judges: each reads the diaries, and the database that is left, and tells what promise was broken.
+
+A violation is a text `rule: what happened`; `rules` are what the table in docs/testing.md names.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from attack import actors
+from attack.linearizability import Op, is_linearizable
+
+
+def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> Iterator[str]:
+    """Nothing lost, nothing doubled, ids that rise and are used once."""
+    content_of: dict[int, str] = {}
+    for one in sent:
+        if content_of.setdefault(one.id, f"{one.sender} {one.number}") != f"{one.sender} {one.number}":
+            yield f"reused_id: {one.id} was given to {content_of[one.id]!r} and to {one.sender} {one.number}"
+    for reader in readers:
+        yield from reader.complaints
+        had = {read.id for read in reader.read}
+        for one in sent:
+            if one.to == reader.name and one.id not in had:
+                yield f"lost_message: {one} was acknowledged, and {reader.mode} reader {reader.name} never got it"
+        for read in reader.read:
+            if content_of.setdefault(read.id, read.content) != read.content:
+                yield f"reused_id: {read.id} is {content_of[read.id]!r} and {read.content!r}"
+    last: dict[str, actors.Sent] = {}
+    for one in sent:  # each sender sends one after the other
+        before = last.get(one.sender)
+        if before is not None and one.id <= before.id:
+            yield f"sender_order: {before} and then {one}"
+        last[one.sender] = one
+
+
+def receipts(reader: actors.Reader) -> Iterator[str]:
+    """A plain poll whose answer was received is not repeated (except by a daemon that died before writing that)."""
+    received: dict[int, actors.Read] = {}
+    for read in reader.read:
+        before = received.get(read.id)
+        if before is not None and before.incarnation == read.incarnation:
+            yield f"delivered_twice: {before}, then {read}"
+        if read.receipt is not None:
+            received[read.id] = read
+
+
+def claims(granted: Sequence[actors.Claim], completed: Sequence[actors.Completion]) -> Iterator[str]:
+    """Fences make this simple: each is granted once, and only the newest completes, once."""
+    by_task: dict[str, list[actors.Claim]] = defaultdict(list)
+    for claim in granted:
+        for other in by_task[claim.task_id]:
+            if other.fence == claim.fence:
+                yield f"double_claim: {other} and {claim}"
+        by_task[claim.task_id].append(claim)
+    done: dict[str, actors.Completion] = {}
+    for completion in completed:
+        for claim in by_task[completion.task_id]:
+            if claim.fence > completion.fence and not completion.replayed:
+                if claim.end < completion.call:
+                    yield f"zombie_complete: {completion} was accepted after {claim}"
+                elif claim.call > completion.end:
+                    yield f"claim_after_complete: {claim} was granted after {completion}"
+        first = done.setdefault(completion.task_id, completion)
+        if first is not completion and (first.worker, first.fence) != (completion.worker, completion.fence):
+            yield f"completed_twice: {first} and {completion}"
+
+
+def state(editors: Sequence[actors.Editor]) -> Iterator[str]:
+    """Each key for itself: one order explains all answers."""
+    histories: dict[str, list[Op]] = defaultdict(list)
+    for editor in editors:
+        for key, ops in editor.history.items():
+            histories[key] += ops
+    for key, ops in histories.items():
+        if not is_linearizable(ops):
+            yield f"not_linearizable: {key} with {len(ops)} calls"
+
+
+def events(listener: actors.Listener, log: Sequence[actors.Seen]) -> Iterator[str]:
+    """A stream shows the log: in order, without holes, and nothing that is not in it."""
+    yield from listener.complaints
+    stored = {event.id: event for event in log}
+    for before, after in zip(listener.seen, listener.seen[1:], strict=False):
+        if after.id != before.id + 1:
+            yield f"event_order: {after.id} came after {before.id}"
+    for event in listener.seen:
+        if stored.get(event.id) != event:
+            yield f"phantom_event: the stream showed {event}, the log holds {stored.get(event.id)}"
+
+
+def database(
+    path: Path, sent: Sequence[actors.Sent], posted: Sequence[actors.Posted], completed: Sequence[actors.Completion]
+) -> Iterator[str]:
+    """What is on disk after the end."""
+    db = sqlite3.connect(path)
+    try:
+        if (verdict := db.execute("pragma integrity_check").fetchone()[0]) != "ok":
+            yield f"integrity: {verdict}"
+        stored = dict(db.execute("select id, content from message"))
+        yield from _told_twice("duplicate_send", stored.values())
+        for one in sent:
+            if stored.get(one.id) != f"{one.sender} {one.number}":
+                yield f"lost_message: {one} is not in the database"
+        events = Counter(
+            row[0] for row in db.execute("select json_extract(data, '$.id') from event where kind = 'message'")
+        )
+        if events != Counter(stored.keys()):
+            yield "event_missing: not every message has one event"
+        yield from _tasks(db, posted, completed)
+    finally:
+        db.close()
+
+
+def _tasks(
+    db: sqlite3.Connection, posted: Sequence[actors.Posted], completed: Sequence[actors.Completion]
+) -> Iterator[str]:
+    tasks = {row[0]: row[1:] for row in db.execute("select id, description, status, fence from task")}
+    yield from _told_twice("duplicate_task", (description for description, _, _ in tasks.values()))
+    for one in posted:
+        if tasks.get(one.task_id, ("",))[0] != one.name:
+            yield f"lost_task: {one} is not in the database"
+        elif tasks[one.task_id][1] != "complete":
+            yield f"lost_task: {one} was never completed, it is {tasks[one.task_id]}"
+    for completion in completed:
+        if tasks.get(completion.task_id, ("", "", 0))[2] != completion.fence:
+            yield f"zombie_complete: {completion} was accepted, but the newest claim is {tasks.get(completion.task_id)}"
+    granted = db.execute(
+        "select t.id, h.fence from task_history h join task t on t.seq = h.task where h.act = 'claimed' "
+        "group by 1, 2 having count(*) > 1"
+    ).fetchall()
+    for task_id, fence in granted:
+        yield f"double_claim: {task_id} was claimed twice with fence {fence}"
+    ended = Counter(
+        row[0] for row in db.execute("select json_extract(data, '$.task_id') from event where kind = 'task_completed'")
+    )
+    for task_id, count in ended.items():
+        if count != 1:
+            yield f"completed_twice: {task_id} has {count} events task_completed"
+
+
+def _told_twice(rule: str, things: Iterable[str]) -> Iterator[str]:
+    for thing, count in Counter(things).items():
+        if count > 1:
+            yield f"{rule}: {thing!r} is there {count} times"

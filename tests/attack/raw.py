@@ -1,0 +1,59 @@
+"""Polls over a bare socket, and the ways in which a client can leave one behind."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+from typing import Any
+
+
+class Half:
+    """A poll that was asked for; nothing of its answer is read until somebody does."""
+
+    def __init__(self, port: int, target: str) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.ask(target)
+        self._data = b""
+
+    def ask(self, target: str) -> None:
+        """Send another request."""
+        self.sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+    def read_some(self, count: int) -> None:
+        """Read up to this many bytes of the answer, if there are any yet."""
+        if select.select([self.sock], [], [], 0.05)[0]:
+            self.sock.recv(count)
+
+    def read_all(self) -> list[dict[str, Any]]:
+        """The messages of the whole answer; ConnectionError when it never comes to its end."""
+        while b"\r\n\r\n" not in self._data:
+            self._more()
+        head, _, body = self._data.partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        while len(body) < length:
+            self._more()
+            body = self._data.partition(b"\r\n\r\n")[2]
+        self._data = body[length:]
+        return json.loads(body[:length]).get("messages", [])
+
+    def _more(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise ConnectionError
+        self._data += data
+
+    def end(self) -> None:
+        """An orderly end; with something unread, the system makes a reset of it."""
+        self.sock.close()
+
+    def reset(self) -> None:
+        """A reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def half_close(self) -> None:
+        """Say that nothing more will be said, and go on reading."""
+        self.sock.shutdown(socket.SHUT_WR)

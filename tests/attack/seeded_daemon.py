@@ -1,0 +1,225 @@
+"""A daemon with one defect, to see whether the attacks find it: `seeded_daemon.py DEFECT [flags of serve]`.
+
+The program that ships knows nothing of this. Each defect is one that such programs really had; where its moment would
+be too short to be hit in seconds, it is stretched by a few milliseconds, which changes the odds and not the defect.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stonemux import cli, connection, door, messages, mux, operations, state, store, tasks
+
+STRETCH_S = 0.004
+
+
+def change_run(name: str, run: Callable[..., Any]) -> None:
+    """Let an operation run something else."""
+    object.__setattr__(operations.BY_NAME[name], "run", run)
+
+
+def cas_race() -> None:
+    """The version is checked when the call arrives, and the value written later."""
+    init = door.Call.__init__
+
+    def checked_early(self: Any, program: Any, operation: Any, given: Any, caller: Any, **more: Any) -> None:
+        if operation.name == "state.set" and given.get("expected_version") is not None:
+            given = dict(given)
+            expected = given.pop("expected_version")
+            with program.store.read() as rx:
+                row = state._row(rx, given.get("channel", "default"), given["key"])
+            live = row["version"] if row is not None and not row["deleted"] else 0
+            if expected != live:
+                raise state._conflict(row, given["key"], expected, live)
+        init(self, program, operation, given, caller, **more)
+
+    door.Call.__init__ = checked_early
+
+
+def aba() -> None:
+    """A deleted key leaves no tombstone, so its versions begin anew."""
+    delete = state.delete
+
+    def forget(tx: Any, **given: Any) -> Any:
+        answer = delete(tx, **given)
+        tx.run("delete from state where channel = ? and key = ?", answer["channel"], given["key"])
+        tx.run("delete from state_version where channel = ? and key = ?", answer["channel"], given["key"])
+        return answer
+
+    change_run("state.delete", forget)
+
+
+def claim_race() -> None:
+    """The task is chosen from what was committed before, and taken without looking whether it is still free."""
+
+    def chosen_early(tx: Any, agent: Any, channel: str) -> Any:
+        with tx.mux.store.read() as rx:
+            row = rx.one(
+                "select seq, fence from task where status = 'pending' and channel = ? order by priority desc, seq",
+                channel,
+            )
+        if row is None:
+            return None
+        tx.run("update task set status = 'pending', fence = ? where seq = ?", row["fence"], row["seq"])
+        return row["seq"]
+
+    tasks._best = chosen_early
+
+
+def zombie_complete() -> None:
+    """A completion is accepted from whoever once held the task."""
+    held = tasks._held
+
+    def anybody(tx: Any, task_id: str, agent_id: str, token: str | None) -> Any:
+        row = tasks._find(tx, task_id)
+        return row if token is not None and row["status"] == "claimed" else held(tx, task_id, agent_id, token)
+
+    tasks._held = anybody
+
+
+def no_idempotency() -> None:
+    """Keys are taken and not remembered."""
+    door._remember = lambda *_: None
+
+
+def auto_ack() -> None:
+    """What was written to a socket counts as delivered."""
+    finish = connection.Connection.finish
+
+    def settled(self: Any, answer: bytes, *, close: bool, flight: Any = None) -> None:
+        if flight is not None:
+            flight.landed()
+        finish(self, answer, close=close)
+
+    connection.Connection.finish = settled
+
+
+def ack_before_commit() -> None:
+    """The caller is answered before the transaction is committed."""
+    attempt, commit = store.Store._attempt, store.Tx.commit
+    early: list[tuple[Any, Any]] = []
+
+    def eager(job: Any) -> Any:
+        told = []
+
+        def work(tx: Any) -> Any:
+            value = job.work(tx)
+            early.append((job.outcome, value))
+            told.append(True)
+            return value
+
+        return store.Job(work, lambda value, error: None if told else job.outcome(value, error))
+
+    def commit_late(self: Any, head: int) -> Any:
+        for outcome, value in early:
+            outcome(value, None)
+        early.clear()
+        time.sleep(STRETCH_S)
+        return commit(self, head)
+
+    store.Store._attempt = lambda self, batch: attempt(self, [eager(job) for job in batch])
+    store.Tx.commit = commit_late
+
+
+def lost_wakeup() -> None:
+    """A waiter reads first, and registers then."""
+
+    def wait(self: Any, caller: Any, wait: Any) -> Any:
+        while (answer := wait.attempt()) is None and self.clock.ticks_ms() < wait.deadline:
+            time.sleep(STRETCH_S)
+            with self.hub.watch(*wait.topics) as watch, self.waiters.seat(wait.agent_id), caller.park(watch):
+                if not watch.wait(wait.deadline):
+                    break
+        return wait.give_up() if answer is None else answer
+
+    mux.Mux.wait = wait
+
+
+def wake_before_commit() -> None:
+    """Waiters are woken before what they wait for can be seen."""
+    commit = store.Tx.commit
+
+    def early(self: Any, head: int) -> Any:
+        topics, offers = self._topics, self._offers
+        self._topics, self._offers = [], []
+        self.mux.hub.wake(topics)
+        for topic in offers:
+            self.mux.hub.offer(topic)
+        time.sleep(STRETCH_S)
+        return commit(self, head)
+
+    store.Tx.commit = early
+
+
+def receipt_ignored() -> None:
+    """A client that vanished counts as one that has read."""
+    connection._has_ended = lambda sock: False
+
+    def judge(self: Any, *, arrived: bool) -> None:
+        self._verdicts += [(flight, True) for flight in self._flights]
+        self._flights = []
+
+    connection.Connection._judge = judge
+
+
+def cursor_skips() -> None:
+    """The message right after a cursor is left out."""
+    messages._AFTER = messages._AFTER.replace("d.message_id > ?4", "d.message_id > ?4 + 1")
+
+
+def event_id_before_commit() -> None:
+    """Streams show events, with their ids, before the commit that may never come."""
+    commit = store.Tx.commit
+
+    def early(self: Any, head: int) -> Any:
+        events = [
+            store.Event(head + n, kind, channel, agents, data, self.now)
+            for n, (kind, channel, agents, data) in enumerate(self._pending, 1)
+        ]
+        if events:
+            self.mux.log.publish(events)
+        time.sleep(STRETCH_S)
+        return commit(self, head)
+
+    store.Tx.commit = early
+    publish = mux.Mux._publish
+
+    def without_events(self: Any, events: list[Any], topics: list[Any], offers: list[Any]) -> None:
+        publish(self, [], [*topics, ("events",)] if events else topics, offers)
+
+    mux.Mux._publish = without_events
+
+
+DEFECTS = {
+    defect.__name__: defect
+    for defect in (
+        cas_race,
+        aba,
+        claim_race,
+        zombie_complete,
+        no_idempotency,
+        auto_ack,
+        ack_before_commit,
+        lost_wakeup,
+        wake_before_commit,
+        receipt_ignored,
+        cursor_skips,
+        event_id_before_commit,
+    )
+}
+
+
+def main() -> int:
+    """Seed the defect and serve."""
+    DEFECTS[sys.argv[1]]()
+    return cli.main(["serve", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A real daemon that can be killed and started again on the same port and data directory."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from daemons import ROOT, SERVE, spawn
+
+
+def seeded(defect: str) -> tuple[str, ...]:
+    """The command of a daemon that has this defect."""
+    return (sys.executable, str(ROOT / "tests/attack/seeded_daemon.py"), defect)
+
+
+def free_port() -> int:
+    """A free port below those that the system gives to clients.
+
+    Else a client that knocks while the daemon is dead could be given that very port, and talk to itself.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Victim:
+    """`incarnation` counts the deaths; `deaths` are their moments (monotonic nanoseconds)."""
+
+    def __init__(self, data: Path, command: Sequence[str] = SERVE, *flags: str) -> None:
+        self.data = data
+        self.port = free_port()
+        self.deaths: list[int] = []
+        self._command, self._flags = command, flags
+        self.log = data.parent / f"{data.name}.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        with self.log.open("a") as log:
+            self.process = spawn(self.data, *self._flags, command=self._command, port=self.port, stderr=log)
+        said = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            said += line
+            if line.strip().startswith("stop"):
+                return
+        raise AssertionError(f"it does not start: {said} {self.log.read_text()[-2000:]}")
+
+    @property
+    def incarnation(self) -> int:
+        return len(self.deaths)
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        self.process.kill()
+        self._buried()
+
+    def stop(self) -> int:
+        """End it in good order; returns its exit status."""
+        self.process.terminate()
+        try:
+            return self._buried()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def pause(self) -> None:
+        """Stop its clock, so to speak."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def _buried(self) -> int:
+        status = self.process.wait(timeout=10)
+        self.deaths.append(time.monotonic_ns())
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+    def __enter__(self) -> Victim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.kill()
