@@ -73,6 +73,8 @@ class Connection:
 
     __slots__ = (
         "_answering",
+        "_beat",
+        "_beat_ms",
         "_buffer",
         "_busy",
         "_chunks",
@@ -113,6 +115,7 @@ class Connection:
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
         self._busy = False
+        self._beat, self._beat_ms = b"", 0
         self._answering = False  # what is unsent ends with the answer to the running request
         self._stirred = False  # something came while busy
         self._drained = False  # the socket was read empty, and nothing was heard of it since
@@ -171,11 +174,15 @@ class Connection:
 
     def overdue(self, now: int) -> int | None:
         """Act on a deadline that has passed; returns the next one, or None when there is none."""
-        error = None
+        error = watch = None
         with self.lock:
             deadline = self._deadline
             if deadline is None or deadline > now or self._closed:
                 return None if self._closed else deadline
+            if self._phase == "streaming" and not self._unsent:
+                self._deadline = now + self._beat_ms
+                self._put(self._beat)
+                return self._deadline
             if self._phase in ("head", "body") and not self._busy:
                 error = MuxError(
                     "request_timeout", f"the {self._phase} of the request took too long to arrive", close=True
@@ -183,7 +190,10 @@ class Connection:
                 self._busy, self._deadline, self.idle_since = True, None, None
             else:
                 self._close(arrived=self._phase in ("idle", "draining") and _has_taken_all(self.sock))
+                watch = self._watch
         self._tell()
+        if watch is not None:
+            watch.cancel()
         if error is not None:
             self._door.refuse(self, error)
         return None
@@ -301,6 +311,26 @@ class Connection:
     def last(self) -> bool:
         """Whether this connection has served as many requests as it may."""
         return self._served >= MOST_REQUESTS
+
+    def begin(self, opening: bytes, *, beat: bytes, beat_ms: int) -> None:
+        """Send the beginning of an answer that will take its time, and `beat` whenever nothing was sent for a while.
+
+        A client that does not take a beat until the next one is due has gone.
+        """
+        with self.lock:
+            if self._closed:
+                return
+            self._beat, self._beat_ms, self._phase = beat, beat_ms, "streaming"
+            self._deadline = self._door.ticks_ms() + beat_ms
+            self._put(opening)
+        self._door.revisit(self)  # who attends must learn of the deadline
+
+    def proceed(self, data: bytes) -> None:
+        """Send the next piece of an answer that was begun."""
+        with self.lock:
+            if not self._closed:
+                self._deadline = self._door.ticks_ms() + self._beat_ms
+                self._put(data)
 
     def finish(self, answer: bytes, *, close: bool, flight: Flight | None = None) -> None:
         """Answer the request that is running. `flight` is told whether the answer arrives."""

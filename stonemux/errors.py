@@ -68,6 +68,7 @@ FAILURES: dict[str, Failure] = {
     "no_recipient": Failure(404, 3, "No agent matches the address.", lasting=True),
     "task_not_found": Failure(404, 3, "There is no such task (any more).", lasting=True),
     "method_not_allowed": Failure(405, 2, "The path takes another method; Allow names it."),
+    "not_acceptable": Failure(406, 2, "The Accept header does not list application/json."),
     "request_timeout": Failure(408, 1, "The request came too slowly."),
     "already_complete": Failure(409, 1, "The task is finished.", lasting=True),
     "channel_exists": Failure(409, 1, "A channel of that name exists.", lasting=True),
@@ -104,6 +105,9 @@ FAILURES: dict[str, Failure] = {
     "storage_full": Failure(507, 70, "The disk is full; nothing was changed, reads go on."),
     # start-up and the command line: never seen over HTTP
     "address_in_use": Failure(500, 1, "Another program listens on the port."),
+    "client_check_failed": Failure(500, EXIT_REFUSED, "The command that setup configured does not answer as it must."),
+    "client_config_broken": Failure(500, EXIT_USAGE, "A client's configuration file cannot be read as what it is."),
+    "client_config_unwritable": Failure(500, EXIT_REFUSED, "A client's configuration file cannot be written."),
     "bad_setting": Failure(500, EXIT_USAGE, "A setting is unknown, malformed or beyond its limits."),
     "data_dir_locked": Failure(500, EXIT_LOCKED, "Another daemon uses the data directory."),
     "data_refused": Failure(500, EXIT_DATA, "The data directory is damaged, foreign or of a newer version."),

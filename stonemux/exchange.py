@@ -31,7 +31,7 @@ ROUTES: Mapping[str, Mapping[str, Operation]] = {
 }
 
 
-class _HttpCaller(Caller):
+class HttpCaller(Caller):
     """A caller at the other end of a connection."""
 
     __slots__ = ("_connection",)
@@ -42,6 +42,7 @@ class _HttpCaller(Caller):
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
+        """Around a sleep: a connection that ends cancels it."""
         self._connection.park(watch)
         try:
             yield
@@ -61,7 +62,7 @@ class Exchange:
         self._request_id = server.request_id()
         self._extra: tuple[tuple[str, str], ...] = ()
         self._close = not head.keep_alive or connection.last or server.stopping
-        self._caller = _HttpCaller(connection)
+        self._caller = HttpCaller(connection)
         self._given: Mapping[str, Any] = {}
 
     def run(self, body: bytes) -> None:

@@ -31,10 +31,12 @@ from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from stonemux import VERSION, operations, payload, sse, wire
+from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import Exchange, refusal
+from stonemux.mcphttp import PATH as MCP_PATH
+from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
 from stonemux.readiness import Readiness, readiness
 
@@ -89,6 +91,8 @@ class Server(ThreadingHTTPServer):
         self.streamer = sse.Streamer(mux)
         self.stopping = False
         self._openapi = b""
+        self.mcp = mcp.Layer(offer.registry(mux.settings))
+        """What answers MCP; a test may put a layer with other things in its place."""
         self._lock = threading.Lock()
         self._all_ended = threading.Condition(self._lock)
         self._connections: dict[int, Connection] = {}
@@ -280,7 +284,8 @@ class Server(ThreadingHTTPServer):
 
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
         """Run a request."""
-        Exchange(self, connection, head).run(body)
+        kind = McpExchange if head.path == MCP_PATH else Exchange
+        kind(self, connection, head).run(body)
 
     def refuse(self, connection: Connection, error: MuxError) -> None:
         """Answer a request that could not be read, and end the connection."""

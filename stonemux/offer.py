@@ -203,7 +203,7 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
         told = dict(desk.call(operation, given))
         failed = False
     except MuxError as error:
-        told = {"error": error.body()["error"] | {"message": tool_words(error.message)}}
+        told = {"error": error.body()["error"] | {"message": _advice(operation, error)}}
         failed = True
     if agent and (unread := desk.unread(agent)):
         told["unread"] = unread
@@ -214,6 +214,13 @@ def _result(told: dict[str, Any], *, failed: bool) -> dict[str, Any]:
     """The same compact JSON twice; a refusal only as text, since it is no answer of the tool's output schema."""
     content = [{"type": "text", "text": dumps(told)}]
     return {"content": content, "isError": True} if failed else {"content": content, "structuredContent": told}
+
+
+def _advice(operation: Operation, error: MuxError) -> str:
+    if error.code == "missing_field" and error.facts.get("parameter") == operation.actor:
+        first = "" if operation.name == "agent.register" else "call mux_register first, or "
+        return f"{operation.actor} is required while this session has no name; {first}say who you are with it"
+    return tool_words(error.message)
 
 
 def tool_words(message: str) -> str:

@@ -42,13 +42,24 @@ class _Outside(Exception):
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """Read a body: one JSON object (RFC 8259), without the liberties that let two readers see two values.
+    """Read a body that is one JSON object.
+
+    Raises what `read_value` raises, and `invalid_json` for anything but an object.
+    """
+    value = read_value(body)
+    if type(value) is not dict:
+        raise MuxError("invalid_json", f"the body must be a JSON object, not {_kind(value)}; wrap it in {{}}")
+    return value
+
+
+def read_value(body: bytes) -> Any:
+    """Read a body of any JSON value (RFC 8259), without the liberties that let two readers see two values.
 
     Limits: `MAX_DEPTH` levels, integers of 64 bits, finite numbers.
 
     Raises `invalid_utf8` (also for a byte order mark, UTF-16, UTF-32), `invalid_json` (also NaN, Infinity, 1e999, an
-    integer of more than 4300 digits, anything but an object), `duplicate_key`, `invalid_field` for an integer beyond 64
-    bits, `invalid_unicode` for half a surrogate pair, `json_too_deep`.
+    integer of more than 4300 digits), `duplicate_key`, `invalid_field` for an integer beyond 64 bits, `invalid_unicode`
+    for half a surrogate pair, `json_too_deep`.
     """
     try:
         text = body.decode()
@@ -64,8 +75,6 @@ def read_json(body: bytes) -> dict[str, Any]:
         # Read again, slowly, to say which key holds it.
         _decode(body, text, _NAMING_DECODER)
         raise _beyond("the body") from None
-    if type(value) is not dict:
-        raise MuxError("invalid_json", f"the body must be a JSON object, not {_kind(value)}; wrap it in {{}}")
     if "\\u" in text and _HALF.search(text):
         _check_unicode(value, "")
     return value

@@ -1,0 +1,291 @@
+"""MCP over HTTP: one POST, one message; nothing is remembered between two of them.
+
+Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"), without sessions: GET and DELETE are
+refused, no session id is given out. The standard headers of the newer revision are compared with the body.
+
+What is quick is answered on the thread that read it; tools and resources get a worker. An answer is plain JSON until it
+has to wait, or has something to say beforehand: then it turns into a stream, at once, with a comment every 15 s, since
+clients give up on a silent answer after a minute. A client that hangs up cancels its call. An answer that hands out
+messages ends its connection, so that the client's closing tells soon whether they arrived.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from stonemux import door, mcp, messages, payload, wire
+from stonemux.connection import Connection
+from stonemux.errors import MuxError
+from stonemux.exchange import Exchange, HttpCaller
+from stonemux.hub import Hangup, Watch
+from stonemux.mcp import Fault, Request
+from stonemux.mux import Caller, Mux
+from stonemux.schema import Operation, shown
+
+if TYPE_CHECKING:
+    from stonemux.httpd import Server
+
+log = logging.getLogger("stonemux")
+
+PATH = "/mcp"
+AGENT_HEADER = "x-stonemux-agent"
+"""Names the calling agent; so does `stonemux/agent` in a request's `_meta`, which wins."""
+CLIENT_HEADERS: Mapping[str, str] = {
+    "session_id": "x-stonemux-session-id",
+    "project_dir": "x-stonemux-project-dir",
+}
+"""What a client's program may tell of itself, by the name under which an agent's metadata keeps it."""
+AGENT_META = "stonemux/agent"
+COMMENT = b": still waiting\n\n"
+
+_NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_ENCODED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
+
+
+class McpExchange(Exchange):
+    """A request to `PATH` until it is answered."""
+
+    __slots__ = ("_streaming",)
+
+    def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
+        super().__init__(server, connection, head)
+        self._caller = _McpCaller(connection, self)
+        self._streaming = False
+
+    def run(self, body: bytes) -> None:
+        """Answer the message, or see to it that it gets answered."""
+        try:
+            wire.admit(self._head, self._server.hosts, self._server.origins)
+            if self._is_post():
+                self._handle(body)
+        except Fault as fault:
+            self._send_message(fault.response(), _refused_status(fault.code))
+        except Exception as error:
+            self._refuse(error)
+
+    def _is_post(self) -> bool:
+        """False when the request is answered already (OPTIONS); every method but POST is refused."""
+        if self._head.method == "POST":
+            return True
+        self._extra = (("Allow", "POST"),)
+        if self._head.method == "OPTIONS":
+            self._send(204, b"")
+            return False
+        raise MuxError("method_not_allowed", f"{PATH} answers POST alone, one message each; there are no sessions")
+
+    def _handle(self, body: bytes) -> None:
+        headers = self._head.headers
+        wire.check_content_type(self._head)
+        check_accept(headers)
+        try:
+            message = payload.read_value(body)
+        except MuxError as error:
+            raise Fault(mcp.PARSE_ERROR, f"Parse error: {error.message}", {"code": error.code}) from error
+        request = mcp.read(message)
+        if request is None or request.request_id is None:
+            if request is None and headers.get("mcp-protocol-version") in mcp.MODERN:
+                raise Fault(mcp.INVALID_REQUEST, "responses are not taken: this server sends no requests")
+            self._send(202, b"")
+            return
+        request = check_headers(request, headers)
+        if self._server.mcp.is_quick(request):
+            self._answer_message(request)
+        else:
+            self._server.aside(lambda: self._answer_message(request))
+
+    def _answer_message(self, request: Request) -> None:
+        try:
+            session = self._session(request)
+            message = self._server.mcp.answer(request, session)
+        except Hangup:
+            self._connection.abandon()
+            return
+        except Fault as fault:
+            message = fault.response()
+        except Exception:
+            log.exception("request %s failed", self._request_id)
+            message = mcp.internal_fault(request.request_id).response()
+        self._send_message(message, _status(request, message))
+
+    def _session(self, request: Request) -> mcp.Session:
+        headers = self._head.headers
+        agent = request.meta.get(AGENT_META)
+        if not isinstance(agent, str):
+            agent = decoded(headers.get(AGENT_HEADER, ""), AGENT_HEADER, request)
+        told = {name: decoded(headers.get(header, ""), header, request) for name, header in CLIENT_HEADERS.items()}
+        client = {name: value[:256] for name, value in told.items() if value}
+        notify = self._notify if takes_stream(headers) else None
+        return mcp.Session(_Door(self._server.mux, self._caller), agent, client, notify)
+
+    # -- answering
+
+    def stream(self) -> None:
+        """Turn the answer into a stream if it is none yet and the client takes one."""
+        if self._streaming or not takes_stream(self._head.headers):
+            return
+        self._streaming = True
+        beat_ms = self._server.mux.settings.sse_keepalive * 1000
+        self._connection.begin(self._stream_head() + COMMENT, beat=COMMENT, beat_ms=beat_ms)
+
+    def _notify(self, message: dict[str, Any]) -> None:
+        self.stream()
+        self._connection.proceed(_event(message))
+
+    def _send_message(self, message: dict[str, Any], status: int) -> None:
+        flight, self._caller.flight = self._caller.flight, None
+        if flight is not None and "error" in message:
+            flight.lost()
+            flight = None
+        self._close = self._close or flight is not None
+        if self._streaming:
+            self._connection.finish(_event(message), close=True, flight=flight)
+        else:
+            self._send(status, payload.write_json(message), flight=flight)
+
+    def _refuse(self, error: BaseException) -> None:
+        """Refusals of the HTTP face, and bugs, as JSON-RPC errors without an id."""
+        if not isinstance(error, MuxError):
+            log.error("request %s failed", self._request_id, exc_info=error)
+            self._send_message(mcp.internal_fault(None).response(), 500)
+            return
+        self._close = self._close or error.close
+        fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self._request_id)["error"])
+        self._send_message(fault.response(), error.failure.http)
+
+
+class _McpCaller(HttpCaller):
+    """A caller whose answer becomes a stream when it has to wait."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, connection: Connection, exchange: McpExchange) -> None:
+        super().__init__(connection)
+        self._exchange = exchange
+
+    @contextmanager
+    def park(self, watch: Watch) -> Iterator[None]:
+        self._exchange.stream()
+        with super().park(watch):
+            yield
+
+
+class _Door:
+    """The daemon's own desk."""
+
+    def __init__(self, mux: Mux, caller: Caller) -> None:
+        self._mux = mux
+        self._caller = caller
+
+    def call(self, operation: Operation, given: Mapping[str, Any]) -> Any:
+        return door.call(self._mux, operation, given, self._caller)
+
+    def unread(self, agent_id: str) -> int:
+        mux = self._mux
+        if not mux.presence.knows(agent_id):
+            return 0
+        mux.presence.beat(agent_id)
+        with mux.flights.of(agent_id) as held, mux.store.read() as rx:
+            return max(0, messages.unread(rx, agent_id) - len(held))
+
+
+def _event(message: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % payload.write_json(message)
+
+
+def _status(request: Request, message: dict[str, Any]) -> int:
+    """2026-07-28 gives errors a status of their own; before that they came with 200."""
+    if "error" not in message or not request.modern:
+        return 200
+    return _refused_status(message["error"]["code"])
+
+
+def _refused_status(code: int) -> int:
+    return {mcp.METHOD_NOT_FOUND: 404, mcp.INTERNAL_ERROR: 500}.get(code, 400)
+
+
+# -- headers
+
+
+def check_accept(headers: Mapping[str, str]) -> None:
+    """Refuse a client that does not take JSON; raises `not_acceptable`."""
+    if not _takes(headers, "application/json"):
+        raise MuxError(
+            "not_acceptable",
+            "Accept must list application/json and text/event-stream; answers come as either",
+            accepted=["application/json", "text/event-stream"],
+        )
+
+
+def takes_stream(headers: Mapping[str, str]) -> bool:
+    """Whether the client takes an event stream for an answer."""
+    return _takes(headers, "text/event-stream")
+
+
+def _takes(headers: Mapping[str, str], kind: str) -> bool:
+    accept = headers.get("accept")
+    if accept is None:
+        return True
+    ranges = {part.partition(";")[0].strip(" \t").lower() for part in accept.split(",")}
+    return not ranges.isdisjoint((kind, "*/*", kind.partition("/")[0] + "/*"))
+
+
+def check_headers(request: Request, headers: Mapping[str, str]) -> Request:
+    """Hold the standard headers against the body (2026-07-28, "Server Validation"); returns the request as it counts.
+
+    A legacy request may leave its one header out, as several clients do. Raises Fault -32020 for a header of a modern
+    request that is missing or differs, -32022 for a version that nobody speaks.
+    """
+    version = headers.get("mcp-protocol-version")
+    if not request.modern:
+        if version in mcp.MODERN:  # the envelope is missing, and the layer will say so
+            return Request(request.request_id, request.method, request.params, True)
+        if version is not None and version not in mcp.LEGACY and request.method != "initialize":
+            data = {"supported": list(mcp.SUPPORTED), "requested": version[:64]}
+            raise Fault(mcp.UNSUPPORTED_VERSION, "Unsupported protocol version", data, request.request_id)
+        return request
+    _compare(request, "MCP-Protocol-Version", version, request.meta.get(mcp.PROTOCOL_VERSION))
+    _compare(request, "Mcp-Method", headers.get("mcp-method"), request.method)
+    field = _NAMED_BY.get(request.method)
+    if field is not None:
+        name = headers.get("mcp-name")
+        if name is not None:
+            name = decoded(name, "Mcp-Name", request)
+        _compare(request, "Mcp-Name", name, request.params.get(field))
+    return request
+
+
+def _compare(request: Request, header: str, value: str | None, wanted: Any) -> None:
+    if value is None:
+        raise _mismatch(request, f"the header {header} is missing")
+    if value != wanted:
+        raise _mismatch(request, f"{header} is {shown(value)}, but the body says {shown(str(wanted))}")
+
+
+def _mismatch(request: Request, problem: str) -> Fault:
+    return Fault(mcp.HEADER_MISMATCH, f"Header mismatch: {problem}", None, request.request_id)
+
+
+def decoded(value: str, header: str, request: Request) -> str:
+    """A header's text, which may be `=?base64?...?=` (2026-07-28, "Value Encoding"); raises Fault -32020."""
+    match = _ENCODED.fullmatch(value)
+    if match is None:
+        if not (value.isascii() and value.isprintable()):
+            raise _mismatch(request, f"{header} is not ASCII; send it as =?base64?...?=")
+        return value
+    try:
+        return base64.b64decode(match[1], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise _mismatch(request, f"{header} is not base64 of UTF-8") from None
+
+
+def encoded(value: str) -> str:
+    """A text as a header may carry it."""
+    if value.isascii() and value.isprintable() and value == value.strip() and _ENCODED.fullmatch(value) is None:
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
