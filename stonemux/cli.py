@@ -1,4 +1,4 @@
-"""The command line: `serve`, `status` and `reference`.
+"""The command line: `serve`, `status`, `setup` and `reference`.
 
 Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
 of reach, 70 storage failed, 78 data refused. Errors are one line on standard error.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stonemux import VERSION
+from stonemux.clients import CLIENTS, SCOPES
 from stonemux.config import Settings, load
 from stonemux.errors import EXIT_OK, MuxError
 
@@ -59,6 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="the daemon's own answers, for programs")
     status.add_argument("--check", action="store_true", help="exit with 6 when no daemon answers")
     status.set_defaults(run=_status)
+
+    setup = commands.add_parser(
+        "setup",
+        help="connect a client: claude, codex, gemini, cursor, vscode",
+        description="Write stonemux into a client's MCP configuration, then start the command and list its tools. "
+        "Address, data directory and settings file, by flag or from the environment, are handed on.",
+    )
+    setup.add_argument("client", choices=CLIENTS, help="the client to configure")
+    setup.add_argument("--scope", choices=SCOPES, default="user", help="for all of this user's work, or this folder's")
+    setup.add_argument("--agent", metavar="NAME", help="the agent that this client speaks for (STONEMUX_AGENT)")
+    setup.add_argument("--dry-run", action="store_true", help="print the change as a diff and do nothing")
+    setup.add_argument("--remove", action="store_true", help="take the entry out again")
+    setup.add_argument("--no-check", action="store_true", help="do not start the command to see whether it works")
+    _add_settings(setup)
+    setup.set_defaults(run=_setup)
 
     reference = commands.add_parser(
         "reference", help="print the reference", description="Print the reference of all operations, as Markdown."
@@ -143,6 +159,19 @@ def _duration(seconds: int) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def _setup(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import setup
+
+    launch, folder = None, Path.cwd()
+    if not options.remove:
+        _settings(options, environ)  # refuses what the configured command would refuse
+        given = {name: getattr(options, name) for name in setup.HANDED_ON}
+        launch = setup.launch(environ, given, folder, options.agent)
+    job = setup.Job(CLIENTS[options.client], options.scope, launch, environ, folder)
+    setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=print)
+    return EXIT_OK
 
 
 def _reference(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

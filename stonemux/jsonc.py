@@ -1,0 +1,270 @@
+"""JSON with comments, edited as text: one entry goes in or out, every other byte stays.
+
+Editors and agents keep such files by hand: comments, trailing commas, tabs, Windows line ends, a byte order mark. So
+nothing is parsed and printed again. The text is read into values that know where they stand, and an edit cuts and
+inserts at such places only.
+
+Rules of an insertion: it follows the object's last member, after the comment on that member's line, with the indent
+of the members there; a trailing comma stays a trailing comma. In a document of one line it stays on that line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from stonemux.errors import MuxError
+
+MAX_DEPTH = 200
+"""Deeper nesting is refused; reading takes two calls a level."""
+
+
+class Member(NamedTuple):
+    """A key with its value; `comma` is where the comma behind it stands, or None."""
+
+    key: str
+    start: int
+    value: Node
+    comma: int | None
+
+
+class Node(NamedTuple):
+    """A value, where its text begins and ends, and the members if it is an object."""
+
+    start: int
+    end: int
+    value: Any
+    members: tuple[Member, ...] | None = None
+
+
+def read(text: str) -> dict[str, Any]:
+    """The document as an object; a text without any value counts as an empty one.
+
+    Raises `client_config_broken` with the line in its facts: for a syntax error, for another value than an object.
+    """
+    root = _document(text)
+    return root.value if root else {}
+
+
+def put(text: str, path: tuple[str, str], entry: dict[str, Any]) -> str:
+    """The text with `entry` at `path` (object, then key), in place of what stood there.
+
+    Raises `client_config_broken` when the text cannot be read, the object is none, or one of the two keys stands twice.
+    """
+    root = _document(text)
+    if root is None:
+        gap = "" if not text.strip("\ufeff \t\r\n") or text.endswith("\n") else _newline(text)
+        return text + gap + _rendered({path[0]: {path[1]: entry}}, "", "  ", _newline(text)) + _newline(text)
+    table = _member(text, root, path[0])
+    if table is None:
+        return _insert(text, root, root, path[0], {path[1]: entry})
+    old = _member(text, _object(text, table), path[1])
+    if old is None:
+        return _insert(text, root, table.value, path[1], entry)
+    value = _shown(text, table.value, old.start, entry)
+    return text[: old.value.start] + value + text[old.value.end :]
+
+
+def drop(text: str, path: tuple[str, str]) -> str:
+    """The text without the member at `path`; the same text when there is none. Raises what `put` raises."""
+    root = _document(text)
+    table = _member(text, root, path[0]) if root else None
+    if table is None:
+        return text
+    member = _member(text, _object(text, table), path[1])
+    return text if member is None else _cut(text, table.value.members or (), member)
+
+
+# --- finding
+
+
+def _member(text: str, node: Node, key: str) -> Member | None:
+    found = [member for member in node.members or () if member.key == key]
+    if len(found) > 1:
+        raise _broken(text, found[1].start, f'"{key}" stands twice; remove one of them')
+    return found[0] if found else None
+
+
+def _object(text: str, member: Member) -> Node:
+    if member.value.members is None:
+        raise _broken(text, member.value.start, f'"{member.key}" is no object; make it {{}}')
+    return member.value
+
+
+# --- changing
+
+
+def _insert(text: str, root: Node, parent: Node, key: str, entry: Any) -> str:
+    """`text` with one more member at the end of `parent`."""
+    if not parent.members:
+        return _insert_first(text, root, parent, key, entry)
+    last = parent.members[-1]
+    place = last.value.end if last.comma is None else last.comma + 1
+    comma, closing = (",", "") if last.comma is None else ("", ",")
+    if _is_one_line(text, parent):
+        after, lead = place, " "
+    else:
+        after, lead = _same_line(text, place), _newline(text) + _indent(text, last.start)
+    member = f"{lead}{json.dumps(key)}: {_shown(text, parent, last.start, entry)}{closing}"
+    return text[:place] + comma + text[place:after] + member + text[after:]
+
+
+def _insert_first(text: str, root: Node, parent: Node, key: str, entry: Any) -> str:
+    close = parent.end - 1
+    if parent is not root and _is_one_line(text, root):
+        return f"{text[:close]}{json.dumps(key)}: {json.dumps(entry, ensure_ascii=False)}{text[close:]}"
+    outer, unit, newline = _indent(text, parent.start), _unit(text), _newline(text)
+    place = len(text[:close].rstrip(" \t\r\n"))
+    member = f"{newline}{outer}{unit}{json.dumps(key)}: {_rendered(entry, outer + unit, unit, newline)}"
+    tail = text[place:close]
+    return text[:place] + member + (tail if re.search(r"[\r\n]", tail) else newline + outer) + text[close:]
+
+
+def _cut(text: str, members: tuple[Member, ...], member: Member) -> str:
+    place, is_last = members.index(member), member is members[-1]
+    end = member.value.end if member.comma is None else member.comma + 1
+    kept = text[member.value.end : end - 1].rstrip(" \t")  # a comment between value and comma
+    start = len(text[: member.start].rstrip(" \t"))
+    if kept:
+        start = member.start
+    elif re.match(r"[ \t]*\r?\n", text[end:]):  # nothing else behind it: its line goes, and the break before it
+        start = len(re.sub(r"\r?\n\Z", "", text[:start]))
+    elif not is_last:
+        start, end = member.start, len(text) - len(text[end:].lstrip(" \t"))
+    before = members[place - 1].comma if place else None
+    if member.comma is None and before is not None:  # the one before becomes the last
+        return text[:before] + text[before + 1 : start] + text[end:]
+    return text[:start] + kept + text[end:]
+
+
+# --- how it looks
+
+
+def _is_one_line(text: str, node: Node) -> bool:
+    return not re.search(r"[\r\n]", text[node.start : node.end])
+
+
+def _shown(text: str, parent: Node, near: int, entry: Any) -> str:
+    """`entry` as a member of `parent`, like its neighbor at `near`."""
+    if _is_one_line(text, parent):
+        return json.dumps(entry, ensure_ascii=False)
+    return _rendered(entry, _indent(text, near), _unit(text), _newline(text))
+
+
+def _rendered(entry: Any, indent: str, unit: str, newline: str) -> str:
+    """JSON over several lines; lists of plain values stay on one."""
+    if isinstance(entry, dict) and entry:
+        inner = indent + unit
+        rows = (f"{inner}{json.dumps(key)}: {_rendered(value, inner, unit, newline)}" for key, value in entry.items())
+        return "{" + newline + ("," + newline).join(rows) + newline + indent + "}"
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _indent(text: str, place: int) -> str:
+    """The blanks that begin the line of `place`."""
+    line = text[max(text.rfind("\n", 0, place), text.rfind("\r", 0, place)) + 1 : place]
+    return line[: len(line) - len(line.lstrip(" \t"))]
+
+
+def _unit(text: str) -> str:
+    """One step of indent: that of the first indented line of a member, else two blanks."""
+    found = re.search(r'[\r\n]([ \t]+)"', text)
+    return found[1] if found else "  "
+
+
+def _same_line(text: str, place: int) -> int:
+    """Where blanks and comments behind `place` end that still begin on its line."""
+    found = re.compile(r"(?:[ \t]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL).match(text, place)
+    end = found.end() if found else place
+    return end if text[end : end + 1] in ("\r", "\n") else place
+
+
+# --- reading
+
+_TRIVIA = re.compile(r"(?:[ \t\r\n]++|//[^\r\n]*+|/\*.*?\*/)*+", re.DOTALL)
+_STRING = re.compile(r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
+_SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]{0,4000})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+
+
+def _document(text: str) -> Node | None:
+    start = _skip(text, 1 if text.startswith("\ufeff") else 0)
+    if start == len(text):
+        return None
+    root = _node(text, start, 0)
+    rest = _skip(text, root.end)
+    if rest != len(text):
+        raise _broken(text, rest, f"{_seen(text, rest)} after the end of the document")
+    if root.members is None:
+        raise _broken(text, start, "the document is no object; it must begin with {")
+    return root
+
+
+def _node(text: str, place: int, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        raise _broken(text, place, f"nests deeper than {MAX_DEPTH} levels")
+    opening = text[place : place + 1]
+    if opening == "{":
+        return _read_object(text, place, depth)
+    if opening == "[":
+        return _read_list(text, place, depth)
+    token = (_STRING if opening == '"' else _SCALAR).match(text, place)
+    if token is None:
+        raise _broken(text, place, f"{_seen(text, place)} where a value must stand")
+    return Node(place, token.end(), json.loads(token[0]))
+
+
+def _read_object(text: str, start: int, depth: int) -> Node:
+    members: list[Member] = []
+    place = _skip(text, start + 1)
+    while text[place : place + 1] != "}":
+        key = _STRING.match(text, place)
+        if key is None:
+            raise _broken(text, place, f"{_seen(text, place)} where a key in quotes or }} must stand")
+        colon = _skip(text, key.end())
+        if text[colon : colon + 1] != ":":
+            raise _broken(text, colon, f"{_seen(text, colon)} where a colon must stand")
+        value = _node(text, _skip(text, colon + 1), depth + 1)
+        comma, following = _comma(text, value.end, "}")
+        members.append(Member(json.loads(key[0]), place, value, comma))
+        place = following
+    return Node(start, place + 1, {member.key: member.value.value for member in members}, tuple(members))
+
+
+def _read_list(text: str, start: int, depth: int) -> Node:
+    values = []
+    place = _skip(text, start + 1)
+    while text[place : place + 1] != "]":
+        value = _node(text, place, depth + 1)
+        values.append(value.value)
+        _, place = _comma(text, value.end, "]")
+    return Node(start, place + 1, values)
+
+
+def _comma(text: str, place: int, closing: str) -> tuple[int | None, int]:
+    """Where the comma behind a value stands, if any, and where the next thing begins."""
+    place = _skip(text, place)
+    if text[place : place + 1] == ",":
+        return place, _skip(text, place + 1)
+    if text[place : place + 1] != closing:
+        raise _broken(text, place, f"{_seen(text, place)} where a comma or {closing} must stand")
+    return None, place
+
+
+def _skip(text: str, place: int) -> int:
+    found = _TRIVIA.match(text, place)
+    return found.end() if found else place
+
+
+def _seen(text: str, place: int) -> str:
+    if text.startswith("/*", place):
+        return "a comment without end"
+    return repr(text[place]) if place < len(text) else "the end of the file"
+
+
+def _broken(text: str, place: int, why: str) -> MuxError:
+    return MuxError("client_config_broken", why, line=text.count("\n", 0, place) + 1)

@@ -1,0 +1,311 @@
+"""`stonemux setup CLIENT`: write stonemux into a client's own MCP configuration, and prove that it works there.
+
+Rules: only the entry named `stonemux` changes, every other byte stays; what the owner added to that entry (timeouts,
+approvals, `STONEMUX_TOKEN`) stays too. A file that cannot be read as what it is is refused, never replaced. Before a
+change the old file goes into a backup beside it; the new one takes its place in one step. Each edit is read again
+before it is written: it must say what the old file said, plus or minus the entry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import stonemux
+from stonemux import jsonc, probe, tomltext
+from stonemux.clients import Client, home
+from stonemux.errors import MuxError
+from stonemux.schema import KINDS, Param
+
+NAME = "stonemux"
+SYNTAXES: Mapping[str, Any] = {"json": jsonc, "toml": tomltext}
+HANDED_ON = ("host", "port", "data_dir", "config")
+"""Settings that reach the daemon through the entry's environment, as STONEMUX_HOST and so on."""
+OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *(f"STONEMUX_{name.upper()}" for name in HANDED_ON))
+FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
+"""Fields of an entry that reached stonemux over HTTP; beside a command they would contradict it."""
+ATTEMPTS = 5
+"""Clients write their files too; an edit that was overtaken begins anew."""
+
+
+class Launch(NamedTuple):
+    """A command as a configuration states it."""
+
+    command: str
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is to do: for which client, in which scope, and with which command. None removes the entry."""
+
+    client: Client
+    scope: str
+    launch: Launch | None
+    environ: Mapping[str, str]
+    folder: Path
+    """The project in project scope."""
+
+    @property
+    def file(self) -> Path:
+        """The configuration file that it concerns."""
+        return self.client.file(self.scope, self.environ, self.folder)
+
+
+def preview(job: Job) -> str:
+    """What `write` would change, as a unified diff; empty when nothing. Raises what `write` raises on reading."""
+    old, new = _edit(job)
+    diff = difflib.unified_diff(_lines(old or ""), _lines(new), str(job.file), str(job.file))
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in diff)
+
+
+def write(job: Job) -> tuple[bool, Path | None]:
+    """Edit the client's file; returns whether that changed anything, and the backup that it made, if any.
+
+    Raises `client_config_broken` for a file that is no JSON or TOML of the expected shape, and
+    `client_config_unwritable` for one that cannot be read or written; in both cases the file is as it was.
+    """
+    for _ in range(ATTEMPTS):
+        old, new = _edit(job)
+        if new == (old or ""):
+            return False, None
+        _refuse_read_only(job.file)
+        try:
+            kept = _back_up(job.file, old) if old is not None else None
+            if _replace(job.file, old, new, 0o600 if job.scope == "user" else 0o644):
+                return True, kept
+        except OSError as trouble:
+            raise _unwritable(job.file, trouble.strerror or str(trouble)) from None
+    raise _unwritable(job.file, "another program keeps changing it; close the client")
+
+
+def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
+    """Start the command as the file now states it, and return the names of the tools that answer.
+
+    Raises `client_check_failed`; the file stays as it is.
+    """
+    entry = _entry(job.client, _syntax(job).read(_read(job.file) or ""))
+    command = [entry["command"], *entry["args"]]
+    environ = probe.bare(job.environ) | entry.get("env", {})
+    folder = job.folder if job.scope == "project" else home(job.environ)
+    try:
+        return probe.list_tools(command, environ, folder, patience_ms=patience_ms)
+    except MuxError as error:
+        told = f"{job.file} is written, but its command does not work: {error.message}"
+        raise MuxError(error.code, told, **error.facts) from None
+
+
+# --- the command
+
+
+def launch(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path, agent: str | None) -> Launch:
+    """How this very stonemux is started from anywhere: a .pyz by its path, else the interpreter with the module.
+
+    `given` holds flags by setting (`HANDED_ON`); what is None there comes from the environment, if that has it. Paths
+    become absolute, counted from `folder`. A checkout is named in PYTHONPATH; an installed package needs no name. `-P`
+    keeps the modules of the project in which the client runs from replacing those of the standard library. Raises
+    `invalid_field` for an agent name that no agent may have.
+    """
+    env = {}
+    archive = getattr(stonemux.__loader__, "archive", None)
+    if archive is None and not _is_installed(environ):
+        env["PYTHONPATH"] = str(_root())
+    for name in HANDED_ON:
+        variable = f"STONEMUX_{name.upper()}"
+        value = given.get(name) or environ.get(variable)
+        if value:
+            env[variable] = os.path.abspath(folder / Path(value).expanduser()) if name in HANDED_ON[2:] else value
+    if agent is not None:
+        env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
+    args = ("-P", "-m", "stonemux", "mcp") if archive is None else (os.path.abspath(archive), "mcp")
+    return Launch(os.path.abspath(sys.executable), args, env)
+
+
+def _root() -> Path:
+    """The folder that holds the package."""
+    return Path(stonemux.__file__).resolve().parent.parent
+
+
+def _is_installed(environ: Mapping[str, str]) -> bool:
+    """Whether this interpreter finds this very package without being told where, as a client will start it."""
+    asked = "import importlib.util as u; s = u.find_spec('stonemux'); print(s.origin if s else '')"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = [sys.executable, "-P", "-c", asked]
+        found = subprocess.run(command, env=probe.bare(environ), cwd="/", capture_output=True, text=True, timeout=10)
+        return bool(found.stdout.strip()) and Path(found.stdout.strip()).resolve().parent.parent == _root()
+    return False
+
+
+# --- the edit
+
+
+def _edit(job: Job) -> tuple[str | None, str]:
+    """The file's text (None: there is no file) and what it is to become."""
+    old = _read(job.file)
+    try:
+        return old, _edited(job, old or "")
+    except MuxError as error:
+        line = error.facts.get("line", 1)
+        told = f"{job.file}, line {line}: {error.message}; nothing was changed. Repair the file, then run this again"
+        raise MuxError(error.code, told, file=str(job.file), line=line) from None
+
+
+def _edited(job: Job, old: str) -> str:
+    syntax, path = _syntax(job), (job.client.table, NAME)
+    before = syntax.read(old)
+    had = _entry(job.client, before)
+    wanted = None if job.launch is None else _merged(had, job.client, job.launch)
+    if had == wanted:
+        return old
+    new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
+    expected = copy.deepcopy(before)
+    if wanted is None:
+        expected[path[0]].pop(NAME)
+    else:
+        expected.setdefault(path[0], {})[NAME] = wanted
+    after = syntax.read(new)
+    if after != expected and not (wanted is None and after == {k: v for k, v in expected.items() if v or k != path[0]}):
+        raise MuxError("client_config_broken", f"its form is beyond this editor; change the entry {NAME!r} by hand")
+    return new
+
+
+def _entry(client: Client, document: Mapping[str, Any]) -> Any:
+    """Our entry in a document, or None."""
+    table = document.get(client.table)
+    return table.get(NAME) if isinstance(table, dict) else None
+
+
+def _merged(had: Any, client: Client, launch: Launch) -> dict[str, Any]:
+    """The entry for `launch`, with what its owner added to the one that stands there."""
+    old = had if isinstance(had, dict) else {}
+    added = old["env"] if isinstance(old.get("env"), dict) else {}
+    env = dict(launch.env) | {name: value for name, value in added.items() if name not in OUR_ENVIRONMENT}
+    ours = {**client.fixed, "command": launch.command, "args": list(launch.args), "env": env}
+    if not env:
+        del ours["env"]
+    rest = {name: value for name, value in old.items() if name not in (*ours, "env", *FOREIGN_FORM)}
+    return ours | dict(client.defaults) | rest
+
+
+def _syntax(job: Job) -> Any:
+    return SYNTAXES[job.client.syntax]
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+# --- the file
+
+
+def _read(path: Path) -> str | None:
+    """The file's text, line ends as they are; None when there is none."""
+    try:
+        if path.exists() and not path.is_file():
+            raise _unwritable(path, "it is no regular file")
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as trouble:
+        line = trouble.object.count(b"\n", 0, trouble.start) + 1
+        told = f"{path}, line {line}: is not UTF-8; nothing was changed. Repair the file, then run this again"
+        raise MuxError("client_config_broken", told, file=str(path), line=line) from None
+    except OSError as trouble:
+        raise _unwritable(path, trouble.strerror or str(trouble)) from None
+
+
+def _refuse_read_only(path: Path) -> None:
+    """Replacing a file asks its folder only; that its owner made it read-only counts all the same."""
+    if path.exists() and (not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK)):
+        raise _unwritable(path, "it is read-only; allow writing (chmod u+w), or change it where it is generated")
+
+
+def _back_up(path: Path, text: str) -> Path:
+    """A copy of the file beside it, in the first name that is free or holds the same text already."""
+    data = text.encode()
+    number = 1
+    while True:
+        copied = path.with_name(f"{path.name}.bak-stonemux{'' if number == 1 else f'-{number}'}")
+        try:
+            if copied.read_bytes() == data:
+                return copied
+        except FileNotFoundError:
+            if not copied.is_symlink():
+                break
+        number += 1
+    with open(os.open(copied, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+    return copied
+
+
+def _replace(path: Path, old: str | None, new: str, fresh_mode: int) -> bool:
+    """Put `new` in the file's place, through symbolic links, with its mode; False if it is no longer `old`."""
+    real = path.resolve()
+    real.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(new.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        _take_after(real, Path(name), fresh_mode)
+        if _read(real) != old:
+            return False
+        os.replace(name, real)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return True
+
+
+def _take_after(real: Path, copied: Path, fresh_mode: int) -> None:
+    """Give the new file owner and mode of the one that it will replace."""
+    try:
+        was = real.stat()
+    except FileNotFoundError:
+        copied.chmod(fresh_mode)
+        return
+    with contextlib.suppress(PermissionError):
+        os.chown(copied, was.st_uid, was.st_gid)
+    copied.chmod(stat.S_IMODE(was.st_mode))
+
+
+def _unwritable(path: Path, why: str) -> MuxError:
+    return MuxError("client_config_unwritable", f"{path}: {why}; nothing was changed", file=str(path))
+
+
+# --- what the command says
+
+
+def run(job: Job, *, dry_run: bool, checked: bool, say: Callable[[str], None]) -> None:
+    """Do a job and tell its steps through `say`. Raises what `preview`, `write` and `check` raise."""
+    where = f"{job.client.title}, {job.scope} scope: {job.file}"
+    if dry_run:
+        say(preview(job).rstrip("\n") or f"{where}: {_unchanged(job)}")
+        return
+    changed, kept = write(job)
+    done = "removed" if job.launch is None else "configured"
+    say(f"{where}: {done if changed else _unchanged(job)}")
+    if kept:
+        say(f"  the file as it was: {kept}")
+    if job.launch is None:
+        return
+    if job.scope == "project":
+        say(f"  {job.client.note}; it names paths of this machine")
+    if checked:
+        say(f"  its command works: {len(check(job))} tools answered")
+
+
+def _unchanged(job: Job) -> str:
+    return "nothing to remove" if job.launch is None else "already configured"
