@@ -330,7 +330,7 @@ class Poster(Actor):
         )
         self.expect(status, told, 200)
         self.posted.append(Posted(name, told["task_id"]))
-        self.arena.calm.wait(self.chance.random() * 0.04)
+        self.arena.calm.wait(self.chance.random() * 0.08)
 
 
 class Claim(NamedTuple):
@@ -392,8 +392,8 @@ class Worker(Actor):
         if self.happens(10):
             self.arena.over.wait(1.3 * LEASE)  # a zombie: somebody else may have the task by now
         elif self.happens(
-            20 if claim.fence == 1 else 70
-        ):  # who overtook a zombie must still be at it when that returns
+            10 if claim.fence == 1 else 70
+        ):  # who overtook a zombie must still be at it when that is back
             self.arena.over.wait(0.7 * LEASE)  # slow, but in time
             if self.happens(30):
                 status, told = self.client.post("/task/extend", **held)

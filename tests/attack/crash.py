@@ -44,7 +44,7 @@ class Cast:
         self.editors = [actors.Editor(arena, f"editor{n}") for n in range(4)]
         self.senders = [actors.Sender(arena, f"sender{n}", inboxes) for n in range(3)]
         self.posters = [actors.Poster(arena, f"poster{n}") for n in range(2)]
-        self.workers = [actors.Worker(arena, f"worker{n}") for n in range(8)]
+        self.workers = [actors.Worker(arena, f"worker{n}") for n in range(12)]
         self.listener = actors.Listener(arena, "listener")
         self.everybody: list[actors.Actor] = [
             *self.readers,
@@ -74,7 +74,7 @@ def attack(data: Path, *, seed: int, kills: int, command: Sequence[str] = SERVE)
                 actor.start()
             for number in range(kills):
                 # every fifth life is long enough for leases of a second to run out
-                arena.over.wait(1.8 if number % 5 == 1 else chance.uniform(0.15, 0.65))
+                arena.over.wait(2.5 if number % 5 == 1 else chance.uniform(0.15, 0.65))
                 victim.kill()
                 victim.start()
             arena.over.wait(chance.uniform(0.2, 0.5))
