@@ -28,6 +28,8 @@ def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
     }
     if row["activity"]:
         shown["activity"] = row["activity"]
+    if row["ack"] != "plain":
+        shown["ack"] = row["ack"]
     if row["metadata"]:
         shown["metadata"] = json.loads(row["metadata"])
     return shown
@@ -41,6 +43,7 @@ def register(
     capabilities: list[str] | None,
     group: str | None,
     channel: str,
+    ack: str,
     metadata: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
@@ -62,8 +65,8 @@ def register(
     tx.forget()
     tx.run(
         "insert into agent (id, role, capabilities, grp, channel, metadata, ack, registered_at, last_heartbeat) "
-        "values (?1, ?2, ?3, ?4, ?5, ?6, 'plain', ?7, ?7) on conflict (id) do update set role = ?2, capabilities = ?3, "
-        "grp = ?4, channel = ?5, metadata = ?6, last_heartbeat = ?7, deregistered_at = null, "
+        "values (?1, ?2, ?3, ?4, ?5, ?6, ?8, ?7, ?7) on conflict (id) do update set role = ?2, capabilities = ?3, "
+        "grp = ?4, channel = ?5, metadata = ?6, ack = ?8, last_heartbeat = ?7, deregistered_at = null, "
         "registered_at = case when deregistered_at is null then registered_at else ?7 end",
         agent_id,
         role,
@@ -72,6 +75,7 @@ def register(
         channel,
         dumps(metadata) if metadata else None,
         tx.now,
+        ack,
     )
     if before is not None and before["channel"] != channel:
         tx.run("delete from member where channel = ? and agent_id = ?", before["channel"], agent_id)
@@ -79,7 +83,7 @@ def register(
         if directory.find_channel(tx, name) is None:
             directory.make_channel(tx, name, created_by=agent_id)
         directory.join(tx, name, agent_id)
-    tx.after(lambda: tx.mux.presence.add(agent_id))
+    tx.after(lambda: tx.mux.presence.add(agent_id, ack))
     tx.touch(("agent", agent_id))  # its waiting claims look whether they still wait for the right tasks
     created = before is None
     tx.emit(
@@ -233,6 +237,6 @@ def note_heartbeats(tx: Tx, seen: list[tuple[int, str]]) -> None:
     tx.many("update agent set last_heartbeat = ? where id = ?", [(at, agent_id) for at, agent_id in seen])
 
 
-def registered(rx: Snapshot) -> list[str]:
-    """The ids of all registered agents."""
-    return [row[0] for row in rx.sql("select id from agent where deregistered_at is null")]
+def registered(rx: Snapshot) -> list[tuple[str, str]]:
+    """The ids of all registered agents, each with how its polls acknowledge."""
+    return [(row[0], row[1]) for row in rx.sql("select id, ack from agent where deregistered_at is null")]

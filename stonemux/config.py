@@ -260,6 +260,17 @@ class Settings:
             most=1_000_000,
         ),
     )
+    max_deliveries: int = field(
+        default=20,
+        metadata=_about(
+            "coordination",
+            "How often a message is handed out on a lease without being acknowledged before it becomes a dead letter; "
+            "by then it harms whoever takes it.",
+            unit="deliveries",
+            least=1,
+            most=1000,
+        ),
+    )
     message_retention: int = field(
         default=604_800,
         metadata=_about(

@@ -21,6 +21,7 @@ class Flights:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._agents: dict[str, tuple[threading.Lock, set[int]]] = {}
+        self._shown: dict[str, int] = {}
         self.owed: list[tuple[str, list[int]]] = []
         """Arrived, but not yet written down because the disk refused; written with the next chance."""
 
@@ -43,6 +44,14 @@ class Flights:
         lock, held = self._entry(agent_id)
         with lock:
             held.difference_update(ids)
+
+    def show(self, agent_id: str, through: int) -> None:
+        """A cursor poll, which writes nothing, has shown this agent everything up to here."""
+        self._shown[agent_id] = max(through, self._shown.get(agent_id, 0))
+
+    def saw(self, agent_id: str, message_id: int) -> bool:
+        """Whether a poll has handed this message out, as far as memory goes."""
+        return message_id <= self._shown.get(agent_id, 0) or message_id in self.held(agent_id)
 
     def held(self, agent_id: str) -> frozenset[int]:
         """A copy of what is in flight for this agent."""

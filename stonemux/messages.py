@@ -7,15 +7,15 @@ A message is written once and never changed. What happens to it is kept in `deli
 
 Delivering never deletes, so whatever a client lost it can have again with `after`.
 
-A poll reads in one of two ways. *Plain* takes what is queued and settles it when the answer has arrived (see
+A poll reads in one of three ways. *Plain* takes what is queued and settles it when the answer has arrived (see
 `flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond
-N, settled or not: repeating it gives the same again.
+N, settled or not: repeating it gives the same again. *Manual* hands out on a lease and waits for an ack (see `leases`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stonemux import directory
@@ -28,22 +28,25 @@ from stonemux.store import Job, Snapshot, Tx
 
 QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
 
+RECEIVED = "received"
+"""The reason of a delivery that a plain poll's answer settled; `redeliver` can queue those again."""
+
 EVERYBODY = "*"
 """What a broadcast is addressed to."""
 
-_FIELDS = (
+FIELDS = (
     "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
     "m.priority, m.metadata"
 )
 
 _OPEN = (
-    f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
+    f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
     "where d.agent_id = ?1 and d.state = 0 and (m.expires_at is null or m.expires_at > ?2) "
     "order by d.priority desc, d.message_id limit ?3"
 )
 _OPEN_IN_CHANNEL = _OPEN.replace("order by", "and d.channel = ?4 order by")
 _AFTER = (
-    f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
+    f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
     "where d.agent_id = ?1 and d.message_id > ?4 and d.state < 3 and (m.expires_at is null or m.expires_at > ?2) "
     "order by d.message_id limit ?3"
 )
@@ -381,9 +384,10 @@ def settle(tx: Tx, agent_id: str, ids: Iterable[int]) -> int:
     count = 0
     for message_id in ids:
         count += tx.run(
-            "update delivery set state = 2, settled_at = ?, deliveries = deliveries + 1, due_at = null "
+            "update delivery set state = 2, settled_at = ?, deliveries = deliveries + 1, due_at = null, reason = ? "
             "where agent_id = ? and message_id = ? and state < 2",
             tx.now,
+            RECEIVED,
             agent_id,
             message_id,
         ).rowcount
@@ -396,51 +400,46 @@ def _shrink(tx: Tx, agent_id: str, count: int) -> None:
         tx.backlog[agent_id] -= count
 
 
-def poll(
-    mux: Mux, caller: Caller, *, agent_id: str, timeout: int, channel: str | None, limit: int, after: int | None
-) -> Wait:
-    """Wait until there is mail, or until `timeout` seconds have passed, and return it."""
+def wait_for_mail(mux: Mux, agent_id: str, timeout: int, look: Callable[[], dict[str, Any] | None]) -> Wait:
+    """What a poll waits for: `look` finds mail, or the time is up, or the agent is deregistered."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    if channel is not None or not mux.presence.knows(agent_id):
-        with mux.store.read() as rx:
-            directory.agent(rx, agent_id)
-            if channel is not None:
-                channel = directory.channel(rx, channel)["name"]
 
-    def take() -> dict[str, Any] | None:
-        return _take(mux, caller, agent_id, channel, limit) or _nothing_yet(mux, agent_id)
+    def attempt() -> dict[str, Any] | None:
+        return look() or _nothing_yet(mux, agent_id)
 
-    def read_after() -> dict[str, Any] | None:
-        assert after is not None
-        return _read_after(mux, agent_id, channel, limit, after) or _nothing_yet(mux, agent_id)
-
-    if after is not None:
-        _acknowledge_through(mux, agent_id, after, channel)
-    attempt = take if after is None else read_after
     return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id)
 
 
-def _take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any] | None:
-    """Take queued messages into flight."""
+def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any] | None:
+    """A plain poll's look: queued messages, settled when the answer has arrived."""
+    rows, more = choose(mux, agent_id, channel, limit)
+    if not rows:
+        return None
+    caller.flight = _Arrival(mux, agent_id, [row["id"] for row in rows])
+    return answer(rows, more=more)
+
+
+def choose(mux: Mux, agent_id: str, channel: str | None, limit: int) -> tuple[list[Any], bool]:
+    """Take queued messages into flight, so that no other poll gets them; returns them, and whether there are more."""
     with mux.flights.of(agent_id) as held:
         with mux.store.read() as rx:
             values = (agent_id, rx.now, limit + 1 + len(held))
             rows = rx.sql(_OPEN, *values) if channel is None else rx.sql(_OPEN_IN_CHANNEL, *values, channel)
         free = [row for row in rows if row["id"] not in held] if held else rows
         taken = free[:limit]
-        ids = [row["id"] for row in taken]
-        held.update(ids)
-    if not ids:
-        return None
-    caller.flight = _Arrival(mux, agent_id, ids)
-    return _answer(taken, more=len(free) > limit)
+        held.update(row["id"] for row in taken)
+    return taken, len(free) > limit
 
 
-def _read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any] | None:
+def read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any] | None:
+    """A cursor poll's look: everything beyond the cursor, settled or not."""
     with mux.store.read() as rx:
         values = (agent_id, rx.now, limit + 1, after)
         rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)
-    return _answer(rows[:limit], more=len(rows) > limit) if rows else None
+    if not rows:
+        return None
+    mux.flights.show(agent_id, rows[:limit][-1]["id"])
+    return answer(rows[:limit], more=len(rows) > limit)
 
 
 def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:
@@ -451,30 +450,36 @@ def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:
     return None
 
 
-def _answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
+def answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
+    """What a poll and the history answer."""
     answer: dict[str, Any] = {"messages": [view(row) for row in rows]}
     if more:
         answer["more"] = True
     return answer
 
 
-def _acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None) -> None:
+def acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None) -> None:
     """A cursor acknowledges everything up to it, durably, before anything beyond it is shown.
 
     A cursor in one channel says nothing about mail in others, which its poll never showed.
     """
     with mux.store.read() as rx:
-        highest = delivered_through(rx, agent_id)
-        if after > highest:
-            raise MuxError(
-                "cursor_ahead",
-                f"after is {after}, but the newest message ever delivered to {agent_id!r} is {highest}; this cursor "
-                f"belongs to another agent or another data directory. Start with after={highest}, or after=0 for all",
-                highest=highest,
-            )
+        check_cursor(rx, agent_id, after, "after")
         open_before = rx.one(f"select 1 from delivery where {_UP_TO} limit 1", agent_id, after, channel)
     if open_before is not None:
         mux.store.write(lambda tx: settle_through(tx, agent_id, after, channel))
+
+
+def check_cursor(rx: Snapshot, agent_id: str, cursor: int, parameter: str) -> None:
+    """Refuse a cursor beyond anything this inbox ever held: it would wipe mail that nobody has seen."""
+    highest = delivered_through(rx, agent_id)
+    if cursor > highest:
+        raise MuxError(
+            "cursor_ahead",
+            f"{parameter} is {cursor}, but the newest message ever delivered to {agent_id!r} is {highest}; this cursor "
+            f"belongs to another agent or another data directory. Start with {highest}, or poll with after=0 for all",
+            highest=highest,
+        )
 
 
 def delivered_through(rx: Snapshot, agent_id: str) -> int:
@@ -499,7 +504,7 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
         channel,
         tx.now,
     ).rowcount
-    _shrink(tx, agent_id, count)
+    tx.backlog.pop(agent_id, None)
     return count
 
 
@@ -567,7 +572,7 @@ def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
         told["deliveries"] = row["deliveries"]
     if at:
         told["at"] = rfc3339(at)
-    if reason:
+    if reason and reason != RECEIVED:
         told["reason"] = reason
     return told
 
@@ -599,11 +604,11 @@ def listed(
         where.append("m.id > ?")
         values.append(after)
     rows = rx.sql(
-        f"select {_FIELDS} from message m where {' and '.join(where) or '1'} order by m.id desc limit ?",
+        f"select {FIELDS} from message m where {' and '.join(where) or '1'} order by m.id desc limit ?",
         *values,
         limit + 1,
     )
-    return _answer(rows[:limit], more=len(rows) > limit)
+    return answer(rows[:limit], more=len(rows) > limit)
 
 
 def _narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:

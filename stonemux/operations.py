@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stonemux import agents, channels, messages, monitor, search, state, tasks
+from stonemux import agents, channels, leases, messages, monitor, polling, search, state, tasks
 from stonemux.events import KINDS
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
 
@@ -64,6 +64,9 @@ CLAIM_TOKEN = Param(
     "claim_token", "name", doc="The token that task.claim answered; without it the agent id must be the holder's."
 )
 MESSAGE_ID = Param("id", "integer", REQUIRED, least=0, most=MOST_INTEGER, doc="The message's id.")
+LEASE = Param(
+    "lease", "integer", 60, least=1, most=43_200, doc="Seconds that a handed-out message is kept from other polls."
+)
 KEY = Param("key", "name", REQUIRED, most=256, doc="The key.")
 EXPECTED = Param(
     "expected_version",
@@ -111,6 +114,7 @@ AGENT = {
     "registered_at": "time",
     "last_heartbeat": "time",
     "activity?": "string",
+    "ack?": "string",
     "metadata?": "object",
 }
 MESSAGE = {
@@ -194,6 +198,9 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("capabilities", "names", doc="What the agent can do; tasks ask for these."),
             Param("group", "name", doc="A group, for broadcasts."),
             _channel(doc="The agent's home channel."),
+            Param(
+                "ack", "text", "plain", choices=("plain", "manual"), doc="How its polls acknowledge if they do not say."
+            ),
             METADATA,
         ),
         returns={"agent": AGENT, "created": "boolean"},
@@ -377,24 +384,107 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/poll",
         "wait",
-        messages.poll,
+        polling.poll,
         "Wait for mail. Plain: takes what is queued, by priority and then id; a message counts as delivered once the "
         "answer has arrived. With `after=N`: acknowledges everything up to N and returns everything beyond, by id, so "
-        "the call may be repeated; `after=0` reads everything that is kept.",
+        "the call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, and "
+        "delivers again what was not acknowledged by its end.",
         params=(
             _agent(doc="Whose inbox."),
             _timeout(30),
             _channel(None, "Only messages of this channel."),
             _limit(),
             Param("after", "integer", least=0, most=MOST_INTEGER, doc="The last id that was processed."),
+            Param("ack", "text", choices=("plain", "manual"), doc="manual: hand out on a lease and wait for msg.ack."),
+            LEASE,
+            Param("redeliver", "boolean", False, doc="First put back what plain polls took in the last hour."),
         ),
-        returns={"messages": [MESSAGE], "more?": "boolean"},
+        returns={"messages": [MESSAGE | {"deliveries?": "integer", "redelivered?": "boolean"}], "more?": "boolean"},
         tool="mux_poll",
         brief="Read your inbox: waits for new messages and takes them. after=N returns all beyond id N instead.",
         takes=True,
         actor="agent_id",
         errors=("agent_not_found", "channel_not_found", "cursor_ahead", "invalid_timeout", "too_many_waiters"),
         example={"agent_id": "writer", "timeout": 5},
+    ),
+    Operation(
+        "msg.ack",
+        "POST",
+        "/msg/ack",
+        "change",
+        leases.ack,
+        "Settle messages for good: those of `ids`, or all up to `through`. Once it is answered, no later poll returns "
+        "them. Acknowledging twice counts nothing.",
+        params=(
+            _agent(),
+            Param("ids", "integers", doc="The messages to settle."),
+            Param("through", "integer", least=0, most=MOST_INTEGER, doc="Settle every message up to this id."),
+        ),
+        returns={"acked": "integer"},
+        tool="mux_ack",
+        actor="agent_id",
+        errors=("agent_not_found", "message_not_found", "not_delivered", "cursor_ahead"),
+        example={"agent_id": "writer", "ids": [42]},
+    ),
+    Operation(
+        "msg.nack",
+        "POST",
+        "/msg/nack",
+        "change",
+        leases.nack,
+        "Put a leased message back, to be delivered again; one that was delivered too often becomes a dead letter.",
+        params=(
+            _agent(),
+            MESSAGE_ID,
+            Param("delay", "integer", 0, least=0, most=43_200, doc="Seconds before it is delivered again."),
+        ),
+        returns={"id": "integer", "status": "string"},
+        actor="agent_id",
+        errors=("agent_not_found", "message_not_found", "not_delivered"),
+        emits=("message_dead",),
+        example={"agent_id": "writer", "id": 42, "delay": 30},
+    ),
+    Operation(
+        "msg.extend",
+        "POST",
+        "/msg/extend",
+        "change",
+        leases.extend,
+        "Let the lease of a message run for `lease` seconds from now.",
+        params=(_agent(), MESSAGE_ID, LEASE),
+        returns={"id": "integer", "lease_expires_at": "time"},
+        actor="agent_id",
+        errors=("agent_not_found", "message_not_found", "not_delivered"),
+        example={"agent_id": "writer", "id": 42, "lease": 120},
+    ),
+    Operation(
+        "msg.dead",
+        "GET",
+        "/msg/dead",
+        "read",
+        leases.dead,
+        "An agent's dead letters: messages delivered too often in vain, or whose time to live ran out.",
+        slow=True,
+        params=(_agent(doc="Whose dead letters."), _limit()),
+        returns={
+            "messages": [MESSAGE | {"deliveries": "integer", "reason": "string", "died_at": "time"}],
+            "more?": "boolean",
+        },
+        errors=("agent_not_found",),
+        example={"agent_id": "writer"},
+    ),
+    Operation(
+        "msg.requeue",
+        "POST",
+        "/msg/requeue",
+        "change",
+        leases.requeue,
+        "Queue dead letters again, with their deliveries counted anew.",
+        params=(_agent(), Param("ids", "integers", REQUIRED, doc="The dead letters.")),
+        returns={"requeued": "integer"},
+        actor="agent_id",
+        errors=("agent_not_found", "message_not_found"),
+        example={"agent_id": "writer", "ids": [42]},
     ),
     Operation(
         "msg.status",

@@ -23,11 +23,13 @@ class Presence:
         self._lock = threading.Lock()
         self._seen: dict[str, int] = {}
         self._told: set[str] = set()
+        self._ack: dict[str, str] = {}
         self._unsaved: set[str] = set()
 
-    def add(self, agent_id: str) -> None:
-        """An agent registered."""
+    def add(self, agent_id: str, ack: str = "plain") -> None:
+        """An agent registered; `ack` is how its polls acknowledge when they do not say."""
         with self._lock:
+            self._ack[agent_id] = ack
             self._seen[agent_id] = self._clock.now_ms()
             self._told.discard(agent_id)
 
@@ -35,6 +37,7 @@ class Presence:
         """An agent deregistered."""
         with self._lock:
             self._seen.pop(agent_id, None)
+            self._ack.pop(agent_id, None)
             self._told.discard(agent_id)
             self._unsaved.discard(agent_id)
 
@@ -47,6 +50,10 @@ class Presence:
             if agent_id in self._told:
                 self._told.discard(agent_id)
         return now
+
+    def ack_mode(self, agent_id: str) -> str:
+        """How this agent's polls acknowledge when they do not say: plain or manual."""
+        return self._ack.get(agent_id, "plain")
 
     def knows(self, agent_id: str) -> bool:
         """Whether an agent of that name is registered."""

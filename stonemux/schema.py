@@ -81,7 +81,7 @@ class Param:
     def default_within(self, limits: Limits) -> Any:
         """The default; never more than the upper limit that the settings give."""
         most = self.upper(limits)
-        return self.default if most is None or not self.clamp else min(self.default, most)
+        return min(self.default, most) if self.clamp and self.default is not None and most is not None else self.default
 
     def refuse(self, problem: str, **facts: Any) -> MuxError:
         """The error for a bad value of this parameter."""

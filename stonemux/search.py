@@ -12,7 +12,7 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.errors import MuxError
-from stonemux.messages import _FIELDS, _narrow, view
+from stonemux.messages import FIELDS, _narrow, view
 from stonemux.mux import Caller, Mux
 from stonemux.store import Tx
 
@@ -36,7 +36,7 @@ def search(
     where, values = _narrow(channel, agent_id)
     with mux.store.read() as rx:
         rows = rx.sql(
-            f"select {_FIELDS}, snippet(message_words, 0, '**', '**', ' … ', 24) as excerpt "
+            f"select {FIELDS}, snippet(message_words, 0, '**', '**', ' … ', 24) as excerpt "
             "from message_words w join message m on m.id = w.rowid "
             f"where {' and '.join(['message_words match ?', *where])} order by w.rank, m.id desc limit ?",
             _phrases(q),

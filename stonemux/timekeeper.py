@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from stonemux import agents, directory, door, events, messages, tasks
+from stonemux import agents, directory, door, events, leases, messages, tasks
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.store import Tx, Work
@@ -21,18 +21,21 @@ PURGED_AT_ONCE = 1000
 """Rows forgotten by one transaction, so that no sender waits long behind the purge."""
 LEAST_EVENTS = 1000
 
+DUE = ((tasks.next_due, tasks.settle_due), (leases.next_due, leases.settle_due))
+"""What runs out by itself: when the next does, and what is to be done then."""
+
 
 def boot(mux: Mux) -> None:
     """After a start: the default channel, everybody's grace period, and a full term for every live lease."""
 
-    def start(tx: Tx) -> list[str]:
+    def start(tx: Tx) -> list[tuple[str, str]]:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
         tasks.renew_leases(tx)
         return agents.registered(tx)
 
-    for agent_id in mux.store.write(start):
-        mux.presence.add(agent_id)
+    for agent_id, ack in mux.store.write(start):
+        mux.presence.add(agent_id, ack)
 
 
 class Timekeeper:
@@ -76,9 +79,9 @@ class Timekeeper:
         mux = self._mux
         now = mux.clock.now_ms()
         with mux.store.read() as rx:
-            due = tasks.next_due(rx)
-        if due is not None and due <= now:
-            mux.store.write(tasks.settle_due)
+            due = [settle for next_due, settle in DUE if (at := next_due(rx)) is not None and at <= now]
+        for settle in due:
+            mux.store.write(settle)
         self._tell_stale()
         if mux.flights.owed:
             messages.settle_owed(mux)
@@ -109,10 +112,9 @@ class Timekeeper:
 
     def _set_alarm(self, now: int) -> None:
         with self._mux.store.read() as rx:
-            due = tasks.next_due(rx)
+            due = [at for next_due, _ in DUE if (at := next_due(rx)) is not None]
         stale = self._mux.presence.next_stale()
-        moments = [self._housekeeping_at]
-        moments += [due] if due is not None else []
+        moments = [self._housekeeping_at, *due]
         # Agents are told stale in batches: with a thousand of them, one wake-up each would be a thousand.
         moments += [max(stale, now + 1000)] if stale is not None else []
         moments += [now + 1000] if self._mux.flights.owed else []

@@ -1,0 +1,287 @@
+"""Manual acknowledgement: messages handed out on a lease, for several workers on one inbox, or one that may crash.
+
+    queued ──take──> leased ──ack──> settled
+      ^                │ │
+      ├─expire, nack───┘ └──(too many deliveries)──> dead ──requeue──> queued
+
+A leased message is out of the way of new mail. Its lease is written down before the answer goes out, so neither a crash
+of the worker nor one of the daemon loses it; when the lease runs out it is delivered again, with `deliveries` one
+higher. A message that was delivered `max_deliveries` times in vain becomes a dead letter.
+
+A nack with a delay is a lease that nobody holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stonemux import directory, messages
+from stonemux.clock import rfc3339
+from stonemux.directory import dumps
+from stonemux.errors import MuxError
+from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
+from stonemux.mux import Caller, Mux
+from stonemux.store import Snapshot, Tx
+
+DUE_AT_ONCE = 500
+"""Leases settled by one transaction."""
+
+
+def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int, lease: int) -> dict[str, Any] | None:
+    """Hand out queued messages on a lease of so many seconds; None when there are none."""
+    rows, more = messages.choose(mux, agent_id, channel, limit)
+    if not rows:
+        return None
+    ids = [row["id"] for row in rows]
+    try:
+        leased: dict[int, int] = mux.store.write(lambda tx: _lease(tx, agent_id, ids, lease * 1000))
+    finally:
+        mux.flights.end(agent_id, ids)
+    caller.flight = _Handed(mux, agent_id, list(leased))
+    answer = messages.answer([row for row in rows if row["id"] in leased], more=more)
+    for shown in answer["messages"]:
+        shown["deliveries"] = leased[shown["id"]]
+        if shown["deliveries"] > 1:
+            shown["redelivered"] = True
+    return answer
+
+
+class _Handed:
+    """Leased messages whose answer is on its way; if it is lost they were never delivered."""
+
+    __slots__ = ("_agent_id", "_ids", "_mux")
+
+    def __init__(self, mux: Mux, agent_id: str, ids: list[int]) -> None:
+        self._mux, self._agent_id, self._ids = mux, agent_id, ids
+
+    def landed(self) -> None:
+        pass  # the lease stands
+
+    def lost(self) -> None:
+        self._mux.store.write(self._put_back)
+
+    def _put_back(self, tx: Tx) -> None:
+        for message_id in self._ids:
+            tx.run(
+                "update delivery set state = 0, due_at = null, deliveries = deliveries - 1 "
+                "where agent_id = ? and message_id = ? and state = 1",
+                self._agent_id,
+                message_id,
+            )
+        _changed(tx, self._agent_id)
+
+
+def _lease(tx: Tx, agent_id: str, ids: list[int], lease_ms: int) -> dict[int, int]:
+    """Lease what is still queued; returns the count of deliveries by id."""
+    leased: dict[int, int] = {}
+    for message_id in ids:
+        for row in tx.sql(
+            "update delivery set state = 1, due_at = ?, deliveries = deliveries + 1, fetched_at = ? "
+            "where agent_id = ? and message_id = ? and state = 0 returning deliveries",
+            tx.now + lease_ms,
+            tx.now,
+            agent_id,
+            message_id,
+        ):
+            leased[message_id] = row[0]
+    tx.backlog.pop(agent_id, None)
+    _set_alarm(tx, tx.now + lease_ms)
+    return leased
+
+
+def _set_alarm(tx: Tx, at: int) -> None:
+    tx.after(lambda: tx.mux.alarm.set(at))
+
+
+def _changed(tx: Tx, agent_id: str) -> None:
+    """Something is queued again."""
+    tx.backlog.pop(agent_id, None)
+    tx.touch(("inbox", agent_id))
+
+
+# -- acknowledging
+
+
+def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) -> dict[str, Any]:
+    """Settle messages for good, by id or all up to one; what was settled before counts as nothing."""
+    directory.agent(tx, agent_id)
+    if (ids is None) == (through is None):
+        raise MuxError("missing_field", "give either ids or through, and not both", parameter="ids")
+    if through is not None:
+        messages.check_cursor(tx, agent_id, through, "through")
+        return {"acked": messages.settle_through(tx, agent_id, through, None)}
+    assert ids is not None
+    rows = [_delivered(tx, agent_id, message_id) for message_id in ids]
+    acked = 0
+    for row in rows:
+        acked += tx.run(
+            "update delivery set state = 2, due_at = null, settled_at = ?, reason = null "
+            "where agent_id = ? and message_id = ? and state < 2",
+            tx.now,
+            agent_id,
+            row["message_id"],
+        ).rowcount
+    tx.backlog.pop(agent_id, None)
+    return {"acked": acked}
+
+
+def _delivery(rx: Snapshot, agent_id: str, message_id: int) -> Any:
+    row = rx.one("select * from delivery where agent_id = ? and message_id = ?", agent_id, message_id)
+    if row is None:
+        raise MuxError(
+            "message_not_found",
+            f"the inbox of {agent_id!r} never held a message {message_id}; nothing was changed",
+            id=message_id,
+        )
+    return row
+
+
+def _delivered(rx: Snapshot, agent_id: str, message_id: int) -> Any:
+    """A delivery that the agent has seen; raises `not_delivered` for one that still waits to be polled."""
+    row = _delivery(rx, agent_id, message_id)
+    seen = row["deliveries"] or row["state"] != QUEUED or rx.mux.flights.saw(agent_id, message_id)
+    if not seen:
+        raise MuxError(
+            "not_delivered",
+            f"message {message_id} was not delivered to {agent_id!r} yet, so it cannot be acknowledged; poll it first. "
+            "Nothing was changed",
+            id=message_id,
+        )
+    return row
+
+
+def _held(tx: Tx, agent_id: str, message_id: int) -> Any:
+    directory.agent(tx, agent_id)
+    row = _delivery(tx, agent_id, message_id)
+    if row["state"] != LEASED:
+        state = {QUEUED: "queued", SETTLED: "settled", DEAD: "dead"}[row["state"]]
+        raise MuxError(
+            "not_delivered",
+            f"message {message_id} is not on a lease of {agent_id!r} (it is {state}); only what a poll with ack=manual "
+            "handed out can be put back or extended",
+            id=message_id,
+            status=state,
+        )
+    return row
+
+
+def nack(tx: Tx, *, agent_id: str, id: int, delay: int) -> dict[str, Any]:
+    """Put a leased message back, to be delivered again at once or after `delay` seconds."""
+    row = _held(tx, agent_id, id)
+    if _give_up(tx, row):
+        return {"id": id, "status": "dead"}
+    if delay:
+        tx.run(
+            "update delivery set due_at = ? where agent_id = ? and message_id = ?", tx.now + delay * 1000, agent_id, id
+        )
+        _set_alarm(tx, tx.now + delay * 1000)
+    else:
+        tx.run("update delivery set state = 0, due_at = null where agent_id = ? and message_id = ?", agent_id, id)
+        _changed(tx, agent_id)
+    return {"id": id, "status": "queued"}
+
+
+def extend(tx: Tx, *, agent_id: str, id: int, lease: int) -> dict[str, Any]:
+    """Let a lease run for so many seconds from now."""
+    _held(tx, agent_id, id)
+    due_at = tx.now + lease * 1000
+    tx.run("update delivery set due_at = ? where agent_id = ? and message_id = ?", due_at, agent_id, id)
+    _set_alarm(tx, due_at)
+    return {"id": id, "lease_expires_at": rfc3339(due_at)}
+
+
+# -- dead letters
+
+
+def _give_up(tx: Tx, row: Any) -> bool:
+    """Make a message that was delivered too often a dead letter."""
+    most = tx.mux.settings.max_deliveries
+    if row["deliveries"] < most:
+        return False
+    tx.run(
+        "update delivery set state = 3, due_at = null, settled_at = ?, reason = 'max_deliveries' "
+        "where agent_id = ? and message_id = ?",
+        tx.now,
+        row["agent_id"],
+        row["message_id"],
+    )
+    told = {"id": row["message_id"], "agent_id": row["agent_id"], "reason": "max_deliveries", "deliveries": most}
+    tx.emit("message_dead", dumps(told), channel=row["channel"], agents=(row["agent_id"],))
+    return True
+
+
+def dead(rx: Snapshot, *, agent_id: str, limit: int) -> dict[str, Any]:
+    """An agent's dead letters, oldest first, with why they died."""
+    directory.agent(rx, agent_id)
+    rows = rx.sql(
+        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at from delivery d join message m "
+        "on m.id = d.message_id where d.agent_id = ? and d.state = 3 order by d.message_id limit ?",
+        agent_id,
+        limit + 1,
+    )
+    answer: dict[str, Any] = {"messages": [_dead_view(row) for row in rows[:limit]]}
+    if len(rows) > limit:
+        answer["more"] = True
+    return answer
+
+
+def _dead_view(row: Any) -> dict[str, Any]:
+    return messages.view(row) | {
+        "deliveries": row["deliveries"],
+        "reason": row["reason"],
+        "died_at": rfc3339(row["settled_at"]),
+    }
+
+
+def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
+    """Queue dead letters again, with their deliveries counted anew; others are left alone."""
+    directory.agent(tx, agent_id)
+    for message_id in ids:
+        _delivery(tx, agent_id, message_id)
+    count = 0
+    for message_id in ids:
+        count += tx.run(
+            "update delivery set state = 0, deliveries = 0, settled_at = null, reason = null "
+            "where agent_id = ? and message_id = ? and state = 3",
+            agent_id,
+            message_id,
+        ).rowcount
+    if count:
+        _changed(tx, agent_id)
+    return {"requeued": count}
+
+
+def redeliver(tx: Tx, agent_id: str, since: int) -> int:
+    """Queue again what plain polls settled since a time; returns how many."""
+    count = tx.run(
+        "update delivery set state = 0, settled_at = null, reason = null "
+        "where agent_id = ? and state = 2 and reason = ? and settled_at >= ?",
+        agent_id,
+        messages.RECEIVED,
+        since,
+    ).rowcount
+    if count:
+        _changed(tx, agent_id)
+    return count
+
+
+# -- what happens by itself
+
+
+def settle_due(tx: Tx) -> None:
+    """Leases and delays that ran out: the messages are queued again, or dead."""
+    rows = tx.sql("select * from delivery where due_at <= ? order by due_at limit ?", tx.now, DUE_AT_ONCE)
+    for row in rows:
+        if not _give_up(tx, row):
+            tx.run(
+                "update delivery set state = 0, due_at = null where agent_id = ? and message_id = ?",
+                row["agent_id"],
+                row["message_id"],
+            )
+            _changed(tx, row["agent_id"])
+
+
+def next_due(rx: Snapshot) -> int | None:
+    """When the next lease or delay runs out."""
+    row = rx.one("select min(due_at) from delivery where due_at is not null")
+    return None if row[0] is None else int(row[0])

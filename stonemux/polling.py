@@ -1,0 +1,52 @@
+"""One endpoint, three ways of reading an inbox: plain, with a cursor, on leases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stonemux import directory, leases, messages
+from stonemux.errors import MuxError
+from stonemux.mux import Caller, Mux, Wait
+
+REDELIVERED_MS = 3_600_000
+"""How far back `redeliver` reaches."""
+
+
+def poll(
+    mux: Mux,
+    caller: Caller,
+    *,
+    agent_id: str,
+    timeout: int,
+    channel: str | None,
+    limit: int,
+    ack: str | None,
+    lease: int,
+    after: int | None,
+    redeliver: bool,
+) -> Wait:
+    """Wait until there is mail, or until `timeout` seconds have passed, and return it."""
+    if channel is not None or not mux.presence.knows(agent_id):
+        with mux.store.read() as rx:
+            directory.agent(rx, agent_id)
+            if channel is not None:
+                channel = directory.channel(rx, channel)["name"]
+    if after is not None and ack == "manual":
+        raise MuxError(
+            "invalid_field",
+            "after and ack=manual are two ways of acknowledging; use one of them",
+            parameter="after",
+        )
+    if redeliver:
+        mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
+
+    def look() -> dict[str, Any] | None:
+        if after is not None:
+            return messages.read_after(mux, agent_id, channel, limit, after)
+        if (ack or mux.presence.ack_mode(agent_id)) == "manual":
+            return leases.take(mux, caller, agent_id, channel, limit, lease)
+        return messages.take(mux, caller, agent_id, channel, limit)
+
+    if after is not None:
+        messages.acknowledge_through(mux, agent_id, after, channel)
+    return messages.wait_for_mail(mux, agent_id, timeout, look)

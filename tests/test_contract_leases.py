@@ -1,0 +1,234 @@
+"""Manual acknowledgement: leases, ack, nack, extend, dead letters, requeue; and what plain polls can have again."""
+
+from __future__ import annotations
+
+import pytest
+
+from stonemux.errors import MuxError
+
+
+@pytest.fixture
+def mail(face):
+    """Ann sends bob messages with the given contents; returns their ids."""
+    face.call("agent.register", agent_id="ann")
+    face.call("agent.register", agent_id="bob")
+
+    def send(*contents, **fields):
+        return [face.call("msg.send", from_="ann", to="bob", content=c, **fields)["message_id"] for c in contents]
+
+    return send
+
+
+def take(face, **more):
+    return face.call("msg.poll", agent_id="bob", timeout=0, ack="manual", **more)["messages"]
+
+
+def ids(messages):
+    return [message["id"] for message in messages]
+
+
+def test_i6_an_unacked_message_comes_back_when_its_lease_ends_and_not_before(face, mail, clock, program):
+    (sent,) = mail("work")
+    (first,) = take(face, lease=60)
+    assert (first["id"], first["deliveries"], "redelivered" in first) == (sent, 1, False)
+    clock.advance(59_999)
+    program.timekeeper.tick()
+    assert take(face) == []
+    clock.advance(1)
+    program.timekeeper.tick()
+    (again,) = take(face)
+    assert (again["id"], again["deliveries"], again["redelivered"]) == (sent, 2, True)
+
+
+def test_i6_a_parked_poll_wakes_when_a_lease_runs_out(face, mail, clock, program, background):
+    (sent,) = mail("work")
+    take(face, lease=10)
+    waiting = background(face.call, "msg.poll", agent_id="bob", timeout=60, ack="manual")
+    clock.until_parked(1)
+    clock.advance(10_000)
+    program.timekeeper.tick()
+    assert ids(waiting.result(5)["messages"]) == [sent]
+
+
+def test_new_mail_is_not_hidden_behind_unacked_mail(face, mail):
+    old = mail(*"abc")
+    assert ids(take(face, limit=3)) == old
+    new = mail("d")
+    assert ids(take(face, limit=3)) == new
+
+
+def test_i7_what_was_acked_does_not_come_back_and_acks_once(face, mail, clock, program):
+    sent = mail("a", "b")
+    take(face)
+    assert face.call("msg.ack", agent_id="bob", ids=sent) == {"acked": 2}
+    assert face.call("msg.ack", agent_id="bob", ids=sent) == {"acked": 0}
+    clock.advance(120_000)
+    program.timekeeper.tick()
+    assert take(face) == []
+
+
+def test_i7_acknowledging_through_an_id_settles_everything_up_to_it(face, mail):
+    sent = mail("a", "b", "c")
+    take(face)
+    assert face.call("msg.ack", agent_id="bob", through=sent[1]) == {"acked": 2}
+    assert face.call("agent.get", agent_id="bob")["agent"]["unread"] == 1
+
+
+def test_i8_an_ack_of_a_message_never_delivered_changes_nothing(face, mail):
+    first, second = mail("a", "b")
+    take(face, limit=1)
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.ack", agent_id="bob", ids=[first, second])
+    assert refused.value.code == "not_delivered"
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.ack", agent_id="ann", ids=[first])
+    assert refused.value.code == "message_not_found"
+    assert face.call("msg.ack", agent_id="bob", ids=[first]) == {"acked": 1}
+
+
+def test_i8_what_a_cursor_poll_showed_may_be_acked_by_id(face, mail):
+    sent = mail("a", "b")
+    face.call("msg.poll", agent_id="bob", timeout=0, after=0)
+    assert face.call("msg.ack", agent_id="bob", ids=[sent[1]]) == {"acked": 1}
+    assert ids(take(face)) == [sent[0]]
+
+
+def test_i9_through_beyond_anything_delivered_is_refused(face, mail):
+    (sent,) = mail("a")
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.ack", agent_id="bob", through=sent + 1)
+    assert (refused.value.code, refused.value.facts["highest"]) == ("cursor_ahead", sent)
+
+
+@pytest.mark.parametrize("fields", [{}, {"ids": [1], "through": 1}])
+def test_an_ack_names_ids_or_a_bound(face, mail, fields):
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.ack", agent_id="bob", **fields)
+    assert refused.value.code == "missing_field"
+
+
+def test_a_nacked_message_comes_back_at_once_or_after_a_delay(face, mail, clock, program):
+    (sent,) = mail("a")
+    take(face)
+    assert face.call("msg.nack", agent_id="bob", id=sent) == {"id": sent, "status": "queued"}
+    assert take(face)[0]["deliveries"] == 2
+    face.call("msg.nack", agent_id="bob", id=sent, delay=30)
+    assert take(face) == []
+    clock.advance(30_000)
+    program.timekeeper.tick()
+    assert take(face)[0]["deliveries"] == 3
+
+
+def test_an_extended_lease_runs_from_now(face, mail, clock, program):
+    (sent,) = mail("a")
+    take(face, lease=10)
+    clock.advance(9_000)
+    face.call("msg.extend", agent_id="bob", id=sent, lease=10)
+    clock.advance(9_000)
+    program.timekeeper.tick()
+    assert take(face) == []
+    clock.advance(1_000)
+    program.timekeeper.tick()
+    assert ids(take(face)) == [sent]
+
+
+@pytest.mark.parametrize("operation", ["msg.nack", "msg.extend"])
+def test_only_what_is_on_a_lease_can_be_nacked_or_extended(face, mail, operation):
+    (sent,) = mail("a")
+    with pytest.raises(MuxError) as refused:
+        face.call(operation, agent_id="bob", id=sent)
+    assert (refused.value.code, refused.value.facts["status"]) == ("not_delivered", "queued")
+    with pytest.raises(MuxError) as refused:
+        face.call(operation, agent_id="bob", id=sent + 1)
+    assert refused.value.code == "message_not_found"
+
+
+def test_i13_a_message_delivered_in_vain_too_often_becomes_a_dead_letter(open_program, background):
+    from faces import Direct
+
+    program = open_program(max_deliveries=2)
+    face = Direct(program.mux)
+    face.call("agent.register", agent_id="ann")
+    face.call("agent.register", agent_id="bob")
+    sent = face.call("msg.send", from_="ann", to="bob", content="poison")["message_id"]
+    for _ in range(2):
+        assert ids(take(face, lease=1)) == [sent]
+        program.clock.advance(1_000)
+        program.timekeeper.tick()
+    assert take(face) == []
+    (dead,) = face.call("msg.dead", agent_id="bob")["messages"]
+    assert (dead["id"], dead["content"], dead["deliveries"], dead["reason"]) == (sent, "poison", 2, "max_deliveries")
+    kinds = [event["type"] for event in face.call("events.list", limit=1000)["events"]]
+    assert kinds.count("message_dead") == 1
+    assert face.call("msg.status", id=sent)["recipients"][0]["status"] == "dead"
+    assert face.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 1}
+    assert face.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 0}
+    (again,) = take(face)
+    assert (again["id"], again["deliveries"]) == (sent, 1)
+
+
+def test_i13_a_nack_counts_towards_the_last_delivery(open_program):
+    from faces import Direct
+
+    program = open_program(max_deliveries=1)
+    face = Direct(program.mux)
+    face.call("agent.register", agent_id="bob")
+    sent = face.call("msg.send", from_="bob", to="bob", content="poison")["message_id"]
+    take(face)
+    assert face.call("msg.nack", agent_id="bob", id=sent) == {"id": sent, "status": "dead"}
+
+
+def test_a_lease_outlives_a_restart(open_program):
+    from faces import Direct
+
+    program = open_program()
+    face = Direct(program.mux)
+    face.call("agent.register", agent_id="bob")
+    sent = face.call("msg.send", from_="bob", to="bob", content="work")["message_id"]
+    take(face, lease=60)
+    face = Direct(program.reopen())
+    assert take(face) == []
+    program.clock.advance(60_000)
+    program.timekeeper.tick()
+    (again,) = take(face)
+    assert (again["id"], again["deliveries"]) == (sent, 2)
+
+
+def test_an_agent_may_be_registered_for_manual_acknowledgement(face, mail):
+    face.call("agent.register", agent_id="bob", ack="manual")
+    (sent,) = mail("a")
+    assert face.call("msg.poll", agent_id="bob", timeout=0)["messages"][0]["deliveries"] == 1
+    assert face.call("msg.ack", agent_id="bob", ids=[sent]) == {"acked": 1}
+    (plain,) = mail("b")
+    got = face.call("msg.poll", agent_id="bob", timeout=0, ack="plain")["messages"]
+    assert ids(got) == [plain]
+    assert "deliveries" not in got[0]
+
+
+def test_redeliver_puts_back_what_plain_polls_took_in_the_last_hour(direct, clock):
+    direct.call("agent.register", agent_id="bob")
+    old = direct.call("msg.send", from_="bob", to="bob", content="old")["message_id"]
+    direct.call("msg.poll", agent_id="bob", timeout=0)
+    clock.advance(3_600_001)
+    new = direct.call("msg.send", from_="bob", to="bob", content="new")["message_id"]
+    direct.call("msg.poll", agent_id="bob", timeout=0)
+    acked = direct.call("msg.send", from_="bob", to="bob", content="acked")["message_id"]
+    take(direct)
+    direct.call("msg.ack", agent_id="bob", ids=[acked])
+    again = direct.call("msg.poll", agent_id="bob", timeout=0, redeliver=True)["messages"]
+    assert ids(again) == [new]
+    assert old not in ids(again)
+
+
+def test_a_cursor_and_manual_acknowledgement_exclude_each_other(face, mail):
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.poll", agent_id="bob", timeout=0, after=0, ack="manual")
+    assert refused.value.code == "invalid_field"
+
+
+def test_two_workers_on_one_inbox_never_hold_the_same_message(face, mail):
+    mail(*"abcdef")
+    first, second = take(face, limit=4), take(face, limit=4)
+    assert len(first) == 4
+    assert not set(ids(first)) & set(ids(second))
+    assert len(second) == 2
