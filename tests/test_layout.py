@@ -1,0 +1,158 @@
+"""The picture of the program: which module stands on which, and what only one of them may touch.
+
+Read the layers from the bottom. A module imports only from lower layers, never from its own; imports for the type
+checker do not count. A new module is entered here, as low as it can stand.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from stonemux import tables
+
+PACKAGE = Path(tables.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+LAYERS: tuple[set[str], ...] = (
+    # what everything may use
+    {"errors", "clock", "tables", "flights", "readiness", "clients"},
+    # one subject each, none knows of the program
+    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe"},
+    {"store", "payload", "client", "mcp", "reference", "setup"},
+    {"events", "directory", "wire"},
+    # the program as one record
+    {"mux", "channels"},
+    # what it does
+    {"messages", "tasks", "state", "door", "connection"},
+    {"agents", "leases", "monitor", "search"},
+    {"polling"},
+    # the table of operations; what runs by itself; streams
+    {"operations", "timekeeper", "sse"},
+    # faces
+    {"exchange", "offer"},
+    {"mcphttp"},
+    {"httpd"},
+    # its life, and the command
+    {"daemon"},
+    {"cli"},
+    {"__main__"},
+)
+
+ONLY = {
+    "time": {"clock"},
+    "uuid": {"clock"},
+    "random": {"clock"},
+    "secrets": {"clock"},
+    "sqlite3": {"store", "search"},  # search catches what a SQLite without FTS5 raises
+    "socket": {"connection", "httpd", "sse"},
+    "socketserver": {"httpd"},
+    "select": {"readiness", "sse", "probe"},
+    "http.server": {"httpd"},
+    "http.client": {"client"},
+    "urllib.request": {"client"},
+    "subprocess": {"probe", "setup"},
+    "signal": {"daemon"},
+    "asyncio": set(),
+    "multiprocessing": set(),
+}
+"""Modules of the standard library, and who may import them."""
+
+SHARED = {
+    "agent": {"agents", "messages"},  # the purge keeps the highest id that an inbox ever had
+    "delivery": {"messages", "leases"},  # a message's way, plain and leased
+    "event": {"store", "events"},  # the leader writes what was emitted, with ids of its own; events forgets old ones
+    "member": {"agents", "channels", "directory"},
+}
+"""Tables that more than one module writes."""
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> set[str]:
+    """Full names of what a module imports when it runs, also inside functions; `stonemux.x` for our own."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports relatively"
+            assert node.module is not None
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree(module))
+    return found
+
+
+def ours(module: str) -> set[str]:
+    names = {name.split(".")[1] for name in imports(module) if name.startswith("stonemux.")}
+    return names & set(MODULES)
+
+
+def layer_of(module: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if module in layer)
+
+
+def test_every_module_has_one_place_in_the_picture():
+    placed = [module for layer in LAYERS for module in layer]
+    assert len(placed) == len(set(placed))
+    assert set(MODULES) <= set(placed), "enter the new module in LAYERS"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downwards(module):
+    above = {other for other in ours(module) if layer_of(other) >= layer_of(module)}
+    assert not above, f"{module} stands in layer {layer_of(module)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_standard_library_is_needed(module):
+    foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"stonemux", "__future__"}
+    assert not foreign
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_what_only_some_may_touch(name):
+    users = {
+        module for module in MODULES if any(used == name or used.startswith(f"{name}.") for used in imports(module))
+    }
+    assert users <= ONLY[name]
+
+
+def test_each_table_is_written_by_one_module():
+    names = set(re.findall(r"create (?:virtual )?table (\w+)", str(tables.MIGRATIONS)))
+    assert {"message", "delivery", "task", "state", "event", "idempotency"} <= names
+    writes = re.compile(rf"(?:insert(?: or \w+)? into|update|delete from) ({'|'.join(names)})\b")
+    writers: dict[str, set[str]] = {name: set() for name in names}
+    for module in set(MODULES) - {"tables"}:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and not _is_doc(node.value):
+                for table in writes.findall(node.value):
+                    writers[table].add(module)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "tx.insert":
+                writers[ast.literal_eval(node.args[0])].add(module)
+    writers["event"].add("store")
+    assert all(writers.values()), "somebody writes each table"
+    for table, modules in writers.items():
+        assert len(modules) == 1 or modules <= SHARED.get(table, set()), table
+
+
+def _is_doc(text: str) -> bool:
+    return not re.match(r"\s*(insert|update|delete)", text)
+
+
+def test_no_module_has_the_name_of_one_of_the_standard_library():
+    assert not set(MODULES) - {"__main__"} & sys.stdlib_module_names
