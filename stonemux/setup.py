@@ -9,7 +9,6 @@ before it is written: it must say what the old file said, plus or minus the entr
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import os
 import stat
@@ -169,15 +168,18 @@ def _edited(job: Job, old: str) -> str:
     if had == wanted:
         return old
     new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
-    expected = copy.deepcopy(before)
-    if wanted is None:
-        expected[path[0]].pop(NAME)
-    else:
-        expected.setdefault(path[0], {})[NAME] = wanted
     after = syntax.read(new)
-    if after != expected and not (wanted is None and after == {k: v for k, v in expected.items() if v or k != path[0]}):
+    if _entry(job.client, after) != wanted or _others(job.client, after) != _others(job.client, before):
         raise MuxError("client_config_broken", f"its form is beyond this editor; change the entry {NAME!r} by hand")
     return new
+
+
+def _others(client: Client, document: Mapping[str, Any]) -> dict[str, Any]:
+    """All but our entry; a table that it leaves empty counts as absent."""
+    table = document.get(client.table, {})
+    others = {name: entry for name, entry in table.items() if name != NAME} if isinstance(table, dict) else table
+    rest = {key: value for key, value in document.items() if key != client.table}
+    return rest | {client.table: others} if others else rest
 
 
 def _entry(client: Client, document: Mapping[str, Any]) -> Any:
