@@ -300,3 +300,11 @@ def test_deregistering_and_going_stale_keep_claims_until_the_lease_ends__T14(fac
     assert face.call("task.get", task_id=task_id)["task"]["claimed_by"] == "bob"
     clock.advance(5 * MINUTE)
     assert face.call("task.claim", agent_id="ann")["task_id"] == task_id
+
+
+def test_an_agent_that_comes_back_is_in_its_home_channel_and_its_own_only(face):
+    join(face, "ann")
+    face.call("channel.create", name="guild", members=["ann"])
+    face.call("agent.deregister", agent_id="ann")
+    join(face, "ann", channel="lab")
+    assert face.call("agent.get", agent_id="ann")["agent"]["channels"] == ["agent-ann", "lab"]
