@@ -23,7 +23,10 @@ def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, ti
     try:
         connection.request(operation.method, operation.path + query, body, headers)
         response = connection.getresponse()
-        answer = json.loads(response.read())
+        data = response.read()
+        if response.getheader("X-Request-Id") is None:
+            raise ValueError("another server")
+        answer = json.loads(data)
     except (OSError, http.client.HTTPException, ValueError) as trouble:
         raise MuxError(
             "unreachable",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import resource
 import signal
 import sys
@@ -44,7 +45,8 @@ class Daemon:
         clock = clock or Clock()
         self.settings = settings
         self.failure: MuxError | None = None
-        self._end = threading.Event()
+        self._end = threading.Lock()  # an Event's own lock may be held by the thread that a signal interrupts
+        self._end.acquire()
         with contextlib.ExitStack() as undo:
             self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
             undo.callback(self._directory.close)
@@ -70,16 +72,16 @@ class Daemon:
         """The storage can no longer be trusted: stop, with its exit status."""
         log.critical("%s", error.message)
         self.failure = error
-        self._end.set()
+        self.stop()
 
     def stop(self, *_: Any) -> None:
-        """Ask `serve` to end."""
-        self._end.set()
+        """Ask `serve` to end; any thread may, and a signal handler."""
+        with contextlib.suppress(RuntimeError):  # it was asked already
+            self._end.release()
 
     def serve(self) -> int:
         """Wait for the end, then shut down in order; returns the exit status."""
-        while not self._end.wait(3600):
-            pass
+        self._end.acquire()
         self.close()
         return self.failure.failure.exit if self.failure is not None else 0
 
@@ -99,7 +101,10 @@ def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], 
     daemon = Daemon(settings, accept_rollback=accept_rollback)
     signal.signal(signal.SIGTERM, daemon.stop)
     signal.signal(signal.SIGINT, daemon.stop)
-    say(daemon)
+    try:
+        say(daemon)
+    except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve()
     log.info("stonemux has stopped")

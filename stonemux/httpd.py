@@ -68,9 +68,12 @@ class Server(ThreadingHTTPServer):
         host, port = mux.settings.host, mux.settings.port
         if ":" in host:
             self.address_family = socket.AF_INET6
+        super().__init__((host, port), BaseHTTPRequestHandler, bind_and_activate=False)
         try:
-            super().__init__((host, port), BaseHTTPRequestHandler)
+            self.server_bind()
+            self.server_activate()
         except OSError as trouble:
+            self.socket.close()
             raise MuxError(
                 "address_in_use",
                 f"cannot listen on {host}:{port}: {trouble.strerror}. Stop whatever uses it, or choose another port "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 
 from stonemux.clock import rfc3339
+
+STANDARD_ERROR = 2
 
 
 class _Text(logging.Formatter):
@@ -31,9 +35,20 @@ def _one_line(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+class _StandardError(logging.Handler):
+    """Each line in one write, past Python's buffer.
+
+    A line that a full disk refuses would stay in the buffer and turn the exit status into 120.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            os.write(STANDARD_ERROR, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+
+
 def set_up(level: str, form: str) -> None:
     """Log to standard error; a full disk behind it does not disturb the daemon."""
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.setFormatter(_Json() if form == "json" else _Text())
     logger = logging.getLogger("stonemux")
     logger.handlers[:] = [handler]

@@ -38,6 +38,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stonemux.clock import Clock
@@ -380,14 +381,14 @@ class Store:
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
-        self._db = _open_checked(directory, connect)
+        self._db = _open_checked(directory, connect, accept_rollback)
         try:
             self.migrated_from = _migrate(self._db, directory)
             newest = self._db.execute("select id, at from event order by id desc limit 1").fetchone()
             self.head: int = newest[0] if newest else 0
             last_message = self._last_message()
-            if self._went_back(accept_rollback):
-                self.head += SKIPPED
+            if remembered := _seen_beyond(directory, self.head, accept_rollback):
+                self.head = remembered + SKIPPED
                 last_message += SKIPPED
             self.newest: int = max(newest[1] if newest else 0, int(self._meta("clock") or 0))
             self.epoch: str = self._meta("epoch")
@@ -415,21 +416,6 @@ class Store:
 
     def _note_clock(self, tx: Tx) -> None:
         tx.run("insert or replace into meta values ('clock', ?)", str(self._clock.now_ms()))
-
-    def _went_back(self, accept: bool) -> bool:
-        """Whether the directory remembers more than the database holds; raises unless that is accepted."""
-        remembered = self._directory.read_head()
-        if remembered <= self.head:
-            return False
-        if not accept:
-            raise MuxError(
-                "data_refused",
-                f"{self._path} ends at event {self.head}, but this directory has seen event {remembered}: the "
-                "database is older than it was (a lost write-ahead log, or a restored copy). Put the right file "
-                "back, or start once with --accept-rollback to go on from here",
-            )
-        self.head = remembered
-        return True
 
     # -- writing
 
@@ -679,7 +665,7 @@ class Store:
         self._db.close()
 
 
-def _open_checked(directory: DataDir, connect: Connect) -> sqlite3.Connection:
+def _open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -> sqlite3.Connection:
     """The writing connection on a database that is sound, or new in a directory that never had one."""
     path = directory.database
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
@@ -690,9 +676,14 @@ def _open_checked(directory: DataDir, connect: Connect) -> sqlite3.Connection:
         )
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        looked = _look(directory, accept_rollback)
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from error
     db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
     try:
-        _check_sound(db, directory)
+        if not looked:
+            _check_sound(db, directory)
         db.row_factory = Row
         mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
@@ -705,18 +696,63 @@ def _open_checked(directory: DataDir, connect: Connect) -> sqlite3.Connection:
         assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
     except sqlite3.DatabaseError as error:
         db.close()
-        raise MuxError(
-            "data_refused",
-            f"{path} cannot be read as a stonemux database ({error}); it is left untouched. Put a good copy in its "
-            "place, or name another directory with --data-dir",
-        ) from error
+        raise _unreadable(path, error) from error
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _check_sound(db: sqlite3.Connection, directory: DataDir) -> None:
+def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
+    return MuxError(
+        "data_refused",
+        f"{path} cannot be read as a stonemux database ({error}); it is left untouched. Put a good copy in its place, "
+        "or name another directory with --data-dir",
+    )
+
+
+def _look(directory: DataDir, accept_rollback: bool) -> bool:
+    """Check the database through a connection that cannot change it; False when only a writer can open it.
+
+    A writer folds the write-ahead log in and deletes it when it closes; of a database that is refused, that log may be
+    all there is to save.
+    """
+    path = directory.database
+    log, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
+    if journal.exists():
+        return False
+    # Without a log nothing may be made beside the database, not even the log's empty file.
+    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+        try:
+            if _check_sound(db, directory):
+                head = db.execute("select coalesce(max(id), 0) from event").fetchone()[0]
+                _seen_beyond(directory, head, accept_rollback)
+        finally:
+            db.close()
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _seen_beyond(directory: DataDir, head: int, accept: bool) -> int:
+    """The event id that the directory remembers if it is beyond the database's; 0 if not. Raises unless accepted."""
+    remembered = directory.read_head()
+    if remembered <= head:
+        return 0
+    if not accept:
+        raise MuxError(
+            "data_refused",
+            f"{directory.database} ends at event {head}, but this directory has seen event {remembered}: the database "
+            "is older than it was (a lost write-ahead log, or a restored copy). Put the right file back, or start once "
+            "with --accept-rollback to go on from here",
+        )
+    return remembered
+
+
+def _check_sound(db: sqlite3.Connection, directory: DataDir) -> int:
+    """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database."""
     path = directory.database
     version = db.execute("PRAGMA user_version").fetchone()[0]
     owner = db.execute("PRAGMA application_id").fetchone()[0]
@@ -733,6 +769,7 @@ def _check_sound(db: sqlite3.Connection, directory: DataDir) -> None:
         )
     if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched. Restore a backup")
+    return int(version)
 
 
 def _migrate(db: sqlite3.Connection, directory: DataDir) -> int:

@@ -1,0 +1,701 @@
+"""The daemon as an operator meets it: a child process that starts, says so, refuses, stops and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from daemons import ROOT, ChildDaemon, running_daemon
+from faces import Direct
+from fake_clock import FakeClock
+from raw import Raw, eventually, get, post
+
+from stonemux import VERSION, cli, client, datadir, operations, timekeeper
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.store import Store
+
+STOP_S = 2.0
+SLOW_S = 20
+ENVIRON = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "stonemux", *arguments],
+        cwd=ROOT,
+        env={**ENVIRON, "HOME": str(home), **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SLOW_S,
+    )
+
+
+def refusal(status: int, data: Path, *flags: str) -> str:
+    """What `serve` says when it refuses to start: one line, and this exit status."""
+    done = run("serve", "--port", "0", "--data-dir", str(data), *flags, home=data.parent)
+    assert (done.returncode, done.stdout) == (status, ""), done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("stonemux: ")
+    return line
+
+
+def ask(daemon: ChildDaemon, data: bytes) -> Any:
+    with Raw(daemon.port) as raw:
+        return raw.ask(data)
+
+
+def send(daemon: ChildDaemon, content: str) -> Any:
+    return ask(daemon, post("/msg/send", {"from": "ann", "to": "bob", "content": content}))
+
+
+def introduce(daemon: ChildDaemon) -> None:
+    for agent_id in ("ann", "bob"):
+        assert ask(daemon, post("/agent/register", {"agent_id": agent_id})).status == 200
+
+
+def poll(daemon: ChildDaemon) -> list[str]:
+    got = ask(daemon, get("/msg/poll?agent_id=bob&timeout=0&limit=1000"))
+    assert got.status == 200
+    return [m["content"] for m in got.json["messages"]]
+
+
+def exit_status(daemon: ChildDaemon) -> int:
+    """Wait for the end, in the time that a stop may take."""
+    return daemon.process.wait(STOP_S)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def made(data: Path) -> Path:
+    """A data directory with a past, closed in good order."""
+    program = Program(data)
+    direct = Direct(program.mux)
+    for agent_id in ("ann", "bob"):
+        direct.call("agent.register", agent_id=agent_id)
+    direct.call("msg.send", from_="ann", to="bob", content="from before")
+    program.close()
+    return data
+
+
+def contents(data: Path) -> dict[str, bytes]:
+    """Every file of a directory."""
+    return {path.name: path.read_bytes() for path in data.iterdir()}
+
+
+# --- starting and stopping -----------------------------------------------------------------------------------------
+
+
+def test_the_banner_says_where_what_and_what_next(data):
+    with running_daemon(data) as daemon:
+        lines = daemon.banner.splitlines()
+        assert lines[0] == f"stonemux {VERSION}"
+        assert f"  listening http://127.0.0.1:{daemon.port}" in lines
+        assert f"  data      {data}" in lines
+        assert "  tier      enterprise" in lines
+        assert f"  try       python -m stonemux status --port {daemon.port}" in lines
+        assert json.loads(daemon.get("/health"))["status"] == "ok"
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+        for path in data.iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert (data / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_e9_a_stop_answers_what_waits_and_ends_in_time(data, stop):
+    with (
+        running_daemon(data) as daemon,
+        Raw(daemon.port) as poller,
+        Raw(daemon.port) as stream,
+        Raw(daemon.port) as idle,
+    ):
+        introduce(daemon)
+        assert idle.ask(get("/health")).status == 200
+        stream.send(get("/events"))
+        assert stream.head()[0] == 200
+        stream.read_until(b"\n\n")
+        poller.send(get("/msg/poll?agent_id=bob&timeout=60"))
+        eventually(lambda: json.loads(daemon.get("/stats"))["waiters"] == 2)
+        begun = time.monotonic()
+        daemon.process.send_signal(stop)
+        assert poller.answer().json == {"messages": []}
+        assert stream.read_until(b"\n\n").startswith(b"event: shutdown\ndata: {")
+        assert stream.has_ended()
+        assert idle.has_ended()
+        assert exit_status(daemon) == 0
+        assert time.monotonic() - begun < STOP_S
+        assert not (data / "daemon.pid").exists()
+        assert not (data / "stonemux.db-wal").exists()
+
+
+def test_a_stop_right_after_the_start_is_heard(data):
+    for _ in range(3):
+        with running_daemon(data) as daemon:
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(signal.SIGTERM)
+            assert exit_status(daemon) == 0
+
+
+def test_i1_what_was_acknowledged_survives_a_kill(data):
+    with running_daemon(data) as daemon, Raw(daemon.port) as raw:
+        introduce(daemon)
+        for n in range(50):
+            assert raw.ask(post("/msg/send", {"from": "ann", "to": "bob", "content": f"{n}"})).status == 200
+        daemon.process.kill()
+        assert daemon.process.wait(STOP_S) == -signal.SIGKILL
+    with running_daemon(data) as daemon:
+        assert poll(daemon) == [f"{n}" for n in range(50)]
+        assert ask(daemon, get("/agent/get?agent_id=ann")).status == 200
+    with sqlite3.connect(data / "stonemux.db") as db:
+        assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+def test_a_daemon_starts_from_a_checkout_that_cannot_be_written(data, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "stonemux", checkout / "stonemux", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (checkout / "stonemux", checkout):
+        path.chmod(0o555)
+    try:
+        before = sorted(checkout.rglob("*"))
+        done = subprocess.run(
+            [sys.executable, "-m", "stonemux", "status", "--data-dir", str(data)],
+            cwd=checkout,
+            env=ENVIRON,
+            capture_output=True,
+            text=True,
+            timeout=SLOW_S,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        with running_daemon(data, environ={"PYTHONPATH": str(checkout)}) as daemon:
+            assert json.loads(daemon.get("/health"))["status"] == "ok"
+        assert sorted(checkout.rglob("*")) == before
+    finally:
+        for path in (checkout, checkout / "stonemux"):
+            path.chmod(0o755)
+
+
+@pytest.mark.parametrize("home", ["", None])
+def test_a_daemon_needs_no_home(data, home):
+    with running_daemon(data, environ={"HOME": ""} if home == "" else None) as daemon:
+        assert json.loads(daemon.get("/health"))["status"] == "ok"
+
+
+def test_the_data_lies_at_home_unless_said_otherwise(tmp_path):
+    done = run("serve", "--host", "0.0.0.0", home=tmp_path)
+    assert done.returncode == 5
+    assert not (tmp_path / ".stonemux").exists(), "an unsafe start leaves nothing behind"
+
+
+# --- refusing to start ---------------------------------------------------------------------------------------------
+
+
+def test_a_busy_port_is_told(data):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--port", str(port), "--data-dir", str(data), home=data.parent)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
+    assert not (data / "daemon.pid").exists()
+
+
+def test_fault_38_a_second_daemon_on_the_directory_names_the_first(data):
+    with running_daemon(data) as daemon:
+        line = refusal(4, data)
+        assert f"pid {daemon.process.pid}" in line
+        assert "--data-dir" in line
+        assert json.loads(daemon.get("/health"))["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--port", "abc"), "port"),
+        (("--port", "70000"), "65535"),
+        (("--log-level", "loud"), "loud"),
+        (("--config", "/nonexistent.toml"), "nonexistent"),
+    ],
+)
+def test_a_bad_setting_is_told(data, flags, word):
+    done = run("serve", "--data-dir", str(data), *flags, home=data.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert word in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not data.exists()
+
+
+def test_a_bad_line_of_the_settings_file_is_told(data):
+    data.mkdir(mode=0o700)
+    (data / "config.toml").write_text("[server]\nprot = 1\n")
+    line = refusal(2, data)
+    assert "config.toml" in line
+    assert "port" in line
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_a_daemon_open_to_others_is_refused(data, host):
+    assert host in refusal(5, data, "--host", host)
+    assert not data.exists()
+
+
+def test_a_directory_that_others_may_write_to_is_refused(data):
+    data.mkdir()
+    data.chmod(0o777)
+    assert "chmod 700" in refusal(5, data)
+    assert contents(data) == {}
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(data):
+    data.write_text("a file")
+    assert str(data) in refusal(5, data)
+    assert data.read_text() == "a file"
+
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/home {home} nfs4 rw 0 0
+/dev/sdb1 {home}/local ext4 rw 0 0
+me@host: {home}/with\\040blank fuse.sshfs rw 0 0
+broken
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("data", "nfs4"), ("local/data", ""), ("localized/data", "nfs4"), ("with blank/data", "fuse.sshfs")],
+)
+def test_fault_38_a_network_file_system_is_refused(tmp_path, place, kind):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS.format(home=tmp_path))
+    path = tmp_path / place
+    if not kind:
+        DataDir(path, mounts=mounts).close()
+        return
+    with pytest.raises(MuxError) as caught:
+        DataDir(path, mounts=mounts)
+    assert (caught.value.code, caught.value.failure.exit) == ("unsafe_environment", 5)
+    assert f"({kind})" in caught.value.message
+    DataDir(path, allow_network_fs=True, mounts=mounts).close()
+
+
+def test_a_system_without_a_table_of_mounts_is_no_obstacle(tmp_path):
+    DataDir(tmp_path / "data", mounts=tmp_path / "none").close()
+
+
+def test_a_refused_directory_stays_unlocked(tmp_path):
+    path = tmp_path / "data"
+    first = DataDir(path)
+    with pytest.raises(MuxError):
+        DataDir(path)
+    first.close()
+    DataDir(path).close()
+
+
+def newer(data: Path) -> None:
+    db = sqlite3.connect(data / "stonemux.db")
+    db.execute("pragma user_version=999")
+    db.commit()
+    db.close()
+
+
+def garbage(data: Path) -> None:
+    (data / "stonemux.db").write_bytes(b"this is no database " * 1000)
+
+
+def truncated(data: Path) -> None:
+    os.truncate(data / "stonemux.db", 0)
+
+
+def halved(data: Path) -> None:
+    path = data / "stonemux.db"
+    os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
+
+
+def gone(data: Path) -> None:
+    (data / "stonemux.db").unlink()
+
+
+def emptied(data: Path) -> None:
+    path = data / "stonemux.db"
+    path.unlink()
+    db = sqlite3.connect(path)
+    db.execute("vacuum")
+    db.close()
+
+
+def foreign(data: Path) -> None:
+    shutil.rmtree(data)
+    data.mkdir(mode=0o700)
+    db = sqlite3.connect(data / "stonemux.db")
+    db.executescript("create table theirs (x); insert into theirs values (1);")
+    db.close()
+
+
+def foreign_by_id(data: Path) -> None:
+    shutil.rmtree(data)
+    data.mkdir(mode=0o700)
+    db = sqlite3.connect(data / "stonemux.db")
+    db.executescript("pragma application_id=1234; pragma journal_mode=wal; create table theirs (x);")
+    db.close()
+
+
+def behind(data: Path) -> None:
+    (data / "head.json").write_text('{"event_seq": 100000, "at": 0}\n')
+
+
+FAULT_37: Sequence[tuple[Callable[[Path], None], str]] = (
+    (newer, "newer"),
+    (garbage, "cannot be read"),
+    (truncated, "missing or empty"),
+    (halved, ""),
+    (gone, "missing or empty"),
+    (emptied, "once held data"),
+    (foreign, "another program"),
+    (foreign_by_id, "another program"),
+    (behind, "--accept-rollback"),
+)
+
+
+@pytest.mark.parametrize(("spoil", "word"), FAULT_37, ids=lambda value: getattr(value, "__name__", ""))
+def test_fault_37_odd_data_is_refused_and_left_as_it_is(made, spoil, word):
+    spoil(made)
+    before = contents(made)
+    line = refusal(78, made)
+    assert word in line
+    assert "stonemux.db" in line
+    assert contents(made) == before
+
+
+def killed(program: Program, data: Path) -> None:
+    """What a kill of `program` at this moment leaves behind, in another directory."""
+    data.mkdir(mode=0o700)
+    for path in program.path.iterdir():
+        if path.name not in ("daemon.pid", "stonemux.db-shm"):
+            shutil.copy(path, data)
+
+
+@pytest.mark.parametrize("spoil", [newer, behind])
+def test_fault_37_a_log_that_was_not_folded_in_is_left_as_it_is(data, open_program, spoil):
+    """What is refused keeps its write-ahead log, which may be all that can be saved."""
+    program = open_program()
+    Direct(program.mux).call("agent.register", agent_id="ann")
+    if spoil is newer:
+        db = sqlite3.connect(program.path / "stonemux.db")
+        db.execute("pragma user_version=999")
+        killed(program, data)
+        db.close()
+    else:
+        killed(program, data)
+        behind(data)
+    before = contents(data)
+    assert len(before["stonemux.db-wal"]) > 0
+    refusal(78, data)
+    after = contents(data)
+    after.pop("stonemux.db-shm", None)  # an index of the log, made anew by every reader
+    assert after == before
+
+
+def test_a_log_that_was_not_folded_in_is_read_at_the_start(data, open_program):
+    program = open_program()
+    direct = Direct(program.mux)
+    for agent_id in ("ann", "bob"):
+        direct.call("agent.register", agent_id=agent_id)
+    direct.call("msg.send", from_="ann", to="bob", content="in the log")
+    killed(program, data)
+    with running_daemon(data) as daemon:
+        assert poll(daemon) == ["in the log"]
+
+
+def test_a_rollback_may_be_accepted_and_ids_go_on(made):
+    behind(made)
+    with running_daemon(made, "--accept-rollback") as daemon:
+        assert poll(daemon) == ["from before"]
+        assert send(daemon, "after").status == 200
+        head = json.loads(daemon.get("/stats"))["events"]["head"]
+        assert head > 100_000
+    with running_daemon(made) as daemon:
+        assert json.loads(daemon.get("/stats"))["events"]["head"] == head
+
+
+# --- trouble with the storage --------------------------------------------------------------------------------------
+
+
+def unlink_database(data: Path) -> None:
+    (data / "stonemux.db").unlink()
+
+
+def unlink_log(data: Path) -> None:
+    (data / "stonemux.db-wal").unlink()
+
+
+def replace_database(data: Path) -> None:
+    shutil.copy(data / "stonemux.db", data / "copy")
+    os.replace(data / "copy", data / "stonemux.db")
+
+
+def replace_both(data: Path) -> None:
+    for name in ("stonemux.db", "stonemux.db-wal"):
+        shutil.copy(data / name, data / "copy")
+        os.replace(data / "copy", data / name)
+
+
+@pytest.mark.parametrize("meddle", [unlink_database, unlink_log, replace_database, replace_both])
+def test_fault_36_a_database_that_was_taken_away_is_not_written_to(data, meddle):
+    with running_daemon(data) as daemon:
+        introduce(daemon)
+        assert send(daemon, "kept").status == 200
+        assert poll(daemon) == ["kept"]
+        meddle(data)
+        replaced = {name: inode(data / name) for name in ("stonemux.db", "stonemux.db-wal") if (data / name).exists()}
+        before = contents(data)
+        got = send(daemon, "not kept")
+        assert (got.status, got.code) == (503, "storage_lost")
+        assert got.headers["retry-after"]
+        assert exit_status(daemon) == 70
+        assert daemon.process.stderr is not None
+        assert "under the running daemon" in daemon.process.stderr.read()
+    if meddle is unlink_log:  # the database itself is still ours, and gets back what the lost log held
+        with running_daemon(data) as daemon:
+            listed = ask(daemon, get("/msg/list?agent_id=bob")).json["messages"]
+            assert "kept" in [m["content"] for m in listed]
+        return
+    assert ("stonemux.db" in contents(data)) == (meddle is not unlink_database)
+    if meddle is not unlink_database:
+        assert inode(data / "stonemux.db") == replaced["stonemux.db"]
+        assert contents(data)["stonemux.db"] == before["stonemux.db"], "what lies there now is not ours to touch"
+    if meddle is replace_both:
+        assert contents(data)["stonemux.db-wal"] == before["stonemux.db-wal"]
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """A disk of two megabytes; needs root."""
+    path.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(path)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system could be mounted: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_fault_34_a_full_disk_stops_writes_only_and_only_while_it_is_full(tmp_path):
+    with small_disk(tmp_path / "disk") as disk, running_daemon(disk) as daemon:
+        introduce(daemon)
+        kept = [f"{n}" for n in range(5)]
+        for content in kept:
+            assert send(daemon, content).status == 200
+        with open(disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):  # no space is left
+            while True:
+                filler.write(b"x" * 4096)
+        for n in range(20):
+            got = send(daemon, "y" * 60_000)
+            if n > 2:
+                assert (got.status, got.code) == (507, "storage_full")
+                assert got.headers["retry-after"]
+        assert ask(daemon, get("/msg/list?agent_id=bob")).status == 200
+        assert ask(daemon, get("/health")).status == 200
+        assert poll(daemon)[:5] == kept
+        (disk / "filler").unlink()
+        assert send(daemon, "there is room again").status == 200
+        assert "there is room again" in poll(daemon)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert exit_status(daemon) == 0
+        assert daemon.process.stderr is not None
+        assert "Traceback" not in daemon.process.stderr.read()
+
+
+def test_fault_34_housekeeping_goes_on_when_the_head_cannot_be_noted(program, monkeypatch):
+    Direct(program.mux).call("agent.register", agent_id="ann")
+    purged: list[int] = []
+    monkeypatch.setattr(program.timekeeper, "_purge", purged.append)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DataDir, "write_head", full)
+    program.clock.advance(timekeeper.HOUSEKEEPING_MS)
+    program.timekeeper.tick()
+    assert purged
+    monkeypatch.undo()
+    program.timekeeper.tick()
+    assert program.directory.read_head() == program.store.head
+
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_is_json_for_programs(data):
+    with running_daemon(data, "--log-format", "json") as daemon:
+        daemon.process.terminate()
+        daemon.process.wait(STOP_S)
+        assert daemon.process.stderr is not None
+        entries = [json.loads(line) for line in daemon.process.stderr]
+    assert [entry["level"] for entry in entries] == ["info", "info"]
+    assert set(entries[0]) == {"at", "level", "message"}
+    assert daemon.banner.count("\n") == 6
+
+
+def test_the_log_is_text_for_people(data):
+    with running_daemon(data, "--log-format", "text") as daemon:
+        daemon.process.terminate()
+        daemon.process.wait(STOP_S)
+        assert daemon.process.stderr is not None
+        lines = daemon.process.stderr.read().splitlines()
+    assert len(lines) == 2
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z info     stonemux ", line) for line in lines)
+
+
+def test_the_level_silences_what_is_less_important(data):
+    with running_daemon(data, "--log-level", "warning") as daemon:
+        daemon.process.terminate()
+        daemon.process.wait(STOP_S)
+        assert daemon.process.stderr is not None
+        assert daemon.process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_log_and_a_banner_that_cannot_be_written_do_not_disturb(data):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stonemux", "serve", "--port", str(port), "--data-dir", str(data)],
+            cwd=ROOT,
+            env={**ENVIRON, "HOME": str(data.parent)},
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+        )
+    try:
+        daemon = ChildDaemon(process, port, "")
+
+        def answers() -> bool:
+            assert process.poll() is None, "it ended"
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(answers)
+        introduce(daemon)
+        assert send(daemon, "x").status == 200
+        assert ask(daemon, b"\0").status == 400
+        process.terminate()
+        assert process.wait(STOP_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_a_running_daemon(data):
+    with running_daemon(data) as daemon:
+        introduce(daemon)
+        send(daemon, "x")
+        port = str(daemon.port)
+        shown = run("status", "--port", port, home=data.parent)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout.startswith(f"stonemux {VERSION} at 127.0.0.1:{port}: ok\n")
+        assert re.search(r"agents +2 active, 0 stale", shown.stdout)
+        assert re.search(r"messages +1 sent, 1 unread", shown.stdout)
+        told = run("status", "--port", port, "--json", "--check", home=data.parent)
+        found = json.loads(told.stdout)
+        assert (told.returncode, found["running"], found["stats"]["agents"]["total"]) == (0, True, 2)
+
+
+def test_status_without_a_daemon_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shown = run("status", "--port", port, home=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "not running" in shown.stdout
+    assert "enterprise" in shown.stdout
+    told = run("status", "--port", port, "--json", "--check", home=tmp_path)
+    assert (told.returncode, json.loads(told.stdout)["running"]) == (6, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b'{"error": "no"}', b'{"detail": "x"}', b"not json", b'{"error": {"x": 1}}']
+)
+@pytest.mark.parametrize("status", [200, 404])
+def test_status_does_not_take_another_server_for_the_daemon(tmp_path, body, status):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Other)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with pytest.raises(MuxError) as caught:
+            client.ask("127.0.0.1", server.server_port, operations.BY_NAME["health"], {})
+        assert caught.value.code == "unreachable"
+        environ = {"HOME": str(tmp_path)}
+        assert cli.main(["status", "--port", str(server.server_port), "--check"], environ) == 6
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_error_of_the_daemon_reaches_the_caller(http):
+    with pytest.raises(MuxError) as caught:
+        client.ask("127.0.0.1", http.port, operations.BY_NAME["agent.get"], {"agent_id": "nobody"})
+    assert caught.value.code == "agent_not_found"
+    assert caught.value.facts["known_agents"] == []
+
+
+def test_a_store_that_failed_to_open_gives_everything_back(made):
+    behind(made)
+    directory = DataDir(made)
+    with pytest.raises(MuxError):
+        Store(directory, FakeClock())
+    directory.close()
+    (made / "head.json").unlink()
+    again = DataDir(made)
+    Store(again, FakeClock()).close()
+    again.close()
+    assert datadir.HEAD in contents(made)
