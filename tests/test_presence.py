@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_clock import FakeClock
 
-from stonemux import agents
+from stonemux import agents, door, operations
 from stonemux.errors import MuxError
+from stonemux.mux import Caller
 from stonemux.presence import Presence
 
 THRESHOLD_MS = 300_000
@@ -122,8 +123,10 @@ def test_nobody_is_stale_because_the_daemon_was_away(program, direct):
 def test_a_registration_that_is_rolled_back_is_not_remembered(program):
     mux = program.mux
 
+    call = door.Call(mux, operations.BY_NAME["agent.register"], {"agent_id": "ann"}, Caller())
+
     def register_and_fail(tx):
-        agents.register(tx, agent_id="ann", role=None, capabilities=None, group=None, channel="default", metadata=None)
+        call.work(tx)
         raise ValueError("late")
 
     with pytest.raises(ValueError, match="late"):
