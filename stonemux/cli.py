@@ -1,4 +1,4 @@
-"""The command line: `serve`, `status`, `setup` and `reference`.
+"""The command line: `serve`, `mcp`, `status`, `setup` and `reference`.
 
 Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
 of reach, 70 storage failed, 78 data refused. Errors are one line on standard error.
@@ -75,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     setup.add_argument("--no-check", action="store_true", help="do not start the command to see whether it works")
     _add_settings(setup)
     setup.set_defaults(run=_setup)
+
+    mcp = commands.add_parser(
+        "mcp",
+        help="serve MCP on standard input and output",
+        description="Serve the Model Context Protocol on standard input and output, for clients that start their "
+        "servers. Starts the daemon if none answers. STONEMUX_AGENT names the agent that this session speaks for.",
+    )
+    _add_settings(mcp)
+    mcp.set_defaults(run=_mcp)
 
     reference = commands.add_parser(
         "reference", help="print the reference", description="Print the reference of all operations, as Markdown."
@@ -164,14 +173,20 @@ def _duration(seconds: int) -> str:
 def _setup(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux import setup
 
-    launch, folder = None, Path.cwd()
+    wanted, folder = None, Path.cwd()
     if not options.remove:
         _settings(options, environ)  # refuses what the configured command would refuse
         given = {name: getattr(options, name) for name in setup.HANDED_ON}
-        launch = setup.launch(environ, given, folder, options.agent)
-    job = setup.Job(CLIENTS[options.client], options.scope, launch, environ, folder)
+        wanted = setup.launch_for(environ, given, folder, options.agent)
+    job = setup.Job(CLIENTS[options.client], options.scope, wanted, environ, folder)
     setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=print)
     return EXIT_OK
+
+
+def _mcp(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import stdio
+
+    return stdio.serve(_settings(options, environ), Path(options.config) if options.config else None, environ)
 
 
 def _reference(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -16,6 +16,7 @@ message; a `MuxError` of a tool is answered as a result with `isError`, because 
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,16 @@ PROTOCOL_VERSION = "io.modelcontextprotocol/protocolVersion"
 CLIENT_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 SERVER_INFO = "io.modelcontextprotocol/serverInfo"
+
+AGENT_META = "stonemux/agent"
+AGENT_HEADER = "x-stonemux-agent"
+"""Both name the calling agent; what stands in a request's `_meta` wins."""
+CLIENT_HEADERS: Mapping[str, str] = {"session_id": "x-stonemux-session-id", "project_dir": "x-stonemux-project-dir"}
+"""What a client's program may tell of itself, by the name under which its agent's metadata keeps it."""
+
+NAMED_BY: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""The param that the header Mcp-Name repeats, by method (2026-07-28, "Standard Request Headers")."""
+_ENCODED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
 
 LIST_TTL_MS = 300_000
 """How long a client may keep a list; they change only with another version or another setting of the daemon."""
@@ -123,6 +134,37 @@ def _id_of(message: dict[str, Any]) -> RequestId | None:
     """The message's id if it is one that may be answered to (Overview, "Requests": a string or an integer)."""
     request_id = message.get("id")
     return request_id if isinstance(request_id, (str, int)) and not isinstance(request_id, bool) else None
+
+
+def standard_headers(request: Request) -> dict[str, str]:
+    """The headers that go with a modern request over HTTP; none with a legacy one."""
+    if not request.modern:
+        return {}
+    headers = {"mcp-protocol-version": str(request.meta[PROTOCOL_VERSION]), "mcp-method": request.method}
+    name = request.params.get(NAMED_BY.get(request.method, ""))
+    if isinstance(name, str):
+        headers["mcp-name"] = name
+    return {header: encode_header(value) for header, value in headers.items()}
+
+
+def encode_header(value: str) -> str:
+    """A text as a header may carry it (2026-07-28, "Value Encoding")."""
+    if value.isascii() and value.isprintable() and value == value.strip() and _ENCODED.fullmatch(value) is None:
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
+
+
+def decode_header(value: str) -> str:
+    """The text that a header carries; raises ValueError that says what is wrong with it."""
+    match = _ENCODED.fullmatch(value)
+    if match is None:
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError("is not printable ASCII; send it as =?base64?...?=")
+        return value
+    try:
+        return base64.b64decode(match[1], validate=True).decode()
+    except ValueError:
+        raise ValueError("is not base64 of UTF-8") from None
 
 
 # -- what may be asked for

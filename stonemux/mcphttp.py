@@ -11,10 +11,7 @@ messages ends its connection, so that the client's closing tells soon whether th
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,18 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stonemux")
 
 PATH = "/mcp"
-AGENT_HEADER = "x-stonemux-agent"
-"""Names the calling agent; so does `stonemux/agent` in a request's `_meta`, which wins."""
-CLIENT_HEADERS: Mapping[str, str] = {
-    "session_id": "x-stonemux-session-id",
-    "project_dir": "x-stonemux-project-dir",
-}
-"""What a client's program may tell of itself, by the name under which an agent's metadata keeps it."""
-AGENT_META = "stonemux/agent"
 COMMENT = b": still waiting\n\n"
-
-_NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-_ENCODED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
 
 
 class McpExchange(Exchange):
@@ -115,13 +101,14 @@ class McpExchange(Exchange):
 
     def _session(self, request: Request) -> mcp.Session:
         headers = self._head.headers
-        agent = request.meta.get(AGENT_META)
+        agent = request.meta.get(mcp.AGENT_META)
         if not isinstance(agent, str):
-            agent = decoded(headers.get(AGENT_HEADER, ""), AGENT_HEADER, request)
-        told = {name: decoded(headers.get(header, ""), header, request) for name, header in CLIENT_HEADERS.items()}
+            agent = _decoded(headers, mcp.AGENT_HEADER, request) or ""
+        told = {name: _decoded(headers, header, request) for name, header in mcp.CLIENT_HEADERS.items()}
         client = {name: value[:256] for name, value in told.items() if value}
         notify = self._notify if takes_stream(headers) else None
-        return mcp.Session(_Door(self._server.mux, self._caller), agent, client, notify)
+        desk = _Door(self._server.mux, self._caller, headers.get("idempotency-key"))
+        return mcp.Session(desk, agent, client, notify)
 
     # -- answering
 
@@ -176,14 +163,15 @@ class _McpCaller(HttpCaller):
 
 
 class _Door:
-    """The daemon's own desk."""
+    """The daemon's own desk; `key` is the idempotency key of the whole request."""
 
-    def __init__(self, mux: Mux, caller: Caller) -> None:
+    def __init__(self, mux: Mux, caller: Caller, key: str | None) -> None:
         self._mux = mux
         self._caller = caller
+        self._key = key
 
     def call(self, operation: Operation, given: Mapping[str, Any]) -> Any:
-        return door.call(self._mux, operation, given, self._caller)
+        return door.call(self._mux, operation, given, self._caller, key=self._key if operation.changes else None)
 
     def unread(self, agent_id: str) -> int:
         mux = self._mux
@@ -251,12 +239,9 @@ def check_headers(request: Request, headers: Mapping[str, str]) -> Request:
         return request
     _compare(request, "MCP-Protocol-Version", version, request.meta.get(mcp.PROTOCOL_VERSION))
     _compare(request, "Mcp-Method", headers.get("mcp-method"), request.method)
-    field = _NAMED_BY.get(request.method)
-    if field is not None:
-        name = headers.get("mcp-name")
-        if name is not None:
-            name = decoded(name, "Mcp-Name", request)
-        _compare(request, "Mcp-Name", name, request.params.get(field))
+    name = request.params.get(mcp.NAMED_BY.get(request.method, ""))
+    if isinstance(name, str):
+        _compare(request, "Mcp-Name", _decoded(headers, "mcp-name", request), name)
     return request
 
 
@@ -271,21 +256,9 @@ def _mismatch(request: Request, problem: str) -> Fault:
     return Fault(mcp.HEADER_MISMATCH, f"Header mismatch: {problem}", None, request.request_id)
 
 
-def decoded(value: str, header: str, request: Request) -> str:
-    """A header's text, which may be `=?base64?...?=` (2026-07-28, "Value Encoding"); raises Fault -32020."""
-    match = _ENCODED.fullmatch(value)
-    if match is None:
-        if not (value.isascii() and value.isprintable()):
-            raise _mismatch(request, f"{header} is not ASCII; send it as =?base64?...?=")
-        return value
+def _decoded(headers: Mapping[str, str], header: str, request: Request) -> str | None:
+    value = headers.get(header)
     try:
-        return base64.b64decode(match[1], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise _mismatch(request, f"{header} is not base64 of UTF-8") from None
-
-
-def encoded(value: str) -> str:
-    """A text as a header may carry it."""
-    if value.isascii() and value.isprintable() and value == value.strip() and _ENCODED.fullmatch(value) is None:
-        return value
-    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
+        return None if value is None else mcp.decode_header(value)
+    except ValueError as error:
+        raise _mismatch(request, f"{header} {error}") from None

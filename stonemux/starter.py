@@ -1,0 +1,112 @@
+"""Starting the daemon for a client that finds none.
+
+Any number of clients may do so at once: each starts a daemon of its own, the lock on the data directory lets one of
+them live, and all wait until somebody answers. The daemon is in a session of its own, so it outlives the client and
+whatever ends the client's process group. What it says goes into `daemon.log` in the data directory.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from stonemux import launch
+from stonemux.client import Pool
+from stonemux.clock import Clock
+from stonemux.config import Settings
+from stonemux.errors import EXIT_LOCKED, MuxError
+
+LOG = "daemon.log"
+MOST_LOG_BYTES = 4 * 1024 * 1024
+"""A larger log is set aside (as `daemon.log.1`) before the next start."""
+START_MS = 10_000
+LOOK_MS = 20
+HEALTH_S = 2.0
+
+
+class Starter:
+    """Sees to it that a daemon answers. `_lock` lets one thread of this process start one at a time."""
+
+    def __init__(self, settings: Settings, config: Path | None, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._config = config
+        self._environ = environ
+        self._clock = Clock()
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pause = threading.Condition()
+
+    def ensure(self) -> None:
+        """Return once a daemon answers; start one if none does.
+
+        Raises `unreachable`, with what the daemon said last, when there is none after 10 s or it ended by itself.
+        """
+        with self._lock:
+            if self.answers():
+                return
+            deadline = self._clock.ticks_ms() + START_MS
+            child = self._child = self._spawn()
+            while not self.answers():
+                status = child.poll()
+                if status not in (None, EXIT_LOCKED):
+                    raise self._failed(f"the daemon ended with status {status}")
+                if self._clock.ticks_ms() >= deadline:
+                    raise self._failed(f"no daemon answers at {self._settings.host}:{self._settings.port}")
+                with self._pause:
+                    self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
+
+    def answers(self) -> bool:
+        """Whether a stonemux daemon answers at the address."""
+        pool = Pool(self._settings.host, self._settings.port)
+        try:
+            with pool.exchange() as exchange:
+                exchange.request("GET", "/health", timeout=HEALTH_S)
+            return exchange.status == 200 and json.loads(exchange.body).get("status") == "ok"
+        except (OSError, http.client.HTTPException, ValueError, AttributeError):
+            return False
+        finally:
+            pool.close()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        settings = self._settings
+        where = ["--host", settings.host, "--port", str(settings.port), "--data-dir", str(settings.data_dir.resolve())]
+        config = ["--config", str(self._config.resolve())] if self._config is not None else []
+        try:
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _open_log(settings.data_dir / LOG) as log:
+                return subprocess.Popen(
+                    [*launch.command(), "serve", *where, *config],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=settings.data_dir,
+                    env=dict(self._environ),
+                    start_new_session=True,
+                )
+        except OSError as trouble:
+            raise MuxError("unreachable", f"the daemon cannot be started: {trouble}") from trouble
+
+    def _failed(self, problem: str) -> MuxError:
+        log = self._settings.data_dir / LOG
+        said = _last_line(log)
+        return MuxError("unreachable", f"{problem}{f': {said}' if said else ''}. Its log is {log}")
+
+
+def _open_log(path: Path) -> BinaryIO:
+    if path.exists() and path.stat().st_size > MOST_LOG_BYTES:
+        os.replace(path, path.with_suffix(".log.1"))
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
