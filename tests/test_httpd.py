@@ -399,25 +399,14 @@ def test_a_parked_call_is_answered_when_the_daemon_stops(served, background):
 
 # --- routes and methods --------------------------------------------------------------------------------------------
 
-QUERIES = {
-    "agent.get": "agent_id=bob",
-    "msg.poll": "agent_id=bob&timeout=30",
-    "msg.status": "id=1",
-    "msg.search": "q=hi",
-    "task.get": "task_id=none",
-    "state.get": "key=none",
-    "state.watch": "key=none&timeout=30",
-    "state.history": "key=none",
-    "channel.get": "channel=default",
-    "events.list": "after=0&timeout=30",
-}
 GETS = [operation for operation in OPERATIONS if operation.method == "GET"]
 
 
 @pytest.mark.parametrize("operation", GETS, ids=lambda operation: operation.name)
 def test_head_answers_like_get_without_a_body(served, operation):
     served.send()
-    target = f"{operation.path}?{QUERIES.get(operation.name, '')}".rstrip("?")
+    given = dict(operation.example) | ({"timeout": 30} if "timeout" in operation.by_name else {})
+    target = f"{operation.path}?{urllib.parse.urlencode(given)}".rstrip("?")
     raw = served.connect()
     got = raw.ask(request("HEAD", target), head=True)
     if operation.kind == "stream":
