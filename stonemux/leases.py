@@ -21,7 +21,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
 from stonemux.mux import Caller, Mux
-from stonemux.store import Snapshot, Tx
+from stonemux.store import Job, Snapshot, Tx
 
 DUE_AT_ONCE = 500
 """Leases settled by one transaction."""
@@ -37,7 +37,7 @@ def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: in
         leased: dict[int, int] = mux.store.write(lambda tx: _lease(tx, agent_id, ids, lease * 1000))
     finally:
         mux.flights.end(agent_id, ids)
-    caller.flight = _Handed(mux, agent_id, list(leased))
+    caller.flight = _Handed(mux, agent_id, leased)
     answer = messages.answer([row for row in rows if row["id"] in leased], more=more)
     for shown in answer["messages"]:
         shown["deliveries"] = leased[shown["id"]]
@@ -49,24 +49,26 @@ def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: in
 class _Handed:
     """Leased messages whose answer is on its way; if it is lost they were never delivered."""
 
-    __slots__ = ("_agent_id", "_ids", "_mux")
+    __slots__ = ("_agent_id", "_leased", "_mux")
 
-    def __init__(self, mux: Mux, agent_id: str, ids: list[int]) -> None:
-        self._mux, self._agent_id, self._ids = mux, agent_id, ids
+    def __init__(self, mux: Mux, agent_id: str, leased: dict[int, int]) -> None:
+        self._mux, self._agent_id, self._leased = mux, agent_id, leased
 
     def landed(self) -> None:
         pass  # the lease stands
 
     def lost(self) -> None:
-        self._mux.store.write(self._put_back)
+        # Nobody waits for it, and nobody may: whoever tells us may be the thread that leads the commits.
+        self._mux.store.submit(Job(self._put_back, lambda value, error: None))
 
     def _put_back(self, tx: Tx) -> None:
-        for message_id in self._ids:
+        for message_id, deliveries in self._leased.items():  # unless it ran out, and is on another lease by now
             tx.run(
                 "update delivery set state = 0, due_at = null, deliveries = deliveries - 1 "
-                "where agent_id = ? and message_id = ? and state = 1",
+                "where agent_id = ? and message_id = ? and state = 1 and deliveries = ?",
                 self._agent_id,
                 message_id,
+                deliveries,
             )
         _changed(tx, self._agent_id)
 

@@ -214,11 +214,14 @@ class Streamer:
         recent = self._mux.log.recent(after)
         missed: list[bytes] = []
         if recent is None:
+            head = self._mux.log.head
             with self._mux.store.read() as rx:
                 if (gap := monitor.gap_after(rx, after)) is not None:
                     after = gap["oldest"] - 1
                     missed.append(special("gap", gap, after))
                 recent = events.stored(rx, after, PAGE)
+            if not recent:  # ids that were left out, after the database went back in time
+                after = max(after, head)
         size = 0
         for event in recent:
             after = event.id

@@ -6,6 +6,7 @@ the fake clock is willing to stand still.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 from faces import Direct, join
 
-from stonemux import agents, door, messages, operations, state, tasks
+from stonemux import agents, door, messages, operations, sse, state, tasks
 from stonemux.errors import MuxError
+from stonemux.events import Filter
 from stonemux.hub import Hangup, Hub
 from stonemux.mux import Alarm, Caller, Mux, Wait
-from stonemux.store import Job, Snapshot
+from stonemux.store import SKIPPED, Job, Snapshot
 
 BLOCKED_S = 0.05
 """How long a rival is given that is expected to wait for us; when it is not made to wait, it needs a millisecond."""
@@ -466,6 +468,22 @@ def test_events_reach_the_ring_in_the_order_of_their_ids(mux, direct, background
     assert ids == list(range(1, mux.store.head + 1))
 
 
+def test_a_stream_passes_over_ids_that_were_left_out(mux, direct):
+    """After a database went back in time the head lies far beyond its newest event: no reason to spin."""
+    join(direct, "ann")
+    mux.store.head += SKIPPED
+    mux.log.head += SKIPPED
+    mux.log._ring.clear()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = sse.Stream(ours, Filter(), 0, b"")
+        streamer = sse.Streamer(mux)
+        piece, stream.cursor = streamer._next_piece(stream)
+        assert b"agent_registered" in piece
+        assert streamer._next_piece(stream) == (b"", mux.log.head)
+        streamer.close()
+
+
 # -- a task wakes one waiter, and no wake-up is lost
 
 
@@ -641,21 +659,39 @@ def test_a_claim_with_a_key_stands_when_its_answer_is_lost(mux, direct):
     assert done["status"] == "complete"
 
 
-@pytest.mark.parametrize("operation", ["task.claim", "msg.poll"])
-def test_what_was_handed_out_may_be_lost_while_a_commit_is_led(mux, direct, background, operation):
+@pytest.mark.parametrize(
+    ("operation", "given"),
+    [("task.claim", {}), ("msg.poll", {}), ("msg.poll", {"ack": "manual"})],
+    ids=["claim", "plain", "manual"],
+)
+def test_what_was_handed_out_may_be_lost_while_a_commit_is_led(mux, direct, background, operation, given):
     """The leader writes answers, learns that a client is gone, and tells what was handed out: it must not wait."""
     join(direct, "ann", "bob")
     post(direct)
     direct.call("msg.send", from_="ann", to="bob", content="hi")
     caller = Caller()
-    door.Call(mux, operations.BY_NAME[operation], {"agent_id": "bob", "timeout": 60}, caller).answer()
+    given = given | {"agent_id": "bob", "timeout": 60}
+    door.Call(mux, operations.BY_NAME[operation], given, caller).answer()
 
     def lose(value: Any, error: Any) -> None:
         caller.flight.lost()
 
     background(mux.store.submit, Job(lambda tx: tx.run("insert into meta values ('k', 'x')"), lose)).result(5)
-    got = background(direct.call, operation, agent_id="bob", timeout=60).result(5)
+    got = background(direct.call, operation, **given).result(5)
     assert got.get("messages") or got.get("task")
+
+
+def test_an_answer_that_is_lost_late_leaves_the_next_ones_lease_alone(program, mux, direct, clock):
+    """Its own lease has run out meanwhile, and another worker has the message."""
+    join(direct, "ann", "bob")
+    direct.call("msg.send", from_="ann", to="bob", content="hi")
+    _, late = poll(mux, ack="manual", lease=1)
+    clock.advance(1000)
+    program.timekeeper.tick()
+    contents, _ = poll(mux, ack="manual")
+    assert contents == ["hi"]
+    late.flight.lost()
+    assert poll(mux, ack="manual")[0] == [], "the second worker is about it"
 
 
 def test_a_lease_that_runs_out_wakes_a_waiter(program, direct, clock, waiting):
