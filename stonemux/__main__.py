@@ -1,6 +1,12 @@
-"""`python -m stonemux`."""
+"""`python -m stonemux`, and `python path/to/stonemux/__main__.py` from any folder."""
 
+import os
 import sys
+
+if not __package__:  # started by its path: the package is found where this file lies
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if root not in sys.path:
+        sys.path.insert(0, root)
 
 from stonemux.cli import main
 

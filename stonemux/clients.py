@@ -35,7 +35,8 @@ class Client(NamedTuple):
     defaults: Mapping[str, Any] = NONE
     """Fields that are written unless the entry has them already."""
     note: str = ""
-    """What its user still has to do in project scope."""
+    """What its user still has to do, in project scope, or in any (`always_noted`)."""
+    always_noted: bool = False
 
     def file(self, scope: str, environ: Mapping[str, str], folder: Path) -> Path:
         """The configuration file of a scope; `folder` is the project, HOME in `environ` says whose user scope."""
@@ -79,7 +80,8 @@ CLIENTS: Mapping[str, Client] = {
         ".gemini/settings.json",
         variable="GEMINI_CLI_HOME",
         moved=".gemini/settings.json",
-        note="Gemini CLI reads this file only in a folder that it trusts",
+        note="Gemini CLI starts servers only in a folder that it trusts (gemini trust)",
+        always_noted=True,
     ),
     "cursor": Client(
         "Cursor",

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import stonemux
-from stonemux import jsonc, probe, tomltext
+from stonemux import jsonc, launch, probe, tomltext
 from stonemux.clients import Client, home
 from stonemux.errors import MuxError
 from stonemux.schema import KINDS, Param
@@ -51,7 +50,7 @@ class Job:
 
     client: Client
     scope: str
-    launch: Launch | None
+    wanted: Launch | None
     environ: Mapping[str, str]
     folder: Path
     """The project in project scope."""
@@ -108,18 +107,13 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
 # --- the command
 
 
-def launch(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path, agent: str | None) -> Launch:
-    """How this very stonemux is started from anywhere: a .pyz by its path, else the interpreter with the module.
+def launch_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path, agent: str | None) -> Launch:
+    """The command and environment that start `stonemux mcp` from anywhere.
 
     `given` holds flags by setting (`HANDED_ON`); what is None there comes from the environment, if that has it. Paths
-    become absolute, counted from `folder`. A checkout is named in PYTHONPATH; an installed package needs no name. `-P`
-    keeps the modules of the project in which the client runs from replacing those of the standard library. Raises
-    `invalid_field` for an agent name that no agent may have.
+    become absolute, counted from `folder`. Raises `invalid_field` for an agent name that no agent may have.
     """
     env = {}
-    archive = getattr(stonemux.__loader__, "archive", None)
-    if archive is None and not _is_installed(environ):
-        env["PYTHONPATH"] = str(_root())
     for name in HANDED_ON:
         variable = f"STONEMUX_{name.upper()}"
         value = given.get(name) or environ.get(variable)
@@ -127,13 +121,10 @@ def launch(environ: Mapping[str, str], given: Mapping[str, str | None], folder: 
             env[variable] = os.path.abspath(folder / Path(value).expanduser()) if name in HANDED_ON[2:] else value
     if agent is not None:
         env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
-    args = ("-P", "-m", "stonemux", "mcp") if archive is None else (os.path.abspath(archive), "mcp")
-    return Launch(os.path.abspath(sys.executable), args, env)
-
-
-def _root() -> Path:
-    """The folder that holds the package."""
-    return Path(stonemux.__file__).resolve().parent.parent
+    command, *args = launch.command()
+    if _is_installed(environ):  # the module's name outlives the path to it, when another Python is put underneath
+        args = ["-P", "-m", "stonemux"]
+    return Launch(command, (*args, "mcp"), env)
 
 
 def _is_installed(environ: Mapping[str, str]) -> bool:
@@ -142,7 +133,7 @@ def _is_installed(environ: Mapping[str, str]) -> bool:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = [sys.executable, "-P", "-c", asked]
         found = subprocess.run(command, env=probe.bare(environ), cwd="/", capture_output=True, text=True, timeout=10)
-        return bool(found.stdout.strip()) and Path(found.stdout.strip()).resolve().parent.parent == _root()
+        return bool(found.stdout.strip()) and Path(found.stdout.strip()).resolve().parent.parent == launch.root()
     return False
 
 
@@ -164,7 +155,7 @@ def _edited(job: Job, old: str) -> str:
     syntax, path = _syntax(job), (job.client.table, NAME)
     before = syntax.read(old)
     had = _entry(job.client, before)
-    wanted = None if job.launch is None else _merged(had, job.client, job.launch)
+    wanted = None if job.wanted is None else _merged(had, job.client, job.wanted)
     if had == wanted:
         return old
     new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
@@ -188,12 +179,12 @@ def _entry(client: Client, document: Mapping[str, Any]) -> Any:
     return table.get(NAME) if isinstance(table, dict) else None
 
 
-def _merged(had: Any, client: Client, launch: Launch) -> dict[str, Any]:
-    """The entry for `launch`, with what its owner added to the one that stands there."""
+def _merged(had: Any, client: Client, wanted: Launch) -> dict[str, Any]:
+    """The entry for `wanted`, with what its owner added to the one that stands there."""
     old = had if isinstance(had, dict) else {}
     added = old["env"] if isinstance(old.get("env"), dict) else {}
-    env = dict(launch.env) | {name: value for name, value in added.items() if name not in OUR_ENVIRONMENT}
-    ours = {**client.fixed, "command": launch.command, "args": list(launch.args), "env": env}
+    env = dict(wanted.env) | {name: value for name, value in added.items() if name not in OUR_ENVIRONMENT}
+    ours = {**client.fixed, "command": wanted.command, "args": list(wanted.args), "env": env}
     if not env:
         del ours["env"]
     rest = {name: value for name, value in old.items() if name not in (*ours, "env", *FOREIGN_FORM)}
@@ -297,17 +288,19 @@ def run(job: Job, *, dry_run: bool, checked: bool, say: Callable[[str], None]) -
         say(preview(job).rstrip("\n") or f"{where}: {_unchanged(job)}")
         return
     changed, kept = write(job)
-    done = "removed" if job.launch is None else "configured"
+    done = "removed" if job.wanted is None else "configured"
     say(f"{where}: {done if changed else _unchanged(job)}")
     if kept:
         say(f"  the file as it was: {kept}")
-    if job.launch is None:
+    if job.wanted is None:
         return
     if job.scope == "project":
-        say(f"  {job.client.note}; it names paths of this machine")
+        say("  it names paths of this machine")
+    if job.scope == "project" or job.client.always_noted:
+        say(f"  {job.client.note}")
     if checked:
         say(f"  its command works: {len(check(job))} tools answered")
 
 
 def _unchanged(job: Job) -> str:
-    return "nothing to remove" if job.launch is None else "already configured"
+    return "nothing to remove" if job.wanted is None else "already configured"

@@ -26,6 +26,7 @@ from stonemux.errors import MuxError
 
 ROOT = Path(__file__).parent.parent
 FAKE = str(Path(__file__).parent / "fake_mcp.py")
+CHECKOUT = [sys.executable, "-P", str(ROOT / "stonemux" / "__main__.py"), "mcp"]
 ENTRY = {"command": "/usr/bin/python3", "args": ["-m", "stonemux", "mcp"], "env": {"A": 'b "c" \\ é'}}
 
 JSON_WITH_COMMENTS = """// kept by hand
@@ -147,8 +148,8 @@ def test_a_missing_file_is_made_with_its_folders(place, client, scope):
     file = place.file(client, scope)
     assert parse(client, file.read_text()).keys() == {CLIENTS[client].table}
     entry = place.entry(client, scope)
-    assert (entry["command"], entry["args"]) == (sys.executable, ["-P", "-m", "stonemux", "mcp"])
-    assert entry["env"] == {"PYTHONPATH": str(ROOT), "STONEMUX_AGENT": "ann"}
+    assert [entry["command"], *entry["args"]] == CHECKOUT
+    assert entry["env"] == {"STONEMUX_AGENT": "ann"}
     assert file.stat().st_mode & 0o777 == (0o600 if scope == "user" else 0o644)
     assert place.files() == [str(file.relative_to(place.home.parent))], "and nothing beside it"
 
@@ -206,7 +207,7 @@ def test_a_dry_run_prints_the_difference_only(place, client, scope):
     assert status == 0
     assert out.startswith(f"--- {file}\n+++ {file}\n@@")
     assert sum(line.startswith("-") for line in out.splitlines()) == 1 + out.count('-\t\t"other"'), "only additions"
-    assert '"stonemux", "mcp"' in out
+    assert str(ROOT / "stonemux") in out
     assert (file.read_text(), len(place.files())) == (text, 1)
     place.run(client, "--scope", scope, "--no-check")
     assert "already configured" in place.run(client, "--scope", scope, "--dry-run")[1]
@@ -245,14 +246,13 @@ def test_address_data_and_settings_are_handed_on(place):
     flags = ("--port", "4001", "--data-dir", "data", "--config", "s.toml")
     place.run("cursor", "--no-check", *flags, STONEMUX_HOST="localhost", STONEMUX_PORT="4000", STONEMUX_AGENT="me")
     assert place.entry("cursor")["env"] == {
-        "PYTHONPATH": str(ROOT),
         "STONEMUX_HOST": "localhost",
         "STONEMUX_PORT": "4001",
         "STONEMUX_DATA_DIR": str(place.project / "data"),
         "STONEMUX_CONFIG": str(place.project / "s.toml"),
     }, "flags win; whoever runs setup is not whom the client speaks for"
     place.run("cursor", "--no-check")
-    assert place.entry("cursor")["env"] == {"PYTHONPATH": str(ROOT)}, "what is no longer given goes"
+    assert "env" not in place.entry("cursor"), "what is no longer given goes"
 
 
 @pytest.mark.parametrize("flags", [("--port", "many"), ("--agent", " ann"), ("--agent", ""), ("--config", "absent")])
@@ -279,7 +279,7 @@ def test_what_the_owner_added_to_the_entry_stays(place, client):
     place.run(client, "--no-check")
     got = place.entry(client)
     assert {name: got[name] for name in mine} == mine
-    assert got["env"] == {"PYTHONPATH": str(ROOT), "STONEMUX_TOKEN": "t"}
+    assert got["env"] == {"STONEMUX_TOKEN": "t"}
     assert "url" not in got
     assert "headers" not in got
     assert list(parse(client, place.file(client).read_text())[row.table]) == ["a", "stonemux", "z"], "in its place"
@@ -302,10 +302,16 @@ def launched(python: str, *where: str, home: Path, environ: dict[str, str]) -> d
     return json.loads((home / ".claude.json").read_text())["mcpServers"]["stonemux"]
 
 
-def test_a_checkout_is_named_in_the_environment(tmp_path):
+def test_a_checkout_is_started_by_its_path(tmp_path):
     entry = launched(sys.executable, "-m", "stonemux", home=tmp_path, environ={"PYTHONPATH": str(ROOT)})
-    assert (entry["command"], entry["args"]) == (sys.executable, ["-P", "-m", "stonemux", "mcp"])
-    assert entry["env"] == {"PYTHONPATH": str(ROOT)}
+    assert [entry["command"], *entry["args"]] == CHECKOUT
+    assert "env" not in entry, "Gemini CLI refuses to pass PYTHONPATH on"
+
+
+def test_what_is_started_by_its_path_needs_no_environment_and_no_folder(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('the module of the project')")
+    done = subprocess.run([*CHECKOUT[:-1], "--version"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:9], done.stderr) == (0, "stonemux ", "")
 
 
 def test_an_installed_package_needs_no_path(tmp_path):
@@ -645,8 +651,8 @@ def test_the_command_gets_what_the_file_says_and_little_else(place, monkeypatch)
     place.lay("codex", '[mcp_servers.stonemux]\nenv = {STONEMUX_TOKEN = "t"}\n')
     assert "1 tools answered" in place.run("codex", SECRET="x", TERM="dumb")[1]
     assert heard == {
-        "command": [sys.executable, "-P", "-m", "stonemux", "mcp"],
-        "environ": {**place.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT), "STONEMUX_TOKEN": "t"},
+        "command": CHECKOUT,
+        "environ": {**place.environ, "TERM": "dumb", "STONEMUX_TOKEN": "t"},
         "folder": place.home,
     }
 
@@ -672,7 +678,7 @@ def test_a_command_that_fails_is_reported(job, place, how, told):
 
 
 def test_a_failed_check_is_status_one_and_the_file_stays(place, monkeypatch):
-    monkeypatch.setattr(setup, "launch", lambda *_: setup.Launch("/no/such/python", (), {}))
+    monkeypatch.setattr(setup, "launch_for", lambda *_: setup.Launch("/no/such/python", (), {}))
     status, out, err = place.run("claude")
     assert status == 1
     assert "configured" in out
