@@ -227,9 +227,10 @@ def test_a_row_that_cannot_be_written_fails_only_its_own_call(opened):
         tx.insert("delivery", ("bob", 1, "default", 0))
         tx.insert("delivery", ("bob", 1, "default", 0))
 
-    outcomes = Batch(store).run(deliver("ann"), twice, note("a"), deliver("cid"))
-    assert [value for value, error in outcomes if error is None] == [1, "a", 1]
-    assert isinstance(outcomes[1][1], sqlite3.IntegrityError)
+    for works in ((deliver("ann"), twice, note("a"), deliver("cid")), (deliver("ann"), twice, deliver("cid"))):
+        outcomes = Batch(store).run(*works)
+        assert [n for n, (_, error) in enumerate(outcomes) if error is not None] == [1]
+        assert isinstance(outcomes[1][1], sqlite3.IntegrityError)
 
 
 def test_a_message_id_that_was_dealt_in_vain_is_dealt_again_but_never_twice(opened):
@@ -733,6 +734,17 @@ def test_time_does_not_run_back_after_a_crash(opened):
     slow = FakeClock()
     opened(clock=slow)
     assert slow.now_ms() >= late > EPOCH_MS
+
+
+def test_time_does_not_run_back_after_a_crash_without_an_event(opened):
+    clock = FakeClock()
+    clock.advance(3_600_000)
+    store = opened(clock=clock)
+    store._note_clock = lambda tx: None
+    opened.close()
+    slow = FakeClock()
+    opened(clock=slow)
+    assert slow.now_ms() >= clock.now_ms()
 
 
 # -- the plans of the hot queries
