@@ -29,7 +29,7 @@ def refusal(face: Direct | OverHttp, code: str, name: str, /, **given: Any) -> M
     """The refusal of a call, which must have this code."""
     with pytest.raises(MuxError) as caught:
         face.call(name, **given)
-    assert caught.value.code == code, caught.value.message
+    assert caught.value.code == code, f"{name}: {caught.value.message}"
     return caught.value
 
 
