@@ -48,8 +48,8 @@ class Client:
         connection = self._connect()
         try:
             connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            data = response.read()
+            with connection.getresponse() as response:
+                data = response.read()
         except (OSError, http.client.HTTPException) as trouble:
             self.close()
             raise UnknownError from trouble
@@ -65,6 +65,7 @@ class Client:
             try:
                 connection.connect()
             except OSError as trouble:
+                connection.close()
                 raise NotSentError from trouble
             self._connection = connection
             self.opened += 1

@@ -60,8 +60,8 @@ class Cast:
             client.must("/agent/register", agent_id=actor.name)
 
 
-def attack(data: Path, *, seed: int, kills: int, command: Sequence[str] = SERVE) -> Outcome:
-    """Run it all."""
+def attack(data: Path, *, seed: int, kills: int, long_life: float = 2.5, command: Sequence[str] = SERVE) -> Outcome:
+    """Run it all. Every fifth life is a long one (seconds), so that leases run out and zombies come back."""
     chance = random.Random(seed)
     with Victim(data, command) as victim:
         arena = actors.Arena(victim, seed)
@@ -73,17 +73,16 @@ def attack(data: Path, *, seed: int, kills: int, command: Sequence[str] = SERVE)
             for actor in cast.everybody:
                 actor.start()
             for number in range(kills):
-                # every fifth life is long enough for leases of a second to run out
-                arena.over.wait(2.5 if number % 5 == 1 else chance.uniform(0.15, 0.65))
+                arena.over.wait(long_life if number % 5 == 1 else chance.uniform(0.15, 0.65))
                 victim.kill()
                 victim.start()
             arena.over.wait(chance.uniform(0.2, 0.5))
             arena.calm.set()
             actors.join_all([actor for actor in cast.everybody if actor.ends_when_calm])
             _drain(victim.port, cast)
-            for editor in cast.editors[:1]:
-                for key in editor.keys:
-                    editor.look(key)
+            for key in actors.Editor.keys:
+                cast.editors[0].look(key)
+            cast.editors[0].client.close()
         finally:
             arena.over.set()
             actors.join_all(cast.everybody)

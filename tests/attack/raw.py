@@ -15,8 +15,12 @@ class Half:
     def __init__(self, port: int, target: str) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.ask(target)
         self._data = b""
+        try:
+            self.ask(target)
+        except OSError:
+            self.sock.close()
+            raise
 
     def ask(self, target: str) -> None:
         """Send another request."""
