@@ -269,6 +269,8 @@ class Registry:
         self.prompts: dict[str, Prompt] = {}
         self.methods: dict[str, Method] = {}
         self.capabilities: dict[str, Any] = {"tools": {}, "resources": {}, "prompts": {}}
+        self.legacy_capabilities: dict[str, Any] = {}
+        """What `initialize` tells besides or instead."""
 
     def add(self, thing: Tool | Resource | Prompt) -> None:
         """Offer one more thing; lists keep the order in which things were added."""
@@ -363,15 +365,15 @@ class Layer:
         asked = context.request.params.get("protocolVersion")
         return {
             "protocolVersion": asked if asked in LEGACY else LEGACY[0],
-            "capabilities": self.registry.capabilities,
+            "capabilities": self.registry.capabilities | self.registry.legacy_capabilities,
             "serverInfo": self.registry.info,
             "instructions": self.registry.instructions,
         }
 
     def _discover(self, context: Context) -> dict[str, Any]:
-        """2026-07-28, Discovery."""
+        """2026-07-28, Discovery. Older versions stand last, for a client that knows none of the newer ones."""
         return {
-            "supportedVersions": list(MODERN),
+            "supportedVersions": list(SUPPORTED),
             "capabilities": self.registry.capabilities,
             "instructions": self.registry.instructions,
         }

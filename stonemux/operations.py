@@ -65,7 +65,13 @@ CLAIM_TOKEN = Param(
 )
 MESSAGE_ID = Param("id", "integer", REQUIRED, least=0, most=MOST_INTEGER, doc="The message's id.")
 LEASE = Param(
-    "lease", "integer", 60, least=1, most=43_200, doc="Seconds that a handed-out message is kept from other polls."
+    "lease",
+    "integer",
+    60,
+    least=1,
+    most=43_200,
+    doc="Seconds that a handed-out message is kept from other polls.",
+    listed=False,
 )
 KEY = Param("key", "name", REQUIRED, most=256, doc="The key.")
 EXPECTED = Param(
@@ -199,13 +205,18 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("group", "name", doc="A group, for broadcasts."),
             _channel(doc="The agent's home channel."),
             Param(
-                "ack", "text", "plain", choices=("plain", "manual"), doc="How its polls acknowledge if they do not say."
+                "ack",
+                "text",
+                "plain",
+                choices=("plain", "manual"),
+                doc="How its polls acknowledge if they do not say.",
+                listed=False,
             ),
             METADATA,
         ),
         returns={"agent": AGENT, "created": "boolean"},
         tool="mux_register",
-        brief="Join stonemux as agent_id, or update your record. Do this first; your name is then filled in.",
+        brief="Join stonemux as agent_id, or update your record. Do this first.",
         repeatable=True,
         actor="agent_id",
         errors=("reserved_name", "agent_limit"),
@@ -258,7 +269,7 @@ OPERATIONS: tuple[Operation, ...] = (
         slow=True,
         params=(
             Param("role", "name", doc="Only agents of this role."),
-            Param("group", "name", doc="Only agents of this group."),
+            Param("group", "name", doc="Only agents of this group.", listed=False),
             Param("capability", "name", doc="Only agents that can do this."),
             Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents.", listed=False),
             _channel(None, "Only members of this channel."),
@@ -335,7 +346,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "recipients?": [{"agent_id": "string", "status": "string"}],
         },
         tool="mux_send",
-        brief="Send a message to an agent, role:NAME, group:NAME or capability:NAME. It is on disk when answered.",
+        brief="Send a message to an agent, role:NAME, group:NAME or capability:NAME.",
         actor="from",
         errors=(
             "agent_not_found",
@@ -397,11 +408,17 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("after", "integer", least=0, most=MOST_INTEGER, doc="The last id that was processed."),
             Param("ack", "text", choices=("plain", "manual"), doc="manual: hand out on a lease and wait for msg.ack."),
             LEASE,
-            Param("redeliver", "boolean", False, doc="First put back what plain polls took in the last hour."),
+            Param(
+                "redeliver",
+                "boolean",
+                False,
+                doc="First put back what plain polls took in the last hour.",
+                listed=False,
+            ),
         ),
         returns={"messages": [MESSAGE | {"deliveries?": "integer", "redelivered?": "boolean"}], "more?": "boolean"},
         tool="mux_poll",
-        brief="Read your inbox: waits for new messages and takes them. after=N returns all beyond id N instead.",
+        brief="Read your inbox: waits for new messages and takes them. after=N: all beyond id N.",
         takes=True,
         actor="agent_id",
         errors=("agent_not_found", "channel_not_found", "cursor_ahead", "invalid_timeout", "too_many_waiters"),
@@ -422,6 +439,8 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"acked": "integer"},
         tool="mux_ack",
+        brief="Settle messages polled with ack=manual.",
+        repeatable=True,
         actor="agent_id",
         errors=("agent_not_found", "message_not_found", "not_delivered", "cursor_ahead"),
         example={"agent_id": "writer", "ids": [42]},
@@ -536,7 +555,7 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(
             Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; quote a phrase."),
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only messages from or to this agent."),
+            replace(_agent(default=None, doc="Only messages from or to this agent."), listed=False),
             _limit(20),
         ),
         returns={"results": [MESSAGE | {"excerpt": "string"}]},
@@ -605,7 +624,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nothing=tasks.NOTHING,
         returns={"task_id": "string|null", "task": "object|null", "claim_token?": "string"},
         tool="mux_task_claim",
-        brief="Claim the best task that fits you. task_id is null if none does; keep claim_token to complete it.",
+        brief="Claim the best task that fits you; task_id is null if none does.",
         tier="pro",
         actor="agent_id",
         errors=(
@@ -708,7 +727,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("status", "text", choices=tasks.STATUSES, doc="Only tasks in this state."),
             _channel(None, "Only this channel."),
             _agent(default=None, doc="Only tasks that this agent holds, held or is assigned."),
-            Param("capability", "name", doc="Only tasks that ask for this capability."),
+            Param("capability", "name", doc="Only tasks that ask for this capability.", listed=False),
             _limit(),
             Param("after", "name", most=64, doc="The id of the last task of the page before."),
         ),
