@@ -179,7 +179,14 @@ def test_a_batch_that_changes_nothing_is_not_committed(opened, fault):
 def test_a_refusal_harms_nobody_else_in_its_batch(opened, fault):
     store = opened(connect=fault.connect)
 
+    announced: list[Any] = []
+    store.publish = lambda events, topics, offers: announced.append(([e.data for e in events], topics, offers))
+
     def refuse(tx: Tx) -> None:
+        tx.emit("message", '"never"')
+        tx.touch(("never",))
+        tx.offer(("never",))
+        tx.after(lambda: announced.append("never"))
         raise MuxError("not_found", "no")
 
     fault.arm(None)
@@ -189,6 +196,7 @@ def test_a_refusal_harms_nobody_else_in_its_batch(opened, fault):
     assert refusal.code == "not_found"
     assert fault.seen.count("BEGIN IMMEDIATE") == 1, "nothing had to be run again"
     assert notes(store) == ["a", "b"]
+    assert announced == [(['"a"', '"b"'], [("note", "a"), ("note", "b")], [])]
 
 
 @pytest.mark.parametrize("error", [MuxError("not_found", "no"), ValueError("a bug"), sqlite3.IntegrityError("a bug")])
