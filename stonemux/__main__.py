@@ -3,7 +3,7 @@
 import os
 import sys
 
-if not __package__:  # started by its path: the package is found where this file lies
+if __spec__ is None:  # started by its path: the package is found where this file lies
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     if root not in sys.path:
         sys.path.insert(0, root)

@@ -17,6 +17,7 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+from daemons import running_daemon
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -629,6 +630,15 @@ def test_an_entry_looks_like_its_neighbors(text, put):
 
 
 # --- the proof
+
+
+def test_the_real_command_answers_whatever_lies_in_the_project(place, tmp_path):
+    (place.project / "json.py").write_text("raise SystemExit('the module of the project')")
+    with running_daemon(tmp_path / "data") as daemon:
+        flags = ("--port", str(daemon.port), "--data-dir", str(tmp_path / "data"))
+        status, out, err = place.run("codex", "--scope", "project", *flags)
+    assert (status, err) == (0, "")
+    assert re.search(r"^  its command works: \d\d tools answered$", out, re.MULTILINE)
 
 
 def test_the_command_is_started_and_its_tools_counted(job, place):
