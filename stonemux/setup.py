@@ -95,7 +95,7 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
     """
     entry = _entry(job.client, _syntax(job).read(_read(job.file) or ""))
     command = [entry["command"], *entry["args"]]
-    environ = probe.bare(job.environ) | entry.get("env", {})
+    environ = probe.bare(job.environ) | {name: str(value) for name, value in entry.get("env", {}).items()}
     folder = job.folder if job.scope == "project" else home(job.environ)
     try:
         return probe.list_tools(command, environ, folder, patience_ms=patience_ms)
@@ -159,6 +159,8 @@ def _edited(job: Job, old: str) -> str:
     if had == wanted:
         return old
     new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
+    if any("\ud800" <= character <= "\udfff" for character in new):  # a path, or what the entry had, is no text
+        raise MuxError("client_config_broken", f"the entry {NAME!r} would hold text that UTF-8 cannot write")
     after = syntax.read(new)
     if _entry(job.client, after) != wanted or _others(job.client, after) != _others(job.client, before):
         raise MuxError("client_config_broken", f"its form is beyond this editor; change the entry {NAME!r} by hand")

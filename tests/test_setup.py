@@ -392,6 +392,14 @@ def test_bytes_that_are_no_text_are_refused(place):
     assert f"{file}, line 2: is not UTF-8" in err
 
 
+def test_text_that_cannot_be_written_is_refused(place):
+    text = '{"mcpServers": {"stonemux": {"note": "\\ud800"}}}'
+    file = place.lay("claude", text)
+    status, out, err = place.run("claude", "--no-check")
+    assert (status, out, file.read_text(), len(place.files())) == (2, "", text, 1)
+    assert "UTF-8" in err
+
+
 def test_an_older_backup_is_kept(place):
     file = place.lay("claude", '{"a": 1}')
     place.run("claude", "--no-check")
