@@ -335,7 +335,7 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
 
 
 def check_content_type(head: Head) -> None:
-    """Refuse a body that is not said to be JSON, with or without a body, so that a plain form can never change anything.
+    """Refuse a request that does not say JSON, with or without a body, so that a plain form can never change anything.
 
     Raises `content_type` unless it is application/json, in UTF-8 if it names a charset.
     """

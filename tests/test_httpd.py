@@ -23,7 +23,7 @@ from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
 
 from stonemux import connection, httpd
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
-from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.operations import OPERATIONS
 from stonemux.readiness import Ready
 from stonemux.store import Job
 
@@ -1374,7 +1374,3 @@ def _scenario(client: AnewEachTime | KeptAlive) -> None:
     assert (status, refused["error"]["known_agents"][0]) == (404, "writer")
     assert len(client.get("/agent/discover", status="active")[1]["agents"]) == 5
     assert client.get("/task/list", status="complete")[1]["tasks"][0]["task_id"] == posted["task_id"]
-
-
-def test_each_operation_of_these_tests_exists():
-    assert set(QUERIES) <= set(BY_NAME)

@@ -290,7 +290,7 @@ def test_parameters_are_shown_with_default_and_limits() -> None:
 def test_tables_have_as_many_cells_in_each_row() -> None:
     rows: list[str] = []
     for line in [*reference.markdown(TABLE, SETTINGS_HERE).splitlines(), ""]:
-        if line.startswith("| ") or line.startswith("|-"):
+        if line.startswith(("| ", "|-")):
             rows.append(line)
             continue
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1, rows

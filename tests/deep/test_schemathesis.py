@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from daemons import running_daemon
 
 HERE = Path(__file__).parent
