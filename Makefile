@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])"
 
 help:  ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # What each kind of work needs stands in pyproject.toml, under the extra of the same name.
 $(VENV)/.%: pyproject.toml
@@ -29,6 +29,9 @@ check: lint test  ## all that a commit must pass
 deep: $(VENV)/.test $(VENV)/.deep  ## long tests: fuzzing, crashes, full disks, schemathesis
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/test_model.py tests/deep
 
+conformance:  ## the MCP conformance suite, from npm
+	PYTHON=$(PYTHON) tests/conformance/run.sh
+
 bench: $(VENV)/.bench  ## measure, side by side with the baseline
 	$(BIN)/python -m bench.run
 
@@ -40,5 +43,5 @@ clean:  ## remove what was made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help serve test lint check deep bench docs clean
+.PHONY: help serve test lint check deep conformance bench docs clean
 .SECONDARY:

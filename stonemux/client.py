@@ -34,6 +34,10 @@ class Aborted(Exception):
     """The call was taken back."""
 
 
+class NoAnswer(Exception):
+    """Nobody could be reached, or the connection ended before the answer did: what became of the call is unknown."""
+
+
 class Pool:
     """Connections to one daemon, for any number of threads. `_lock` guards the idle ones."""
 
@@ -49,7 +53,7 @@ class Pool:
         return Exchange(self)
 
     def take(self) -> http.client.HTTPConnection:
-        """A connection that is open: an idle one if there is one that can be trusted. Raises OSError."""
+        """A connection that is open: an idle one if there is one that can be trusted. Raises NoAnswer."""
         now = self._clock.ticks_ms()
         while True:
             with self._lock:
@@ -60,7 +64,10 @@ class Pool:
                 return connection
             connection.close()
         connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_S)
-        connection.connect()
+        try:
+            connection.connect()
+        except OSError as trouble:
+            raise NoAnswer(str(trouble)) from trouble
         return connection
 
     def keep(self, connection: http.client.HTTPConnection) -> None:
@@ -112,8 +119,7 @@ class Exchange:
     ) -> None:
         """Send a request and read its answer into `status`, `headers` and `body`; None waits for ever.
 
-        May be called again after it has failed. Raises Aborted, or OSError or HTTPException when no answer came:
-        whether the request had an effect is then unknown.
+        May be called again after it has failed. Raises Aborted, or NoAnswer.
         """
         self._end(keep=False)
         connection = self._pool.take()
@@ -127,9 +133,9 @@ class Exchange:
             self.status, self.headers = response.status, {name.lower(): text for name, text in response.getheaders()}
             self._reusable = not response.will_close
             self.body = response.read()
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as trouble:
             self._check()
-            raise
+            raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
         self._check()
 
     def _check(self) -> None:
@@ -180,7 +186,7 @@ def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, ti
         with pool.exchange() as exchange:
             exchange.request(operation.method, operation.path + query, body, headers, timeout=timeout)
         answer = json.loads(exchange.body)
-    except (OSError, http.client.HTTPException, ValueError) as trouble:
+    except (NoAnswer, ValueError) as trouble:
         raise MuxError(
             "unreachable",
             f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: python -m stonemux serve",

@@ -6,7 +6,7 @@ and test lists derive from here. Read it top down to learn what the program does
 Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
 program and returns its answer, or what is to be waited for; a change that has a `wait` does that when it is given a
-timeout. *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
+timeout. An *act* gets the whole program, too, takes long and changes something outside of a transaction. *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stonemux import agents, channels, leases, messages, monitor, polling, search, state, tasks
+from stonemux import agents, backup, channels, leases, messages, monitor, polling, search, state, tasks
 from stonemux.events import KINDS
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
 
@@ -277,7 +277,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"agents": [AGENT]},
         tool="mux_discover",
-        brief="List the other agents: roles, capabilities, channels, who is active.",
+        brief="List the agents, their roles and capabilities.",
         errors=("channel_not_found",),
         example={"role": "writing"},
     ),
@@ -398,8 +398,8 @@ OPERATIONS: tuple[Operation, ...] = (
         polling.poll,
         "Wait for mail. Plain: takes what is queued, by priority and then id; a message counts as delivered once the "
         "answer has arrived. With `after=N`: acknowledges everything up to N and returns everything beyond, by id, so "
-        "the call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, and "
-        "delivers again what was not acknowledged by its end.",
+        "the call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, "
+        "and delivers again what was not acknowledged by its end.",
         params=(
             _agent(doc="Whose inbox."),
             _timeout(30),
@@ -594,7 +594,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"task_id": "string", "task": TASK},
         tool="mux_task_post",
-        brief="Put a task into the pool for another agent to claim.",
+        brief="Put a task into the pool.",
         tier="pro",
         actor="posted_by",
         errors=("agent_not_found", "channel_not_found", "task_not_found"),
@@ -1077,6 +1077,22 @@ OPERATIONS: tuple[Operation, ...] = (
         monitor.metrics,
         "The counts in the Prometheus text format.",
         slow=True,
+    ),
+    Operation(
+        "admin.backup",
+        "POST",
+        "/admin/backup",
+        "act",
+        backup.take,
+        "Copy the database into the data directory's `backups` folder while everybody goes on: one snapshot, checked "
+        "and synced before it gets its name. `stonemux restore` puts such a file in place.",
+        slow=True,
+        params=(
+            Param("path", "name", doc="The copy's file name in that folder; without one it is named after the time."),
+        ),
+        returns={"path": "string", "bytes": "integer", "events_head": "integer", "taken_at": "time"},
+        errors=("backup_exists", "storage_full", "backup_failed"),
+        example={"path": "before-the-upgrade.db"},
     ),
     Operation(
         "openapi",

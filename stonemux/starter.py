@@ -7,7 +7,6 @@ whatever ends the client's process group. What it says goes into `daemon.log` in
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stonemux import launch
-from stonemux.client import Pool
+from stonemux.client import NoAnswer, Pool
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import EXIT_LOCKED, MuxError
@@ -68,7 +67,7 @@ class Starter:
             with pool.exchange() as exchange:
                 exchange.request("GET", "/health", timeout=HEALTH_S)
             return exchange.status == 200 and json.loads(exchange.body).get("status") == "ok"
-        except (OSError, http.client.HTTPException, ValueError, AttributeError):
+        except (NoAnswer, ValueError, AttributeError):
             return False
         finally:
             pool.close()

@@ -14,7 +14,6 @@ held while a line is written, so a call is either answered or cancelled.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stonemux import mcp, payload
-from stonemux.client import Aborted, Exchange, Pool
+from stonemux.client import Aborted, Exchange, NoAnswer, Pool
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
@@ -142,7 +141,7 @@ class Pipe:
             try:
                 exchange.request("POST", "/mcp", line.strip(), headers)
                 return
-            except (OSError, http.client.HTTPException) as error:
+            except NoAnswer as error:
                 if attempt + 1 == TRIES:
                     raise MuxError("unreachable", f"the daemon went away again and again ({error})") from error
                 self._starter.ensure()

@@ -36,7 +36,7 @@ LAYERS: tuple[set[str], ...] = (
     {"operations", "timekeeper", "sse"},
     # faces
     {"exchange", "offer"},
-    {"mcphttp"},
+    {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
     {"daemon"},
@@ -50,14 +50,14 @@ ONLY = {
     "random": {"clock"},
     "secrets": {"clock"},
     "sqlite3": {"store", "search"},  # search catches what a SQLite without FTS5 raises
-    "socket": {"connection", "httpd", "sse"},
+    "socket": {"client", "connection", "httpd", "sse"},
     "socketserver": {"httpd"},
-    "select": {"readiness", "sse", "probe"},
+    "select": {"client", "readiness", "sse", "probe"},
     "http.server": {"httpd"},
     "http.client": {"client"},
     "urllib.request": {"client"},
-    "subprocess": {"probe", "setup"},
-    "signal": {"daemon"},
+    "subprocess": {"probe", "setup", "starter"},
+    "signal": {"daemon", "stdio"},
     "asyncio": set(),
     "multiprocessing": set(),
 }
