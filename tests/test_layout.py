@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe"},
     {"store", "payload", "client", "mcp", "reference", "setup"},
-    {"events", "directory", "wire"},
+    {"events", "directory", "wire", "starter"},
     # the program as one record
     {"mux", "channels"},
     # what it does
@@ -49,7 +49,7 @@ ONLY = {
     "uuid": {"clock"},
     "random": {"clock"},
     "secrets": {"clock"},
-    "sqlite3": {"store", "search"},  # search catches what a SQLite without FTS5 raises
+    "sqlite3": {"store", "search", "copies"},  # search catches what a SQLite without FTS5 raises
     "socket": {"client", "connection", "httpd", "sse"},
     "socketserver": {"httpd"},
     "select": {"client", "readiness", "sse", "probe"},
