@@ -3,7 +3,7 @@
 One process per directory, held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
 second daemon, and `fcntl` locks vanish when any descriptor of the file is closed. Beside the database lie `CREATED`
 (this directory once held a database, so an empty one is a loss and not a beginning) and `head.json` (how far the event
-log had come, so that a database that went back in time is noticed).
+log and the messages had come, so that a database that went back in time is noticed, and no id is dealt again).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from stonemux.errors import MuxError
 
@@ -23,6 +24,15 @@ HEAD = "head.json"
 PID = "daemon.pid"
 
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
+
+
+class Head(NamedTuple):
+    """How far a database had come, as its directory remembers it; zeros where it does not."""
+
+    event_seq: int = 0
+    message_seq: int = 0
+    at: int = 0
+    """When that was noted (`Clock.now_ms`)."""
 
 
 class DataDir:
@@ -98,33 +108,40 @@ class DataDir:
             os.fsync(file.fileno())
         os.replace(temporary, self.path / name)
 
-    def read_head(self) -> int:
-        """The event id that the sidecar remembers; 0 without one."""
-        try:
-            return int(json.loads((self.path / HEAD).read_text())["event_seq"])
-        except FileNotFoundError:
-            return 0
-        except (ValueError, KeyError, TypeError):
-            return 0  # the sidecar is a second witness only: torn, it says nothing
+    def read_head(self) -> Head:
+        """What the sidecar remembers."""
+        return read_head(self.path)
 
-    def write_head(self, event_seq: int, at: int) -> None:
-        """Remember how far the event log has come."""
-        self.write_file(HEAD, json.dumps({"event_seq": event_seq, "at": at}) + "\n")
+    def write_head(self, head: Head) -> None:
+        """Remember how far the event log and the messages have come."""
+        self.write_file(HEAD, json.dumps(head._asdict()) + "\n")
 
     @property
     def marked(self) -> bool:
         """Whether a database was ever made here."""
         return (self.path / MARKER).exists()
 
-    def mark(self, text: str) -> None:
+    def mark(self) -> None:
         """Remember that a database was made here."""
-        self.write_file(MARKER, text)
+        if not self.marked:
+            self.write_file(MARKER, "A stonemux database was made in this directory. Do not delete this file.\n")
 
     def close(self) -> None:
         """Give the directory back."""
         with contextlib.suppress(OSError):
             (self.path / PID).unlink()
         os.close(self._fd)
+
+
+def read_head(path: Path) -> Head:
+    """What the sidecar in a data directory remembers, which need not be locked."""
+    try:
+        found = json.loads((path / HEAD).read_text())
+        return Head(int(found["event_seq"]), int(found.get("message_seq", 0)), int(found.get("at", 0)))
+    except FileNotFoundError:
+        return Head()
+    except (ValueError, KeyError, TypeError):
+        return Head()  # the sidecar is a second witness only: torn, it says nothing
 
 
 def _file_system(path: Path, mounts: Path) -> str:

@@ -72,6 +72,7 @@ FAILURES: dict[str, Failure] = {
     "request_timeout": Failure(408, 1, "The request came too slowly."),
     "already_complete": Failure(409, 1, "The task is finished.", lasting=True),
     "channel_exists": Failure(409, 1, "A channel of that name exists.", lasting=True),
+    "backup_exists": Failure(409, EXIT_REFUSED, "There is a file of that name already."),
     "cursor_ahead": Failure(409, 1, "The cursor is beyond the newest id.", lasting=True),
     "not_delivered": Failure(409, 1, "The message was not delivered to this agent.", lasting=True),
     "not_in_channel": Failure(
@@ -92,6 +93,7 @@ FAILURES: dict[str, Failure] = {
     "headers_too_large": Failure(431, 2, "The headers are larger than 32 KiB."),
     "too_many_headers": Failure(431, 2, "The request has more than 64 headers."),
     # the daemon
+    "backup_failed": Failure(500, EXIT_REFUSED, "The copy could not be made; the database itself goes on."),
     "internal": Failure(500, 1, "A fault in the daemon; its log has the request id."),
     "search_unavailable": Failure(501, 1, "This Python's SQLite has no full-text search."),
     "method_unknown": Failure(501, 2, "HTTP has no such method here."),
@@ -109,6 +111,7 @@ FAILURES: dict[str, Failure] = {
     "client_config_broken": Failure(500, EXIT_USAGE, "A client's configuration file cannot be read as what it is."),
     "client_config_unwritable": Failure(500, EXIT_REFUSED, "A client's configuration file cannot be written."),
     "bad_setting": Failure(500, EXIT_USAGE, "A setting is unknown, malformed or beyond its limits."),
+    "not_confirmed": Failure(500, EXIT_REFUSED, "Nobody agreed to what would be replaced; nothing was changed."),
     "data_dir_locked": Failure(500, EXIT_LOCKED, "Another daemon uses the data directory."),
     "data_refused": Failure(500, EXIT_DATA, "The data directory is damaged, foreign or of a newer version."),
     "unreachable": Failure(500, EXIT_UNREACHABLE, "No daemon answers."),

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stonemux.clock import Clock
-from stonemux.datadir import DataDir
+from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.tables import APPLICATION_ID, MIGRATIONS
@@ -384,15 +384,15 @@ class Store:
         self._db = _open_checked(directory, connect, accept_rollback)
         try:
             self.migrated_from = _migrate(self._db, directory)
-            newest = self._db.execute("select id, at from event order by id desc limit 1").fetchone()
-            self.head: int = newest[0] if newest else 0
-            last_message = self._last_message()
-            if remembered := _seen_beyond(directory, self.head, accept_rollback):
-                self.head = remembered + SKIPPED
-                last_message += SKIPPED
-            self.newest: int = max(newest[1] if newest else 0, int(self._meta("clock") or 0))
+            standing = stand(self._db)
+            if _seen_beyond(directory, standing.event_seq, accept_rollback):
+                standing = leap(self._db, standing, directory.read_head())
+            self.head: int = standing.event_seq
+            self.newest: int = standing.at
             self.epoch: str = self._meta("epoch")
-            self._tx = Tx(self._db, self.mux, last_message)
+            self._tx = Tx(self._db, self.mux, standing.message_seq)
+            self.copying = threading.Lock()
+            """Held while a copy of the database is made: one at a time."""
             clock.anchor(self.newest)
             self._note_clock(self._tx)
         except sqlite3.Error as error:
@@ -409,10 +409,6 @@ class Store:
     def _meta(self, key: str) -> str:
         row = self._db.execute("select value from meta where key = ?", (key,)).fetchone()
         return row[0] if row else ""
-
-    def _last_message(self) -> int:
-        row = self._db.execute("select seq from sqlite_sequence where name = 'message'").fetchone()
-        return row[0] if row else 0
 
     def _note_clock(self, tx: Tx) -> None:
         tx.run("insert or replace into meta values ('clock', ?)", str(self._clock.now_ms()))
@@ -638,7 +634,12 @@ class Store:
     def note_head(self) -> None:
         """Let the data directory remember how far the event log has come."""
         if self.fatal is None:
-            self._directory.write_head(self.head, self._clock.now_ms())
+            self._directory.write_head(Head(self.head, self._tx.last_message, self._clock.now_ms()))
+
+    def apart(self) -> sqlite3.Connection:
+        """A read-only connection of the caller's own, for what takes long or cannot run in a snapshot."""
+        uri = f"{Path(self._path).absolute().as_uri()}?mode=ro"
+        return self._connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     def tie(self, mux: Mux) -> None:
         """Tell the store which program it belongs to; transactions carry it to the handlers."""
@@ -683,7 +684,7 @@ def _open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -
     db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
     try:
         if not looked:
-            _check_sound(db, directory)
+            check_sound(db, path, directory.marked)
         db.row_factory = Row
         mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
@@ -718,48 +719,81 @@ def _look(directory: DataDir, accept_rollback: bool) -> bool:
     all there is to save.
     """
     path = directory.database
-    log, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
-    if journal.exists():
+    if Path(f"{path}-journal").exists():
         return False
-    # Without a log nothing may be made beside the database, not even the log's empty file.
-    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
-        try:
-            if _check_sound(db, directory):
-                head = db.execute("select coalesce(max(id), 0) from event").fetchone()[0]
-                _seen_beyond(directory, head, accept_rollback)
-        finally:
-            db.close()
+        with contextlib.closing(open_unchanged(path)) as db:
+            if check_sound(db, path, directory.marked):
+                _seen_beyond(directory, stand(db).event_seq, accept_rollback)
     except sqlite3.OperationalError:
         return False
     return True
 
 
-def _seen_beyond(directory: DataDir, head: int, accept: bool) -> int:
-    """The event id that the directory remembers if it is beyond the database's; 0 if not. Raises unless accepted."""
-    remembered = directory.read_head()
-    if remembered <= head:
-        return 0
-    if not accept:
+def open_unchanged(path: Path) -> sqlite3.Connection:
+    """A connection that changes neither the database nor what lies beside it; nobody else may be writing to it."""
+    log = Path(f"{path}-wal")
+    # Without a log nothing may be made beside the database, not even the log's empty file.
+    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def stand(db: sqlite3.Connection) -> Head:
+    """How far a database has come: its last event and message, and the newest time that it knows."""
+    meta = dict(db.execute("select key, value from meta where key in ('floor', 'clock')").fetchall())
+    event = db.execute("select id, at from event order by id desc limit 1").fetchone() or (0, 0)
+    message = db.execute("select seq from sqlite_sequence where name = 'message'").fetchone() or (0,)
+    return Head(max(event[0], int(meta.get("floor", 0))), message[0], max(event[1], int(meta.get("clock", 0))))
+
+
+def leap(db: sqlite3.Connection, *seen: Head) -> Head:
+    """Let a database that went back in time go on where no id was ever dealt; returns where that is.
+
+    `seen` are all that were ever seen of it. Its events go, since ids between them and the next would look as if
+    nothing had been missed: whoever resumes gets a gap.
+    """
+    at = max(head.at for head in seen)
+    to = Head(max(h.event_seq for h in seen) + SKIPPED, max(h.message_seq for h in seen) + SKIPPED, at)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.execute("delete from event")
+        db.execute("delete from sqlite_sequence where name = 'message'")
+        db.execute("insert into sqlite_sequence (name, seq) values ('message', ?)", (to.message_seq,))
+        noted = (("floor", str(to.event_seq)), ("clock", str(to.at)))
+        db.executemany("insert or replace into meta values (?, ?)", noted)
+        db.execute("insert or replace into meta values ('epoch', lower(hex(randomblob(8))))")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return to
+
+
+def _seen_beyond(directory: DataDir, head: int, accept: bool) -> bool:
+    """Whether the directory remembers events beyond the database's last; raises if so, unless that is accepted."""
+    remembered = directory.read_head().event_seq
+    if remembered > head and not accept:
         raise MuxError(
             "data_refused",
             f"{directory.database} ends at event {head}, but this directory has seen event {remembered}: the database "
             "is older than it was (a lost write-ahead log, or a restored copy). Put the right file back, or start once "
             "with --accept-rollback to go on from here",
         )
-    return remembered
+    return remembered > head
 
 
-def _check_sound(db: sqlite3.Connection, directory: DataDir) -> int:
-    """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database."""
-    path = directory.database
+def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
+    """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database.
+
+    `marked` says that `path` is known to have been one of ours.
+    """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     owner = db.execute("PRAGMA application_id").fetchone()[0]
     empty = not db.execute("select count(*) from sqlite_master").fetchone()[0]
     if owner not in (0, APPLICATION_ID) or (owner == 0 and not empty):
         raise MuxError("data_refused", f"{path} is a database of another program; name another directory")
-    if empty and directory.marked:
+    if empty and marked:
         raise MuxError("data_refused", f"{path} holds no tables, though this directory once held data; left untouched")
     if version > len(MIGRATIONS):
         raise MuxError(
@@ -794,6 +828,5 @@ def _migrate(db: sqlite3.Connection, directory: DataDir) -> int:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-    if not directory.marked:
-        directory.mark("A stonemux database was made in this directory. Do not delete this file.\n")
+    directory.mark()
     return found

@@ -25,12 +25,12 @@ LAYERS: tuple[set[str], ...] = (
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe"},
     {"store", "payload", "client", "mcp", "reference", "setup"},
-    {"events", "directory", "wire", "starter"},
+    {"events", "directory", "wire", "starter", "copies"},
     # the program as one record
     {"mux", "channels"},
     # what it does
     {"messages", "tasks", "state", "door", "connection"},
-    {"agents", "leases", "monitor", "search"},
+    {"agents", "leases", "monitor", "search", "backup"},
     {"polling"},
     # the table of operations; what runs by itself; streams
     {"operations", "timekeeper", "sse"},

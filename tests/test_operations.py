@@ -47,8 +47,9 @@ def test_names_paths_and_tools_are_unique():
 def test_a_row_is_complete_and_consistent(operation):
     assert operation.doc.endswith(".")
     assert operation.method in ("GET", "POST")
-    assert operation.kind in ("read", "change", "wait", "text", "stream", "document")
-    assert operation.changes == (operation.kind == "change")
+    assert operation.kind in ("read", "change", "wait", "act", "text", "stream", "document")
+    assert operation.changes == (operation.kind in ("change", "act"))
+    assert operation.slow or operation.kind != "act", "an act must not run at the door"
     assert operation.tier in TIERS
     assert set(operation.errors) <= set(FAILURES)
     assert len(operation.errors) == len(set(operation.errors))
@@ -108,7 +109,7 @@ def test_every_required_parameter_is_required_and_named(face):
                 assert param.name in error.message
 
 
-@each([operation for operation in CALLED if operation.kind != "text" and operation.name != "stats"])
+@each([operation for operation in CALLED if operation.kind not in ("text", "act") and operation.name != "stats"])
 def test_null_for_an_optional_parameter_means_absent(open_program, operation):
     given = example(operation)
     nulls = {param.name: None for param in operation.params if not param.required and param.name not in given}

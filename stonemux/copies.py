@@ -1,0 +1,259 @@
+"""Copies of the database: made in one step while it is written to, looked at, and put in its place.
+
+A copy is made with `VACUUM INTO` on a connection of its own: one snapshot, compact, without a write-ahead log, while
+everybody goes on reading and writing. (SQLite's page-wise backup begins anew with every write, thousands of times on a
+busy database.) It gets its name only when it is whole, checked and on the disk; what an interruption leaves has a name
+that nobody takes for a copy.
+
+A restored database begins a new epoch: ids go on a million beyond all that were ever seen, in the copy, in what it
+replaces, and by the directory's sidecar; so none is dealt twice, and whoever resumes from an old one is told of a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stonemux.clock import rfc3339
+from stonemux.datadir import DataDir, Head
+from stonemux.errors import MuxError
+from stonemux.store import check_sound, leap, open_unchanged, stand
+
+FOLDER = "backups"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SPARE_BYTES = 2 * 1024 * 1024
+"""Space that must be left when a copy is made, so that the daemon beside it can go on writing."""
+
+
+# -- making one
+
+
+def folder(directory: Path) -> Path:
+    """Where a data directory keeps its copies, made if need be; what an interrupted one left is removed."""
+    kept = directory / FOLDER
+    kept.mkdir(mode=0o700, exist_ok=True)
+    for left in kept.glob(".*.new"):
+        left.unlink(missing_ok=True)
+    return kept
+
+
+def default_name(now: int) -> str:
+    """The name of a copy that was given none."""
+    return f"stonemux-{rfc3339(now).replace(':', '')}.db"
+
+
+def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> tuple[int, int]:
+    """Copy the database that `connect` opens, of about `size` bytes, to a new file, mode 0600.
+
+    Returns the copy's bytes and the last event in it. Raises `backup_exists`, `storage_full` or `backup_failed`.
+    """
+    temporary = target.with_name(f".{target.name}.new")
+    if os.path.lexists(target):
+        raise MuxError("backup_exists", f"{target} exists; name another file, or move that one away")
+    try:
+        _check_space(target.parent, size)
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(connect()) as db:
+            db.execute("VACUUM INTO ?", (str(temporary),))
+        head = _checked(temporary)
+        settle(temporary, target)
+        return target.stat().st_size, head
+    except (OSError, sqlite3.Error) as trouble:
+        raise _failed(target, trouble) from trouble
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _check_space(place: Path, size: int) -> None:
+    found = os.statvfs(place)
+    free = found.f_bavail * found.f_frsize
+    if free < size + SPARE_BYTES:
+        raise MuxError(
+            "storage_full",
+            f"the copy needs up to {_mib(size + SPARE_BYTES)}, but only {_mib(free)} are free in {place}; free some "
+            "space, or name a place on another disk",
+            retry_after=60,
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
+
+
+def _checked(copy: Path) -> int:
+    """The last event of a copy that is sound; raises sqlite3.DatabaseError for one that is not."""
+    with contextlib.closing(open_unchanged(copy)) as db:
+        if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(f"the copy is damaged: {problem}")
+        return stand(db).event_seq
+
+
+def _failed(target: Path, trouble: OSError | sqlite3.Error) -> MuxError:
+    told = trouble.strerror if isinstance(trouble, OSError) else str(trouble)
+    return MuxError("backup_failed", f"{target} could not be made: {told}; the database itself goes on")
+
+
+def settle(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, so that a power cut leaves either all of it or nothing."""
+    _sync(temporary)
+    os.replace(temporary, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def move(made: Path, target: Path) -> None:
+    """Move a copy to another place, which may be another disk. Raises `backup_exists` or `backup_failed`."""
+    if os.path.lexists(target):
+        raise MuxError("backup_exists", f"{target} exists; the copy stays at {made}")
+    temporary = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copyfile(made, temporary)
+        temporary.chmod(0o600)
+        settle(temporary, target)
+        made.unlink()
+    except OSError as trouble:
+        temporary.unlink(missing_ok=True)
+        raise MuxError(
+            "backup_failed", f"{target} cannot be written: {trouble.strerror}; the copy stays at {made}"
+        ) from trouble
+
+
+# -- looking at one
+
+
+class Contents(NamedTuple):
+    """What a database holds."""
+
+    agents: int
+    messages: int
+    tasks: int
+    keys: int
+    stands: Head
+
+    def told(self) -> dict[str, Any]:
+        """For people and programs."""
+        counts = {name: getattr(self, name) for name in ("agents", "messages", "tasks", "keys")}
+        return counts | {"newest": rfc3339(self.stands.at), "events_head": self.stands.event_seq}
+
+
+def contents(db: sqlite3.Connection) -> Contents:
+    """Count what a database holds."""
+
+    def count(what: str) -> int:
+        return int(db.execute(f"select count(*) from {what}").fetchone()[0])
+
+    return Contents(
+        agents=count("agent where deregistered_at is null"),
+        messages=count("message"),
+        tasks=count("task"),
+        keys=count("state where not deleted"),
+        stands=stand(db),
+    )
+
+
+def inspect(file: Path) -> Contents:
+    """What a copy holds, after a full check.
+
+    Raises `not_found`, or `data_refused` for a file that is no sound stonemux database or is of a newer version.
+    """
+    if not file.is_file():
+        raise MuxError("not_found", f"{file}: there is no such file")
+    try:
+        with contextlib.closing(open_unchanged(file)) as db:
+            if not check_sound(db, file, marked=True):
+                raise MuxError("data_refused", f"{file} is no stonemux database; nothing was changed")
+            if (problem := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+                raise MuxError("data_refused", f"{file} is damaged ({problem}); nothing was changed")
+            return contents(db)
+    except sqlite3.Error as trouble:
+        raise MuxError("data_refused", f"{file} cannot be read ({trouble}); nothing was changed") from trouble
+
+
+def present(directory: DataDir) -> Contents | None:
+    """What the directory's own database holds; None if there is none or it cannot be read."""
+    if not directory.database.exists():
+        return None
+    try:
+        with contextlib.closing(open_unchanged(directory.database)) as db:
+            return contents(db)
+    except (sqlite3.Error, ValueError):
+        return None
+
+
+# -- putting one in place
+
+
+def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head]:
+    """Replace the directory's database, which nobody may be using, by a copy.
+
+    Returns where the present one was kept (None if there was none), and where ids go on. Raises `storage_full` or
+    `backup_failed`; the database is then as it was.
+    """
+    old = present(directory)
+    work = directory.path / ".restore.new"
+    try:
+        _check_space(directory.path, file.stat().st_size)
+        work.unlink(missing_ok=True)
+        os.close(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(open_unchanged(file)) as db:
+            db.execute("VACUUM INTO ?", (str(work),))
+        with contextlib.closing(sqlite3.connect(work, isolation_level=None)) as db:
+            seen = [stand(db), directory.read_head(), Head(at=now)]
+            head = leap(db, *seen, *([old.stands] if old is not None else []))
+        kept = _keep_old(directory, now)
+        settle(work, directory.database)
+        directory.mark()
+        directory.write_head(head)
+        return kept, head
+    except (OSError, sqlite3.Error) as trouble:
+        raise _failed(directory.database, trouble) from trouble
+    finally:
+        with contextlib.suppress(OSError):
+            work.unlink(missing_ok=True)
+
+
+def _keep_old(directory: DataDir, now: int) -> Path | None:
+    """Let the present database keep existing under another name, too; returns that name.
+
+    A log that cannot be folded in goes with it: SQLite finds it by the name.
+    """
+    database, log = directory.database, Path(f"{directory.database}-wal")
+    if not database.exists():
+        return None
+    kept = directory.path / f"before-restore-{rfc3339(now).replace(':', '')}.db"
+    with contextlib.suppress(sqlite3.Error):
+        _fold(directory)
+    try:
+        os.link(database, kept)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(database, kept)
+        kept.chmod(0o600)
+        _sync(kept)
+    if log.exists():
+        os.replace(log, f"{kept}-wal")
+    Path(f"{database}-shm").unlink(missing_ok=True)
+    return kept
+
+
+def _fold(directory: DataDir) -> None:
+    """Fold the write-ahead log into the database, if both are sound."""
+    with contextlib.closing(open_unchanged(directory.database)) as db:
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            return
+    with contextlib.closing(sqlite3.connect(directory.database, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
