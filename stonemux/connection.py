@@ -91,7 +91,6 @@ class Connection:
         "_left_to_drain",
         "_phase",
         "_served",
-        "_stirred",
         "_unsent",
         "_verdicts",
         "_watch",
@@ -117,7 +116,6 @@ class Connection:
         self._busy = False
         self._beat, self._beat_ms = b"", 0
         self._answering = False  # what is unsent ends with the answer to the running request
-        self._stirred = False  # something came while busy
         self._drained = False  # the socket was read empty, and nothing was heard of it since
         self._ending = False  # the client has closed its side
         self._gone = False  # ... while we were busy
@@ -141,11 +139,9 @@ class Connection:
             self._ending = self._ending or ready.ended
             if self._unsent and ready.writable:
                 self._push()
-            if self._busy:
-                self._stirred = True
-                if ready.ended:
-                    self._gone = True
-                    watch = self._watch
+            if self._busy and ready.ended:
+                self._gone = True
+                watch = self._watch
         if watch is not None:
             watch.cancel()
         self.attend()
@@ -345,8 +341,9 @@ class Connection:
                 self._judge(arrived=False)
             else:
                 self._put(answer)
-            again = not self._busy and not self._closed and (self._stirred or bool(self._buffer) or self._draining)
-            self._stirred = False
+            # What was told of while busy, or left unread by a full read, is not told of again.
+            left = bool(self._buffer) or not self._drained or self._draining
+            again = left and not self._busy and not self._closed
         self._tell()
         if again:
             self._door.revisit(self)
@@ -377,7 +374,6 @@ class Connection:
         self._watch = None
         now = self._door.ticks_ms()
         self.idle_since = now
-        self._drained = self._drained and not self._stirred
         if self._closing or self._door.stopping:
             self._draining, self._phase = True, "draining"
             self._deadline = now + (SEND_MS if self._flights else DRAIN_MS)

@@ -4,7 +4,7 @@ Order of the start: settings, data directory (locked), store (checked, migrated)
 the banner. The stop goes backwards: no new connections, parked calls answered, streams told, queued changes committed,
 write-ahead log folded in, lock given back.
 
-Signals only set a flag that the main thread waits for; everything else happens in order, on that thread.
+A signal only writes to a pipe that the main thread reads; everything else happens in order, on that thread.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class Daemon:
         clock = clock or Clock()
         self.settings = settings
         self.failure: MuxError | None = None
-        self._end = threading.Lock()  # an Event's own lock may be held by the thread that a signal interrupts
-        self._end.acquire()
+        # A pipe, because the system writes to it as soon as a signal comes: one that came just before the main thread
+        # fell asleep on a lock would not wake it. It stays open, so that a late `stop` cannot write anywhere else.
+        self._ending, self._end = os.pipe()
+        os.set_blocking(self._end, False)
         with contextlib.ExitStack() as undo:
             self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
             undo.callback(self._directory.close)
@@ -76,12 +78,18 @@ class Daemon:
 
     def stop(self, *_: Any) -> None:
         """Ask `serve` to end; any thread may, and a signal handler."""
-        with contextlib.suppress(RuntimeError):  # it was asked already
-            self._end.release()
+        with contextlib.suppress(BlockingIOError):  # it was asked more than often enough
+            os.write(self._end, b"x")
+
+    def heed_signals(self) -> None:
+        """Let SIGTERM and SIGINT end `serve`."""
+        signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
 
     def serve(self) -> int:
         """Wait for the end, then shut down in order; returns the exit status."""
-        self._end.acquire()
+        os.read(self._ending, 1)
         self.close()
         return self.failure.failure.exit if self.failure is not None else 0
 
@@ -99,8 +107,7 @@ class Daemon:
 def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], None]) -> int:
     """Run a daemon until SIGTERM or SIGINT and return the exit status; `say` is called once it listens."""
     daemon = Daemon(settings, accept_rollback=accept_rollback)
-    signal.signal(signal.SIGTERM, daemon.stop)
-    signal.signal(signal.SIGINT, daemon.stop)
+    daemon.heed_signals()
     try:
         say(daemon)
     except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve

@@ -240,6 +240,7 @@ class Streamer:
         return framed
 
     def _send(self, stream: Stream, data: bytes, now: int) -> None:
+        stream.spoke_at = now
         try:
             sent = stream.sock.send(data)
         except BlockingIOError:
@@ -248,7 +249,6 @@ class Streamer:
             self._drop(stream)
             return
         stream.unsent = data[sent:]
-        stream.spoke_at = now
         if stream.unsent:
             if sent or stream.blocked_since is None:
                 stream.blocked_since = now

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
 
 from stonemux import VERSION, cli, client, datadir, operations, timekeeper
+from stonemux.config import Settings
+from stonemux.daemon import Daemon
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.store import Store
@@ -158,6 +161,22 @@ def test_a_stop_right_after_the_start_is_heard(data):
             daemon.process.send_signal(signal.SIGTERM)
             daemon.process.send_signal(signal.SIGTERM)
             assert exit_status(daemon) == 0
+
+
+def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
+    """As it is then: the system has noted it, but Python's handler has had no chance to run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    daemon = Daemon(replace(Settings(), data_dir=data, port=0))
+    try:
+        daemon.heed_signals()
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.raise_signal(signal.SIGTERM)
+        assert daemon.serve() == 0
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        threading.stack_size(0)
 
 
 def test_i1_what_was_acknowledged_survives_a_kill(data):
@@ -469,8 +488,10 @@ def replace_both(data: Path) -> None:
 def test_fault_36_a_database_that_was_taken_away_is_not_written_to(data, meddle):
     with running_daemon(data) as daemon:
         introduce(daemon)
-        assert send(daemon, "kept").status == 200
+        message_id = send(daemon, "kept").json["message_id"]
         assert poll(daemon) == ["kept"]
+        settled = get(f"/msg/status?id={message_id}")
+        eventually(lambda: ask(daemon, settled).json["recipients"][0]["status"] == "acked")  # the last write of its own
         meddle(data)
         replaced = {name: inode(data / name) for name in ("stonemux.db", "stonemux.db-wal") if (data / name).exists()}
         before = contents(data)

@@ -1213,6 +1213,7 @@ class Door:
     """What a connection needs of a server; remembers what it was handed."""
 
     stopping = False
+    over = False
 
     def __init__(self) -> None:
         self.handled: list[bytes] = []
@@ -1233,7 +1234,7 @@ class Door:
         pass
 
     def ended(self, connection: Connection) -> None:
-        pass
+        self.over = True
 
 
 class Stuck:
@@ -1253,29 +1254,69 @@ class Stuck:
         return self._sock.send(data)
 
 
-def test_a_100_continue_that_is_late_is_not_taken_for_the_answer():
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends of a connection: ours, theirs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname(), timeout=PATIENCE_S)
         ours = listener.accept()[0]
     with ours, theirs:
-        door, stuck = Door(), Stuck(ours)
-        kept = Connection(door, stuck)
-        quiet = Ready(ours.fileno(), writable=False, ended=False, broken=False)
-        stuck.full = True
-        theirs.sendall(request("POST", "/x", "Content-Length: 1", "Expect: 100-continue"))
-        eventually(lambda: unread(ours))
-        kept.stir(quiet)
-        theirs.sendall(b"1" + request("POST", "/x", body=b"2"))
-        eventually(lambda: unread(ours))
-        kept.stir(quiet)
-        assert door.handled == [b"1"]
-        stuck.full = False
-        kept.stir(quiet._replace(writable=True))
-        assert theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        assert door.handled == [b"1"], "the second request must wait for the answer to the first"
-        kept.finish(b"answer", close=False)
-        assert theirs.recv(100) == b"answer"
-        assert door.handled == [b"1", b"2"]
+        yield ours, theirs
+
+
+HEARD = Ready(-1, writable=False, ended=False, broken=False)
+
+
+def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
+    ours, theirs = pair
+    door, stuck = Door(), Stuck(ours)
+    kept = Connection(door, stuck)
+    stuck.full = True
+    theirs.sendall(request("POST", "/x", "Content-Length: 1", "Expect: 100-continue"))
+    eventually(lambda: unread(ours))
+    kept.stir(HEARD)
+    theirs.sendall(b"1" + request("POST", "/x", body=b"2"))
+    eventually(lambda: unread(ours))
+    kept.stir(HEARD)
+    assert door.handled == [b"1"]
+    stuck.full = False
+    kept.stir(HEARD._replace(writable=True))
+    assert theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert door.handled == [b"1"], "the second request must wait for the answer to the first"
+    kept.finish(b"answer", close=False)
+    assert theirs.recv(100) == b"answer"
+    assert door.handled == [b"1", b"2"]
+
+
+def test_an_end_that_came_together_with_the_request_is_acted_on_after_the_answer(pair):
+    """The system tells of it once only."""
+    ours, theirs = pair
+    door = Door()
+    kept = Connection(door, ours)
+    theirs.sendall(request("POST", "/x", body=b"1"))
+    theirs.shutdown(socket.SHUT_WR)
+    eventually(lambda: unread(ours))
+    kept.stir(HEARD._replace(ended=True))
+    assert door.handled == [b"1"]
+    kept.finish(b"answer", close=False)
+    assert theirs.recv(100) == b"answer"
+    assert theirs.recv(100) == b""
+    assert door.over
+
+
+def test_what_a_full_read_left_behind_is_read_after_the_answer(pair):
+    ours, theirs = pair
+    door = Door()
+    kept = Connection(door, ours)
+    size = connection.RECEIVE - len(request("POST", "/x", body=b"1" * 16_000)) + 16_000
+    first = request("POST", "/x", body=b"1" * size)
+    assert len(first) == connection.RECEIVE
+    theirs.sendall(first + request("POST", "/x", body=b"2"))
+    eventually(lambda: unread(ours) > len(first))
+    kept.stir(HEARD)
+    assert len(door.handled) == 1
+    kept.finish(b"answer", close=False)
+    assert door.handled[1:] == [b"2"]
 
 
 # --- two kinds of clients ------------------------------------------------------------------------------------------

@@ -342,9 +342,10 @@ def test_a_stream_of_an_agent_has_only_what_concerns_it(streaming):
     assert reader.is_silent()
 
 
-def test_a_filtered_stream_resumes_over_what_it_does_not_want(open_stream):
+def test_a_filtered_stream_resumes_over_what_it_does_not_want(open_stream, monkeypatch):
     streaming = open_stream(max_event_buffer=2)
     start = streaming.head
+    monkeypatch.setattr(sse, "PAGE", 20)
     for n in range(3 * sse.PAGE):
         streaming.send(f"{n}")
     streaming.direct.call("state.set", key="k", value="v")
@@ -502,6 +503,7 @@ def test_e7_a_reader_that_takes_nothing_for_15_s_is_closed_and_may_resume(stream
 
 def test_e7_one_who_replays_much_does_not_keep_the_others_waiting(open_stream, monkeypatch):
     streaming = open_stream(max_event_buffer=1)
+    monkeypatch.setattr(sse, "PAGE", 20)
     for n in range(5 * sse.PAGE):
         streaming.send(f"{n}")
     live = streaming.read()
