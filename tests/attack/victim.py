@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from daemons import ROOT, SERVE, spawn
@@ -35,28 +35,37 @@ def free_port() -> int:
             return port
 
 
+class StillbornError(Exception):
+    """The daemon ended before it listened: its exit status, and what it said."""
+
+
 class Victim:
     """`incarnation` counts the deaths; `deaths` are their moments (monotonic nanoseconds)."""
 
-    def __init__(self, data: Path, command: Sequence[str] = SERVE, *flags: str) -> None:
+    def __init__(
+        self, data: Path, command: Sequence[str] = SERVE, *flags: str, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.data = data
         self.port = free_port()
         self.deaths: list[int] = []
-        self._command, self._flags = command, flags
+        self.command, self.environ = command, environ
+        self._flags = flags
         self.log = data.parent / f"{data.name}.log"
         self.start()
 
     def start(self) -> None:
         """Start, and wait until it listens."""
         with self.log.open("a") as log:
-            self.process = spawn(self.data, *self._flags, command=self._command, port=self.port, stderr=log)
+            self.process = spawn(
+                self.data, *self._flags, environ=self.environ, command=self.command, port=self.port, stderr=log
+            )
         said = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             said += line
             if line.strip().startswith("stop"):
                 return
-        raise AssertionError(f"it does not start: {said} {self.log.read_text()[-2000:]}")
+        raise StillbornError(self._buried(), said + self.log.read_text()[-2000:])
 
     @property
     def incarnation(self) -> int:
@@ -70,6 +79,10 @@ class Victim:
     def stop(self) -> int:
         """End it in good order; returns its exit status."""
         self.process.terminate()
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit status of a daemon that ends by itself, or was told to."""
         try:
             return self._buried()
         except subprocess.TimeoutExpired:

@@ -36,3 +36,10 @@ def test_thousands_of_rallies_wake_everybody_in_time(tmp_path):
         outcome = wakeups.attack(victim.port, seed=SEED, rallies=2000)
         assert not outcome.violations
         assert victim.stop() == 0
+
+
+def test_a_stop_is_heard_however_early_it_comes(tmp_path):
+    """A signal that arrives while the main thread is just falling asleep: one start in about fifty hit that moment."""
+    for number in range(150):
+        with Victim(tmp_path / str(number)) as victim:
+            assert victim.stop() == 0
