@@ -45,12 +45,11 @@ class Daemon:
         clock = clock or Clock()
         self.settings = settings
         self.failure: MuxError | None = None
-        # A pipe, because the system writes into it in the moment of a signal (`set_wakeup_fd`). Whatever Python's own
-        # handler sets is seen too late by a thread that is just falling asleep.
-        self._bell, self.rope = os.pipe()
-        os.set_blocking(self.rope, False)
+        # A pipe, because the system writes to it as soon as a signal comes: one that came just before the main thread
+        # fell asleep on a lock would not wake it. It stays open, so that a late `stop` cannot write anywhere else.
+        self._ending, self._end = os.pipe()
+        os.set_blocking(self._end, False)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._hang_up)
             self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
             undo.callback(self._directory.close)
             self._store = Store(self._directory, clock, accept_rollback=accept_rollback)
@@ -79,12 +78,18 @@ class Daemon:
 
     def stop(self, *_: Any) -> None:
         """Ask `serve` to end; any thread may, and a signal handler."""
-        with contextlib.suppress(OSError):  # it was asked already, or has ended
-            os.write(self.rope, b"x")
+        with contextlib.suppress(BlockingIOError):  # it was asked more than often enough
+            os.write(self._end, b"x")
+
+    def heed_signals(self) -> None:
+        """Let SIGTERM and SIGINT end `serve`."""
+        signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
 
     def serve(self) -> int:
         """Wait for the end, then shut down in order; returns the exit status."""
-        os.read(self._bell, 1)
+        os.read(self._ending, 1)
         self.close()
         return self.failure.failure.exit if self.failure is not None else 0
 
@@ -97,26 +102,18 @@ class Daemon:
             self._timekeeper.stop()
         self._store.close()
         self._directory.close()
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        os.close(self._bell)
-        os.close(self.rope)
 
 
 def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], None]) -> int:
     """Run a daemon until SIGTERM or SIGINT and return the exit status; `say` is called once it listens."""
     daemon = Daemon(settings, accept_rollback=accept_rollback)
-    signal.set_wakeup_fd(daemon.rope, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, daemon.stop)
-    signal.signal(signal.SIGINT, daemon.stop)
+    daemon.heed_signals()
     try:
         say(daemon)
     except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve()
-    signal.set_wakeup_fd(-1)
     log.info("stonemux has stopped")
     return status
 
