@@ -88,11 +88,12 @@ def send(
 ) -> dict[str, Any]:
     """Put a message into one agent's inbox, or into those of a role, group or capability."""
     directory.agent(tx, sender, "from")
+    routed = to is None
     if to is None:
         to = _routed(tx, type)
     if to.startswith(directory.ADDRESS_PREFIXES):
         channel = directory.channel(tx, channel)["name"]
-        recipients = _matching(tx, to, channel, sender, pick)
+        recipients = _matching(tx, to, channel, sender, pick, active_only=routed)
         addressed_to_one = False
     else:
         channel = _shared_channel(tx, to, channel)
@@ -146,8 +147,9 @@ def _routed(tx: Tx, type: str | None) -> str:
     return f"role:{routing[type]}"
 
 
-def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str) -> list[str]:
+def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_only: bool) -> list[str]:
     """The members of a channel that an address names, without the sender."""
+    active_only = active_only or pick == "one"
     sort, _, name = to.partition(":")
     everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
     if sort == "role":
@@ -159,12 +161,14 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str) -> list[str
     else:
         found = [row[0] for row in everyone if name in row[3]]
         present = sorted({capability for row in everyone for capability in row[3]})
+    if active_only:
+        found = [agent_id for agent_id in found if tx.mux.presence.status(agent_id) == "active"]
     if pick == "one":
         found = _least_busy(tx, found)
     if not found:
         raise MuxError(
             "no_recipient",
-            f"no {'active ' if pick == 'one' else ''}agent other than the sender matches {shown(to)} in channel "
+            f"no {'active ' if active_only else ''}agent other than the sender matches {shown(to)} in channel "
             f"{channel!r}. Present there: {', '.join(present) or 'nobody with a ' + sort}",
             present=present,
         )
@@ -172,13 +176,11 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str) -> list[str
 
 
 def _least_busy(tx: Tx, candidates: list[str]) -> list[str]:
-    active = [agent_id for agent_id in candidates if tx.mux.presence.status(agent_id) == "active"]
-
     def load(agent_id: str) -> tuple[int, int, str]:
         claimed = tx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
         return (claimed, backlog(tx, agent_id), agent_id)
 
-    return [min(active, key=load)] if active else []
+    return [min(candidates, key=load)] if candidates else []
 
 
 def broadcast(
@@ -465,8 +467,16 @@ def acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None
     """
     with mux.store.read() as rx:
         check_cursor(rx, agent_id, after, "after")
-        open_before = rx.one(f"select 1 from delivery where {_UP_TO} limit 1", agent_id, after, channel)
-    if open_before is not None:
+        unsettled = any(
+            rx.sql(
+                f"select 1 from delivery indexed by {index} where state = {state} and {_UP_TO} limit 1",
+                agent_id,
+                after,
+                channel,
+            )
+            for index, state in _UNSETTLED
+        )
+    if unsettled:
         mux.store.write(lambda tx: settle_through(tx, agent_id, after, channel))
 
 
@@ -492,18 +502,23 @@ def delivered_through(rx: Snapshot, agent_id: str) -> int:
     return int(row[0])
 
 
-_UP_TO = "agent_id = ?1 and message_id <= ?2 and state < 2 and (?3 is null or channel = ?3)"
+# One statement for each partial index: without them, a cursor would walk through everything that was settled before.
+_UNSETTLED = (("delivery_open", QUEUED), ("delivery_leased", LEASED))
+_UP_TO = "agent_id = ?1 and message_id <= ?2 and (?3 is null or channel = ?3)"
 
 
 def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> int:
     """Settle everything up to an id, in one channel or in all."""
-    count = tx.run(
-        f"update delivery set state = 2, settled_at = ?4, due_at = null where {_UP_TO}",
-        agent_id,
-        through,
-        channel,
-        tx.now,
-    ).rowcount
+    count = 0
+    for index, state in _UNSETTLED:
+        count += tx.run(
+            f"update delivery indexed by {index} set state = 2, settled_at = ?4, due_at = null "
+            f"where state = {state} and {_UP_TO}",
+            agent_id,
+            through,
+            channel,
+            tx.now,
+        ).rowcount
     tx.backlog.pop(agent_id, None)
     return count
 

@@ -35,6 +35,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # exactly the order in which a poll reads, so a poll costs the same with ten stored messages and a million
         "create index delivery_open on delivery (agent_id, priority desc, message_id) where state = 0",
         "create index delivery_message on delivery (message_id)",
+        "create index delivery_leased on delivery (agent_id, message_id) where state = 1",
         # settled mail old enough to be purged, and leases that run out
         "create index delivery_due on delivery (due_at) where due_at is not null",
         # The index of the words is brought up to date by a search, not by a send, which would pay for it each time.
