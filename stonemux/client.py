@@ -185,6 +185,8 @@ def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, ti
     try:
         with pool.exchange() as exchange:
             exchange.request(operation.method, operation.path + query, body, headers, timeout=timeout)
+        if "x-request-id" not in exchange.headers:
+            raise NoAnswer("it is another server")
         answer = json.loads(exchange.body)
     except (NoAnswer, ValueError) as trouble:
         raise MuxError(

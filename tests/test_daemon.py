@@ -29,9 +29,8 @@ from faces import Direct
 from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
 
-from stonemux import VERSION, cli, client, datadir, operations, timekeeper
+from stonemux import VERSION, cli, client, daemon, datadir, operations, timekeeper
 from stonemux.config import Settings
-from stonemux.daemon import Daemon
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.store import Store
@@ -166,12 +165,13 @@ def test_a_stop_right_after_the_start_is_heard(data):
 def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
     """As it is then: the system has noted it, but Python's handler has had no chance to run."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    daemon = Daemon(replace(Settings(), data_dir=data, port=0))
-    try:
-        daemon.heed_signals()
+
+    def say(_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.raise_signal(signal.SIGTERM)
-        assert daemon.serve() == 0
+
+    try:
+        assert daemon.serve(replace(Settings(), data_dir=data, port=0), accept_rollback=False, say=say) == 0
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():
@@ -575,7 +575,7 @@ def test_fault_34_housekeeping_goes_on_when_the_head_cannot_be_noted(program, mo
     assert purged
     monkeypatch.undo()
     program.timekeeper.tick()
-    assert program.directory.read_head() == program.store.head
+    assert json.loads((program.path / "head.json").read_text())["event_seq"] == program.store.head
 
 
 # --- logs ----------------------------------------------------------------------------------------------------------
