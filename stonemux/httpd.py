@@ -30,6 +30,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
@@ -41,6 +42,8 @@ from stonemux.mux import Mux
 from stonemux.readiness import Readiness, readiness
 
 log = logging.getLogger("stonemux")
+
+_T = TypeVar("_T")
 
 SWEEP_MS = 250
 """How often deadlines of connections are looked at, while there are any."""
@@ -151,13 +154,15 @@ class Server(ThreadingHTTPServer):
         self.mux.store.gatherers.add(me)
         if attending:
             self._attending = me
-        while not self._ended:
-            if attending:
-                self._attend(me)
-            else:
-                self._stand_guard(me)
-            attending = not attending
-        self.mux.store.gatherers.discard(me)
+        try:
+            while not self._ended:
+                if attending:
+                    self._attend(me)
+                else:
+                    self._stand_guard(me)
+                attending = not attending
+        finally:
+            self.mux.store.gatherers.discard(me)  # the next thread of this number is none
 
     def _attend(self, me: int) -> None:
         """Attend until the end, or until the guard has taken over."""
@@ -221,11 +226,14 @@ class Server(ThreadingHTTPServer):
 
     def _see_to_the_rest(self) -> None:
         """Connections that wait to be looked at again, verdicts that are due, deadlines."""
-        while self._revisits:
-            self._revisits.popleft().attend()
+        while (connection := _taken(self._revisits)) is not None:
+            connection.attend()
         now = self.ticks_ms()
-        while self._verdicts and self._verdicts[0][0] <= now:
-            self._verdicts.popleft()[1].conclude()
+        while (verdict := _taken(self._verdicts)) is not None:
+            if verdict[0] > now:
+                self._verdicts.appendleft(verdict)
+                break
+            verdict[1].conclude()
         if self._next_sweep is None or self._next_sweep <= now:
             self._sweep(now)
 
@@ -381,6 +389,14 @@ class Server(ThreadingHTTPServer):
             worker.give(None)
         os.close(self._bell)
         os.close(self._rope)
+
+
+def _taken(queue: deque[_T]) -> _T | None:
+    """The first of a queue; at a change of guard two threads may take from it."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
 
 
 class _Worker:

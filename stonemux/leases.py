@@ -35,8 +35,11 @@ def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: in
     ids = [row["id"] for row in rows]
     try:
         leased: dict[int, int] = mux.store.write(lambda tx: _lease(tx, agent_id, ids, lease * 1000))
-    finally:
+    except BaseException:
         mux.flights.end(agent_id, ids)
+        mux.hub.wake([("inbox", agent_id)])  # somebody may have looked meanwhile and seen nothing
+        raise
+    mux.flights.end(agent_id, ids)
     caller.flight = _Handed(mux, agent_id, leased)
     answer = messages.answer([row for row in rows if row["id"] in leased], more=more)
     for shown in answer["messages"]:

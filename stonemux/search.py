@@ -63,6 +63,8 @@ def _make_index(tx: Tx) -> None:
         )
         tx.run("update searched set through = 0")  # a change that counts, so that the new table is committed
     except sqlite3.OperationalError as error:
+        if "no such module" not in str(error):
+            raise
         raise MuxError(
             "search_unavailable", "this Python's SQLite was built without FTS5, so there is no full-text search"
         ) from error
