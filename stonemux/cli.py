@@ -1,4 +1,4 @@
-"""The command line: `serve`, `mcp`, `status`, `setup` and `reference`.
+"""The command line: `serve`, `mcp`, `status`, `setup`, `backup`, `restore` and `reference`.
 
 Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
 of reach, 70 storage failed, 78 data refused. Errors are one line on standard error.
@@ -84,6 +84,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(mcp)
     mcp.set_defaults(run=_mcp)
+
+    backup = commands.add_parser(
+        "backup",
+        help="copy the database, also while the daemon runs",
+        description="Copy the database into the data directory's backups folder: through the daemon if one runs there, "
+        "else directly.",
+    )
+    _add_settings(backup)
+    backup.add_argument("--output", metavar="FILE", type=Path, help="put the copy here instead")
+    backup.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
+    backup.set_defaults(run=_backup)
+
+    restore = commands.add_parser(
+        "restore",
+        help="put a backup in the place of the database",
+        description="Show what a backup holds and what it would replace, ask, and put it in place. The daemon must be "
+        "stopped. The replaced database is kept beside it.",
+    )
+    restore.add_argument("file", metavar="FILE", type=Path, help="the copy; also by its name in the backups folder")
+    _add_settings(restore)
+    restore.add_argument("--yes", action="store_true", help="do not ask")
+    restore.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
+    restore.set_defaults(run=_restore)
 
     reference = commands.add_parser(
         "reference", help="print the reference", description="Print the reference of all operations, as Markdown."
@@ -187,6 +210,42 @@ def _mcp(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux import stdio
 
     return stdio.serve(_settings(options, environ), Path(options.config) if options.config else None, environ)
+
+
+def _backup(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import upkeep
+
+    made = upkeep.backup(_settings(options, environ), options.output)
+    if options.json:
+        print(json.dumps(made))
+    else:
+        print(f"{made['path']}\n  {made['bytes'] / 1024 / 1024:.1f} MiB, up to event {made['events_head']}")
+    return EXIT_OK
+
+
+def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import upkeep
+
+    def agreed() -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise MuxError("not_confirmed", "nobody is there to agree; say --yes to restore without asking")
+        print("Replace it? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    done = upkeep.restore(_settings(options, environ), options.file, say=say, agreed=agreed)
+    if options.json:
+        print(json.dumps(done))
+        return EXIT_OK
+    print("restored; start the daemon again")
+    if done["kept"]:
+        print(f"  the replaced database is {done['kept']}")
+    print(f"  ids go on after event {done['events_head']} and message {done['message_seq']}")
+    return EXIT_OK
 
 
 def _reference(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

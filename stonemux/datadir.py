@@ -96,7 +96,8 @@ class DataDir:
                 f"{f' (pid {holder})' if holder else ''}; stop that one, or name another directory with --data-dir",
                 pid=holder or None,
             ) from None
-        self.write_file(PID, f"{os.getpid()}\n")
+        with contextlib.suppress(OSError):  # told to whoever finds it locked; on a full disk it can be missed
+            self.write_file(PID, f"{os.getpid()}\n")
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a small file in one step, mode 0600: a reader finds the old text or the new one, never half."""

@@ -6,7 +6,8 @@ and test lists derive from here. Read it top down to learn what the program does
 Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
 program and returns its answer, or what is to be waited for; a change that has a `wait` does that when it is given a
-timeout. An *act* gets the whole program, too, takes long and changes something outside of a transaction. *text* is a read that answers plain text; *stream* and *document* belong to the HTTP face.
+timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside of the database. *text* is a
+read that answers plain text; *stream* and *document* belong to the HTTP face.
 """
 
 from __future__ import annotations
@@ -1091,7 +1092,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("path", "name", doc="The copy's file name in that folder; without one it is named after the time."),
         ),
         returns={"path": "string", "bytes": "integer", "events_head": "integer", "taken_at": "time"},
-        errors=("backup_exists", "storage_full", "backup_failed"),
+        errors=("backup_exists", "backup_failed", "storage_busy", "storage_full"),
         example={"path": "before-the-upgrade.db"},
     ),
     Operation(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faces import Direct, OverHttp
+from faces import Direct, OverHttp, OverMcp
 from fake_clock import FakeClock
 
 from stonemux import timekeeper
@@ -28,9 +28,9 @@ class Program:
         self.settings = replace(Settings(), data_dir=path, port=0, **settings)
         self._open()
 
-    def _open(self) -> None:
+    def _open(self, **options: Any) -> None:
         self.directory = DataDir(self.path)
-        self.store = Store(self.directory, self.clock)
+        self.store = Store(self.directory, self.clock, **options)
         self.mux = Mux.assemble(self.settings, self.clock, self.store)
         timekeeper.boot(self.mux)
         self.timekeeper = timekeeper.Timekeeper(self.mux)
@@ -92,7 +92,7 @@ def direct(mux: Mux) -> Direct:
     return Direct(mux)
 
 
-@pytest.fixture(params=[Direct, OverHttp], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[Direct, OverHttp, OverMcp], ids=lambda kind: kind.__name__)
 def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp]:
     """Every face in turn."""
     with request.param(mux) as opened:

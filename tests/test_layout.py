@@ -39,7 +39,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
-    {"daemon"},
+    {"daemon", "upkeep"},
     {"cli"},
     {"__main__"},
 )

@@ -1,0 +1,124 @@
+"""What an operator does to a data directory from the command line: `backup` and `restore`.
+
+Whoever holds the directory's lock is the only one to write there. So a backup is made by the daemon if one runs, else
+here; and a restore waits until no daemon runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stonemux import client, copies, operations
+from stonemux.clock import Clock, rfc3339
+from stonemux.config import Settings
+from stonemux.copies import Contents
+from stonemux.datadir import DATABASE, DataDir
+from stonemux.errors import MuxError
+from stonemux.store import open_unchanged
+
+PATIENCE_S = 3600.0
+"""How long a running daemon may take for a copy."""
+
+
+def backup(settings: Settings, output: Path | None) -> dict[str, Any]:
+    """Copy the database of the data directory, to `output` if given; returns what `admin.backup` answers.
+
+    Raises `not_found` without a database, `unreachable` when a daemon holds the directory but does not answer at the
+    address in the settings, and what `copies.make` raises.
+    """
+    if not (settings.data_dir / DATABASE).exists():
+        raise MuxError("not_found", f"{settings.data_dir} holds no database; name its place with --data-dir")
+    if output is not None and output.exists():
+        raise MuxError("backup_exists", f"{output} exists; name another file, or move that one away")
+    try:
+        directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
+    except MuxError as error:
+        if error.code != "data_dir_locked":
+            raise
+        return _through_the_daemon(settings, output)
+    try:
+        return _directly(directory, output)
+    finally:
+        directory.close()
+
+
+def _directly(directory: DataDir, output: Path | None) -> dict[str, Any]:
+    now = Clock().now_ms()
+    target = output or copies.folder(directory.path) / copies.default_name(now)
+    size, head = copies.make(lambda: open_unchanged(directory.database), target, directory.database.stat().st_size)
+    return {"path": str(target.absolute()), "bytes": size, "events_head": head, "taken_at": rfc3339(now)}
+
+
+def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, Any]:
+    operation = operations.BY_NAME["admin.backup"]
+    answer = client.ask(settings.host, settings.port, operation, {}, timeout=PATIENCE_S)
+    made = Path(answer["path"])
+    if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
+        raise MuxError(
+            "unreachable",
+            f"the daemon at {settings.host}:{settings.port} is not the one that holds {settings.data_dir}: it copied "
+            f"to {made}. Give the right --port",
+        )
+    if output is not None:
+        copies.move(made, output)
+        answer["path"] = str(output.absolute())
+    return answer
+
+
+def restore(
+    settings: Settings, file: Path, *, say: Callable[[str], None], agreed: Callable[[], bool]
+) -> dict[str, Any]:
+    """Put a copy in the place of the data directory's database, after a preview that somebody has to agree to.
+
+    Returns the file's contents, where the replaced database was kept, and where ids go on. Raises `data_dir_locked`
+    while a daemon runs, `not_found` or `data_refused` for the file, `not_confirmed`, `storage_full`, `backup_failed`.
+    """
+    named = file if file.exists() else settings.data_dir / copies.FOLDER / file
+    directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
+    try:
+        now = Clock().now_ms()
+        found = copies.inspect(named if named.exists() else file)
+        say(preview(named, found, directory, now))
+        if not agreed():
+            raise MuxError("not_confirmed", "nothing was changed")
+        kept, head = copies.restore(directory, named, now)
+    finally:
+        directory.close()
+    return {
+        "restored": str(named.absolute()),
+        "contents": found.told(),
+        "kept": str(kept) if kept is not None else None,
+        "events_head": head.event_seq,
+        "message_seq": head.message_seq,
+    }
+
+
+def preview(file: Path, found: Contents, directory: DataDir, now: int) -> str:
+    """What a restore would put where, for a person to agree to."""
+    lines = [f"{file} holds", *_listed(found, now)]
+    old = copies.present(directory)
+    if old is not None:
+        lines += [f"and would replace {directory.database}, which holds", *_listed(old, now)]
+    elif directory.database.exists():
+        lines += [f"and would replace {directory.database}, which cannot be read"]
+    else:
+        lines += [f"and would become {directory.database}; there is none now"]
+    if directory.database.exists():
+        lines += ["The present database is kept beside it. What happened since the copy was made is not in it."]
+    return "\n".join(lines)
+
+
+def _listed(found: Contents, now: int) -> list[str]:
+    stands = found.stands
+    age = f"last written {rfc3339(stands.at)}, {_ago(now - stands.at)}" if stands.at else "never used"
+    counts = f"{found.agents} agents, {found.messages} messages, {found.tasks} tasks, {found.keys} keys"
+    return [f"  {counts}", f"  {age} (event {stands.event_seq})"]
+
+
+def _ago(ms: int) -> str:
+    for size, unit in ((86_400_000, "days"), (3_600_000, "hours"), (60_000, "minutes")):
+        if ms >= 2 * size:
+            return f"{ms // size} {unit} ago"
+    return "just now"
