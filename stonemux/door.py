@@ -93,7 +93,7 @@ class Call:
                     value = self.operation.nothing
             done(value, error)
 
-        self._mux.store.submit(Job(self.work, outcome))
+        self._mux.store.submit(Job(self.work, outcome, not self.operation.frees))
 
     def start(self) -> Any:
         """Run what is no change: the answer, or a `Wait` that has not been tried yet."""
@@ -112,7 +112,7 @@ class Call:
     def answer(self) -> Any:
         """Run to the end, blocking."""
         if self.work is not None:
-            found = _opened(self._mux.store.write(self.work))
+            found = _opened(self._mux.store.write(self.work, grows=not self.operation.frees))
             return self.operation.nothing if found is None else found
         started = self.start()
         return self.finish(started) if isinstance(started, Wait) else started

@@ -95,6 +95,7 @@ class Operation:
     `kind` says how `run` is called (the head of `operations` has the list); `wait` is what runs instead of a change
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
+    `frees` says that a change settles or ends something, so that it must go on when the disk is full.
 
     Of a tool: `brief` describes it to a model; `takes` says that a GET hands something out for good, `repeatable` that
     a POST made twice is as good as one.
@@ -120,6 +121,7 @@ class Operation:
     brief: str = ""
     takes: bool = False
     repeatable: bool = False
+    frees: bool = False
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)

@@ -24,6 +24,9 @@ become visible behind a larger id.
 parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
 (`Tx.insert`) and written together, many rows a statement, at the next other statement or at the commit.
 
+**A full disk** refuses what was to be written, and reading goes on. What settles or ends something runs on the ballast
+that is then given back (`ballast`); changes that add something (`Job.grows`) are refused until there is room again.
+
 Threads: `_gate` guards the queue and the leadership. The writing connection, `_tx` and `cache` belong to the leader.
 """
 
@@ -41,6 +44,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stonemux.ballast import ROOM_BYTES, SCARCE_BYTES, Ballast
 from stonemux.clock import Clock
 from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
@@ -314,6 +318,8 @@ class Job(NamedTuple):
 
     work: Work
     outcome: Outcome
+    grows: bool = False
+    """It adds something, so it must not use up the ballast of a full disk."""
 
 
 def _tell(outcome: Outcome, value: Any, error: BaseException | None) -> None:
@@ -350,6 +356,25 @@ class _Result:
         return self.value
 
 
+def _full() -> MuxError:
+    return MuxError(
+        "storage_full",
+        f"the disk is full: nothing was written, reading goes on; free at least {ROOM_BYTES // 1024 // 1024} MiB and "
+        "send again",
+        retry_after=5,
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, MuxError) and error.code == "storage_full"
+
+
+def _refuse_growth(batch: list[Job]) -> list[Job]:
+    """Tell those that would add something that the disk is full; the others."""
+    _tell_all([job for job in batch if job.grows], _full())
+    return [job for job in batch if not job.grows]
+
+
 def _stopping() -> MuxError:
     return MuxError("shutting_down", "the daemon is stopping; try again in a moment", retry_after=1)
 
@@ -381,6 +406,8 @@ class Store:
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
+        self._ballast = Ballast(directory.path)
+        self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
         self._db = _open_checked(directory, connect, accept_rollback)
         try:
             self.migrated_from = _migrate(self._db, directory)
@@ -402,6 +429,8 @@ class Store:
             self._db.close()
             raise
         self._files = self._inodes()
+        if not self._tight:
+            self._ballast.keep()
         self._relay = threading.Semaphore(0)
         self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
         self._committer.start()
@@ -415,10 +444,10 @@ class Store:
 
     # -- writing
 
-    def write(self, work: Work) -> Any:
+    def write(self, work: Work, *, grows: bool = False) -> Any:
         """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raised."""
         result = _Result()
-        job = Job(work, result)
+        job = Job(work, result, grows)
         if not self._enqueue(job):
             raise _stopping()
         self.lead()
@@ -485,10 +514,14 @@ class Store:
             for job in batch:
                 self._attempt([job])
 
-    def _attempt(self, batch: list[Job]) -> bool:
+    def _attempt(self, batch: list[Job], *, may_retry: bool = True) -> bool:
         """Run the batch in one transaction; False if it must be run again one by one."""
         if self.fatal is not None:
             return _tell_all(batch, self.fatal)
+        if self._tight and self._is_tight(may_retry):
+            batch = _refuse_growth(batch)
+            if not batch:
+                return True
         tx = self._tx
         outcomes: list[tuple[Outcome, Any, BaseException | None]] = []
         try:
@@ -510,6 +543,11 @@ class Store:
                 verdict = self._stop(trouble)
             if verdict is error and len(batch) > 1:  # one of them is to blame, not the disk
                 return False
+            if may_retry and _is_full(verdict) and self._give_ballast():
+                self._tight = True
+                for job in batch:
+                    self._attempt([job], may_retry=False)
+                return True
             return _tell_all(batch, verdict)
         if self._inodes() != self._files:
             return _tell_all(batch, self._lost())
@@ -524,6 +562,25 @@ class Store:
         for outcome, value, failure in outcomes:
             _tell(outcome, value, failure)
         return True
+
+    def _give_ballast(self) -> bool:
+        """Give the ballast back, and with it what the write-ahead log no longer needs; False if there was none."""
+        if not self._ballast.drop():
+            return False
+        log.warning("the disk is full: only what settles or ends something is written until there is room")
+        return True
+
+    def _is_tight(self, may_end: bool) -> bool:
+        """Whether the disk is still full; looks again only if that may end now."""
+        if may_end and self._ballast.has_room():
+            self._ballast.keep()
+            self._tight = False
+            log.warning("the disk has room again")
+        return self._tight
+
+    def keep_ballast(self) -> None:
+        """Put the ballast by, if it was given back and there is room."""
+        self._ballast.keep()
 
     def _inodes(self) -> tuple[int, int]:
         try:
@@ -548,11 +605,7 @@ class Store:
             return error
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if kind == sqlite3.SQLITE_FULL:
-            return MuxError(
-                "storage_full",
-                "the disk is full: nothing was written, reading goes on; free some space and send again",
-                retry_after=5,
-            )
+            return _full()
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return MuxError("storage_busy", "another program holds the database; try again", retry_after=1)
         if kind == sqlite3.SQLITE_CANTOPEN:

@@ -232,7 +232,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
     once: Work = work if caller.once is None else caller.once(work)
 
     def attempt() -> Any:
-        got = mux.store.write(once)
+        got = mux.store.write(once, grows=True)
         if got is None:
             # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
             return None if _claim_topics(mux, agent_id, channel) == topics else dict(NOTHING)

@@ -90,6 +90,7 @@ class Timekeeper:
             self._housekeeping_at = now + HOUSEKEEPING_MS
             self._note_heartbeats()
             self._purge(now)
+            mux.store.keep_ballast()
         self._set_alarm(now)
 
     def _tell_stale(self) -> None:

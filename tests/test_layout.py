@@ -21,7 +21,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
-    {"errors", "clock", "tables", "flights", "readiness", "clients", "launch"},
+    {"errors", "clock", "tables", "flights", "ballast", "readiness", "clients", "launch"},
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe"},
     {"store", "payload", "client", "mcp", "reference", "setup"},

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fake_clock import EPOCH_MS, FakeClock
 
-from stonemux import messages, store, tables, tasks
+from stonemux import ballast, messages, store, tables, tasks
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
@@ -132,7 +132,7 @@ class Batch:
         me = threading.get_ident()
         self.store.gatherers.add(me)
         for n, work in enumerate(works):
-            self.store.submit(Job(work, lambda value, error, n=n: self.told.__setitem__(n, (value, error))))
+            self.store.submit(Job(work, lambda value, error, n=n: self.told.__setitem__(n, (value, error)), True))
         self.store.lead()
         self.store.gatherers.discard(me)
         return [self.told[n] for n in range(len(works))]
@@ -410,7 +410,7 @@ def test_a_fault_at_any_statement_changes_nothing_and_passes(opened, fault, at, 
     store.publish = lambda *what: announced.append(what)
     fault.arm(at, code, rolls_back=rolls_back)
     with pytest.raises(MuxError) as caught:
-        store.write(change)
+        store.write(change, grows=True)
     assert len(fault.seen) > at, "the statement was reached"
     assert caught.value.code == ("storage_full" if code == sqlite3.SQLITE_FULL else "storage_busy")
     assert caught.value.retry_after
@@ -481,6 +481,114 @@ def test_a_full_disk_refuses_the_whole_batch_and_is_over_when_there_is_space(ope
     assert [error.code for _, error in outcomes] == ["storage_full"] * 2
     assert fault.seen[4] == "COMMIT"
     assert Batch(store).run(note("a"), note("b")) == [("a", None), ("b", None)]
+
+
+class Disk:
+    """A disk that is full for writers until the ballast is given back, and has room when a test says so."""
+
+    def __init__(self, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file = path / "ballast"
+        self.free = 0
+        monkeypatch.setattr(store._ballast, "free", lambda: self.free)
+
+
+@pytest.fixture
+def full(opened, fault, monkeypatch) -> tuple[Store, Disk]:
+    store = opened(connect=fault.connect)
+    return store, Disk(store, opened.path, monkeypatch)
+
+
+@pytest.mark.parametrize("at", range(WRITES))
+def test_fault_34_what_frees_something_is_written_on_a_full_disk(full, fault, at):
+    store, disk = full
+    assert disk.file.stat().st_blocks * 512 >= ballast.BYTES, "it takes space"
+    fault.arm(at)
+    assert store.write(change) == 1
+    assert len(fault.seen) > at
+    assert not disk.file.exists()
+    assert notes(store) == ["k", "m1", "m2"]
+    assert store.head == 1
+    with pytest.raises(MuxError) as caught:
+        store.write(note("more"), grows=True)
+    assert caught.value.code == "storage_full"
+    assert store.write(note("settled")) == "settled"
+
+
+def test_fault_34_a_batch_on_a_full_disk_loses_only_what_would_grow(full, fault):
+    store, _ = full
+    told: dict[str, Any] = {}
+    store.gatherers.add(threading.get_ident())
+    for name, grows in (("a", True), ("b", False), ("c", True), ("d", False)):
+        store.submit(
+            Job(note(name), lambda value, error, name=name: told.__setitem__(name, value or error.code), grows)
+        )
+    fault.arm(5)
+    store.lead()
+    store.gatherers.clear()
+    assert told == {"a": "storage_full", "b": "b", "c": "storage_full", "d": "d"}
+    assert notes(store) == ["b", "d"]
+
+
+def test_fault_34_a_disk_that_is_full_beyond_the_ballast_refuses_that_too(full, fault, monkeypatch):
+    store, _ = full
+
+    def always(db: sqlite3.Connection, query: str) -> None:
+        if query == "COMMIT":
+            trouble = sqlite3.OperationalError("full")
+            trouble.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise trouble
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fault, "strike", always)
+        for _ in range(3):
+            with pytest.raises(MuxError) as caught:
+                store.write(note("a"))
+            assert caught.value.code == "storage_full"
+    assert store.fatal is None
+    assert store.write(note("a")) == "a"
+
+
+def test_fault_34_all_is_as_ever_when_there_is_room_again(full, fault, opened):
+    store, disk = full
+    fault.arm(1)
+    store.write(note("settled"))
+    store.keep_ballast()
+    assert not disk.file.exists(), "there is no room for it"
+    disk.free = ballast.ROOM_BYTES
+    assert store.write(note("more"), grows=True) == "more"
+    assert disk.file.stat().st_size == ballast.BYTES
+    assert stat.S_IMODE(disk.file.stat().st_mode) == 0o600
+    fault.arm(1)
+    assert store.write(note("settled again")) == "settled again", "and it serves once more"
+
+
+def test_the_ballast_is_kept_over_a_restart_and_given_to_one_on_a_full_disk(opened, monkeypatch):
+    opened()
+    opened.close()
+    assert (opened.path / "ballast").exists()
+    monkeypatch.setattr(ballast.Ballast, "free", lambda self: 1000)
+    store = opened()
+    assert not (opened.path / "ballast").exists()
+    with pytest.raises(MuxError) as caught:
+        store.write(note("more"), grows=True)
+    assert caught.value.code == "storage_full"
+    assert store.write(note("settled")) == "settled"
+
+
+def test_no_ballast_is_made_where_there_is_no_room(opened, monkeypatch):
+    monkeypatch.setattr(ballast.Ballast, "free", lambda self: ballast.ROOM_BYTES - 1)
+    store = opened()
+    assert not (opened.path / "ballast").exists()
+    assert store.write(note("a"), grows=True) == "a", "it may still fit"
+
+
+def test_ballast_that_does_not_fit_after_all_is_not_kept(opened, monkeypatch):
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ballast, "_take", full)
+    assert opened().write(note("a"), grows=True) == "a"
+    assert not (opened.path / "ballast").exists()
 
 
 def test_a_rollback_that_fails_ends_all_writing(opened, fault):
