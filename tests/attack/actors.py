@@ -211,6 +211,7 @@ class Reader(Actor):
 
     def __init__(self, arena: Arena, name: str) -> None:
         super().__init__(arena, name)
+        self.inbox = name
         self.read: list[Read] = []
         self.complaints: list[str] = []
         """Violations that show at once, as `rule: what`."""
@@ -291,6 +292,51 @@ class CursorReader(Reader):
             self.again = ids
         elif ids:
             self.cursor, self.again = ids[-1], []
+
+
+class Acked(NamedTuple):
+    """A message whose acknowledgement was answered, or whose putting back was asked for."""
+
+    id: int
+    call: int
+    end: int
+
+
+class LeaseReader(Reader):
+    """One of several workers on an inbox: acknowledges by id, puts back, or dies and does neither."""
+
+    mode = "manual"
+
+    def __init__(self, arena: Arena, name: str, inbox: str) -> None:
+        super().__init__(arena, name)
+        self.inbox = inbox
+        self.acked: list[Acked] = []
+        self.put_back: list[Acked] = []
+
+    def turn(self) -> None:
+        call, incarnation, limit = now(), self.arena.victim.incarnation, self.chance.choice((1, 3, 100))
+        status, told = self.client.get(
+            "/msg/poll", agent_id=self.inbox, ack="manual", lease=LEASE, timeout=1, limit=limit
+        )
+        self.expect(status, told, 200)
+        self.note(told["messages"], call, incarnation, receipt=None)
+        for message in told["messages"]:
+            if message.get("redelivered", False) != (message["deliveries"] > 1):
+                self.complaints.append(f"redelivered_flag: {message}")
+        ids = [message["id"] for message in told["messages"]]
+        if not ids or self.happens(15):
+            return
+        if self.happens(15):
+            back = ids.pop()
+            self.put_back.append(Acked(back, now(), FOREVER))  # noted first: it may happen though no answer comes
+            status, told = self.client.post("/msg/nack", agent_id=self.inbox, id=back)
+            self.expect(status, told, 200, 409)
+        if not ids:
+            return
+        call = now()
+        status, told = self.known(lambda: self.client.post("/msg/ack", agent_id=self.inbox, ids=ids))
+        self.expect(status, told, 200)
+        self.acked += [Acked(message_id, call, now()) for message_id in ids]
 
 
 # -- tasks

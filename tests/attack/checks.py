@@ -20,12 +20,14 @@ def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> I
     for one in sent:
         if content_of.setdefault(one.id, f"{one.sender} {one.number}") != f"{one.sender} {one.number}":
             yield f"reused_id: {one.id} was given to {content_of[one.id]!r} and to {one.sender} {one.number}"
+    had: dict[str, set[int]] = defaultdict(set)
+    for reader in readers:
+        had[reader.inbox] |= {read.id for read in reader.read}
+    for one in sent:
+        if one.id not in had[one.to]:
+            yield f"lost_message: {one} was acknowledged, and never read from the inbox {one.to}"
     for reader in readers:
         yield from reader.complaints
-        had = {read.id for read in reader.read}
-        for one in sent:
-            if one.to == reader.name and one.id not in had:
-                yield f"lost_message: {one} was acknowledged, and {reader.mode} reader {reader.name} never got it"
         for read in reader.read:
             if content_of.setdefault(read.id, read.content) != read.content:
                 yield f"reused_id: {read.id} is {content_of[read.id]!r} and {read.content!r}"
@@ -46,6 +48,23 @@ def receipts(reader: actors.Reader) -> Iterator[str]:
             yield f"delivered_twice: {before}, then {read}"
         if read.receipt is not None:
             received[read.id] = read
+
+
+def leases(readers: Sequence[actors.LeaseReader]) -> Iterator[str]:
+    """Acknowledged is settled for good; what is on a lease is nobody else's until that ends."""
+    settled: dict[int, int] = {}
+    for reader in readers:
+        for ack in reader.acked:
+            settled[ack.id] = min(ack.end, settled.get(ack.id, ack.end))
+    put_back = {ack.id for reader in readers for ack in reader.put_back}
+    held: dict[int, actors.Read] = {}
+    for read in sorted((read for reader in readers for read in reader.read), key=lambda read: read.end):
+        if read.call > settled.get(read.id, read.call):
+            yield f"redelivered_after_ack: {read} was asked for after the acknowledgement at {settled[read.id]}"
+        before = held.get(read.id)
+        if before is not None and read.id not in put_back and read.end < before.call + actors.LEASE * 1_000_000_000:
+            yield f"lease_ignored: {before}, then {read}"
+        held[read.id] = read
 
 
 def claims(granted: Sequence[actors.Claim], completed: Sequence[actors.Completion]) -> Iterator[str]:

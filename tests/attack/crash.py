@@ -40,7 +40,9 @@ class Cast:
             actors.PlainReader(arena, "plain"),
             actors.CursorReader(arena, "cursor"),
         ]
-        inboxes = [reader.name for reader in self.readers]
+        self.lease_readers = [actors.LeaseReader(arena, f"manual{n}", "manual0") for n in range(2)]
+        self.readers += self.lease_readers
+        inboxes = sorted({reader.inbox for reader in self.readers})
         self.editors = [actors.Editor(arena, f"editor{n}") for n in range(4)]
         self.senders = [actors.Sender(arena, f"sender{n}", inboxes) for n in range(3)]
         self.posters = [actors.Poster(arena, f"poster{n}") for n in range(2)]
@@ -94,10 +96,10 @@ def attack(data: Path, *, seed: int, kills: int, long_life: float = 2.5, command
 def _drain(port: int, cast: Cast) -> None:
     """Wait until every message was read and every task is done, or it takes too long (which the judges will see)."""
     client = Client(port)
-    wanted = {reader.name: {one.id for one in _sent(cast) if one.to == reader.name} for reader in cast.readers}
+    wanted = {one.id for one in _sent(cast)}
     deadline = time.monotonic() + DRAIN_S
     while time.monotonic() < deadline:
-        read = all(wanted[reader.name] <= {read.id for read in reader.read} for reader in cast.readers)
+        read = wanted <= {read.id for reader in cast.readers for read in reader.read}
         _, stats = client.get("/stats")
         if read and not stats["tasks"]["pending"] and not stats["tasks"]["claimed"]:
             break
@@ -132,6 +134,7 @@ def _judge(data: Path, arena: actors.Arena, cast: Cast, log: list[actors.Seen], 
     for reader in cast.readers:
         if reader.mode == "plain":
             found += checks.receipts(reader)
+    found += checks.leases(cast.lease_readers)
     found += checks.claims(granted, completed)
     found += checks.state(cast.editors)
     found += checks.events(cast.listener, log)

@@ -24,6 +24,12 @@ def change_run(name: str, run: Callable[..., Any]) -> None:
     object.__setattr__(operations.BY_NAME[name], "run", run)
 
 
+def replaced(text: str, old: str, new: str) -> str:
+    """Like `replace`, and sure that there was something to replace."""
+    assert old in text
+    return text.replace(old, new)
+
+
 def cas_race() -> None:
     """The version is checked when the call arrives, and the value written later."""
     init = door.Call.__init__
@@ -170,7 +176,7 @@ def receipt_ignored() -> None:
 
 def cursor_skips() -> None:
     """The message right after a cursor is left out."""
-    messages._AFTER = messages._AFTER.replace("d.message_id > ?4", "d.message_id > ?4 + 1")
+    messages._AFTER = replaced(messages._AFTER, "d.message_id > ?4", "d.message_id > ?4 + 1")
 
 
 def event_id_before_commit() -> None:
