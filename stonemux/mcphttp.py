@@ -130,6 +130,8 @@ class McpExchange(Exchange):
             flight.lost()
             flight = None
         self._close = self._close or flight is not None
+        if self._caller.replayed:
+            self._extra += (("Idempotent-Replayed", "true"),)
         if self._streaming:
             self._connection.finish(_event(message), close=True, flight=flight)
         else:

@@ -203,8 +203,7 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
         told = dict(desk.call(operation, given))
         failed = False
     except MuxError as error:
-        told = {"error": error.body()["error"] | {"message": _advice(operation, error)}}
-        failed = True
+        told, failed = {"error": _told_error(operation, error)}, True
     if agent and (unread := desk.unread(agent)):
         told["unread"] = unread
     return _result(told, failed=failed)
@@ -214,6 +213,11 @@ def _result(told: dict[str, Any], *, failed: bool) -> dict[str, Any]:
     """The same compact JSON twice; a refusal only as text, since it is no answer of the tool's output schema."""
     content = [{"type": "text", "text": dumps(told)}]
     return {"content": content, "isError": True} if failed else {"content": content, "structuredContent": told}
+
+
+def _told_error(operation: Operation, error: MuxError) -> dict[str, Any]:
+    told: dict[str, Any] = error.body()["error"] | {"message": _advice(operation, error)}
+    return told if error.retry_after is None else told | {"retry_after": error.retry_after}
 
 
 def _advice(operation: Operation, error: MuxError) -> str:

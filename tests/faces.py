@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from stonemux import door, operations
 from stonemux.errors import MuxError
 from stonemux.httpd import Server
 from stonemux.mux import Caller, Mux
+from stonemux.schema import Operation
 
 
 def wire_names(given: dict[str, Any]) -> dict[str, Any]:
@@ -162,3 +164,60 @@ class OverHttp:
         assert raised.failure.http == status
         shapes.check_refusal(operation, raised)
         raise raised
+
+
+class OverMcp(OverHttp):
+    """Tools, called over MCP; operations that are no tool go over plain HTTP."""
+
+    def call(self, name: str, /, **given: Any) -> Any:
+        operation = operations.BY_NAME[name]
+        if not operation.tool:
+            return super().call(name, **given)
+        given = wire_names(given)
+        if any(_differs_over_mcp(operation, key, value) for key, value in given.items()):
+            pytest.skip("MCP takes decimal texts for integers, and refuses larger integers before it looks at the call")
+        headers, result = self._call_tool(operation.tool, given)
+        self.replayed = headers.get("idempotent-replayed") == "true"
+        told = json.loads(result["content"][0]["text"])
+        told.pop("unread", None)
+        if result.get("isError"):
+            raise self._refusal(operation, told["error"])
+        if name == "msg.poll":
+            self._until_received(given["agent_id"])
+        assert told == {key: value for key, value in result["structuredContent"].items() if key != "unread"}
+        shapes.check(operation, told)
+        return told
+
+    def _call_tool(self, tool: str, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        wanted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("POST", "/mcp", json.dumps(message).encode(), wanted)
+            with connection.sock.dup() as sock:
+                response = connection.getresponse()
+                body = response.read()
+                sock.sendall(b"\r\n")  # whoever says more has received the answer; no clock need move for that
+        finally:
+            connection.close()
+        assert response.status == 200, body
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        if headers["content-type"] == "text/event-stream":
+            body = next(line for line in body.split(b"\n") if line.startswith(b"data: ")).removeprefix(b"data: ")
+        return headers, json.loads(body)["result"]
+
+    def _refusal(self, operation: Operation, error: dict[str, Any]) -> MuxError:
+        message = error.pop("message")
+        for other in operations.OPERATIONS:
+            if other.tool:  # what an agent reads names tools, and the contract's tests look for operations
+                message = re.sub(rf"\b{other.tool}\b", other.name, message)
+        raised = MuxError(error.pop("code"), message, retry_after=error.pop("retry_after", None), **error)
+        shapes.check_refusal(operation, raised)
+        return raised
+
+
+def _differs_over_mcp(operation: Operation, name: str, value: Any) -> bool:
+    param = operation.by_name.get(name)
+    if param is None or param.kind != "integer":
+        return False
+    return (isinstance(value, str) and value.lstrip("-").isdigit()) or (type(value) is int and abs(value) >= 2**63)
