@@ -1,0 +1,344 @@
+"""MCP over HTTP: what the transport adds to the layer."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from stonemux import mcp
+
+BOTH = "application/json, text/event-stream"
+ENVELOPE = {mcp.PROTOCOL_VERSION: "2026-07-28", mcp.CLIENT_CAPABILITIES: {}}
+
+
+def ask(method: str, **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+
+def call(tool: str, **arguments: Any) -> dict[str, Any]:
+    return ask("tools/call", name=tool, arguments=arguments)
+
+
+def modern(method: str, **params: Any) -> dict[str, Any]:
+    return ask(method, **params, _meta=ENVELOPE)
+
+
+class Client:
+    def __init__(self, http) -> None:
+        self.http = http
+
+    def post(self, message: Any, **headers: str) -> tuple[int, dict[str, str], Any]:
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        sent = {"Content-Type": "application/json", "Accept": BOTH}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        status, told, answer = self.http.request("POST", "/mcp", body, sent)
+        return status, told, json.loads(answer) if answer.startswith(b"{") else answer
+
+    def tool(self, name: str, agent: str = "", **arguments: Any) -> Any:
+        headers = {"X_Stonemux_Agent": agent} if agent else {}
+        status, _, answer = self.post(call(name, **arguments), **headers)
+        assert status == 200
+        return answer["result"]["structuredContent"]
+
+
+@pytest.fixture
+def client(http) -> Client:
+    return Client(http)
+
+
+def standard(message: dict[str, Any]) -> dict[str, str]:
+    return mcp.standard_headers(mcp.read(message))
+
+
+# -- refusals of the transport
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "HEAD"])
+def test_only_post_is_answered(http, method):
+    status, headers, body = http.request(method, "/mcp")
+    assert (status, headers["allow"]) == (405, "POST")
+    assert method == "HEAD" or json.loads(body)["error"]["code"] == mcp.INVALID_REQUEST
+
+
+def test_options_tells_the_method(http):
+    status, headers, _ = http.request("OPTIONS", "/mcp")
+    assert (status, headers["allow"]) == (204, "POST")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Accept": "text/event-stream"}, 406),
+        ({"Accept": "text/html"}, 406),
+    ],
+)
+def test_the_transport_refuses_with_json_rpc_errors(client, headers, status):
+    got, _, answer = client.post(ask("ping"), **headers)
+    assert got == status
+    assert answer["id"] is None
+    assert answer["error"]["code"] == mcp.INVALID_REQUEST
+    assert answer["error"]["data"]["code"]
+
+
+@pytest.mark.parametrize("accept", [BOTH, "application/json", "*/*", "application/*;q=0.5, text/html"])
+def test_whoever_takes_json_is_served(client, accept):
+    assert client.post(ask("ping"), Accept=accept)[0] == 200
+
+
+def test_a_local_origin_is_welcome(client):
+    assert client.post(ask("ping"), Origin=f"http://localhost:{client.http.port}")[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"a":1,"a":2}', b"[" * 100 + b"]" * 100, b"NaN"])
+def test_what_cannot_be_read_is_a_parse_error(client, body):
+    status, _, answer = client.post(body)
+    assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.PARSE_ERROR, None)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b"null", b'"ping"', b"{}"])
+def test_what_is_no_message_is_an_invalid_request(client, body):
+    status, _, answer = client.post(body)
+    assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.INVALID_REQUEST, None)
+
+
+def test_notifications_and_responses_get_an_empty_202(client):
+    for message in (
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}},
+        {"jsonrpc": "2.0", "id": 1, "result": {}},
+    ):
+        status, headers, body = client.post(message)
+        assert (status, body, headers["content-length"]) == (202, b"", "0")
+
+
+def test_the_newer_revision_takes_no_responses(client):
+    message = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    assert client.post(message, MCP_Protocol_Version="2026-07-28")[0] == 400
+
+
+def test_no_session_is_given_out(client):
+    _, headers, _ = client.post(ask("initialize", protocolVersion="2025-11-25"), Mcp_Session_Id="made-up")
+    assert "mcp-session-id" not in headers
+
+
+# -- versions and headers
+
+
+@pytest.mark.parametrize("version", mcp.LEGACY)
+def test_legacy_requests_may_name_their_version(client, version):
+    assert client.post(ask("tools/list"), MCP_Protocol_Version=version)[0] == 200
+
+
+def test_legacy_requests_with_a_version_nobody_speaks_are_refused(client):
+    status, _, answer = client.post(ask("tools/list"), MCP_Protocol_Version="1999-01-01")
+    assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.UNSUPPORTED_VERSION, 1)
+
+
+def test_legacy_errors_come_with_200_and_modern_ones_do_not(client):
+    assert client.post(ask("no/method"))[0] == 200
+    message = modern("no/method")
+    assert client.post(message, **standard(message))[0] == 404
+    message = modern("tools/call", name="no_tool")
+    assert client.post(message, **standard(message))[0] == 400
+
+
+def test_a_modern_request_with_its_headers(client):
+    message = modern("tools/call", name="mux_discover", arguments={})
+    status, _, answer = client.post(message, **standard(message))
+    assert (status, answer["result"]["resultType"]) == (200, "complete")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mcp-protocol-version": None},
+        {"mcp-protocol-version": "2025-11-25"},
+        {"mcp-method": None},
+        {"mcp-method": "Tools/Call"},
+        {"mcp-name": None},
+        {"mcp-name": "mux_send"},
+        {"mcp-name": "=?base64?!?="},
+    ],
+)
+def test_headers_that_differ_from_the_body_are_refused(client, change):
+    message = modern("tools/call", name="mux_discover", arguments={})
+    headers = {name: value for name, value in (standard(message) | change).items() if value is not None}
+    status, _, answer = client.post(message, **headers)
+    assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.HEADER_MISMATCH, 1)
+
+
+def test_an_encoded_name_is_decoded_before_it_is_compared(client):
+    message = modern("resources/read", uri="stonemux://gu\u0131de")
+    status, _, answer = client.post(message, **standard(message))
+    assert (status, answer["error"]["code"]) == (400, mcp.INVALID_PARAMS)
+    message = modern("tools/call", name="mux_discover")
+    assert client.post(message, **(standard(message) | {"mcp-name": "=?base64?bXV4X2Rpc2NvdmVy?="}))[0] == 200
+
+
+def test_a_modern_version_without_envelope_is_refused(client):
+    status, _, answer = client.post(ask("tools/list"), MCP_Protocol_Version="2026-07-28")
+    assert (status, answer["error"]["code"]) == (400, mcp.INVALID_PARAMS)
+
+
+# -- who calls
+
+
+def test_the_agent_comes_from_a_header_or_from_meta(client):
+    client.tool("mux_register", agent_id="ann")
+    client.tool("mux_register", agent_id="bøb")
+    client.tool("mux_send", "ann", to="bøb", content="by header")
+    message = call("mux_poll", timeout=0)
+    message["params"]["_meta"] = {mcp.AGENT_META: "bøb"}
+    answer = client.post(message, X_Stonemux_Agent="ann")[2]
+    assert answer["result"]["structuredContent"]["messages"][0]["content"] == "by header"
+    assert client.tool("mux_poll", mcp.encode_header("bøb"), timeout=0) == {"messages": []}
+
+
+def test_an_idempotency_key_counts_for_a_tool_that_changes_something(client):
+    client.tool("mux_register", agent_id="ann")
+    message = call("mux_send", to="ann", content="once", **{"from": "ann"})
+    first = client.post(message, Idempotency_Key="k1")[2]
+    _, headers, second = client.post(message, Idempotency_Key="k1")
+    assert headers["idempotent-replayed"] == "true"
+    ids = [answer["result"]["structuredContent"]["message_id"] for answer in (first, second)]
+    assert ids[0] == ids[1]
+
+
+# -- waiting
+
+
+class Raw:
+    """A connection that reads as much as the test wants."""
+
+    def __init__(self, http, message: dict[str, Any], accept: str = BOTH) -> None:
+        body = json.dumps(message).encode()
+        self.sock = socket.create_connection(("127.0.0.1", http.port), timeout=5)
+        self.sock.sendall(
+            b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\n"
+            b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b" % (http.port, accept.encode(), len(body), body)
+        )
+        self.got = b""
+
+    def until(self, mark: bytes) -> bytes:
+        while mark not in self.got:
+            data = self.sock.recv(65536)
+            assert data, self.got
+            self.got += data
+        return self.got
+
+
+def test_a_wait_becomes_a_stream_at_once_with_a_comment_every_15_s(http, client, clock):
+    client.tool("mux_register", agent_id="ann")
+    raw = Raw(http, call("mux_poll", agent_id="ann", timeout=60))
+    assert b"text/event-stream" in raw.until(b": still waiting\n\n")
+    assert b"X-Accel-Buffering: no" in raw.got
+    clock.until_parked(1)
+    for count in (2, 3):
+        clock.advance(15_000)
+        http.server.ring()
+        while raw.got.count(b": still waiting") < count:
+            raw.got += raw.sock.recv(65536)
+    clock.advance(30_000)
+    assert b'"messages":[]' in raw.until(b"data: ")
+    raw.sock.close()
+
+
+def test_what_comes_while_a_call_waits_ends_its_stream(http, client, clock):
+    client.tool("mux_register", agent_id="ann")
+    raw = Raw(http, call("mux_poll", agent_id="ann", timeout=60))
+    clock.until_parked(1)
+    client.tool("mux_send", "ann", to="ann", content="ring")
+    assert b'"content":"ring"' in raw.until(b"\n\ndata: ")
+    assert raw.sock.recv(10) == b""
+    raw.sock.close()
+
+
+def test_who_takes_only_json_gets_json_however_long_it_takes(http, client, clock):
+    client.tool("mux_register", agent_id="ann")
+    raw = Raw(http, call("mux_poll", agent_id="ann", timeout=60), accept="application/json")
+    clock.until_parked(1)
+    clock.advance(60_000)
+    assert b"Content-Type: application/json" in raw.until(b'"messages":[]')
+    raw.sock.close()
+
+
+def test_a_client_that_hangs_up_cancels_its_wait(http, mux, client, clock):
+    client.tool("mux_register", agent_id="ann")
+    raw = Raw(http, call("mux_poll", agent_id="ann", timeout=60))
+    clock.until_parked(1)
+    raw.sock.close()
+    patience = threading.Event()
+    for _ in range(500):
+        if mux.hub.parked == 0:
+            break
+        patience.wait(0.01)
+    assert mux.hub.parked == 0
+    client.tool("mux_send", "ann", to="ann", content="kept")
+    assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"
+
+
+def test_messages_that_were_not_received_are_put_back(http, mux, client, clock):
+    import struct
+
+    client.tool("mux_register", agent_id="ann")
+    client.tool("mux_send", "ann", to="ann", content="kept")
+    raw = Raw(http, call("mux_poll", agent_id="ann", timeout=0))
+    raw.until(b"kept")
+    raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.sock.close()
+    patience = threading.Event()
+    for _ in range(500):
+        if not mux.flights.held("ann"):
+            break
+        patience.wait(0.01)
+    assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"
+
+
+def test_progress_turns_an_answer_into_a_stream(http, client):
+    def run(context):
+        context.progress(1, 2)
+        return {"content": []}
+
+    http.server.mcp.registry.add(mcp.Tool({"name": "slow", "inputSchema": {"type": "object"}}, run))
+    message = ask("tools/call", name="slow", _meta={"progressToken": "t"})
+    _, headers, body = client.post(message)
+    assert headers["content-type"] == "text/event-stream"
+    events = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: ")]
+    assert [event.get("method") for event in events] == ["notifications/progress", None]
+    assert client.post(message, Accept="application/json")[2]["result"] == {"content": []}
+
+
+def test_a_bug_is_an_internal_error_without_details(http, client, caplog):
+    def run(context):
+        raise ZeroDivisionError("secret")
+
+    http.server.mcp.registry.add(mcp.Tool({"name": "bug", "inputSchema": {"type": "object"}}, run))
+    status, _, answer = client.post(call("bug"))
+    assert (status, answer["error"]["code"], answer["id"]) == (200, mcp.INTERNAL_ERROR, 1)
+    assert "secret" not in json.dumps(answer)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_door_is_not_held_up_by_a_slow_tool(http, client):
+    entered, leave = threading.Event(), threading.Event()
+
+    def run(context):
+        entered.set()
+        leave.wait(5)
+        return {"content": []}
+
+    http.server.mcp.registry.add(mcp.Tool({"name": "slow", "inputSchema": {"type": "object"}}, run))
+    raw = Raw(http, call("slow"))
+    assert entered.wait(5)
+    assert client.post(ask("ping"))[0] == 200
+    leave.set()
+    raw.until(b'"content":[]')
+    raw.sock.close()
