@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from stonemux import cli, connection, door, messages, mux, operations, state, store, tasks
+from stonemux import cli, connection, door, leases, messages, mux, operations, state, store, tasks
 
 STRETCH_S = 0.004
 
@@ -179,6 +179,24 @@ def cursor_skips() -> None:
     messages._AFTER = replaced(messages._AFTER, "d.message_id > ?4", "d.message_id > ?4 + 1")
 
 
+def forgotten_ack() -> None:
+    """An acknowledgement is counted and not written down."""
+    ack = leases.ack
+
+    def forget(tx: Any, **given: Any) -> Any:
+        if given["ids"] is None:
+            return ack(tx, **given)
+        return {"acked": len(given["ids"])}
+
+    change_run("msg.ack", forget)
+
+
+def short_lease() -> None:
+    """A lease ends as soon as it begins."""
+    lease = leases._lease
+    leases._lease = lambda tx, agent_id, ids, lease_ms: lease(tx, agent_id, ids, 0)
+
+
 def event_id_before_commit() -> None:
     """Streams show events, with their ids, before the commit that may never come."""
     commit = store.Tx.commit
@@ -216,6 +234,8 @@ DEFECTS = {
         wake_before_commit,
         receipt_ignored,
         cursor_skips,
+        forgotten_ack,
+        short_lease,
         event_id_before_commit,
     )
 }

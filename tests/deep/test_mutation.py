@@ -24,6 +24,8 @@ CAUGHT_BY = {
     "wake_before_commit": (RALLY, "late_wakeup"),
     "receipt_ignored": (LEFT, "lost_message"),
     "cursor_skips": (LOAD, "lost_message"),
+    "forgotten_ack": (LOAD, "redelivered_after_ack"),
+    "short_lease": (LOAD, "lease_ignored"),
     "event_id_before_commit": (LOAD, "phantom_event"),
 }
 
