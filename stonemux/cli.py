@@ -1,4 +1,4 @@
-"""The command line: `serve`, `mcp`, `status`, `setup`, `backup`, `restore` and `reference`.
+"""The command line: `serve`, `mcp`, `status`, `setup`, `backup`, `restore`, `doctor` and `reference`.
 
 Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
 of reach, 70 storage failed, 78 data refused. Errors are one line on standard error.
@@ -17,7 +17,7 @@ from typing import Any
 from stonemux import VERSION
 from stonemux.clients import CLIENTS, SCOPES
 from stonemux.config import Settings, load
-from stonemux.errors import EXIT_OK, MuxError
+from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
 
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -107,6 +107,17 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("--yes", action="store_true", help="do not ask")
     restore.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
     restore.set_defaults(run=_restore)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for what is wrong, and say what to do",
+        description="Check Python, SQLite, the data directory, the database, backups, settings and the daemon, and say "
+        "what to do about each finding. Changes nothing; the daemon may be running. Exits with 1 on a problem.",
+    )
+    _add_settings(doctor)
+    doctor.add_argument("--full", action="store_true", help="check the whole database, not only its structure")
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON, for programs")
+    doctor.set_defaults(run=_doctor)
 
     reference = commands.add_parser(
         "reference", help="print the reference", description="Print the reference of all operations, as Markdown."
@@ -246,6 +257,23 @@ def _restore(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"  the replaced database is {done['kept']}")
     print(f"  ids go on after event {done['events_head']} and message {done['message_seq']}")
     return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from stonemux import doctor
+
+    trouble = None
+    try:
+        settings = _settings(options, environ)
+    except MuxError as error:  # a finding, too; the rest is looked at without the file
+        trouble, options.config = error, os.devnull
+        settings = _settings(options, environ)
+    findings = doctor.examine(settings, trouble, full=options.full)
+    if options.json:
+        print(json.dumps(doctor.as_json(findings)))
+    else:
+        print(doctor.as_text(findings))
+    return EXIT_OK if doctor.all_well(findings) else EXIT_REFUSED
 
 
 def _reference(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -48,9 +48,9 @@ class DataDir:
         self.database = path / DATABASE
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_owner()
+            check_owner(path)
             if not allow_network_fs:
-                self._check_file_system(mounts)
+                check_file_system(path, mounts)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as trouble:
             raise MuxError(
@@ -59,37 +59,12 @@ class DataDir:
             ) from trouble
         self._lock()
 
-    def _check_owner(self) -> None:
-        found = os.stat(self.path)
-        if found.st_uid != os.geteuid():
-            raise MuxError(
-                "unsafe_environment",
-                f"the data directory {self.path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); "
-                "use a directory of your own with --data-dir",
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise MuxError(
-                "unsafe_environment",
-                f"others may write to the data directory {self.path}; take that away with: chmod 700 {self.path}",
-            )
-
-    def _check_file_system(self, mounts: Path) -> None:
-        kind = _file_system(self.path.resolve(), mounts)
-        if kind in NETWORK_FILE_SYSTEMS:
-            raise MuxError(
-                "unsafe_environment",
-                f"the data directory {self.path} lies on a network file system ({kind}), where SQLite's write-ahead "
-                "log is not safe; use a local disk, or set [server] allow_network_fs = true at your own risk",
-            )
-
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
-            holder = ""
-            with contextlib.suppress(OSError):
-                holder = (self.path / PID).read_text().strip()
+            holder = noted_pid(self.path)
             raise MuxError(
                 "data_dir_locked",
                 f"the data directory {self.path} is in use by another stonemux daemon"
@@ -143,6 +118,54 @@ def read_head(path: Path) -> Head:
         return Head()
     except (ValueError, KeyError, TypeError):
         return Head()  # the sidecar is a second witness only: torn, it says nothing
+
+
+def check_owner(path: Path) -> None:
+    """Raise `unsafe_environment` when a directory is not ours, or others may write there."""
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        raise MuxError(
+            "unsafe_environment",
+            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); "
+            "use a directory of your own with --data-dir",
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise MuxError(
+            "unsafe_environment",
+            f"others may write to the data directory {path}; take that away with: chmod 700 {path}",
+        )
+
+
+def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The type of the file system that holds `path` ("" if unknown); raises `unsafe_environment` for a network one."""
+    kind = _file_system(path.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise MuxError(
+            "unsafe_environment",
+            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead "
+            "log is not safe; use a local disk, or set [server] allow_network_fs = true at your own risk",
+        )
+    return kind
+
+
+def noted_pid(path: Path) -> str:
+    """The process that holds a data directory, as far as it could note that; else ""."""
+    try:
+        return (path / PID).read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_held(path: Path) -> bool:
+    """Whether a daemon holds a data directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)  # which unlocks it
+    return False
 
 
 def _file_system(path: Path, mounts: Path) -> str:

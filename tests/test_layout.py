@@ -39,7 +39,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
-    {"daemon", "upkeep"},
+    {"daemon", "upkeep", "doctor"},
     {"cli"},
     {"__main__"},
 )
@@ -49,7 +49,7 @@ ONLY = {
     "uuid": {"clock"},
     "random": {"clock"},
     "secrets": {"clock"},
-    "sqlite3": {"store", "search", "copies"},  # search catches what a SQLite without FTS5 raises
+    "sqlite3": {"store", "search", "copies", "doctor"},  # search catches what a SQLite without FTS5 raises
     "socket": {"client", "connection", "httpd", "sse"},
     "socketserver": {"httpd"},
     "select": {"client", "readiness", "sse", "probe"},

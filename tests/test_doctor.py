@@ -1,0 +1,228 @@
+"""`doctor`: each trouble is found, told with a remedy, and nothing is changed by looking."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faces import join
+from test_backup import command, say
+
+from stonemux import cli, doctor, tables
+
+
+@pytest.fixture
+def look(program, capsys):
+    """Runs the command on the program's directory; gives its status and its findings by check."""
+
+    def run(*flags: Any, status: int, data: Path = program.path) -> dict[str, list[dict[str, str]]]:
+        assert command("doctor", "--json", "--port", "1", *flags, data=data) == status
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["well"] == (status == 0)
+        found: dict[str, list[dict[str, str]]] = {}
+        for finding in answer["findings"]:
+            assert finding["found"]
+            assert finding["remedy"] or finding["state"] == "ok" or finding["found"].count(" ") > 5, finding
+            found.setdefault(finding["check"], []).append(finding)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def stopped(program, direct):
+    """The program's directory, left in good order."""
+    join(direct, "ann", "bob")
+    say(direct, "one")
+    direct.call("admin.backup")
+    program.close()
+    yield program.path
+    program.path.chmod(0o700)
+    with contextlib.suppress(BaseException):
+        program._open(accept_rollback=True)
+        return
+    program.close = lambda: None
+
+
+def contents(path: Path) -> dict[str, tuple[bytes, int]]:
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
+
+
+def one(found: dict[str, list[dict[str, str]]], check: str, state: str) -> dict[str, str]:
+    (finding,) = [finding for finding in found[check] if finding["state"] == state]
+    return finding
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_directory_in_good_order_is_well_and_left_alone(look, stopped, full):
+    before = contents(stopped)
+    found = look(*(["--full"] if full else []), status=0)
+    assert contents(stopped) == before
+    for check in ("python", "search", "settings", "directory", "disk", "daemon", "database", "history", "clock", "log"):
+        assert {finding["state"] for finding in found[check]} == {"ok"}, check
+    assert found["backups"][0]["state"] == "ok"
+    assert ("every page" in found["database"][-1]["found"]) == full
+
+
+def test_a_new_machine_is_well(look, tmp_path):
+    found = look(data=tmp_path / "none", status=0)
+    assert not (tmp_path / "none").exists()
+    assert "first start" in found["directory"][0]["found"]
+
+
+def test_it_looks_while_a_daemon_runs(http, program, capsys):
+    join(http, "ann", "bob")
+    say(http, "one")
+    assert command("doctor", "--port", http.port, data=program.path) == 0
+    told = capsys.readouterr().out
+    assert f"pid {os.getpid()}" in told
+    assert "all is well" in told
+    assert "make one with: stonemux backup" in told
+    say(http, "two")
+
+
+def test_a_daemon_that_does_not_answer_is_a_problem(look, program):
+    assert "none answers" in one(look(status=1), "daemon", "problem")["found"]
+
+
+def test_another_server_on_the_port_is_a_problem(look, stopped):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        found = look("--port", other.getsockname()[1], status=1)
+    assert "another --port" in one(found, "daemon", "problem")["remedy"]
+
+
+def test_a_daemon_of_another_directory_is_noted(look, http, tmp_path):
+    found = look("--port", http.port, data=tmp_path / "other", status=0)
+    assert "does not use" in one(found, "daemon", "note")["found"]
+
+
+def test_settings_that_cannot_be_used_are_a_problem_and_the_rest_is_looked_at(look, stopped):
+    (stopped / "config.toml").write_text("[server]\nprot = 1\n")
+    found = look(status=1)
+    assert "did you mean server.port?" in one(found, "settings", "problem")["found"]
+    assert found["database"][-1]["state"] == "ok"
+
+
+def test_a_directory_that_others_may_write_to_is_a_problem(look, stopped):
+    stopped.chmod(0o777)
+    assert "chmod 700" in one(look(status=1), "directory", "problem")["found"]
+    stopped.chmod(0o755)
+    assert "chmod 700" in one(look(status=0), "directory", "note")["remedy"]
+    stopped.chmod(0o700)
+    (stopped / "stonemux.db").chmod(0o644)
+    assert "chmod 600" in one(look(status=0), "files", "note")["remedy"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "page", "foreign", "newer"])
+def test_a_damaged_database_is_a_problem(look, stopped, damage):
+    database = stopped / "stonemux.db"
+    whole = bytearray(database.read_bytes())
+    if damage == "missing":
+        database.unlink()
+    elif damage == "empty":
+        database.write_bytes(b"")
+    elif damage == "garbage":
+        database.write_bytes(b"garbage " * 10_000)
+    elif damage == "page":
+        whole[8192:-4096] = b"\xa5" * (len(whole) - 12288)
+        database.write_bytes(whole)
+    else:
+        what = "application_id=7" if damage == "foreign" else f"user_version={len(tables.MIGRATIONS) + 1}"
+        with contextlib.closing(sqlite3.connect(database)) as db:
+            db.execute(f"PRAGMA {what}")
+    before = contents(stopped)
+    found = look(status=1)
+    assert contents(stopped) == before
+    assert any(finding["state"] == "problem" for finding in found["database"])
+
+
+def test_only_a_full_look_sees_a_changed_index(look, stopped):
+    database = stopped / "stonemux.db"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema=on")
+        db.execute("update sqlite_master set sql = replace(sql, '(agent_id)', '(channel)') where name = 'member_agent'")
+    assert look(status=0)["database"][-1]["state"] == "ok"
+    assert "damaged" in one(look("--full", status=1), "database", "problem")["found"]
+
+
+def test_a_database_that_went_back_in_time_is_a_problem(look, stopped):
+    (stopped / "head.json").write_text('{"event_seq": 100000, "message_seq": 5, "at": 0}')
+    assert "--accept-rollback" in one(look(status=1), "history", "problem")["remedy"]
+
+
+def test_a_clock_that_went_back_is_a_problem(look, stopped, monkeypatch):
+    monkeypatch.setattr(doctor.Clock, "now_ms", lambda self: 1_000_000_000_000)
+    assert "ahead" in one(look(status=1), "clock", "problem")["found"]
+
+
+def test_a_log_that_was_not_folded_in_is_noted_and_left(look, program, direct, tmp_path):
+    join(direct, "ann", "bob")
+    crashed = tmp_path / "crashed"
+    crashed.mkdir(mode=0o700)
+    for name in ("stonemux.db", "stonemux.db-wal", "CREATED"):
+        (crashed / name).write_bytes((program.path / name).read_bytes())
+        (crashed / name).chmod(0o600)
+    log = (crashed / "stonemux.db-wal").read_bytes()
+    found = look(data=crashed, status=0)
+    assert "not stopped in order" in one(found, "log", "note")["found"]
+    assert int(found["history"][0]["found"].split()[0]) == program.store.head
+    assert (crashed / "stonemux.db-wal").read_bytes() == log
+
+
+def test_old_backups_are_noted(look, stopped, monkeypatch):
+    (made,) = (stopped / "backups").iterdir()
+    os.utime(made, (1_000_000_000, 1_000_000_000))
+    assert "days old" in one(look(status=0), "backups", "note")["found"]
+
+
+def test_a_disk_without_room_is_a_problem(look, stopped, monkeypatch):
+    monkeypatch.setattr(doctor.Ballast, "free", lambda self: 1000)
+    assert "storage_full" in one(look(status=1), "disk", "problem")["remedy"]
+
+
+def test_a_check_that_fails_is_a_finding_and_the_others_go_on(look, stopped, monkeypatch):
+    def fail(patient: doctor.Patient) -> Any:
+        raise OSError(5, "Input/output error")
+        yield
+
+    monkeypatch.setattr(doctor, "ALWAYS", (("python", fail), *doctor.ALWAYS[1:]))
+    found = look(status=1)
+    assert "Input/output error" in found["python"][0]["found"]
+    assert found["settings"][0]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("version", "has_it"),
+    [
+        ((3, 6, 23), False),
+        ((3, 7, 0), True),
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 52, 0), False),
+    ],
+)
+def test_which_sqlite_has_the_wal_reset_bug(version, has_it):
+    assert doctor.has_wal_reset_bug(version) == has_it
+
+
+def test_people_read_a_line_a_finding(look, stopped, capsys):
+    (stopped / "head.json").write_text('{"event_seq": 100000}')
+    assert cli.main(["doctor", "--port", "1", "--data-dir", str(stopped)], {"HOME": "/nowhere"}) == 1
+    told = capsys.readouterr().out
+    assert "PROBLEM  history" in told
+    assert "-> put the right file back" in told
+    assert told.endswith("1 problem\n")
