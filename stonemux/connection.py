@@ -64,6 +64,9 @@ class Door(Protocol):
     def await_verdict(self, connection: Connection) -> None:
         """Call `conclude` in `VERDICT_MS`."""
 
+    def remind(self, deadline: int) -> None:
+        """Call `overdue` when this moment (ticks) has come."""
+
     def ended(self, connection: Connection) -> None:
         """The connection is over."""
 
@@ -109,6 +112,7 @@ class Connection:
         """Since when nothing was asked (ticks); None while a request runs."""
         self._door = door
         self._deadline: int | None = now + IDLE_MS
+        door.remind(self._deadline)
         self._phase = "idle"
         self._buffer = b""
         self._head: wire.Head | None = None
@@ -299,7 +303,7 @@ class Connection:
         """The rest of a head or body must be here within this time from now."""
         if self._phase != phase:
             self._phase = phase
-            self._deadline = self._door.ticks_ms() + within_ms
+            self._due(within_ms)
 
     # -- answering, on any thread
 
@@ -317,7 +321,7 @@ class Connection:
             if self._closed:
                 return
             self._beat, self._beat_ms, self._phase = beat, beat_ms, "streaming"
-            self._deadline = self._door.ticks_ms() + beat_ms
+            self._due(beat_ms)
             self._put(opening)
         self._door.revisit(self)  # who attends must learn of the deadline
 
@@ -325,7 +329,7 @@ class Connection:
         """Send the next piece of an answer that was begun."""
         with self.lock:
             if not self._closed:
-                self._deadline = self._door.ticks_ms() + self._beat_ms
+                self._due(self._beat_ms)
                 self._put(data)
 
     def finish(self, answer: bytes, *, close: bool, flight: Flight | None = None) -> None:
@@ -360,7 +364,7 @@ class Connection:
             except BlockingIOError:
                 if self._phase != "sending" and self._answering:
                     self._phase = "sending"
-                    self._deadline = self._door.ticks_ms() + SEND_MS
+                    self._due(SEND_MS)
                 return
             except OSError:
                 self._close(arrived=False)
@@ -376,11 +380,12 @@ class Connection:
         self.idle_since = now
         if self._closing or self._door.stopping:
             self._draining, self._phase = True, "draining"
-            self._deadline = now + (SEND_MS if self._flights else DRAIN_MS)
+            self._due(SEND_MS if self._flights else DRAIN_MS)
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
         else:
-            self._phase, self._deadline = "idle", now + IDLE_MS
+            self._phase = "idle"
+            self._due(IDLE_MS)
 
     def park(self, watch: Watch) -> None:
         """The running request is about to sleep on `watch`; raises Hangup when the client is gone already."""
@@ -412,6 +417,11 @@ class Connection:
         self._door.ended(self)
         self._tell()
         return self.sock
+
+    def _due(self, within_ms: int) -> None:
+        """Be looked at by `overdue` when this time has passed."""
+        self._deadline = self._door.ticks_ms() + within_ms
+        self._door.remind(self._deadline)
 
     # -- the end
 

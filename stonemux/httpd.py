@@ -46,7 +46,7 @@ log = logging.getLogger("stonemux")
 _T = TypeVar("_T")
 
 SWEEP_MS = 250
-"""How often deadlines of connections are looked at, while there are any."""
+"""Deadlines of connections are looked at no more often than this, and only while there are any."""
 HELD_UP_MS = 20
 QUIET_ROUNDS = 10
 """So many looks without traffic, and the guard sleeps until there is some."""
@@ -234,14 +234,16 @@ class Server(ThreadingHTTPServer):
                 self._verdicts.appendleft(verdict)
                 break
             verdict[1].conclude()
-        if self._next_sweep is None or self._next_sweep <= now:
+        if self._next_sweep is not None and self._next_sweep <= now:
             self._sweep(now)
 
     def _sweep(self, now: int) -> None:
         with self._lock:
             connections = list(self._connections.values())
+            self._next_sweep = None
         waiting = [due for connection in connections if (due := connection.overdue(now)) is not None]
-        self._next_sweep = max(min(waiting), now + SWEEP_MS) if waiting else None
+        if waiting:
+            self.remind(max(min(waiting), now + SWEEP_MS))
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
@@ -264,8 +266,6 @@ class Server(ThreadingHTTPServer):
             self._connections[sock.fileno()] = connection
         self._ready.add(sock.fileno())
         connection.attend()
-        if self._next_sweep is None:
-            self._next_sweep = self.ticks_ms() + SWEEP_MS
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest in favor of a new one; False if none is idle."""
@@ -305,7 +305,7 @@ class Server(ThreadingHTTPServer):
     def revisit(self, connection: Connection) -> None:
         """Let the attending thread look at this connection again."""
         self._revisits.append(connection)
-        if threading.get_ident() not in self.mux.store.gatherers:
+        if threading.get_ident() != self._attending:  # a thread that was relieved in its round is one of the others
             self.ring()
 
     def ring(self) -> None:
@@ -316,6 +316,15 @@ class Server(ThreadingHTTPServer):
     def await_verdict(self, connection: Connection) -> None:
         """Ask the connection for its verdict in a moment."""
         self._verdicts.append((self.ticks_ms() + VERDICT_MS, connection))
+
+    def remind(self, deadline: int) -> None:
+        """Look at the connections' deadlines when this moment has come."""
+        if self._next_sweep is not None and self._next_sweep <= deadline:
+            return
+        with self._lock:
+            self._next_sweep = min(deadline, self._next_sweep or deadline)
+        if threading.get_ident() != self._attending:  # a thread that was relieved in its round is one of the others
+            self.ring()
 
     def ended(self, connection: Connection) -> None:
         """A connection is over; its socket is still open."""

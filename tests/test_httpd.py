@@ -334,6 +334,33 @@ def test_a_client_that_stays_silent_is_let_go(served):
     assert raw.has_ended()
 
 
+def test_a_client_that_stays_silent_after_a_parked_call_is_let_go(served):
+    raw = served.connect()
+    raw.send(LONG_POLL)
+    served.clock.until_parked(1)
+    served.eventually(lambda: served.server._next_sweep is None, step=1_000)  # nothing else is watched by now
+    served.send()
+    assert raw.answer().status == 200
+    served.eventually(lambda: not served.server.open_connections, step=1_000)
+    assert raw.has_ended()
+
+
+def test_what_is_pipelined_behind_a_change_outlives_a_change_of_guard(served):
+    server, publish = served.server, served.mux.store.publish
+    held_up = server._attending
+
+    def slow_disk(*announced: Any) -> None:
+        eventually(lambda: server._attending != held_up)
+        publish(*announced)
+
+    served.mux.store.publish = slow_disk
+    raw = served.connect()
+    raw.send(post("/msg/send", json_of("slow")) + POLL)
+    assert raw.answer().status == 200
+    assert [m["content"] for m in raw.answer().json["messages"]] == ["slow"]
+    served.mux.store.publish = publish
+
+
 def test_workers_are_used_again_and_connections_leave_nothing(served):
     for _ in range(100):
         assert served.ask(HEALTH).status == 200
@@ -1231,6 +1258,9 @@ class Door:
         connection.attend()
 
     def await_verdict(self, connection: Connection) -> None:
+        pass
+
+    def remind(self, deadline: int) -> None:
         pass
 
     def ended(self, connection: Connection) -> None:
