@@ -1,0 +1,279 @@
+"""`stonemux mcp` as clients start it: a child process with pipes, and the daemon that it starts by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import ROOT, SERVE
+
+from stonemux import client, mcp, operations
+
+WITHIN_S = 15
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Place:
+    """A data directory and a port that belong together; at the end its daemon is stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path / "data"
+        self.port = free_port()
+        self.sessions: list[Session] = []
+
+    def session(self, **environ: str) -> Session:
+        self.sessions.append(Session(self, environ))
+        return self.sessions[-1]
+
+    @property
+    def daemon(self) -> int:
+        return int((self.data / "daemon.pid").read_text())
+
+    def until(self, true: Any) -> None:
+        end = time.monotonic() + WITHIN_S
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+        with suppress(OSError, ValueError):
+            pid = self.daemon
+            os.kill(pid, signal.SIGTERM)
+            self.until(lambda: not (self.data / "daemon.pid").exists())
+
+
+class Session:
+    """One `stonemux mcp`; answers are sorted by id as they come."""
+
+    def __init__(self, place: Place, environ: dict[str, str]) -> None:
+        where = ["--port", str(place.port), "--data-dir", str(place.data)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "stonemux", "mcp", *where],
+            cwd=ROOT,
+            env={"PATH": os.defpath, "HOME": str(place.data.parent), "PYTHONDONTWRITEBYTECODE": "1", **environ},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._id = 0
+        self._answers: dict[Any, dict[str, Any]] = {}
+        self.lines: list[bytes] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(WITHIN_S)
+        self._reader.join(WITHIN_S)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            message = json.loads(line)  # nothing else may stand on standard output
+            with self._news:
+                self.lines.append(line)
+                self._answers[message["id"]] = message
+                self._news.notify_all()
+
+    def write(self, line: bytes) -> None:
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def send(self, method: str, **params: Any) -> int:
+        self._id += 1
+        self.write(json.dumps({"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}).encode())
+        return self._id
+
+    def answer(self, request_id: Any) -> dict[str, Any]:
+        with self._news:
+            assert self._news.wait_for(lambda: request_id in self._answers, WITHIN_S), self.process.poll()
+            return self._answers.pop(request_id)
+
+    def begin(self, tool: str, **arguments: Any) -> int:
+        return self.send("tools/call", name=tool, arguments=arguments)
+
+    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        result = self.answer(self.begin(tool, **arguments))["result"]
+        assert "structuredContent" in result, result
+        return result["structuredContent"]
+
+    def end(self) -> int:
+        self.process.stdin.close()
+        return self.process.wait(WITHIN_S)
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.close()
+
+
+def waiters(place: Place) -> int:
+    return client.ask("127.0.0.1", place.port, operations.BY_NAME["stats"], {})["waiters"]
+
+
+def test_two_sessions_talk_through_one_daemon_that_nobody_started(place):
+    ann, bob = place.session(), place.session(STONEMUX_AGENT="bob")
+    assert ann.answer(ann.send("initialize", protocolVersion="2025-06-18"))["result"]["protocolVersion"] == "2025-06-18"
+    envelope = {mcp.PROTOCOL_VERSION: "2026-07-28", mcp.CLIENT_CAPABILITIES: {}}
+    assert bob.answer(bob.send("server/discover", _meta=envelope))["result"]["resultType"] == "complete"
+    ann.call("mux_register", agent_id="ann")
+    bob.call("mux_register", capabilities=["drafting"])
+    watching = bob.begin("mux_state_watch", key="stage", timeout=60)
+    ann.call("mux_send", to="bob", content="hello")
+    assert bob.call("mux_poll")["messages"][0]["from"] == "ann"
+    ann.call("mux_task_post", description="draft", required_capability="drafting")
+    claim = bob.call("mux_task_claim", timeout=10)
+    bob.call("mux_task_complete", task_id=claim["task_id"], claim_token=claim["claim_token"], result="done")
+    ann.call("mux_state_set", key="stage", value="2")
+    assert bob.answer(watching)["result"]["structuredContent"]["value"] == "2"
+    assert oct(os.stat(place.data / "daemon.log").st_mode & 0o777) == "0o600"
+
+
+def test_ten_at_once_start_one_daemon(place):
+    sessions = [place.session(STONEMUX_AGENT=f"agent-{number}x") for number in range(10)]
+    asked = [session.begin("mux_register", agent_id=f"a{number}") for number, session in enumerate(sessions)]
+    for session, request_id in zip(sessions, asked, strict=True):
+        assert "structuredContent" in session.answer(request_id)["result"]
+    assert len(sessions[0].call("mux_discover")["agents"]) == 10
+    log = (place.data / "daemon.log").read_text()
+    assert log.count("listening") == 1
+
+
+def test_a_long_poll_does_not_hold_up_a_send(place):
+    ann = place.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    waiting = ann.begin("mux_poll", timeout=120)
+    place.until(lambda: waiters(place) == 1)
+    began = time.monotonic()
+    ann.call("mux_send", to="ann", content="wake up")
+    assert ann.answer(waiting)["result"]["structuredContent"]["messages"][0]["content"] == "wake up"
+    assert time.monotonic() - began < 2
+
+
+def test_a_cancelled_call_is_not_answered_and_takes_nothing(place):
+    ann = place.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    waiting = ann.begin("mux_poll", timeout=120)
+    place.until(lambda: waiters(place) == 1)
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": waiting}}
+    ann.write(json.dumps(cancelled).encode())
+    place.until(lambda: waiters(place) == 0)
+    ann.write(json.dumps(cancelled).encode())  # nobody knows it any more
+    ann.call("mux_send", to="ann", content="kept")
+    assert ann.call("mux_poll", timeout=0)["messages"][0]["content"] == "kept"
+    assert not any(json.loads(line)["id"] == waiting for line in ann.lines)
+
+
+def test_a_restarted_daemon_is_found_again(place):
+    ann = place.session()
+    ann.call("mux_register", agent_id="ann")
+    ann.call("mux_send", to="ann", content="before")
+    os.kill(place.daemon, signal.SIGTERM)
+    place.until(lambda: not (place.data / "daemon.pid").exists())
+    again = subprocess.Popen(
+        [*SERVE, "--port", str(place.port), "--data-dir", str(place.data)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert ann.call("mux_poll", timeout=0)["messages"][0]["content"] == "before"
+    finally:
+        again.terminate()
+        again.wait(WITHIN_S)
+
+
+def test_a_killed_daemon_is_started_again_and_a_waiting_poll_goes_on(place):
+    ann = place.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    waiting = ann.begin("mux_poll", timeout=60)
+    place.until(lambda: waiters(place) == 1)
+    old = place.daemon
+    os.kill(old, signal.SIGKILL)
+    ann.call("mux_send", to="ann", content="after")
+    assert place.daemon != old
+    assert ann.answer(waiting)["result"]["structuredContent"]["messages"][0]["content"] == "after"
+
+
+def test_without_a_daemon_everything_is_listed_and_tools_say_why(place):
+    place.data.mkdir(mode=0o700)
+    place.data.chmod(0o777)
+    ann = place.session()
+    assert (
+        ann.answer(ann.send("initialize", protocolVersion="2025-11-25"))["result"]["serverInfo"]["name"] == "stonemux"
+    )
+    assert ann.answer(ann.send("ping"))["result"] == {}
+    assert len(ann.answer(ann.send("tools/list"))["result"]["tools"]) > 10
+    result = ann.answer(ann.begin("mux_discover"))["result"]
+    assert result["isError"] is True
+    error = json.loads(result["content"][0]["text"])["error"]
+    assert error["code"] == "unreachable"
+    assert "chmod 700" in error["message"]
+    place.data.chmod(0o700)
+    assert ann.call("mux_discover") == {"agents": []}
+
+
+def test_what_the_client_tells_of_itself_is_kept(place):
+    ann = place.session(CLAUDE_CODE_SESSION_ID="c-1", CLAUDE_PROJECT_DIR="/tmp/ä")
+    agent = ann.call("mux_register", agent_id="ann")["agent"]
+    assert agent["metadata"] == {"client": {"session_id": "c-1", "project_dir": "/tmp/ä"}}
+
+
+def test_a_broken_line_ends_nothing(place):
+    ann = place.session()
+    for line in (b"{broken", b"\xff\xfe", b"[]", b"", b'{"jsonrpc":"2.0","method":"notifications/whatever"}', b"5"):
+        ann.write(line)
+    assert ann.answer(ann.send("ping"))["result"] == {}
+    codes = [json.loads(line)["error"]["code"] for line in ann.lines if b'"error"' in line]
+    assert sorted(codes) == [mcp.PARSE_ERROR] * 2 + [mcp.INVALID_REQUEST] * 2
+
+
+def test_the_end_of_the_input_ends_it_within_a_second(place):
+    ann = place.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    ann.begin("mux_poll", timeout=120)
+    place.until(lambda: waiters(place) == 1)
+    began = time.monotonic()
+    assert ann.end() == 0
+    assert time.monotonic() - began < 1
+    place.until(lambda: waiters(place) == 0)
+
+
+def test_what_was_asked_before_the_end_is_answered(place):
+    place.session().call("mux_discover")
+    last = place.session()
+    asked = last.begin("mux_discover")
+    last.process.stdin.close()
+    assert last.answer(asked)["result"]["structuredContent"] == {"agents": []}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_quietly(place, number):
+    ann = place.session()
+    ann.call("mux_discover")
+    ann.process.send_signal(number)
+    assert ann.process.wait(WITHIN_S) == 0
+    assert b"Traceback" not in ann.process.stderr.read()
