@@ -9,6 +9,7 @@ times the baseline stonemux is, so large is good. The target says which.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import select
 import socket
@@ -650,6 +651,64 @@ def poll_size(plan: Plan) -> Iterator[Row]:
     yield _two_sizes(plan, "poll", _fill_messages, timed, "stored")
 
 
+# --- over MCP
+
+
+def mcp_stdio(plan: Plan) -> Iterator[Row]:
+    """A mux_send over `stonemux mcp` on standard input and output, against the same send over plain HTTP."""
+    with _daemon_with_agents() as server, _stdio_session(server) as session, Line(server.address) as line:
+        sent = post("/msg/send", _message("sender", RECIPIENTS[0]))
+        arguments = _message("sender", RECIPIENTS[0])
+        call = {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "tools/call",
+            "params": {"name": "mux_send", "arguments": arguments},
+        }
+        asked = json.dumps(call).encode() + b"\n"
+        ours: list[float] = []
+        theirs: list[float] = []
+        for number in range(plan.rounds * plan.samples + 20):
+            began = time.perf_counter()
+            answer = _over_pipe(session, asked)
+            over = time.perf_counter() - began
+            if b'"message_id"' not in answer:
+                raise Refused(f"a mux_send answered {excerpt(answer)}")
+            began = time.perf_counter()
+            line.ask(sent)
+            plain = time.perf_counter() - began
+            if number >= 20:
+                ours.append(over * 1000)
+                theirs.append(plain * 1000)
+    more = statistics.median(ours) - statistics.median(theirs)
+    row = Row("mux_send over stdio", f"p50 {statistics.median(ours):.2f} ms")
+    row.theirs, row.ratio = f"plain HTTP: p50 {statistics.median(theirs):.2f} ms", None
+    row.target, row.met, row.note = "<= 2 ms more", more <= 2, f"{more:+.2f} ms"
+    row.figures = {"stdio_ms": ours, "http_ms": theirs}
+    yield row
+
+
+def _over_pipe(session: subprocess.Popen[bytes], asked: bytes) -> bytes:
+    assert session.stdin is not None
+    assert session.stdout is not None
+    session.stdin.write(asked)
+    session.stdin.flush()
+    return session.stdout.readline()
+
+
+@contextmanager
+def _stdio_session(server: Stonemux) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "stonemux", "mcp", "--port", str(server.address[1])]
+    with scratch() as unused:
+        session = subprocess.Popen(
+            [*command, "--data-dir", str(unused)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            yield session
+        finally:
+            session.communicate(timeout=10)
+
+
 # --- at rest
 
 
@@ -732,6 +791,7 @@ ROWS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "broadcast": broadcast,
     "claim-size": claim_size,
     "poll-size": poll_size,
+    "mcp-stdio": mcp_stdio,
     "idle": idle,
     "start-up": start_up,
 }
