@@ -146,7 +146,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
 def health(mux: Mux, caller: Caller) -> dict[str, Any]:
     """Whether the daemon serves; asks nothing of the disk, so that it answers when the disk does not."""
     return {
-        "status": "ok" if mux.store.fatal is None else "failing",
+        "status": "failing" if mux.store.fatal is not None or mux.store.damage else "ok",
         "version": VERSION,
         "tier": mux.tier,
         "uptime": (mux.clock.now_ms() - mux.started_at) // 1000,

@@ -63,6 +63,8 @@ MOST_IN_A_BATCH = 256
 SKIPPED = 1_000_000
 """Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
 POOLED_READERS = 8
+BUSY_S = 5.0
+"""How long the writer waits for another program that holds the database."""
 CACHE_ENTRIES = 20_000
 
 PRAGMAS = (
@@ -398,6 +400,9 @@ class Store:
         self.publish: Callable[[list[Event], list[Topic], list[Topic]], None] = lambda events, topics, offers: None
         self.on_fatal: Callable[[MuxError], None] = lambda error: None
         self.fatal: MuxError | None = None
+        self.damage = ""
+        """What the last full check found wrong."""
+        self._checking: sqlite3.Connection | None = None
         self.gatherers: set[int] = set()
         """Threads whose jobs are only queued until they call `lead`: they gather several first."""
         self._gate = threading.Lock()
@@ -417,6 +422,9 @@ class Store:
             self.head: int = standing.event_seq
             self.newest: int = standing.at
             self.epoch: str = self._meta("epoch")
+            checked = self._meta("checked").split()
+            self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
+            """When every page was last read, and the last event then."""
             self._tx = Tx(self._db, self.mux, standing.message_seq)
             self.copying = threading.Lock()
             """Held while a copy of the database is made: one at a time."""
@@ -689,6 +697,55 @@ class Store:
         if self.fatal is None:
             self._directory.write_head(Head(self.head, self._tx.last_message, self._clock.now_ms()))
 
+    def fold(self) -> bool:
+        """Take the write-ahead log into the database and cut it; False if somebody is writing or reading.
+
+        On the writing connection, because SQLite before 3.51.3 can lose pages when another one does it.
+        """
+        with self._gate:
+            if self._leading or self._queue or self._closed:
+                return False
+            self._leading = True
+        try:
+            self._db.execute("PRAGMA busy_timeout=0")
+            return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+        except sqlite3.Error as error:
+            self._judge(error)
+            return False
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
+            with self._gate:
+                more = self._leading = bool(self._queue)
+            if more:
+                self._relay.release()
+
+    def check(self) -> None:
+        """Read every page and index, and note in `damage` what is wrong; takes long, and `close` cuts it short."""
+        head = self.head
+        with contextlib.closing(self.apart()) as db:
+            self._checking = db
+            try:
+                rows = db.execute("PRAGMA integrity_check(3)").fetchall()
+            except sqlite3.DatabaseError as error:
+                if self._closed:
+                    return
+                rows = [(str(error),)]
+            finally:
+                self._checking = None
+        self.damage = "; ".join(row[0] for row in rows if row[0] != "ok")
+        self.checked = (self._clock.now_ms(), head)
+        if self.damage:
+            log.critical("%s is damaged: %s. Stop the daemon and restore a backup", self._path, self.damage)
+            return
+        told = f"{self.checked[0]} {self.checked[1]}"
+        self.write(lambda tx: tx.run("insert or replace into meta values ('checked', ?)", told))
+
+    def cut_check(self) -> None:
+        """Let a running `check` end."""
+        if (db := self._checking) is not None:
+            with contextlib.suppress(sqlite3.Error):  # it may have ended meanwhile
+                db.interrupt()
+
     def apart(self) -> sqlite3.Connection:
         """A read-only connection of the caller's own, for what takes long or cannot run in a snapshot."""
         uri = f"{Path(self._path).absolute().as_uri()}?mode=ro"
@@ -704,6 +761,7 @@ class Store:
         result = _Result()  # queued last, so when it is done everything before it is
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return
+        self.cut_check()
         self.lead()
         with contextlib.suppress(MuxError, sqlite3.Error):
             result.get()
@@ -734,7 +792,7 @@ def _open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -
         looked = _look(directory, accept_rollback)
     except sqlite3.DatabaseError as error:
         raise _unreadable(path, error) from error
-    db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0, cached_statements=256)
+    db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S, cached_statements=256)
     try:
         if not looked:
             check_sound(db, path, directory.marked)

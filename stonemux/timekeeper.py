@@ -20,6 +20,10 @@ HOUSEKEEPING_MS = 60_000
 PURGED_AT_ONCE = 1000
 """Rows forgotten by one transaction, so that no sender waits long behind the purge."""
 LEAST_EVENTS = 1000
+LARGE_LOG_BYTES = 16 * 1024 * 1024
+"""A write-ahead log that has grown beyond this, because of a long read or a large write, is cut when all is quiet."""
+CHECK_MS = 7 * 86_400_000
+"""How often every page of the database is read, if anything has happened since."""
 
 DUE = ((tasks.next_due, tasks.settle_due), (leases.next_due, leases.settle_due))
 """What runs out by itself: when the next does, and what is to be done then."""
@@ -47,6 +51,7 @@ class Timekeeper:
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
         self._noted_head = mux.store.head
         self._thread = threading.Thread(target=self._run, name="timekeeper", daemon=True)
+        self._checker: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin."""
@@ -58,7 +63,14 @@ class Timekeeper:
         self._stopping = True
         self._mux.alarm.set(0)
         self._thread.join()
+        self.end_check()
         self._note_heartbeats()
+
+    def end_check(self) -> None:
+        """Cut a running check of the database short, and wait for its end."""
+        if self._checker is not None:
+            self._mux.store.cut_check()
+            self._checker.join()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -90,8 +102,30 @@ class Timekeeper:
             self._housekeeping_at = now + HOUSEKEEPING_MS
             self._note_heartbeats()
             self._purge(now)
-            mux.store.keep_ballast()
+            self._look_after_the_disk(now)
         self._set_alarm(now)
+
+    def _look_after_the_disk(self, now: int) -> None:
+        store = self._mux.store
+        store.keep_ballast()
+        if store.size()["wal_bytes"] > LARGE_LOG_BYTES:
+            store.fold()
+        checked_at, checked_head = store.checked
+        if now >= checked_at + CHECK_MS and store.head != checked_head and not self._is_checking():
+            self._checker = threading.Thread(target=self._check, name="checker", daemon=True)
+            self._checker.start()
+
+    def _is_checking(self) -> bool:
+        return self._checker is not None and self._checker.is_alive()
+
+    def _check(self) -> None:
+        """Read the whole database, on a thread of its own: leases do not wait for it."""
+        try:
+            self._mux.store.check()
+        except MuxError as error:  # the daemon stops, or the disk is full
+            log.info("the check of the database was not noted: %s", error.message)
+        except Exception:
+            log.exception("the database could not be checked")
 
     def _tell_stale(self) -> None:
         presence = self._mux.presence

@@ -37,6 +37,7 @@ class Program:
 
     def close(self) -> None:
         self.mux.hub.close()
+        self.timekeeper.end_check()
         self.store.close()
         self.directory.close()
 

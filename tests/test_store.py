@@ -653,6 +653,144 @@ def test_a_file_that_was_taken_away_gets_no_acknowledgement(opened, name, act):
     assert announced == []
 
 
+# -- upkeep
+
+
+def grown(opened: Callable[..., Store], **options: Any) -> Store:
+    """A store whose write-ahead log has grown, because somebody reads."""
+    store = opened(**options)
+    with store.read() as rx:
+        rx.one("select 1 from meta")
+        for n in range(5):
+            store.write(lambda tx, n=n: tx.run("insert into meta values (?, ?)", f"k{n}", "x" * 1_000_000))
+    return store
+
+
+def test_a_log_that_has_grown_is_folded_in_when_all_is_quiet(opened):
+    store = grown(opened)
+    assert store.size()["wal_bytes"] > 4_000_000
+    assert store.fold()
+    assert store.size()["wal_bytes"] == 0
+    assert store.write(note("a")) == "a"
+    assert notes(store) == ["a"]
+
+
+def test_folding_waits_for_nobody(opened, background):
+    store = grown(opened)
+    with store.read() as rx:
+        rx.one("select 1 from meta")
+        store.write(note("a"))
+        assert not store.fold(), "somebody reads"
+    leading, go_on = threading.Event(), threading.Event()
+
+    def slow(tx: Tx) -> str:
+        leading.set()
+        assert go_on.wait(5)
+        return note("b")(tx)
+
+    writing = background(store.write, slow)
+    assert leading.wait(5)
+    assert not store.fold(), "somebody writes"
+    go_on.set()
+    assert writing.result(5) == "b"
+    opened.close()
+    assert not store.fold()
+
+
+def test_who_writes_while_the_log_is_folded_is_served_after_it(opened, fault, background):
+    store = grown(opened, connect=fault.connect)
+    folding, go_on = threading.Event(), threading.Event()
+    execute = store._db.execute
+
+    class Slow:
+        def execute(self, query: str) -> Any:
+            if "wal_checkpoint" in query:
+                folding.set()
+                assert go_on.wait(5)
+            return execute(query)
+
+    store._db, kept = Slow(), store._db
+    folded = background(store.fold)
+    assert folding.wait(5)
+    writing = [background(store.write, note(name)) for name in "ab"]
+    while len(store._queue) < 2:
+        pass
+    go_on.set()
+    assert folded.result(5)
+    assert [future.result(5) for future in writing] == ["a", "b"]
+    store._db = kept
+
+
+def test_a_disk_that_fails_while_the_log_is_folded_ends_all_writing(opened, monkeypatch):
+    store = grown(opened)
+    told: list[str] = []
+    store.on_fatal = lambda error: told.append(error.code)
+    kept = store._db
+
+    class Broken:
+        def execute(self, query: str) -> Any:
+            if "wal_checkpoint" in query:
+                trouble = sqlite3.OperationalError("disk I/O error")
+                trouble.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                raise trouble
+            return kept.execute(query)
+
+    store._db = Broken()
+    assert not store.fold()
+    store._db = kept
+    assert told == ["storage_error"]
+
+
+def test_a_check_of_the_whole_database_is_noted(opened):
+    store = opened()
+    store.write(note("a"))
+    assert store.checked == (0, -1)
+    store.check()
+    assert store.checked[1] == store.head == 1
+    assert store.damage == ""
+    checked = store.checked
+    opened.close()
+    assert opened().checked == checked
+
+
+def test_a_check_that_finds_damage_says_so_and_serving_goes_on(opened, caplog):
+    opened()
+    opened.close()
+    with contextlib.closing(sqlite3.connect(opened.path / "stonemux.db", isolation_level=None)) as db:
+        db.execute("insert into member values ('c', 'ann', 1)")
+        db.execute("PRAGMA writable_schema=on")
+        db.execute("update sqlite_master set sql = replace(sql, '(agent_id)', '(channel)') where name = 'member_agent'")
+    store = opened()
+    store.check()
+    assert "member_agent" in store.damage
+    assert "restore a backup" in caplog.text
+    assert store.write(note("a")) == "a"
+    assert store.checked[0] > 0, "it is not read again and again"
+    opened.close()
+    assert opened().checked == (0, -1), "but again after a start"
+
+
+def test_the_end_cuts_a_check_short(opened):
+    store = opened()
+
+    class Endless:
+        def execute(self, query: str) -> Any:
+            opened.close()
+            raise sqlite3.OperationalError("interrupted")
+
+        def close(self) -> None:
+            pass
+
+        def interrupt(self) -> None:
+            interrupted.append(True)
+
+    interrupted: list[bool] = []
+    store.apart = Endless
+    store.check()
+    assert interrupted
+    assert store.damage == ""
+
+
 # -- starting
 
 

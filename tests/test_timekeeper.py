@@ -1,0 +1,82 @@
+"""What the timekeeper does for the disk: nothing while nothing has happened."""
+
+from __future__ import annotations
+
+import pytest
+from faces import join
+
+from stonemux import timekeeper
+from stonemux.timekeeper import CHECK_MS, HOUSEKEEPING_MS
+
+
+@pytest.fixture
+def acts(program, monkeypatch):
+    """What is done to the disk, and the log's size as it is believed to be."""
+    done: list[str] = []
+    store = program.store
+    size = {"database_bytes": 1, "wal_bytes": 0}
+    check = store.check
+    monkeypatch.setattr(store, "size", lambda: size)
+    monkeypatch.setattr(store, "fold", lambda: done.append("fold"))
+    monkeypatch.setattr(store, "check", lambda: (done.append("check"), check()))
+    return done, size
+
+
+def keep_house(program) -> None:
+    program.clock.advance(HOUSEKEEPING_MS)
+    program.timekeeper.tick()
+    program.timekeeper.end_check()
+
+
+def test_the_database_is_checked_once_a_week_if_something_happened(program, direct, acts):
+    done, _ = acts
+    join(direct, "ann")
+    program.timekeeper.tick()
+    assert done == [], "a start need not wait for it"
+    for _ in range(3):
+        keep_house(program)
+    assert done == ["check"]
+    direct.call("agent.heartbeat", agent_id="ann")
+    join(direct, "bob")
+    keep_house(program)
+    assert done == ["check"], "it is a week until the next"
+    program.clock.advance(CHECK_MS)
+    keep_house(program)
+    keep_house(program)
+    assert done == ["check"] * 2
+
+
+def test_a_database_that_nobody_changed_is_not_read_again(program, direct, acts):
+    done, _ = acts
+    join(direct, "ann")
+    keep_house(program)
+    store = program.store
+    store.checked = (store.checked[0] - 2 * CHECK_MS, store.head)
+    keep_house(program)
+    assert done == ["check"]
+
+
+def test_only_a_large_log_is_cut(program, acts):
+    done, size = acts
+    size["wal_bytes"] = timekeeper.LARGE_LOG_BYTES
+    keep_house(program)
+    assert "fold" not in done
+    size["wal_bytes"] += 1
+    keep_house(program)
+    assert done.count("fold") == 1
+
+
+def test_a_check_that_fails_is_told_and_the_daemon_lives_on(program, monkeypatch, caplog):
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(program.store, "check", fail)
+    keep_house(program)
+    assert "could not be checked" in caplog.text
+    keep_house(program)
+
+
+def test_health_tells_of_damage(face, program):
+    assert face.call("health")["status"] == "ok"
+    program.store.damage = "wrong # of entries in index member_agent"
+    assert face.call("health")["status"] == "failing"
