@@ -472,8 +472,7 @@ def test_a_typed_message_without_to_passes_over_agents_that_have_gone_stale(face
     face.call("agent.register", agent_id="worker-1")
     face.call("agent.register", agent_id="old", role="director")
     clock.advance(301_000)
-    with refusal("no_recipient"):
-        face.call("msg.send", from_="worker-1", type="question", content="which one?")
+    refusal(face, "no_recipient", "msg.send", from_="worker-1", type="question", content="which one?")
     face.call("agent.register", agent_id="new", role="director")
     sent = face.call("msg.send", from_="worker-1", type="question", content="which one?")
     assert sent["recipients"] == [{"agent_id": "new", "status": "active"}]
