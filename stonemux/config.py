@@ -80,7 +80,12 @@ class Setting(NamedTuple):
             return f"{self.least} to {self.most} {self.unit}".rstrip()
         if self.choices:
             return ", ".join(self.choices)
-        return {"boolean": "true, false", "path": "a path", "hosts": "a list of host names"}.get(self.kind, "text")
+        return {
+            "boolean": "true, false",
+            "path": "a path",
+            "place": "a path, or empty",
+            "hosts": "a list of host names",
+        }.get(self.kind, "text")
 
 
 def _about(section: str, doc: str, *, key: str | None = None, kind: str = "integer", **more: Any) -> dict[str, Any]:
@@ -119,6 +124,15 @@ class Settings:
             "relied on.",
             kind="path",
             environment="STONEMUX_DATA_DIR",
+        ),
+    )
+    unix_socket: str = field(
+        default="",
+        metadata=_about(
+            "server",
+            "A Unix socket to listen on, too, which only this user can reach; empty for none, because the port on "
+            "loopback serves everybody.",
+            kind="place",
         ),
     )
     max_connections: int = field(
@@ -620,6 +634,10 @@ def _path(given: _Given) -> Path:
     return given.folder / path
 
 
+def _place(given: _Given) -> str:
+    return "" if given.value == "" else str(_path(given))
+
+
 def _expanded(path: Path, home: str) -> Path:
     if path.parts[:1] == ("~",):
         return Path(home, *path.parts[1:])
@@ -655,6 +673,7 @@ CHECKS: Mapping[str, Callable[[_Given], Any]] = {
     "boolean": _boolean,
     "text": _text,
     "path": _path,
+    "place": _place,
     "hosts": _hosts,
     "routing": _routing,
 }

@@ -123,6 +123,7 @@ def banner(daemon: Daemon) -> str:
     run = "python -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
     rows = [
         ("listening", daemon.url),
+        *([("socket", daemon.settings.unix_socket)] if daemon.settings.unix_socket else []),
         ("data", str(daemon.settings.data_dir)),
         ("tier", daemon.mux.tier),
         ("try", f"{run} status" if daemon.server.port == 3392 else f"{run} status --port {daemon.server.port}"),

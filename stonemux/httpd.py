@@ -30,12 +30,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TypeVar
 
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import Exchange, refusal
+from stonemux.local import Listener
 from stonemux.mcphttp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
@@ -83,6 +85,13 @@ class Server(ThreadingHTTPServer):
                 "with --port",
             ) from trouble
         self.port: int = self.server_address[1]
+        self._local: Listener | None = None
+        if mux.settings.unix_socket:
+            try:
+                self._local = Listener(Path(mux.settings.unix_socket))
+            except BaseException:
+                self.socket.close()
+                raise
         names = {
             "localhost",
             "127.0.0.1",
@@ -141,8 +150,10 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Attend to the door until `stop`, with a guard beside."""
-        self.socket.setblocking(False)
-        self._ready.add_listener(self.socket.fileno())
+        self._listeners = {sock.fileno(): sock for sock in (self.socket, *([self._local.sock] if self._local else []))}
+        for fd, sock in self._listeners.items():
+            sock.setblocking(False)
+            self._ready.add_listener(fd)
         self._ready.add_listener(self._bell)
         guard = threading.Thread(target=self._take_turns, args=(False,), name="guard", daemon=True)
         guard.start()
@@ -175,7 +186,7 @@ class Server(ThreadingHTTPServer):
                 with self._watch:
                     self._traffic = True
                     self._watch.notify_all()
-            knock = False
+            knocks = []
             for ready in happened:
                 connection = self._connections.get(ready.fd)
                 if connection is not None:
@@ -186,11 +197,11 @@ class Server(ThreadingHTTPServer):
                 elif ready.fd == self._bell:
                     with contextlib.suppress(OSError):
                         os.read(self._bell, 4096)
-                elif ready.fd == self.socket.fileno():
-                    knock = True
+                elif ready.fd in self._listeners:
+                    knocks.append(self._listeners[ready.fd])
             try:
-                if knock:  # last: a new connection may get the number of one that this round has yet to close
-                    self._accept()
+                for listener in knocks:  # last: a new connection may get the number of one that this round will close
+                    self._accept(listener)
                 self._see_to_the_rest()
             except Exception:
                 log.exception("a round at the door failed")
@@ -245,10 +256,10 @@ class Server(ThreadingHTTPServer):
         if waiting:
             self.remind(max(min(waiting), now + SWEEP_MS))
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                sock, _address = self.socket.accept()
+                sock, _address = listener.accept()
             except OSError:  # nobody is left, or the client gave up before it was accepted
                 return
             if self.stopping:
@@ -391,6 +402,8 @@ class Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Give the descriptors back; called when nobody attends any more."""
         socketserver.TCPServer.server_close(self)
+        if self._local is not None:
+            self._local.close()
         self._ready.close()
         with self._lock:
             workers, self._idle_workers = self._idle_workers, []

@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     # what everything may use
     {"errors", "clock", "tables", "flights", "ballast", "readiness", "clients", "launch"},
     # one subject each, none knows of the program
-    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe"},
+    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local"},
     {"store", "payload", "client", "mcp", "reference", "setup"},
     {"events", "directory", "wire", "starter", "copies"},
     # the program as one record
@@ -50,7 +50,7 @@ ONLY = {
     "random": {"clock"},
     "secrets": {"clock"},
     "sqlite3": {"store", "search", "copies", "doctor"},  # search catches what a SQLite without FTS5 raises
-    "socket": {"client", "connection", "httpd", "sse"},
+    "socket": {"client", "connection", "httpd", "local", "sse"},
     "socketserver": {"httpd"},
     "select": {"client", "readiness", "sse", "probe"},
     "http.server": {"httpd"},

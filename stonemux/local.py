@@ -1,0 +1,76 @@
+"""A Unix socket that only this user can reach, and that is taken away again at the end.
+
+The file outlives a daemon that was killed. It is removed when nobody listens behind it, and never when it is not a
+socket. Between `bind` and `listen` nobody can connect, so the mode is right before the first connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from pathlib import Path
+
+from stonemux.errors import MuxError
+
+BACKLOG = 1024
+
+
+class Listener:
+    """A listening socket at a path, mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `address_in_use` when somebody listens there, `bad_setting` when no socket can be made there."""
+        self._path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _clear(path)
+            self.sock.bind(str(path))
+            os.chmod(path, 0o600)
+            self._inode = os.stat(path).st_ino
+            self.sock.listen(BACKLOG)
+        except OSError as trouble:
+            self.sock.close()
+            raise MuxError(
+                "bad_setting",
+                f"server.unix_socket: no socket can be made at {path}: {trouble.strerror or trouble}; name another "
+                "place, with fewer than 100 characters",
+                setting="server.unix_socket",
+            ) from trouble
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def close(self) -> None:
+        """Stop listening, and remove the file if it is still this one."""
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._inode:
+                self._path.unlink()
+        self.sock.close()
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket that nobody listens on any more."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise MuxError(
+            "bad_setting",
+            f"server.unix_socket: {path} exists and is no socket; it is left untouched. Name another place",
+            setting="server.unix_socket",
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # one whose queue is full is alive, too
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:
+            pass
+    raise MuxError(
+        "address_in_use", f"another program listens on {path}; stop it, or choose another server.unix_socket"
+    )
