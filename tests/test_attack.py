@@ -8,7 +8,7 @@ from attack.victim import Victim
 
 
 def test_fault_33_kills_under_load_lose_and_double_nothing(tmp_path):
-    outcome = crash.attack(tmp_path / "data", seed=33, kills=3, long_life=0.8)
+    outcome = crash.attack(tmp_path / "data", seed=33, kills=2, long_life=0.6)
     assert not outcome.violations
     assert all(outcome.counts[what] for what in ("kills", "sent", "read", "state", "completed", "events"))
 
