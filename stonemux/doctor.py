@@ -294,7 +294,7 @@ def _rollback(patient: Patient) -> Iterator[Finding]:
             "put the right file back, or start once with: stonemux serve --accept-rollback",
         )
     else:
-        yield Finding("history", OK, f"{stands.event_seq} events, {stands.message_seq} messages ever sent")
+        yield Finding("history", OK, f"event {stands.event_seq}, message {stands.message_seq}")
     ahead = stands.at - patient.now
     if ahead > FUTURE_MS:
         yield Finding(

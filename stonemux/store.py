@@ -422,6 +422,8 @@ class Store:
             self.head: int = standing.event_seq
             self.newest: int = standing.at
             self.epoch: str = self._meta("epoch")
+            self.skipped = int(self._meta("skipped") or 0)
+            """Message ids that were left out, see `leap`."""
             checked = self._meta("checked").split()
             self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
             """When every page was last read, and the last event then."""
@@ -867,11 +869,16 @@ def leap(db: sqlite3.Connection, *seen: Head) -> Head:
     to = Head(max(h.event_seq for h in seen) + SKIPPED, max(h.message_seq for h in seen) + SKIPPED, at)
     db.execute("BEGIN IMMEDIATE")
     try:
+        own = stand(db).message_seq
         db.execute("delete from event")
         db.execute("delete from sqlite_sequence where name = 'message'")
         db.execute("insert into sqlite_sequence (name, seq) values ('message', ?)", (to.message_seq,))
         noted = (("floor", str(to.event_seq)), ("clock", str(to.at)))
         db.executemany("insert or replace into meta values (?, ?)", noted)
+        db.execute(
+            "insert into meta values ('skipped', ?) on conflict (key) do update set value = value + excluded.value",
+            (str(to.message_seq - own),),
+        )
         db.execute("insert or replace into meta values ('epoch', lower(hex(randomblob(8))))")
         db.execute("COMMIT")
     except BaseException:

@@ -263,6 +263,14 @@ def test_ids_pass_what_only_the_sidecar_remembers(restored, direct, program):
     assert kept.read_bytes() == b"damaged"
 
 
+def test_counts_leave_out_the_ids_that_were_skipped(restored):
+    for expected in (2, 2):
+        face = restored()
+        assert face.call("stats")["messages"] == {"stored": expected, "sent": expected, "unread": expected}
+        say(face, "three", "four")
+        assert face.call("stats")["messages"] == {"stored": 4, "sent": 4, "unread": 4}
+
+
 def test_streams_resume_with_a_gap_and_cursors_are_told(restored, direct, program):
     say(direct, "three", "four")
     last, epoch = program.store.head, program.store.epoch
