@@ -8,13 +8,12 @@ from any thread: the daemon then puts back what was on its way.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import select
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
@@ -28,6 +27,7 @@ KEPT = 8
 KEPT_MS = 10_000
 """How long an idle connection is trusted; the daemon closes it after 15 s."""
 CONNECT_S = 5.0
+RECEIVE = 64 * 1024
 
 
 class Aborted(Exception):
@@ -44,50 +44,51 @@ class Pool:
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
+        self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._clock = Clock()
         self._lock = threading.Lock()
-        self._idle: list[tuple[int, http.client.HTTPConnection]] = []
+        self._idle: list[tuple[int, socket.socket]] = []
 
     def exchange(self) -> Exchange:
         """A new request that has not been sent yet."""
         return Exchange(self)
 
-    def take(self) -> http.client.HTTPConnection:
-        """A connection that is open: an idle one if there is one that can be trusted. Raises NoAnswer."""
+    def take(self) -> socket.socket:
+        """An open connection: an idle one if there is one that can be trusted. Raises NoAnswer."""
         now = self._clock.ticks_ms()
         while True:
             with self._lock:
                 if not self._idle:
                     break
-                since, connection = self._idle.pop()
-            if now - since < KEPT_MS and _is_quiet(connection.sock):
-                return connection
-            connection.close()
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_S)
+                since, sock = self._idle.pop()
+            if now - since < KEPT_MS and _is_quiet(sock):
+                return sock
+            sock.close()
         try:
-            connection.connect()
+            sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
         except OSError as trouble:
             raise NoAnswer(str(trouble)) from trouble
-        return connection
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
 
-    def keep(self, connection: http.client.HTTPConnection) -> None:
+    def keep(self, sock: socket.socket) -> None:
         """Take an idle connection back."""
         with self._lock:
             if len(self._idle) < KEPT:
-                self._idle.append((self._clock.ticks_ms(), connection))
+                self._idle.append((self._clock.ticks_ms(), sock))
                 return
-        connection.close()
+        sock.close()
 
     def close(self) -> None:
         """Close what is idle."""
         with self._lock:
             idle, self._idle = self._idle, []
-        for _, connection in idle:
-            connection.close()
+        for _, sock in idle:
+            sock.close()
 
 
 class Exchange:
-    """One request and its answer, as a context manager around both. `_lock` guards the change to aborted."""
+    """One request and its answer, as a context manager around both. `_lock` guards the socket against `abort`."""
 
     def __init__(self, pool: Pool) -> None:
         self.status = 0
@@ -96,7 +97,6 @@ class Exchange:
         self._pool = pool
         self._lock = threading.Lock()
         self._aborted = False
-        self._connection: http.client.HTTPConnection | None = None
         self._sock: socket.socket | None = None
         self._reusable = False
 
@@ -117,26 +117,45 @@ class Exchange:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Send a request and read its answer into `status`, `headers` and `body`; None waits for ever.
+        """Send a request and read its answer into `status`, `headers` (lower-case names) and `body`.
 
-        May be called again after it has failed. Raises Aborted, or NoAnswer.
+        `timeout` bounds each wait for bytes; None waits for ever. May be called again after it has failed. Raises
+        Aborted, or NoAnswer.
         """
         self._end(keep=False)
-        connection = self._pool.take()
+        sock = self._pool.take()
         with self._lock:
-            self._connection, self._sock = connection, connection.sock.dup()
+            self._sock = sock
         self._check()
         try:
-            connection.sock.settimeout(timeout)
-            connection.request(method, path, body, dict(headers or {}))
-            response = connection.getresponse()
-            self.status, self.headers = response.status, {name.lower(): text for name, text in response.getheaders()}
-            self._reusable = not response.will_close
-            self.body = response.read()
-        except (OSError, http.client.HTTPException) as trouble:
+            sock.settimeout(timeout)
+            sock.sendall(_request(self._pool.authority, method, path, body, headers or {}))
+            self._receive(sock)
+        except (OSError, ValueError) as trouble:
             self._check()
             raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
         self._check()
+
+    def _receive(self, sock: socket.socket) -> None:
+        """Read an answer whose end a Content-Length tells, or the end of the connection (RFC 9112 section 6.3)."""
+        data = _until(sock, b"", lambda got: b"\r\n\r\n" in got)
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, status, *_ = first.split(" ")
+        if not version.startswith("HTTP/1."):
+            raise ValueError("this is no HTTP server")
+        self.status = int(status)
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "transfer-encoding" in self.headers:
+            raise ValueError("the answer is in chunks; a daemon's never is")
+        length = self.headers.get("content-length")
+        if length is not None:
+            wanted = int(length)
+            self.body = _until(sock, body, lambda got: len(got) >= wanted)[:wanted]
+        else:
+            self.body = _rest(sock, body)
+        closing = self.headers.get("connection", "").lower() == "close" or version != "HTTP/1.1"
+        self._reusable = length is not None and not closing
 
     def _check(self) -> None:
         if self._aborted:
@@ -154,16 +173,42 @@ class Exchange:
 
     def _end(self, *, keep: bool) -> None:
         with self._lock:
-            connection, self._connection = self._connection, None
             sock, self._sock = self._sock, None
-        if connection is None or sock is None:
+        if sock is None:
             return
         if keep and self._reusable and not self._aborted:
-            self._pool.keep(connection)
+            self._pool.keep(sock)
         else:
-            connection.close()
-        sock.close()
+            sock.close()
         self._reusable = False
+
+
+def _request(authority: str, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {authority}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+        raise ValueError("a header may not hold a line end")
+    return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+def _until(sock: socket.socket, data: bytes, whole: Callable[[bytearray], bool]) -> bytes:
+    pieces = bytearray(data)
+    while not whole(pieces):
+        more = sock.recv(RECEIVE)
+        if not more:
+            raise OSError("the connection ended before the answer did")
+        pieces += more
+    return bytes(pieces)
+
+
+def _rest(sock: socket.socket, data: bytes) -> bytes:
+    pieces = bytearray(data)
+    while more := sock.recv(RECEIVE):
+        pieces += more
+    return bytes(pieces)
 
 
 def _is_quiet(sock: socket.socket) -> bool:

@@ -8,17 +8,19 @@ messages are answered here, and tools say why.
 Transports, "stdio" (2025-11-25) and 2026-07-28: one message a line, nothing else on standard output, the end of the
 input ends the program.
 
-The main thread reads and never blocks on a call; each request has a thread. `_lock` guards the calls that run, and is
-held while a line is written, so a call is either answered or cancelled.
+The main thread reads and never blocks on a call; each request has a thread, which then waits for the next one. `_lock`
+guards the calls that run, and is held while a line is written, so a call is either answered or cancelled.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,8 +55,10 @@ class Pipe:
         self._named = bool(self._agent)
         self._told = _told_headers(environ)
         self._lock = threading.Lock()
+        self._all_done = threading.Condition(self._lock)
         self._calls: dict[tuple[type, mcp.RequestId], Exchange] = {}
-        self._threads: set[threading.Thread] = set()
+        self._work: queue.SimpleQueue[tuple[Request, bytes, Exchange]] = queue.SimpleQueue()
+        self._idle = 0
 
     def run(self, lines: BinaryIO) -> None:
         """Serve until the input ends; then give running calls a moment and take back the rest."""
@@ -63,9 +67,9 @@ class Pipe:
             if line.strip():
                 self._take(line)
         deadline = self._clock.ticks_ms() + GRACE_MS
-        for thread in list(self._threads):
-            thread.join(max(0, deadline - self._clock.ticks_ms()) / 1000)
         with self._lock:
+            while self._calls and self._clock.ticks_ms() < deadline:
+                self._clock.wait(self._all_done, deadline)
             running = list(self._calls.values())
             self._calls.clear()
         for exchange in running:
@@ -95,9 +99,11 @@ class Pipe:
         exchange = self._pool.exchange()
         with self._lock:
             self._calls[type(request.request_id), request.request_id] = exchange
-        thread = threading.Thread(target=self._serve, args=(request, line, exchange), daemon=True)
-        self._threads.add(thread)
-        thread.start()
+            fresh = not self._idle
+            self._idle -= not fresh
+        self._work.put((request, line, exchange))
+        if fresh:
+            threading.Thread(target=self._serve_calls, daemon=True).start()
 
     def _cancel(self, request_id: Any) -> None:
         if not isinstance(request_id, (str, int)):
@@ -109,6 +115,12 @@ class Pipe:
 
     # -- one call
 
+    def _serve_calls(self) -> None:
+        while True:
+            self._serve(*self._work.get())
+            with self._lock:
+                self._idle += 1
+
     def _serve(self, request: Request, line: bytes, exchange: Exchange) -> None:
         try:
             with exchange:
@@ -117,13 +129,16 @@ class Pipe:
                     answer = self._answer(request, exchange)
                 except MuxError as error:
                     answer = self._answer_alone(request, error)
+                except (Aborted, BrokenPipeError):
+                    raise
+                except Exception:
+                    traceback.print_exc()
+                    answer = payload.write_json(mcp.internal_fault(request.request_id).response())
                 self._deliver(request, exchange, answer)
         except Aborted:
             pass
         except BrokenPipeError:
             os._exit(0)  # nobody reads any more
-        finally:
-            self._threads.discard(threading.current_thread())
 
     def _post(self, request: Request, line: bytes, exchange: Exchange) -> None:
         """Send the message to the daemon, once more when the daemon went away; raises `unreachable`."""
@@ -182,6 +197,7 @@ class Pipe:
                 exchange.abort()
                 raise Aborted
             self._write_line(answer)
+            self._all_done.notify()
 
     def _write(self, message: dict[str, Any]) -> None:
         with self._lock:

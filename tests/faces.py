@@ -9,6 +9,7 @@ import http.client
 import json
 import re
 import time
+from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import Any
 from urllib.parse import urlencode
@@ -166,6 +167,21 @@ class OverHttp:
         raise raised
 
 
+def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    """One POST /mcp, acknowledged without a clock having to move: status, headers (lower-case names) and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("POST", "/mcp", body, headers)
+        with connection.sock.dup() as sock:
+            response = connection.getresponse()
+            data = response.read()
+            with suppress(BrokenPipeError):
+                sock.sendall(b"\r\n")  # whoever says more has received the answer
+    finally:
+        connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+
+
 class OverMcp(OverHttp):
     """Tools, called over MCP; operations that are no tool go over plain HTTP."""
 
@@ -191,17 +207,8 @@ class OverMcp(OverHttp):
     def _call_tool(self, tool: str, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
         wanted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("POST", "/mcp", json.dumps(message).encode(), wanted)
-            with connection.sock.dup() as sock:
-                response = connection.getresponse()
-                body = response.read()
-                sock.sendall(b"\r\n")  # whoever says more has received the answer; no clock need move for that
-        finally:
-            connection.close()
-        assert response.status == 200, body
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        status, headers, body = post_mcp(self.port, json.dumps(message).encode(), wanted)
+        assert status == 200, body
         if headers["content-type"] == "text/event-stream":
             body = next(line for line in body.split(b"\n") if line.startswith(b"data: ")).removeprefix(b"data: ")
         return headers, json.loads(body)["result"]

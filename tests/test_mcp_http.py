@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from faces import post_mcp
 
 from stonemux import mcp
 
@@ -35,7 +36,7 @@ class Client:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         sent = {"Content-Type": "application/json", "Accept": BOTH}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        status, told, answer = self.http.request("POST", "/mcp", body, sent)
+        status, told, answer = post_mcp(self.http.port, body, sent)
         return status, told, json.loads(answer) if answer.startswith(b"{") else answer
 
     def tool(self, name: str, agent: str = "", **arguments: Any) -> Any:
