@@ -9,7 +9,7 @@ from stonemux import directory, messages, tasks
 from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
-from stonemux.store import Snapshot, Tx
+from stonemux.transaction import Snapshot, Tx
 
 FREE_AGENTS = 2
 """How many agents the free tier has."""

@@ -10,7 +10,7 @@ from stonemux import copies
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
-from stonemux.store import Tx
+from stonemux.transaction import Tx
 
 
 class _Fresh(Exception):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from stonemux.clock import rfc3339
 from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
-from stonemux.store import check_sound, leap, open_unchanged, stand
+from stonemux.opening import check_sound, leap, open_unchanged, stand
 
 FOLDER = "backups"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from stonemux.errors import MuxError, nearest
 from stonemux.schema import shown
-from stonemux.store import Snapshot, Tx
+from stonemux.transaction import Snapshot, Tx
 
 DEFAULT_CHANNEL = "default"
 AGENT_CHANNEL_PREFIX = "agent-"

@@ -24,7 +24,7 @@ from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.errors import MuxError
-from stonemux.store import check_sound, open_unchanged, stand
+from stonemux.opening import check_sound, open_unchanged, stand
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 

@@ -18,7 +18,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind
-from stonemux.store import Job, Tx, Work
+from stonemux.transaction import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _KEY = re.compile(IDEMPOTENCY_KEY)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from stonemux.store import Event, Snapshot, Tx
+from stonemux.transaction import Event, Snapshot, Tx
 
 KINDS = (
     "message",

@@ -21,7 +21,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
 from stonemux.mux import Caller, Mux
-from stonemux.store import Job, Snapshot, Tx
+from stonemux.transaction import Job, Snapshot, Tx
 
 DUE_AT_ONCE = 500
 """Leases settled by one transaction."""

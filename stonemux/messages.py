@@ -24,7 +24,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import shown
-from stonemux.store import Job, Snapshot, Tx
+from stonemux.transaction import Job, Snapshot, Tx
 
 QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
 

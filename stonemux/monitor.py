@@ -11,7 +11,7 @@ from stonemux.errors import MuxError
 from stonemux.events import KINDS, Filter
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import shown
-from stonemux.store import Event, Snapshot
+from stonemux.transaction import Event, Snapshot
 
 SCAN = 1000
 """How many events one look at the database reads while it searches for those that pass a filter."""

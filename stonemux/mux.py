@@ -15,7 +15,8 @@ from stonemux.events import EventLog
 from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
-from stonemux.store import Event, Store, Work
+from stonemux.store import Store
+from stonemux.transaction import Event, Work
 
 
 class Flight(Protocol):

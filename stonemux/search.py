@@ -14,7 +14,7 @@ from stonemux import directory
 from stonemux.errors import MuxError
 from stonemux.messages import FIELDS, _narrow, view
 from stonemux.mux import Caller, Mux
-from stonemux.store import Tx
+from stonemux.transaction import Tx
 
 PAGE = 2000
 """Messages taken into the index by one transaction, so that no sender waits long behind it."""

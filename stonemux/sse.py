@@ -26,7 +26,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
-from stonemux.store import Event
+from stonemux.transaction import Event
 
 log = logging.getLogger("stonemux")
 

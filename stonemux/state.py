@@ -13,7 +13,7 @@ from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
-from stonemux.store import Snapshot, Tx
+from stonemux.transaction import Snapshot, Tx
 
 KEPT_VERSIONS = 100
 """How many versions of a key `state.history` can show."""

@@ -33,7 +33,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux, Wait
-from stonemux.store import Job, Snapshot, Tx, Work
+from stonemux.transaction import Job, Snapshot, Tx, Work
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",

@@ -12,7 +12,7 @@ import threading
 from stonemux import agents, directory, door, events, leases, messages, tasks
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
-from stonemux.store import Tx, Work
+from stonemux.transaction import Tx, Work
 
 log = logging.getLogger("stonemux")
 

@@ -16,7 +16,7 @@ from stonemux.config import Settings
 from stonemux.copies import Contents
 from stonemux.datadir import DATABASE, DataDir
 from stonemux.errors import MuxError
-from stonemux.store import open_unchanged
+from stonemux.opening import open_unchanged
 
 PATIENCE_S = 3600.0
 """How long a running daemon may take for a copy."""

@@ -25,7 +25,7 @@ from stonemux import connection, httpd
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
 from stonemux.operations import OPERATIONS
 from stonemux.readiness import Ready
-from stonemux.store import Job
+from stonemux.transaction import Job
 
 HEALTH = get("/health")
 POLL = get("/msg/poll?agent_id=bob&timeout=0")

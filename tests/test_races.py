@@ -20,7 +20,8 @@ from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.hub import Hangup, Hub
 from stonemux.mux import Alarm, Caller, Mux, Wait
-from stonemux.store import SKIPPED, Job, Snapshot
+from stonemux.opening import SKIPPED
+from stonemux.transaction import Job, Snapshot
 
 BLOCKED_S = 0.05
 """How long a rival is given that is expected to wait for us; when it is not made to wait, it needs a millisecond."""

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from fake_clock import EPOCH_MS, FakeClock
 
-from stonemux import ballast, messages, store, tables, tasks
+from stonemux import ballast, messages, opening, store, tables, tasks, transaction
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
-from stonemux.store import Job, Store, Tx
+from stonemux.store import Store
+from stonemux.transaction import Job, Tx
 
 # -- a connection that fails where a test wants it to
 
@@ -926,7 +927,7 @@ STEPS = (
 
 def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, monkeypatch):
     opened().write(note("kept"))
-    monkeypatch.setattr(store, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(opening, "MIGRATIONS", STEPS)
     migrated = opened()
     assert migrated.migrated_from == len(tables.MIGRATIONS)
     assert notes(migrated) == ["kept"]
@@ -948,14 +949,14 @@ def test_a_migration_that_fails_leaves_the_steps_before_it(opened, monkeypatch, 
     steps = list(STEPS)
     at = len(tables.MIGRATIONS) + broken
     steps[at] = (*steps[at], "this is no SQL")
-    monkeypatch.setattr(store, "MIGRATIONS", tuple(steps))
+    monkeypatch.setattr(opening, "MIGRATIONS", tuple(steps))
     with pytest.raises(sqlite3.OperationalError):
         opened()
     db = sqlite3.connect(opened.path / "stonemux.db")
     assert db.execute("PRAGMA user_version").fetchone()[0] == at
     assert bool(db.execute("select count(*) from sqlite_master where name = 'extra'").fetchone()[0]) is bool(broken)
     db.close()
-    monkeypatch.setattr(store, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(opening, "MIGRATIONS", STEPS)
     assert notes(opened()) == ["kept"]
 
 
@@ -1020,20 +1021,20 @@ def plan(mux: Mux, monkeypatch) -> Callable[..., list[str]]:
 
             return listening
 
-        original = store.Snapshot.__init__
+        original = transaction.Snapshot.__init__
 
         def attached(self: Any, db: sqlite3.Connection, mux: Mux, now: int) -> None:
             original(self, db, mux, now)
             self._execute = listen(self._execute)
 
-        monkeypatch.setattr(store.Snapshot, "__init__", attached)
+        monkeypatch.setattr(transaction.Snapshot, "__init__", attached)
         tx = mux.store._tx
         kept, tx._execute = tx._execute, listen(tx._execute)
         try:
             act()
         finally:
             tx._execute = kept
-            monkeypatch.setattr(store.Snapshot, "__init__", original)
+            monkeypatch.setattr(transaction.Snapshot, "__init__", original)
         assert explained, "no such query ran"
         return explained
 
@@ -1090,6 +1091,6 @@ def test_the_columns_of_noted_rows_exist():
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         for statement in tables.MIGRATIONS[0]:
             db.execute(statement)
-        for table, columns in store.INSERTS.items():
+        for table, columns in transaction.INSERTS.items():
             known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
             assert {column.strip() for column in columns.split(",")} <= known

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from stonemux import cli, connection, door, leases, messages, mux, operations, state, store, tasks
+from stonemux import cli, connection, door, leases, messages, mux, operations, state, store, tasks, transaction
 
 STRETCH_S = 0.004
 
@@ -108,7 +108,7 @@ def auto_ack() -> None:
 
 def ack_before_commit() -> None:
     """The caller is answered before the transaction is committed."""
-    attempt, commit = store.Store._attempt, store.Tx.commit
+    attempt, commit = store.Store._attempt, transaction.Tx.commit
     early: list[tuple[Any, Any]] = []
 
     def eager(job: Any) -> Any:
@@ -120,7 +120,7 @@ def ack_before_commit() -> None:
             told.append(True)
             return value
 
-        return store.Job(work, lambda value, error: None if told else job.outcome(value, error))
+        return transaction.Job(work, lambda value, error: None if told else job.outcome(value, error))
 
     def commit_late(self: Any, head: int) -> Any:
         for outcome, value in early:
@@ -130,7 +130,7 @@ def ack_before_commit() -> None:
         return commit(self, head)
 
     store.Store._attempt = lambda self, batch: attempt(self, [eager(job) for job in batch])
-    store.Tx.commit = commit_late
+    transaction.Tx.commit = commit_late
 
 
 def lost_wakeup() -> None:
@@ -149,7 +149,7 @@ def lost_wakeup() -> None:
 
 def wake_before_commit() -> None:
     """Waiters are woken before what they wait for can be seen."""
-    commit = store.Tx.commit
+    commit = transaction.Tx.commit
 
     def early(self: Any, head: int) -> Any:
         topics, offers = self._topics, self._offers
@@ -160,7 +160,7 @@ def wake_before_commit() -> None:
         time.sleep(STRETCH_S)
         return commit(self, head)
 
-    store.Tx.commit = early
+    transaction.Tx.commit = early
 
 
 def receipt_ignored() -> None:
@@ -199,7 +199,7 @@ def short_lease() -> None:
 
 def event_id_before_commit() -> None:
     """Streams show events, with their ids, before the commit that may never come."""
-    commit = store.Tx.commit
+    commit = transaction.Tx.commit
 
     def early(self: Any, head: int) -> Any:
         events = [
@@ -211,7 +211,7 @@ def event_id_before_commit() -> None:
         time.sleep(STRETCH_S)
         return commit(self, head)
 
-    store.Tx.commit = early
+    transaction.Tx.commit = early
     publish = mux.Mux._publish
 
     def without_events(self: Any, events: list[Any], topics: list[Any], offers: list[Any]) -> None:

@@ -1,0 +1,207 @@
+"""Opening a database: is it ours, whole, of a version we know, and as far as this directory has seen it?
+
+What is refused is left untouched, byte for byte: the checks look through a connection that cannot change anything. What
+is older than this program is migrated, a transaction a step, after a backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from stonemux.datadir import DataDir, Head
+from stonemux.errors import MuxError
+from stonemux.tables import APPLICATION_ID, MIGRATIONS
+
+Row = sqlite3.Row
+Connect = Callable[..., sqlite3.Connection]
+
+SKIPPED = 1_000_000
+"""Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
+BUSY_S = 5.0
+"""How long the writer waits for another program that holds the database."""
+PRAGMAS = (
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "wal_autocheckpoint=1000",
+    "journal_size_limit=67108864",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "mmap_size=0",
+    "temp_store=MEMORY",
+    "cache_size=-16384",
+)
+
+
+def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -> sqlite3.Connection:
+    """The writing connection on a database that is sound, or new in a directory that never had one."""
+    path = directory.database
+    if directory.marked and (not path.exists() or path.stat().st_size == 0):
+        raise MuxError(
+            "data_refused",
+            f"{path} is missing or empty, though this directory once held data; it is left untouched. Put the file "
+            f"back, or name an empty directory with --data-dir",
+        )
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        looked = _look(directory, accept_rollback)
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from error
+    db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S, cached_statements=256)
+    try:
+        if not looked:
+            check_sound(db, path, directory.marked)
+        db.row_factory = Row
+        mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise MuxError("unsafe_environment", f"SQLite cannot use a write-ahead log for {path} (it offers {mode!r})")
+        for pragma in PRAGMAS:
+            db.execute(f"PRAGMA {pragma}")
+        if hasattr(os, "uname") and os.uname().sysname == "Darwin":  # plain fsync does not flush the drive there
+            db.execute("PRAGMA fullfsync=1")
+            db.execute("PRAGMA checkpoint_fullfsync=1")
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise _unreadable(path, error) from error
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
+    return MuxError(
+        "data_refused",
+        f"{path} cannot be read as a stonemux database ({error}); it is left untouched. Put a good copy in its place, "
+        "or name another directory with --data-dir",
+    )
+
+
+def _look(directory: DataDir, accept_rollback: bool) -> bool:
+    """Check the database through a connection that cannot change it; False when only a writer can open it.
+
+    A writer folds the write-ahead log in and deletes it when it closes; of a database that is refused, that log may be
+    all there is to save.
+    """
+    path = directory.database
+    if Path(f"{path}-journal").exists():
+        return False
+    try:
+        with contextlib.closing(open_unchanged(path)) as db:
+            if check_sound(db, path, directory.marked):
+                seen_beyond(directory, stand(db).event_seq, accept_rollback)
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def open_unchanged(path: Path) -> sqlite3.Connection:
+    """A connection that changes neither the database nor what lies beside it; nobody else may be writing to it."""
+    log = Path(f"{path}-wal")
+    # Without a log nothing may be made beside the database, not even the log's empty file.
+    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def stand(db: sqlite3.Connection) -> Head:
+    """How far a database has come: its last event and message, and the newest time that it knows."""
+    meta = dict(db.execute("select key, value from meta where key in ('floor', 'clock')").fetchall())
+    event = db.execute("select id, at from event order by id desc limit 1").fetchone() or (0, 0)
+    message = db.execute("select seq from sqlite_sequence where name = 'message'").fetchone() or (0,)
+    return Head(max(event[0], int(meta.get("floor", 0))), message[0], max(event[1], int(meta.get("clock", 0))))
+
+
+def leap(db: sqlite3.Connection, *seen: Head) -> Head:
+    """Let a database that went back in time go on where no id was ever dealt; returns where that is.
+
+    `seen` are all that were ever seen of it. Its events go, since ids between them and the next would look as if
+    nothing had been missed: whoever resumes gets a gap.
+    """
+    at = max(head.at for head in seen)
+    to = Head(max(h.event_seq for h in seen) + SKIPPED, max(h.message_seq for h in seen) + SKIPPED, at)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        own = stand(db).message_seq
+        db.execute("delete from event")
+        db.execute("delete from sqlite_sequence where name = 'message'")
+        db.execute("insert into sqlite_sequence (name, seq) values ('message', ?)", (to.message_seq,))
+        noted = (("floor", str(to.event_seq)), ("clock", str(to.at)))
+        db.executemany("insert or replace into meta values (?, ?)", noted)
+        db.execute(
+            "insert into meta values ('skipped', ?) on conflict (key) do update set value = value + excluded.value",
+            (str(to.message_seq - own),),
+        )
+        db.execute("insert or replace into meta values ('epoch', lower(hex(randomblob(8))))")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return to
+
+
+def seen_beyond(directory: DataDir, head: int, accept: bool) -> bool:
+    """Whether the directory remembers events beyond the database's last; raises if so, unless that is accepted."""
+    remembered = directory.read_head().event_seq
+    if remembered > head and not accept:
+        raise MuxError(
+            "data_refused",
+            f"{directory.database} ends at event {head}, but this directory has seen event {remembered}: the database "
+            "is older than it was (a lost write-ahead log, or a restored copy). Put the right file back, or start once "
+            "with --accept-rollback to go on from here",
+        )
+    return remembered > head
+
+
+def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
+    """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database.
+
+    `marked` says that `path` is known to have been one of ours.
+    """
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    owner = db.execute("PRAGMA application_id").fetchone()[0]
+    empty = not db.execute("select count(*) from sqlite_master").fetchone()[0]
+    if owner not in (0, APPLICATION_ID) or (owner == 0 and not empty):
+        raise MuxError("data_refused", f"{path} is a database of another program; name another directory")
+    if empty and marked:
+        raise MuxError("data_refused", f"{path} holds no tables, though this directory once held data; left untouched")
+    if version > len(MIGRATIONS):
+        raise MuxError(
+            "data_refused",
+            f"{path} was made by a newer stonemux (schema {version}, this one knows {len(MIGRATIONS)}); it is left "
+            "untouched. Run the newer version, or name another directory with --data-dir",
+        )
+    if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched. Restore a backup")
+    return int(version)
+
+
+def migrate(db: sqlite3.Connection, directory: DataDir) -> int:
+    """Bring the schema up to date, a transaction a step, after a backup; returns the version that was found."""
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if 0 < found < len(MIGRATIONS):
+        backup = directory.path / f"before-schema-{found + 1}.db"
+        if not backup.exists():
+            db.execute("VACUUM INTO ?", (str(backup),))
+            backup.chmod(0o600)
+    for version in range(found, len(MIGRATIONS)):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+            if version == 0:
+                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
+            db.execute(f"PRAGMA user_version={version + 1}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    directory.mark()
+    return found

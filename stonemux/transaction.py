@@ -1,0 +1,267 @@
+"""What handlers work on: a snapshot to read, a transaction to write, and the job that carries a piece of writing.
+
+Ids of messages and events are dealt by the leader from counters, so their order is the order of commits and nothing can
+become visible behind a larger id.
+
+**Few statements.** Each statement gives the interpreter lock away and has to win it back from every thread that is
+parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
+(`Tx.insert`) and written together, many rows a statement, at the next other statement or at the commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stonemux.hub import Topic
+
+if TYPE_CHECKING:
+    from stonemux.mux import Mux
+
+CACHE_ENTRIES = 20_000
+
+INSERTS = {
+    "message": "id, channel, sender, addressed, content, subject, type, thread, reply_to, priority, metadata, "
+    "sent_at, expires_at",
+    "delivery": "agent_id, message_id, channel, priority",
+    "event": "id, kind, channel, agents, data, at",
+}
+"""The tables that `Tx.insert` takes rows for, and their columns."""
+
+MOST_ROWS = 64
+"""Rows written by one statement."""
+
+
+@lru_cache(maxsize=64)
+def _insert(table: str, rows: int) -> str:
+    columns = INSERTS[table]
+    one = f"({', '.join('?' * (columns.count(',') + 1))})"
+    return f"insert into {table} ({columns}) values {', '.join([one] * rows)}"
+
+
+class Event(NamedTuple):
+    """One row of the event log. `agents` are the agents it concerns; `data` is JSON text."""
+
+    id: int
+    kind: str
+    channel: str | None
+    agents: tuple[str, ...]
+    data: str
+    at: int
+
+
+class Snapshot:
+    """A consistent view of the database, for reading."""
+
+    __slots__ = ("_execute", "mux", "now")
+
+    def __init__(self, db: sqlite3.Connection, mux: Mux, now: int) -> None:
+        self._execute = db.execute
+        self.mux = mux
+        self.now = now
+
+    def sql(self, query: str, *values: Any) -> list[Any]:
+        """All rows of a statement. Always read to the end: a half-read cursor pins the write-ahead log."""
+        return self._execute(query, values).fetchall()
+
+    def one(self, query: str, *values: Any) -> Any:
+        """The first row, or None."""
+        rows = self._execute(query, values).fetchall()
+        return rows[0] if rows else None
+
+
+class Tx(Snapshot):
+    """An open write transaction."""
+
+    __slots__ = (
+        "_changes",
+        "_db",
+        "_hooks",
+        "_next_message",
+        "_noted",
+        "_offers",
+        "_pending",
+        "_topics",
+        "_written",
+        "backlog",
+        "cache",
+        "last_message",
+    )
+
+    def __init__(self, db: sqlite3.Connection, mux: Mux, last_message: int) -> None:
+        super().__init__(db, mux, 0)
+        self._db = db
+        self.last_message = last_message
+        """The highest message id that was ever committed."""
+        self._next_message = last_message + 1
+        self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
+        self._written = 0
+        self._pending: list[tuple[str, str | None, tuple[str, ...], str]] = []
+        self._topics: list[Topic] = []
+        self._offers: list[Topic] = []
+        self._hooks: list[Callable[[], None]] = []
+        self.cache: dict[Hashable, Any] = {}
+        """What handlers remember of slowly changing rows; dropped by `forget` and by every rollback."""
+        self.backlog: dict[str, int] = {}
+        """Unsettled deliveries by agent, kept by whoever changes them; dropped by every rollback."""
+
+    def sql(self, query: str, *values: Any) -> list[Any]:
+        """All rows of a statement."""
+        self._write_noted()
+        return self._execute(query, values).fetchall()
+
+    def one(self, query: str, *values: Any) -> Any:
+        """The first row, or None."""
+        rows = self.sql(query, *values)
+        return rows[0] if rows else None
+
+    def run(self, query: str, *values: Any) -> sqlite3.Cursor:
+        """Execute a statement that returns no rows; the cursor tells `rowcount` and `lastrowid`."""
+        self._write_noted()
+        return self._execute(query, values)
+
+    def many(self, query: str, rows: list[tuple[Any, ...]]) -> None:
+        """Execute a statement once for each row."""
+        self._write_noted()
+        self._db.executemany(query, rows)
+
+    def insert(self, table: str, row: tuple[Any, ...]) -> None:
+        """Note a row of one of the tables in `INSERTS`; written before the next other statement, or at the end."""
+        self._noted[table].append(row)
+
+    def deal_message_id(self) -> int:
+        """The next message id."""
+        dealt = self._next_message
+        self._next_message += 1
+        return dealt
+
+    def _write_noted(self) -> None:
+        for table, rows in self._noted.items():
+            if rows:
+                self._write_rows(table, rows)
+                self._written += len(rows)
+                rows.clear()
+
+    def _write_rows(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        """Insert many rows a statement; in powers of two, so that a handful of prepared statements serves them all."""
+        at, count = 0, len(rows)
+        while at < count:
+            size = min(1 << ((count - at).bit_length() - 1), MOST_ROWS)
+            self._execute(_insert(table, size), tuple(chain.from_iterable(rows[at : at + size])))
+            at += size
+
+    def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
+        """Put an event (`data` is JSON text) into the log, in this transaction."""
+        self._pending.append((kind, channel, agents, data))
+
+    def touch(self, topic: Topic) -> None:
+        """After the commit, wake everybody who waits for this topic."""
+        self._topics.append(topic)
+
+    def offer(self, topic: Topic) -> None:
+        """After the commit, wake one who waits for this topic."""
+        self._offers.append(topic)
+
+    def after(self, hook: Callable[[], None]) -> None:
+        """After the commit, call this (it must be quick and must not fail)."""
+        self._hooks.append(hook)
+
+    def forget(self) -> None:
+        """Drop what `cache` remembers: the rows behind it are about to change."""
+        self.cache.clear()
+
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has changed; differs after a write."""
+        self._write_noted()
+        return self._db.total_changes
+
+    def begin(self, now: int) -> None:
+        """Open the transaction (the leader's business)."""
+        if len(self.cache) > CACHE_ENTRIES:
+            self.cache.clear()
+        if self._db.in_transaction:  # a leader was interrupted
+            self.abandon()
+        self.now = now
+        self._execute("BEGIN IMMEDIATE")
+        self._changes = self._db.total_changes
+
+    def mark(self) -> Mark:
+        """Where this transaction stands, for `rewind`."""
+        return (
+            self._db.total_changes - self._written,
+            self._written,
+            [len(rows) for rows in self._noted.values()],
+            len(self._pending),
+            len(self._topics),
+            len(self._offers),
+            len(self._hooks),
+            self._next_message,
+        )
+
+    def rewind(self, mark: Mark) -> bool:
+        """Take back what was noted and announced since `mark`.
+
+        False if rows were changed since, which only a rollback undoes. Rows that were noted before the mark and have
+        been written meanwhile do no harm: they belong to others.
+        """
+        changes, written, noted, events, topics, offers, hooks, next_message = mark
+        del self._pending[events:], self._topics[topics:], self._offers[offers:], self._hooks[hooks:]
+        written_since = self._written - written
+        if (
+            not self._db.in_transaction
+            or self._db.total_changes - self._written != changes
+            or written_since not in (0, sum(noted))
+        ):
+            return False
+        if self._next_message != next_message:
+            for rows, count in zip(self._noted.values(), noted, strict=True):
+                del rows[0 if written_since else count :]
+            self._next_message = next_message
+            self.backlog.clear()
+        return True
+
+    def commit(self, head: int) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
+        """Write the events, commit, and hand out what is to be announced."""
+        events = [
+            Event(head + n, kind, channel, agents, data, self.now)
+            for n, (kind, channel, agents, data) in enumerate(self._pending, 1)
+        ]
+        self._noted["event"] = [(e.id, e.kind, e.channel, "\n".join(e.agents) or None, e.data, e.at) for e in events]
+        self._write_noted()
+        if self._db.total_changes == self._changes:
+            self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
+        else:
+            self._execute("COMMIT")
+        self.last_message = self._next_message - 1
+        announced = (events, self._topics, self._offers, self._hooks)
+        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
+        return announced
+
+    def abandon(self) -> None:
+        """Roll back; nothing of this transaction remains."""
+        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
+        for rows in self._noted.values():
+            rows.clear()
+        self._next_message = self.last_message + 1
+        self.cache.clear()
+        self.backlog.clear()
+        if self._db.in_transaction:
+            self._execute("ROLLBACK")
+
+
+Mark = tuple[int, int, list[int], int, int, int, int, int]
+Work = Callable[[Tx], Any]
+Outcome = Callable[[Any, BaseException | None], None]
+
+
+class Job(NamedTuple):
+    """A function to run in a transaction, and who wants to know its outcome (called by the leader after the commit)."""
+
+    work: Work
+    outcome: Outcome
+    grows: bool = False
+    """It adds something, so it must not use up the ballast of a full disk."""
