@@ -50,7 +50,8 @@ ONLY = {
     "uuid": {"clock"},
     "random": {"clock"},
     "secrets": {"clock"},
-    "sqlite3": {"opening", "transaction", "store", "search", "copies", "doctor"},  # search catches what a SQLite without FTS5 raises
+    # search catches what a SQLite without FTS5 raises
+    "sqlite3": {"opening", "transaction", "store", "search", "copies", "doctor"},
     "socket": {"client", "connection", "httpd", "local", "sse"},
     "socketserver": {"httpd"},
     "select": {"client", "readiness", "sse", "probe"},
@@ -67,8 +68,10 @@ ONLY = {
 SHARED = {
     "agent": {"agents", "messages"},  # the purge keeps the highest id that an inbox ever had
     "delivery": {"messages", "leases"},  # a message's way, plain and leased
-    "event": {"transaction", "opening", "events"},  # a restored database forgets them; the leader writes what was emitted, with ids of its own; events forgets old ones
+    # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
+    "event": {"transaction", "opening", "events"},
     "member": {"agents", "channels", "directory"},
+    "meta": {"opening", "store"},  # what a database is; and the time it has seen
 }
 """Tables that more than one module writes."""
 
