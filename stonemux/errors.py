@@ -7,7 +7,6 @@ knows a status number, and no face invents a code.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -151,5 +150,7 @@ class MuxError(Exception):
 
 def nearest(wanted: str, known: Iterable[str], most: int = 5) -> list[str]:
     """The known names closest to `wanted`; when nothing is close, the first few there are."""
+    import difflib  # only mistakes need it, and a start need not wait for it
+
     names = sorted(known)
     return difflib.get_close_matches(wanted, names, n=most, cutoff=0.5) or names[:most]
