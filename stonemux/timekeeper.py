@@ -20,6 +20,9 @@ HOUSEKEEPING_MS = 60_000
 PURGED_AT_ONCE = 1000
 """Rows forgotten by one transaction, so that no sender waits long behind the purge."""
 LEAST_EVENTS = 1000
+NOTE_HEAD_MS = 5_000
+"""How long after a commit the sidecar follows. Writing it makes the file system flush its journal, and whoever commits
+at that moment waits for it: once a second, that was one wake-up in a hundred."""
 LARGE_LOG_BYTES = 16 * 1024 * 1024
 """A write-ahead log that has grown beyond this, because of a long read or a large write, is cut when all is quiet."""
 CHECK_MS = 7 * 86_400_000
@@ -55,7 +58,7 @@ class Timekeeper:
 
     def start(self) -> None:
         """Begin."""
-        self._mux.log.listeners.append(lambda: self._mux.alarm.set(self._mux.clock.now_ms() + 1000))
+        self._mux.log.listeners.append(lambda: self._mux.alarm.set(self._mux.clock.now_ms() + NOTE_HEAD_MS))
         self._thread.start()
 
     def stop(self) -> None:
