@@ -10,6 +10,7 @@ A signal only writes to a pipe that the main thread reads; everything else happe
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -107,6 +108,7 @@ class Daemon:
 def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], None]) -> int:
     """Run a daemon until SIGTERM or SIGINT and return the exit status; `say` is called once it listens."""
     daemon = Daemon(settings, accept_rollback=accept_rollback)
+    _calm_collector()
     daemon.heed_signals()
     try:
         say(daemon)
@@ -116,6 +118,16 @@ def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], 
     status = daemon.serve()
     log.info("stonemux has stopped")
     return status
+
+
+def _calm_collector() -> None:
+    """Let the collector of cycles look at what is new, and less often.
+
+    With its defaults it went through everything that a thousand parked calls hold, several milliseconds each time, which
+    was the slowest wake-up in a hundred and a tenth of all sends. Requests leave hardly any cycles behind.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def banner(daemon: Daemon) -> str:
