@@ -123,8 +123,8 @@ def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], 
 def _calm_collector() -> None:
     """Let the collector of cycles look at what is new, and less often.
 
-    With its defaults it went through everything that a thousand parked calls hold, several milliseconds each time, which
-    was the slowest wake-up in a hundred and a tenth of all sends. Requests leave hardly any cycles behind.
+    With its defaults it went through everything that a thousand parked calls hold, several milliseconds each time,
+    which was the slowest wake-up in a hundred and a tenth of all sends. Requests leave hardly any cycles behind.
     """
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
