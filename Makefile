@@ -17,7 +17,7 @@ serve:  ## run the daemon in the foreground
 	$(PYTHON) -m stonemux serve
 
 test: $(VENV)/.test  ## all fast tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.check $(VENV)/.test  ## style and types
 	$(BIN)/ruff check stonemux tests bench
