@@ -155,12 +155,12 @@ def _serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _status(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    from stonemux import client, operations
+    from stonemux import operations, pool
 
     settings = _settings(options, environ)
     try:
-        health = client.ask(settings.host, settings.port, operations.BY_NAME["health"], {})
-        stats = client.ask(settings.host, settings.port, operations.BY_NAME["stats"], {})
+        health = pool.ask(settings.host, settings.port, operations.BY_NAME["health"], {})
+        stats = pool.ask(settings.host, settings.port, operations.BY_NAME["stats"], {})
     except MuxError as error:
         if error.code != "unreachable":
             raise

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from stonemux import VERSION, timekeeper
+from stonemux import VERSION, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.datadir import DataDir
@@ -58,6 +58,7 @@ class Daemon:
             self._store.on_fatal = self._fail
             self.mux = Mux.assemble(settings, clock, self._store)
             timekeeper.boot(self.mux)
+            operations.load()
             self.server = Server(self.mux)
             undo.pop_all()
         self._timekeeper = timekeeper.Timekeeper(self.mux)

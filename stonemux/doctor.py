@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stonemux import VERSION, client, copies, datadir, operations
+from stonemux import VERSION, copies, datadir, operations, pool
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
@@ -231,7 +231,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
     holder = datadir.noted_pid(patient.path)
     who = f"pid {holder}" if holder else "pid unknown"
     try:
-        health = client.ask(patient.settings.host, patient.settings.port, operations.BY_NAME["health"], {}, timeout=3)
+        health = pool.ask(patient.settings.host, patient.settings.port, operations.BY_NAME["health"], {}, timeout=3)
     except MuxError as error:
         if patient.held:
             found = f"a daemon ({who}) holds {patient.path}, but none answers at {_address(patient)}"

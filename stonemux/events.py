@@ -17,25 +17,6 @@ from typing import NamedTuple
 
 from stonemux.transaction import Event, Snapshot, Tx
 
-KINDS = (
-    "message",
-    "message_dead",
-    "task_posted",
-    "task_claimed",
-    "task_completed",
-    "task_failed",
-    "task_released",
-    "task_requeued",
-    "task_cancelled",
-    "state_changed",
-    "agent_registered",
-    "agent_deregistered",
-    "agent_stale",
-    "channel_created",
-    "channel_joined",
-    "channel_left",
-)
-
 
 class Filter(NamedTuple):
     """What a reader wants; empty means everything."""

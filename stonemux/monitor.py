@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import VERSION, directory, events, tasks
+from stonemux import VERSION, directory, events
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
-from stonemux.events import KINDS, Filter
+from stonemux.events import Filter
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.schema import shown
 from stonemux.transaction import Event, Snapshot
+from stonemux.vocabulary import EVENT_KINDS, TASK_STATUSES
 
 SCAN = 1000
 """How many events one look at the database reads while it searches for those that pass a filter."""
@@ -20,12 +21,12 @@ SCAN = 1000
 def event_filter(mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None) -> Filter:
     """A checked filter; raises for unknown types, channels and agents."""
     for kind in types or ():
-        if kind not in KINDS:
+        if kind not in EVENT_KINDS:
             raise MuxError(
                 "invalid_field",
-                f"types holds {shown(kind)}, which is no event type. There are: {', '.join(KINDS)}",
+                f"types holds {shown(kind)}, which is no event type. There are: {', '.join(EVENT_KINDS)}",
                 parameter="types",
-                accepted=list(KINDS),
+                accepted=list(EVENT_KINDS),
             )
     if channel is not None or agent_id is not None:
         with mux.store.read() as rx:
@@ -119,7 +120,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
     """Counts of what there is."""
     mux = rx.mux
     active, stale = mux.presence.counts()
-    by_status = dict.fromkeys(tasks.STATUSES, 0)
+    by_status = dict.fromkeys(TASK_STATUSES, 0)
     for status, count in rx.sql("select status, count(*) from task group by status"):
         by_status["pending" if status == "delayed" else status] += count
     stored, last = rx.one("select count(*), coalesce(max(id), 0) from message")

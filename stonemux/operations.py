@@ -5,8 +5,8 @@ and test lists derive from here. Read it top down to learn what the program does
 
 Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
-program and returns its answer, or what is to be waited for; a change that has a `wait` does that when it is given a
-timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside of the database. *text* is a
+program and returns its answer, or what is to be waited for; a change that has a `waiter` does that when it is given
+a timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside of the database. *text* is a
 read that answers plain text; *stream* and *document* belong to the HTTP face.
 """
 
@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stonemux import agents, backup, channels, leases, messages, monitor, polling, search, state, tasks
-from stonemux.events import KINDS
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
+from stonemux.vocabulary import EVENT_KINDS, KEPT_VERSIONS, NO_TASK, TASK_STATUSES
 
 # -- parameters that many rows share
 
@@ -84,7 +83,7 @@ EXPECTED = Param(
     doc="Change only if the key is live at exactly this version; 0: only if it does not exist.",
 )
 UPDATED_BY = _agent("updated_by", None, "The agent that makes the change.")
-TYPES = Param("types", "names", choices=KINDS, doc="Only events of these types.")
+TYPES = Param("types", "names", choices=EVENT_KINDS, doc="Only events of these types.")
 MESSAGE_EXTRAS = (
     Param("subject", "text", most=1024, doc="A subject line."),
     Param("type", "name", doc="What kind of message it is, such as question, status or blocker."),
@@ -196,7 +195,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/agent/register",
         "change",
-        agents.register,
+        "agents.register",
         "Put an agent into the directory, or replace its record. The agent becomes a member of its home channel and of "
         "its own channel `agent-<agent_id>`; both are created on first use.",
         params=(
@@ -229,7 +228,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/agent/deregister",
         "change",
-        agents.deregister,
+        "agents.deregister",
         "Take an agent out of the directory. Its pending messages are preserved and found again when it registers "
         "anew.",
         params=(
@@ -252,7 +251,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/agent/heartbeat",
         "change",
-        agents.heartbeat,
+        "agents.heartbeat",
         "A sign of life. Any other call by the agent counts as one too.",
         params=(_agent(), Param("status", "text", most=1024, doc="What the agent is doing; shown as `activity`.")),
         returns={"agent_id": "string", "status": "string", "last_heartbeat": "time"},
@@ -265,7 +264,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/agent/discover",
         "read",
-        agents.discover,
+        "agents.discover",
         "Find agents by role, group, capability, channel or status. Stale agents are left out unless asked for.",
         slow=True,
         params=(
@@ -287,7 +286,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/agent/get",
         "read",
-        agents.get,
+        "agents.get",
         "One agent, with its unread messages, claimed tasks and channels.",
         params=(_agent(doc="The agent to look at."),),
         returns={
@@ -302,7 +301,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/agent/notify",
         "change",
-        agents.notify,
+        "agents.notify",
         "Put a notification, such as a restart signal, into an agent's own channel and so into its inbox alone.",
         params=(
             _agent(doc="The agent to notify."),
@@ -323,7 +322,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/send",
         "change",
-        messages.send,
+        "messages.send",
         "Put a message into an agent's inbox, or with `role:NAME`, `group:NAME` or `capability:NAME` into those of all "
         "matching members of the channel. A 200 means that it is on disk.",
         params=(
@@ -366,7 +365,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/broadcast",
         "change",
-        messages.broadcast,
+        "messages.broadcast",
         "Put one message into the inbox of every other member of a channel, or of a group in it: all or none.",
         params=(
             FROM,
@@ -396,7 +395,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/poll",
         "wait",
-        polling.poll,
+        "polling.poll",
         "Wait for mail. Plain: takes what is queued, by priority and then id; a message counts as delivered once the "
         "answer has arrived. With `after=N`: acknowledges everything up to N and returns everything beyond, by id, so "
         "the call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, "
@@ -430,7 +429,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/ack",
         "change",
-        leases.ack,
+        "leases.ack",
         "Settle messages for good: those of `ids`, or all up to `through`. Once it is answered, no later poll returns "
         "them. Acknowledging twice counts nothing.",
         params=(
@@ -452,7 +451,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/nack",
         "change",
-        leases.nack,
+        "leases.nack",
         "Put a leased message back, to be delivered again; one that was delivered too often becomes a dead letter.",
         params=(
             _agent(),
@@ -471,7 +470,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/extend",
         "change",
-        leases.extend,
+        "leases.extend",
         "Let the lease of a message run for `lease` seconds from now.",
         params=(_agent(), MESSAGE_ID, LEASE),
         returns={"id": "integer", "lease_expires_at": "time"},
@@ -485,7 +484,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/dead",
         "read",
-        leases.dead,
+        "leases.dead",
         "An agent's dead letters: messages delivered too often in vain, or whose time to live ran out.",
         slow=True,
         params=(_agent(doc="Whose dead letters."), _limit()),
@@ -501,7 +500,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/requeue",
         "change",
-        leases.requeue,
+        "leases.requeue",
         "Queue dead letters again, with their deliveries counted anew.",
         params=(_agent(), Param("ids", "integers", REQUIRED, doc="The dead letters.")),
         returns={"requeued": "integer"},
@@ -514,7 +513,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/status",
         "read",
-        messages.status,
+        "messages.status",
         "What became of a message, for each recipient: queued, fetched, acked or dead.",
         params=(MESSAGE_ID,),
         returns={
@@ -532,7 +531,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/list",
         "read",
-        messages.listed,
+        "messages.listed",
         "The history of messages, newest first, whatever became of them.",
         slow=True,
         params=(
@@ -552,7 +551,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/search",
         "wait",
-        search.search,
+        "search.search",
         "Full-text search over contents and subjects, best match first, with an excerpt in which the found words stand "
         "between ** and **.",
         slow=True,
@@ -574,7 +573,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/post",
         "change",
-        tasks.post,
+        "tasks.post",
         "Put a task into a channel's pool.",
         params=(
             Param("description", "text", REQUIRED, least=1, most="max_message_size", doc="What is to be done."),
@@ -615,7 +614,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/claim",
         "change",
-        tasks.claim,
+        "tasks.claim",
         "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly "
         "one agent gets it. Both fields are null when nothing fits.",
         params=(
@@ -624,8 +623,8 @@ OPERATIONS: tuple[Operation, ...] = (
             _timeout(0),
             Param("task_id", "name", most=64, doc="Claim this task and no other."),
         ),
-        wait=tasks.await_claim,
-        nothing=tasks.NOTHING,
+        waiter="tasks.await_claim",
+        nothing=NO_TASK,
         returns={"task_id": "string|null", "task": "object|null", "claim_token?": "string"},
         tool="mux_task_claim",
         brief="Claim the best task that fits you; task_id is null if none does.",
@@ -647,7 +646,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/complete",
         "change",
-        tasks.complete,
+        "tasks.complete",
         "End a claimed task. The same completion again is answered with `replayed`.",
         params=(
             TASK_ID,
@@ -682,7 +681,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/extend",
         "change",
-        tasks.extend,
+        "tasks.extend",
         "Restart the full lease of a claim. The answer carries `cancelled` when the poster no longer wants the work.",
         params=(TASK_ID, _agent(), CLAIM_TOKEN),
         returns={"task_id": "string", "lease_expires_at?": "time", "cancelled?": "boolean", "task": TASK},
@@ -698,7 +697,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/release",
         "change",
-        tasks.release,
+        "tasks.release",
         "Give a claimed task back to the pool.",
         params=(
             TASK_ID,
@@ -727,11 +726,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/task/list",
         "read",
-        tasks.listed,
+        "tasks.listed",
         "Tasks by priority, then age.",
         slow=True,
         params=(
-            Param("status", "text", choices=tasks.STATUSES, doc="Only tasks in this state."),
+            Param("status", "text", choices=TASK_STATUSES, doc="Only tasks in this state."),
             _channel(None, "Only this channel."),
             _agent(default=None, doc="Only tasks that this agent holds, held or is assigned."),
             Param("capability", "name", doc="Only tasks that ask for this capability.", listed=False),
@@ -750,7 +749,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/task/get",
         "read",
-        tasks.get,
+        "tasks.get",
         "One task with what happened to it.",
         params=(TASK_ID,),
         returns={"task": TASK | {"depends_on?": ["string"], "history": [HISTORY]}},
@@ -763,7 +762,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/cancel",
         "change",
-        tasks.cancel,
+        "tasks.cancel",
         "Withdraw a task that is not finished. Whoever holds it learns of it at its next extend or complete.",
         params=(TASK_ID, _agent("by", None, "Who cancels; must be the poster if given.")),
         returns=ENDED,
@@ -779,7 +778,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/requeue",
         "change",
-        tasks.requeue,
+        "tasks.requeue",
         "Put a failed or cancelled task back into the pool with its attempts counted anew.",
         params=(TASK_ID, _agent("by", None, "Who puts it back.")),
         returns=ENDED,
@@ -795,7 +794,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/state/get",
         "read",
-        state.get,
+        "state.get",
         "The value and version of a key.",
         params=(KEY, _channel()),
         returns=RECORD,
@@ -810,7 +809,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/state/set",
         "change",
-        state.put,
+        "state.put",
         "Set a key. With `expected_version` it is a compare-and-set: it fails with 409 if somebody was faster.",
         params=(
             KEY,
@@ -841,7 +840,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/state/watch",
         "wait",
-        state.watch,
+        "state.watch",
         "Wait until a key changes past a version. Answers its latest state; steps in between may be skipped. On "
         "timeout `changed` is false.",
         params=(
@@ -874,7 +873,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/state/delete",
         "change",
-        state.delete,
+        "state.delete",
         "Delete a key. A tombstone keeps its version, so a key made anew goes on counting.",
         params=(KEY, _channel(), EXPECTED, UPDATED_BY),
         returns={"key": "string", "channel": "string", "version": "integer", "deleted": "boolean"},
@@ -895,7 +894,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/state/list",
         "read",
-        state.listed,
+        "state.listed",
         "The live keys of a channel, in the order of their names.",
         slow=True,
         params=(
@@ -914,8 +913,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/state/history",
         "read",
-        state.history,
-        f"The last {state.KEPT_VERSIONS} versions of a key, newest first.",
+        "state.history",
+        f"The last {KEPT_VERSIONS} versions of a key, newest first.",
         slow=True,
         params=(KEY, _channel(), _limit(20)),
         returns={"key": "string", "channel": "string", "versions": [VERSION_ROW]},
@@ -929,7 +928,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/channel/create",
         "change",
-        channels.create,
+        "channels.create",
         "Make a team channel. Its creator and the listed agents are its first members.",
         params=(
             Param("name", "name", REQUIRED, doc="The channel's name."),
@@ -951,7 +950,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/channel/list",
         "read",
-        channels.listed,
+        "channels.listed",
         "All channels, with the number of their members.",
         slow=True,
         params=(_agent(default=None, doc="Only channels this agent is a member of."),),
@@ -963,7 +962,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/channel/get",
         "read",
-        channels.get,
+        "channels.get",
         "One channel with its members.",
         params=(_channel(REQUIRED, "The channel's name or id."),),
         returns={"channel": CHANNEL},
@@ -975,7 +974,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/channel/join",
         "change",
-        channels.join,
+        "channels.join",
         "Make an agent a member of a channel; joining twice changes nothing.",
         params=(_channel(REQUIRED, "The channel's name or id."), _agent()),
         returns={"channel": CHANNEL},
@@ -989,7 +988,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/channel/leave",
         "change",
-        channels.leave,
+        "channels.leave",
         "End a membership. What was delivered before stays in the inbox.",
         params=(_channel(REQUIRED, "The channel's name or id."), _agent()),
         returns={"channel": CHANNEL},
@@ -1004,7 +1003,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/events",
         "stream",
-        monitor.event_filter,
+        "monitor.event_filter",
         "The event log as server-sent events, live. `Last-Event-ID` (header, or `last_event_id`) resumes after an id; "
         "0 replays everything that is kept. `gap` says what is no longer kept, `reset` that the id lies in the future, "
         "`shutdown` that the daemon stops.",
@@ -1023,7 +1022,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/events/list",
         "wait",
-        monitor.list_events,
+        "monitor.list_events",
         "The event log after an id, as JSON; with `timeout` it waits for the first event. Ask again with `after=next`.",
         slow=True,
         params=(
@@ -1051,7 +1050,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/stats",
         "read",
-        monitor.stats,
+        "monitor.stats",
         "Counts of agents, messages, tasks, keys, channels, waiters and bytes.",
         slow=True,
         returns={
@@ -1060,7 +1059,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "uptime": "integer",
             "agents": {"active": "integer", "stale": "integer", "total": "integer"},
             "messages": {"stored": "integer", "sent": "integer", "unread": "integer"},
-            "tasks": dict.fromkeys(tasks.STATUSES, "integer"),
+            "tasks": dict.fromkeys(TASK_STATUSES, "integer"),
             "state_keys": "integer",
             "channels": "integer",
             "waiters": "integer",
@@ -1073,7 +1072,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/health",
         "wait",
-        monitor.health,
+        "monitor.health",
         "Whether the daemon serves, its version, tier and uptime in seconds. Never needs a token.",
         returns={"status": "string", "version": "string", "tier": "string", "uptime": "integer"},
     ),
@@ -1082,7 +1081,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/metrics",
         "text",
-        monitor.metrics,
+        "monitor.metrics",
         "The counts in the Prometheus text format.",
         slow=True,
     ),
@@ -1091,7 +1090,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/admin/backup",
         "act",
-        backup.take,
+        "backup.take",
         "Copy the database into the data directory's `backups` folder while everybody goes on: one snapshot, checked "
         "and synced before it gets its name. `stonemux restore` puts such a file in place.",
         slow=True,
@@ -1107,9 +1106,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/openapi.json",
         "document",
-        lambda: None,
+        "",
         "OpenAPI 3.1 of all of this.",
     ),
 )
 
 BY_NAME: Mapping[str, Operation] = {operation.name: operation for operation in OPERATIONS}
+
+
+def load() -> None:
+    """Import every handler, so that a daemon does so at its start and no call has to wait for it."""
+    for operation in OPERATIONS:
+        operation.load()

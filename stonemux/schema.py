@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from stonemux.errors import MuxError, nearest
@@ -92,7 +94,8 @@ class Param:
 class Operation:
     """A row of the operation table.
 
-    `kind` says how `run` is called (the head of `operations` has the list); `wait` is what runs instead of a change
+    `handler` names the function that runs, as `module.function`: the table is read by programs that never run one.
+    `kind` says how it is called (the head of `operations` has the list); `waiter` is what runs instead of a change
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
     `frees` says that a change settles or ends something, so that it must go on when the disk is full.
@@ -105,7 +108,7 @@ class Operation:
     method: str
     path: str
     kind: str
-    run: Callable[..., Any]
+    handler: str
     doc: str
     params: tuple[Param, ...] = ()
     returns: Any = None
@@ -115,7 +118,7 @@ class Operation:
     errors: tuple[str, ...] = ()
     emits: tuple[str, ...] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
-    wait: Callable[..., Any] | None = None
+    waiter: str = ""
     nothing: Any = None
     slow: bool = False
     brief: str = ""
@@ -135,9 +138,31 @@ class Operation:
         put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
 
     @property
+    def run(self) -> Callable[..., Any]:
+        """The function that `handler` names."""
+        return _function(self.handler)
+
+    @property
+    def wait(self) -> Callable[..., Any] | None:
+        """The function that `waiter` names."""
+        return _function(self.waiter) if self.waiter else None
+
+    def load(self) -> None:
+        """Import the functions, if there are any."""
+        for name in filter(None, (self.handler, self.waiter)):
+            _function(name)
+
+    @property
     def changes(self) -> bool:
         """Whether a call may change something, so that it takes an idempotency key."""
         return self.method == "POST"
+
+
+@cache
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(".")
+    found: Callable[..., Any] = getattr(import_module(f"stonemux.{module}"), function)
+    return found
 
 
 def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, textual: bool = False) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stonemux import launch
-from stonemux.client import NoAnswer, Pool
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import EXIT_LOCKED, MuxError
+from stonemux.pool import NoAnswer, Pool
 
 LOG = "daemon.log"
 MOST_LOG_BYTES = 4 * 1024 * 1024

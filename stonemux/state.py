@@ -14,9 +14,7 @@ from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.transaction import Snapshot, Tx
-
-KEPT_VERSIONS = 100
-"""How many versions of a key `state.history` can show."""
+from stonemux.vocabulary import KEPT_VERSIONS
 
 
 def _row(rx: Snapshot, channel: str, key: str) -> Any:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stonemux import mcp, payload
-from stonemux.client import Aborted, Exchange, NoAnswer, Pool
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.mcp import Fault, Request
+from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
 from stonemux.starter import Starter
 
 TRIES = 5

@@ -34,6 +34,7 @@ from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.transaction import Job, Snapshot, Tx, Work
+from stonemux.vocabulary import NO_TASK
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -57,7 +58,6 @@ MOVES: dict[tuple[str, str], str] = {
 """(status, act) -> next status; whatever is not here is a conflict."""
 
 FINAL = ("complete", "failed", "cancelled")
-STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
 
 BACKOFF_MS = (1_000, 5_000, 30_000, 120_000, 600_000)
 """How long a task that failed with `retry` waits before its next attempt."""
@@ -213,10 +213,6 @@ def _about(*agents: str | None) -> tuple[str, ...]:
 # -- claiming
 
 
-NOTHING: dict[str, Any] = {"task_id": None, "task": None}
-"""The answer of a claim that found nothing."""
-
-
 def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: int = 0) -> dict[str, Any] | None:
     """Claim the best task that fits, at once; None when there is none."""
     row = _claim_one(tx, agent_id, channel, task_id)
@@ -235,7 +231,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
         got = mux.store.write(once, grows=True)
         if got is None:
             # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
-            return None if _claim_topics(mux, agent_id, channel) == topics else dict(NOTHING)
+            return None if _claim_topics(mux, agent_id, channel) == topics else dict(NO_TASK)
         if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
             caller.flight = _Claim(mux, got["claim_token"])
         return got
@@ -248,7 +244,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     topics = _claim_topics(mux, agent_id, channel)
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    return Wait((*topics, ("agent", agent_id)), attempt, lambda: dict(NOTHING), deadline, agent_id, pass_on)
+    return Wait((*topics, ("agent", agent_id)), attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on)
 
 
 def _claim_topics(mux: Mux, agent_id: str, channel: str) -> list[Topic]:

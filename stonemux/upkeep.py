@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stonemux import client, copies, operations
+from stonemux import copies, operations, pool
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.copies import Contents
@@ -53,7 +53,7 @@ def _directly(directory: DataDir, output: Path | None) -> dict[str, Any]:
 
 def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, Any]:
     operation = operations.BY_NAME["admin.backup"]
-    answer = client.ask(settings.host, settings.port, operation, {}, timeout=PATIENCE_S)
+    answer = pool.ask(settings.host, settings.port, operation, {}, timeout=PATIENCE_S)
     made = Path(answer["path"])
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
         raise MuxError(

@@ -29,7 +29,7 @@ from faces import Direct
 from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
 
-from stonemux import VERSION, cli, client, daemon, datadir, operations, timekeeper
+from stonemux import VERSION, cli, daemon, datadir, operations, pool, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -692,7 +692,7 @@ def test_status_does_not_take_another_server_for_the_daemon(tmp_path, body, stat
     thread.start()
     try:
         with pytest.raises(MuxError) as caught:
-            client.ask("127.0.0.1", server.server_port, operations.BY_NAME["health"], {})
+            pool.ask("127.0.0.1", server.server_port, operations.BY_NAME["health"], {})
         assert caught.value.code == "unreachable"
         environ = {"HOME": str(tmp_path)}
         assert cli.main(["status", "--port", str(server.server_port), "--check"], environ) == 6
@@ -704,7 +704,7 @@ def test_status_does_not_take_another_server_for_the_daemon(tmp_path, body, stat
 
 def test_an_error_of_the_daemon_reaches_the_caller(http):
     with pytest.raises(MuxError) as caught:
-        client.ask("127.0.0.1", http.port, operations.BY_NAME["agent.get"], {"agent_id": "nobody"})
+        pool.ask("127.0.0.1", http.port, operations.BY_NAME["agent.get"], {"agent_id": "nobody"})
     assert caught.value.code == "agent_not_found"
     assert caught.value.facts["known_agents"] == []
 

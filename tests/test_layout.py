@@ -21,10 +21,10 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
-    {"errors", "clock", "tables", "flights", "ballast", "readiness", "clients", "launch"},
+    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch"},
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local"},
-    {"transaction", "opening", "payload", "client", "mcp", "reference", "setup"},
+    {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations"},
     {"store"},
     {"events", "directory", "wire", "starter", "copies"},
     # the program as one record
@@ -33,8 +33,8 @@ LAYERS: tuple[set[str], ...] = (
     {"messages", "tasks", "state", "door", "connection"},
     {"agents", "leases", "monitor", "search", "backup"},
     {"polling"},
-    # the table of operations; what runs by itself; streams
-    {"operations", "timekeeper", "sse"},
+    # what runs by itself; streams
+    {"timekeeper", "sse"},
     # faces
     {"exchange", "offer"},
     {"mcphttp", "stdio"},
@@ -52,12 +52,12 @@ ONLY = {
     "secrets": {"clock"},
     # search catches what a SQLite without FTS5 raises
     "sqlite3": {"opening", "transaction", "store", "search", "copies", "doctor"},
-    "socket": {"client", "connection", "httpd", "local", "sse"},
+    "socket": {"connection", "httpd", "local", "pool", "sse"},
     "socketserver": {"httpd"},
-    "select": {"client", "readiness", "sse", "probe"},
+    "select": {"pool", "readiness", "sse", "probe"},
     "http.server": {"httpd"},
-    "http.client": {"client"},
-    "urllib.request": {"client"},
+    "http.client": set(),
+    "urllib.request": set(),
     "subprocess": {"probe", "setup", "starter"},
     "signal": {"daemon", "stdio"},
     "asyncio": set(),

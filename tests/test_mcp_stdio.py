@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from daemons import ROOT, SERVE
 
-from stonemux import client, mcp, operations
+from stonemux import mcp, operations, pool
 
 WITHIN_S = 15
 
@@ -131,7 +131,7 @@ def place(tmp_path) -> Iterator[Place]:
 
 
 def waiters(place: Place) -> int:
-    return client.ask("127.0.0.1", place.port, operations.BY_NAME["stats"], {})["waiters"]
+    return pool.ask("127.0.0.1", place.port, operations.BY_NAME["stats"], {})["waiters"]
 
 
 def test_two_sessions_talk_through_one_daemon_that_nobody_started(place):

@@ -10,10 +10,10 @@ from faces import Direct, join, refusal
 
 from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
-from stonemux.events import KINDS
 from stonemux.operations import BY_NAME, OPERATIONS
 from stonemux.schema import KINDS as PARAM_KINDS
 from stonemux.schema import TIERS, bind, shape_schema
+from stonemux.vocabulary import EVENT_KINDS
 
 SETTINGS = Settings()
 CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
@@ -53,7 +53,7 @@ def test_a_row_is_complete_and_consistent(operation):
     assert operation.tier in TIERS
     assert set(operation.errors) <= set(FAILURES)
     assert len(operation.errors) == len(set(operation.errors))
-    assert set(operation.emits) <= set(KINDS)
+    assert set(operation.emits) <= set(EVENT_KINDS)
     assert not operation.actor or operation.actor in operation.by_name
     if "." in operation.name and operation.kind != "stream":
         assert operation.path == "/" + operation.name.replace(".", "/")

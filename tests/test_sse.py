@@ -17,7 +17,7 @@ from raw import PATIENCE_S, Raw, eventually, get, request
 
 from stonemux import events, sse
 from stonemux.errors import MuxError
-from stonemux.events import KINDS
+from stonemux.vocabulary import EVENT_KINDS
 
 
 class Frame(NamedTuple):
@@ -164,7 +164,7 @@ def test_e1_ids_rise_by_one_and_kinds_are_of_the_list(streaming):
     streaming.direct.call("state.set", key="k", value="v")
     frames = reader.frames(streaming.head)
     assert [frame.id for frame in frames] == list(range(1, streaming.head + 1))
-    assert {frame.event for frame in frames} <= set(KINDS)
+    assert {frame.event for frame in frames} <= set(EVENT_KINDS)
     assert [frame.event for frame in frames[-6:]] == [
         "channel_created",
         "message",

@@ -1,0 +1,33 @@
+"""Words of the wire that both the table of operations and its handlers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EVENT_KINDS = (
+    "message",
+    "message_dead",
+    "task_posted",
+    "task_claimed",
+    "task_completed",
+    "task_failed",
+    "task_released",
+    "task_requeued",
+    "task_cancelled",
+    "state_changed",
+    "agent_registered",
+    "agent_deregistered",
+    "agent_stale",
+    "channel_created",
+    "channel_joined",
+    "channel_left",
+)
+"""The types of events."""
+
+TASK_STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
+
+NO_TASK: dict[str, Any] = {"task_id": None, "task": None}
+"""The answer of a claim that found nothing."""
+
+KEPT_VERSIONS = 100
+"""How many versions of a key `state.history` can show."""
