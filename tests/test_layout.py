@@ -17,14 +17,15 @@ import pytest
 from stonemux import tables
 
 PACKAGE = Path(tables.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+COMMANDS = {f"commands.{path.stem}" for path in (PACKAGE / "commands").glob("*.py") if path.stem != "__init__"}
+MODULES = sorted({path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"} | COMMANDS)
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
     {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch"},
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local"},
-    {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations"},
+    {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},
     {"store"},
     {"events", "directory", "wire", "starter", "copies"},
     # the program as one record
@@ -41,6 +42,7 @@ LAYERS: tuple[set[str], ...] = (
     {"httpd"},
     # its life, and the command
     {"daemon", "upkeep", "doctor"},
+    COMMANDS,
     {"cli"},
     {"__main__"},
 )
@@ -78,7 +80,7 @@ SHARED = {
 
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
 
 
 def imports(module: str) -> set[str]:
@@ -102,8 +104,8 @@ def imports(module: str) -> set[str]:
 
 
 def ours(module: str) -> set[str]:
-    names = {name.split(".")[1] for name in imports(module) if name.startswith("stonemux.")}
-    return names & set(MODULES)
+    names = [name.removeprefix("stonemux.") for name in imports(module) if name.startswith("stonemux.")]
+    return {".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)} & set(MODULES)
 
 
 def layer_of(module: str) -> int:

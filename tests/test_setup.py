@@ -328,8 +328,8 @@ def test_an_installed_package_needs_no_path(tmp_path):
 def test_an_archive_is_started_by_its_path(tmp_path):
     with zipfile.ZipFile(tmp_path / "stonemux.pyz", "w") as archive:
         archive.writestr("__main__.py", "import sys\nfrom stonemux.cli import main\nsys.exit(main())\n")
-        for module in (ROOT / "stonemux").glob("*.py"):
-            archive.write(module, f"stonemux/{module.name}")
+        for module in (ROOT / "stonemux").rglob("*.py"):
+            archive.write(module, module.relative_to(ROOT))
     entry = launched(sys.executable, "stonemux.pyz", home=tmp_path, environ={})
     assert (entry["command"], entry["args"]) == (sys.executable, [str(tmp_path / "stonemux.pyz"), "mcp"])
     assert "env" not in entry

@@ -1,0 +1,30 @@
+"""Copy the database into the data directory's backups folder: through the daemon if one runs there, else directly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings, the place, and the form of the answer."""
+    flags.add_settings(parser)
+    parser.add_argument("--output", metavar="FILE", type=Path, help="put the copy here instead")
+    parser.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Make the copy and say where it is."""
+    from stonemux import upkeep
+
+    made = upkeep.backup(flags.settings(options, environ), options.output)
+    if options.json:
+        print(json.dumps(made))
+    else:
+        print(f"{made['path']}\n  {made['bytes'] / 1024 / 1024:.1f} MiB, up to event {made['events_head']}")
+    return EXIT_OK

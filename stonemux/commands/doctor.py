@@ -1,0 +1,39 @@
+"""Check Python, SQLite, the data directory, the database, backups, settings and the daemon.
+
+Says what to do about each finding. Changes nothing; the daemon may be running. Exits with 1 on a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings, how deep to look, and the form of the findings."""
+    flags.add_settings(parser)
+    parser.add_argument("--full", action="store_true", help="check the whole database, not only its structure")
+    parser.add_argument("--json", action="store_true", help="the findings as JSON, for programs")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Examine and tell."""
+    from stonemux import doctor
+
+    trouble = None
+    try:
+        settings = flags.settings(options, environ)
+    except MuxError as error:  # a finding, too; the rest is looked at without the file
+        trouble, options.config = error, os.devnull
+        settings = flags.settings(options, environ)
+    findings = doctor.examine(settings, trouble, full=options.full)
+    if options.json:
+        print(json.dumps(doctor.as_json(findings)))
+    else:
+        print(doctor.as_text(findings))
+    return EXIT_OK if doctor.all_well(findings) else EXIT_REFUSED

@@ -1,0 +1,23 @@
+"""Serve the Model Context Protocol on standard input and output, for clients that start their servers.
+
+Starts the daemon if none answers. STONEMUX_AGENT names the agent that this session speaks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+from stonemux import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings."""
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Serve until standard input ends."""
+    from stonemux import stdio
+
+    return stdio.serve(flags.settings(options, environ), flags.config_file(options), environ)

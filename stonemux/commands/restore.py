@@ -1,0 +1,50 @@
+"""Show what a backup holds and what it would replace, ask, and put it in place.
+
+The daemon must be stopped. The replaced database is kept beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK, MuxError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The copy, settings, and whether to ask."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="the copy; also by its name in the backups folder")
+    flags.add_settings(parser)
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Show, ask, and replace."""
+    from stonemux import upkeep
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    done = upkeep.restore(
+        flags.settings(options, environ), options.file, say=say, agreed=lambda: options.yes or _is_agreed()
+    )
+    if options.json:
+        print(json.dumps(done))
+        return EXIT_OK
+    print("restored; start the daemon again")
+    if done["kept"]:
+        print(f"  the replaced database is {done['kept']}")
+    print(f"  ids go on after event {done['events_head']} and message {done['message_seq']}")
+    return EXIT_OK
+
+
+def _is_agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise MuxError("not_confirmed", "nobody is there to agree; say --yes to restore without asking")
+    print("Replace it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

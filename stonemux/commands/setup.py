@@ -1,0 +1,39 @@
+"""Write stonemux into a client's MCP configuration, then start the command and list its tools.
+
+Address, data directory and settings file, by flag or from the environment, are handed on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from stonemux import flags
+from stonemux.clients import CLIENTS, SCOPES
+from stonemux.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The client, and what is written for it."""
+    parser.add_argument("client", choices=CLIENTS, help="the client to configure")
+    parser.add_argument("--scope", choices=SCOPES, default="user", help="for all of this user's work, or this folder's")
+    parser.add_argument("--agent", metavar="NAME", help="the agent that this client speaks for (STONEMUX_AGENT)")
+    parser.add_argument("--dry-run", action="store_true", help="print the change as a diff and do nothing")
+    parser.add_argument("--remove", action="store_true", help="take the entry out again")
+    parser.add_argument("--no-check", action="store_true", help="do not start the command to see whether it works")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write the entry, or take it out."""
+    from stonemux import setup
+
+    wanted, folder = None, Path.cwd()
+    if not options.remove:
+        flags.settings(options, environ)  # refuses what the configured command would refuse
+        given = {name: getattr(options, name) for name in setup.HANDED_ON}
+        wanted = setup.launch_for(environ, given, folder, options.agent)
+    job = setup.Job(CLIENTS[options.client], options.scope, wanted, environ, folder)
+    setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=print)
+    return EXIT_OK

@@ -1,0 +1,69 @@
+"""Ask the running daemon how it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stonemux import VERSION, flags
+from stonemux.errors import EXIT_OK, MuxError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings and the form of the answer."""
+    flags.add_settings(parser)
+    parser.add_argument("--json", action="store_true", help="the daemon's own answers, for programs")
+    parser.add_argument("--check", action="store_true", help="exit with 6 when no daemon answers")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Ask, and print what was answered; that nobody answered is an answer, too."""
+    from stonemux import operations, pool
+
+    settings = flags.settings(options, environ)
+    try:
+        health = pool.ask(settings.host, settings.port, operations.BY_NAME["health"], {})
+        stats = pool.ask(settings.host, settings.port, operations.BY_NAME["stats"], {})
+    except MuxError as error:
+        if error.code != "unreachable":
+            raise
+        if options.json:
+            print(json.dumps({"running": False, "tier": settings.default_tier, "version": VERSION}))
+        else:
+            print(f"stonemux {VERSION}: not running at {settings.host}:{settings.port} (tier {settings.default_tier})")
+        return error.failure.exit if options.check else EXIT_OK
+    if options.json:
+        print(json.dumps({"running": True, "health": health, "stats": stats}))
+    else:
+        print(_text(f"{settings.host}:{settings.port}", health, stats))
+    return EXIT_OK
+
+
+def _text(address: str, health: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
+    tasks = ", ".join(f"{count} {status}" for status, count in stats["tasks"].items() if count) or "none"
+    rows = [
+        ("tier", health["tier"]),
+        ("uptime", _duration(health["uptime"])),
+        ("agents", f"{stats['agents']['active']} active, {stats['agents']['stale']} stale"),
+        ("messages", f"{stats['messages']['sent']} sent, {stats['messages']['unread']} unread"),
+        ("tasks", tasks),
+        ("state", f"{stats['state_keys']} keys"),
+        ("channels", str(stats["channels"])),
+        ("waiting", f"{stats['waiters']} calls"),
+        ("storage", f"{sum(stats['storage'].values()) / 1024 / 1024:.1f} MiB"),
+    ]
+    head = f"stonemux {health['version']} at {address}: {health['status']}"
+    return "\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)])
+
+
+def _duration(seconds: int) -> str:
+    days, rest = divmod(seconds, 86_400)
+    hours, rest = divmod(rest, 3_600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"

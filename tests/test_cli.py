@@ -1,0 +1,114 @@
+"""The command line as a whole: its table of commands, its refusals and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from daemons import ROOT
+
+from stonemux import VERSION, cli
+from stonemux.flags import Parser
+
+ENVIRON = {"HOME": "/nowhere"}
+
+
+def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error of a command."""
+    try:
+        status = cli.main(arguments, ENVIRON)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def test_help_lists_every_command(capsys):
+    status, out, err = typed(capsys, "--help")
+    assert (status, err) == (0, "")
+    for command in cli.COMMANDS:
+        assert f"\n  {command.name} " in out
+        assert command.help in out
+
+
+def test_no_command_is_help_and_status_2(capsys):
+    status, out, err = typed(capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: stonemux COMMAND")
+
+
+def test_the_version_is_told(capsys):
+    assert typed(capsys, "--version") == (0, f"stonemux {VERSION}\n", "")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_each_command_explains_itself(capsys, command):
+    status, out, err = typed(capsys, command.name, "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: stonemux {command.name} " in out
+    parser = Parser(prog="x")
+    module = import_module(f"stonemux.commands.{command.module}")
+    module.add_arguments(parser)
+    assert module.__doc__.split("\n")[0] in out
+    assert all(action.help for action in parser._actions), "every flag says what it does"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["serv"], "stonemux: there is no command 'serv'; did you mean serve? (see stonemux --help)"),
+        (["--port", "1", "serve"], "stonemux: there is no flag --port before a command (see stonemux --help)"),
+        (["status", "--prot", "1"], "stonemux status: there is no flag --prot; did you mean --port?"),
+        (["status", "--prot=1"], "stonemux status: there is no flag --prot; did you mean --port?"),
+        (["status", "--por", "1"], "stonemux status: there is no flag --por; did you mean --port?"),
+        (["status", "now"], "stonemux status: one word too many: 'now'"),
+        (["status", "--port"], "stonemux status: argument --port: expected one argument"),
+        (["status", "--port", "abc"], 'stonemux: --port (server.port) is "abc"; it must be an integer from 0 to 65535'),
+        (["status", "--port", "70000"], "stonemux: --port (server.port) is 70000; it must be at most 65535"),
+        (["restore"], "stonemux restore: the following arguments are required: FILE"),
+    ],
+)
+def test_what_cannot_be_understood_is_one_line_with_the_nearest_name_and_status_2(capsys, words, told):
+    status, out, err = typed(capsys, *words)
+    assert (status, out) == (2, "")
+    assert err.startswith(told)
+    assert err.count("\n") == 1
+
+
+def child(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    environ = {"PATH": os.defpath, "HOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "stonemux", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("words", [["reference"], ["--help"], ["reference", "--help"]], ids=" ".join)
+def test_a_reader_that_went_away_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = child(*words, stdout=writing)
+    finally:
+        os.close(writing)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_an_interrupt_is_status_130_without_a_trace(capsys, monkeypatch):
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stonemux.commands.reference.run", interrupted)
+    assert typed(capsys, "reference") == (130, "", "")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        process = child("reference", stdout=full.fileno())
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (1, "stonemux: cannot write: No space left on device\n")
