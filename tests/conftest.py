@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +23,18 @@ from stonemux.mux import Mux
 from stonemux.store import Store
 
 
+@cache
+def new_data() -> Path:
+    """A data directory as a first start leaves it: copying it is faster than making each table for each test."""
+    keeper = TemporaryDirectory()
+    atexit.register(keeper.cleanup)
+    path = Path(keeper.name) / "data"
+    directory = DataDir(path)
+    Store(directory, FakeClock()).close()
+    directory.close()
+    return path
+
+
 class Program:
     """An open program in a directory; `reopen` closes it in good order and opens it again, `crash` does not close."""
 
@@ -26,6 +42,8 @@ class Program:
         self.path = path
         self.clock = FakeClock()
         self.settings = replace(Settings(), data_dir=path, port=0, **settings)
+        if not path.exists():
+            shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
         self._open()
 
     def _open(self, **options: Any) -> None:
