@@ -39,9 +39,15 @@ docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example
 	$(PYTHON) -m stonemux reference > docs/reference.md
 	$(PYTHON) -m stonemux reference --config > stonemux.toml.example
 
+pyz:  ## make dist/stonemux.pyz: all of it in one file, which any Python 3.11 runs
+	$(PYTHON) -m stonemux.release pyz
+
+release:  ## make dist/: the one file, wheel, source archive, and their checksums
+	$(PYTHON) -m stonemux.release
+
 clean:  ## remove what was made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help serve test lint check deep conformance bench docs clean
+.PHONY: help serve test lint check deep conformance bench docs pyz release clean
 .SECONDARY:

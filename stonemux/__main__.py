@@ -1,7 +1,10 @@
-"""`python -m stonemux`, and `python path/to/stonemux/__main__.py` from any folder."""
+"""`python -m stonemux`, `python path/to/stonemux/__main__.py` from any folder, and `python stonemux.pyz`."""
 
 import os
 import sys
+
+if sys.version_info < (3, 11):  # before anything is loaded that an older one cannot even read
+    sys.exit("stonemux needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 if __spec__ is None:  # started by its path: the package is found where this file lies
     root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))

@@ -1,4 +1,7 @@
-"""How this very stonemux is started anew, from any folder: for what clients are told to run, and for a daemon."""
+"""How this very stonemux is started anew, from any folder: for what clients are told to run, and for a daemon.
+
+It runs from a folder or from an archive (`stonemux.pyz`). Nothing else in the package may ask where its files lie.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,39 @@ def command() -> list[str]:
     the modules of the folder in which it is started from replacing those of the standard library.
     """
     python = os.path.abspath(sys.executable)
-    archive = getattr(stonemux.__loader__, "archive", None)
-    if archive is not None:
-        return [python, os.path.abspath(archive)]
+    if (file := archive()) is not None:
+        return [python, str(file)]
     return [python, "-P", str(root() / "stonemux" / "__main__.py")]
+
+
+def typed() -> str:
+    """The command as a person types it, likewise without its verb."""
+    if archive() is not None:
+        return f"python3 {sys.argv[0]}"
+    return "python3 -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
+
+
+def archive() -> Path | None:
+    """The archive that this runs from, if it does."""
+    file = getattr(stonemux.__loader__, "archive", None)
+    return None if file is None else Path(os.path.abspath(file))
 
 
 def root() -> Path:
     """The folder that holds the package."""
     return Path(stonemux.__file__).resolve().parent.parent
+
+
+def load_rest() -> None:
+    """Load what is still to be loaded of an archive: it may be replaced by a newer one while this one runs.
+
+    Python reads each module from its place in the archive when it is first needed, and would read something else there.
+    """
+    if archive() is None:
+        return
+    import importlib
+    import pkgutil
+
+    for module in pkgutil.walk_packages(stonemux.__path__, "stonemux."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)

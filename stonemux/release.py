@@ -1,0 +1,172 @@
+"""What is handed out: one runnable file, a wheel and a source archive. `make pyz`, `make release`, and what pip asks.
+
+pip finds the functions of PEP 517 and PEP 660 here (`build_wheel`, `build_sdist`, `build_editable`): a machine that
+reaches no index can install from these files alone. They are called in the folder that holds `pyproject.toml`.
+
+The same files give the same bytes: names are sorted, dates and modes fixed, and nothing of the machine goes in. (Only
+another version of zlib may pack otherwise.) The runnable file holds the modules as text, without bytecode: that would be
+good for one version of Python only and make it more than three times as large, to save a tenth of a second at a start.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stonemux import VERSION
+
+DIST = Path("dist")
+SHEBANG = b"#!/usr/bin/env python3\n"
+DATE = (1980, 1, 1, 0, 0, 0)
+"""The first that a zip file can state."""
+SECONDS = 315_532_800
+"""The same date, as tar states it."""
+PARTS = ("CHANGELOG.md", "Makefile", "README.md", "bench", "docs", "pyproject.toml", "stonemux", "stonemux.toml.example")
+"""What a source archive holds, with the tests."""
+NAME = f"stonemux-{VERSION}"
+TAG = "py3-none-any"
+
+Config = Mapping[str, Any] | None
+"""What pip was told with --config-settings; nothing can be set here."""
+
+
+# -- the runnable file
+
+
+def build_pyz(folder: Path) -> Path:
+    """Make `stonemux.pyz`: `python stonemux.pyz serve`, or `./stonemux.pyz serve`."""
+    files = {name: data for name, data in _package().items() if name != "stonemux/__main__.py"}
+    files["__main__.py"] = Path("stonemux/__main__.py").read_bytes()
+    made = folder / "stonemux.pyz"
+    made.write_bytes(_zip(files, SHEBANG))
+    made.chmod(0o755)
+    return made
+
+
+# -- what pip asks (PEP 517, PEP 660)
+
+
+def build_wheel(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
+    """Make the wheel; returns its name."""
+    return _wheel(wheel_directory, _package())
+
+
+def build_editable(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
+    """Make a wheel that leads to this folder; returns its name."""
+    return _wheel(wheel_directory, {"stonemux.pth": f"{Path.cwd()}\n".encode()})
+
+
+def build_sdist(sdist_directory: str, config_settings: Config = None) -> str:
+    """Make the source archive; returns its name."""
+    files = {name: data for part in (*PARTS, "tests") for name, data in _files(Path(part)).items()}
+    files["PKG-INFO"] = _metadata().encode()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in sorted(files.items()):
+            entry = tarfile.TarInfo(f"{NAME}/{name}")
+            entry.size, entry.mtime, entry.mode = len(data), SECONDS, 0o755 if data.startswith(b"#!") else 0o644
+            archive.addfile(entry, io.BytesIO(data))
+    made = f"{NAME}.tar.gz"
+    Path(sdist_directory, made).write_bytes(gzip.compress(packed.getvalue(), mtime=SECONDS))
+    return made
+
+
+def _wheel(folder: str, files: dict[str, bytes]) -> str:
+    about = f"{NAME}.dist-info"
+    scripts = "".join(f"{name} = {target}\n" for name, target in _project()["scripts"].items())
+    files |= {
+        f"{about}/METADATA": _metadata().encode(),
+        f"{about}/WHEEL": f"Wheel-Version: 1.0\nGenerator: stonemux\nRoot-Is-Purelib: true\nTag: {TAG}\n".encode(),
+        f"{about}/entry_points.txt": f"[console_scripts]\n{scripts}".encode(),
+    }
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in sorted(files.items()))
+    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
+    made = f"{NAME}-{TAG}.whl"
+    Path(folder, made).write_bytes(_zip(files))
+    return made
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def _metadata() -> str:
+    """What `pyproject.toml` and README say, as the core metadata of Python packages."""
+    project = _project()
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {project['name']}",
+        f"Version: {VERSION}",
+        f"Summary: {project['description']}",
+        f"Requires-Python: {project['requires-python']}",
+        *(f"Requires-Dist: {needed}" for needed in project["dependencies"]),
+    ]
+    for extra, needs in sorted(project["optional-dependencies"].items()):
+        lines.append(f"Provides-Extra: {extra}")
+        lines += [f'Requires-Dist: {needed}; extra == "{extra}"' for needed in needs]
+    lines.append("Description-Content-Type: text/markdown")
+    return "\n".join(lines) + "\n\n" + Path(project["readme"]).read_text(encoding="utf-8")
+
+
+def _project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
+# -- files
+
+
+def _package() -> dict[str, bytes]:
+    return _files(Path("stonemux"))
+
+
+def _files(part: Path) -> dict[str, bytes]:
+    """The files of a part by their names, without what Python, editors and tools leave behind."""
+    if part.is_file():
+        return {part.as_posix(): part.read_bytes()}
+    found = (path for path in part.rglob("*") if path.is_file())
+    kept = (path for path in found if not any(name.startswith((".", "__pycache__")) for name in path.parts))
+    return {path.as_posix(): path.read_bytes() for path in kept}
+
+
+def _zip(files: Mapping[str, bytes], head: bytes = b"") -> bytes:
+    made = io.BytesIO()
+    made.write(head)
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, data in sorted(files.items()):
+            entry = zipfile.ZipInfo(name, DATE)
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16  # as on Unix, wherever it is made
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED, 9)
+    return made.getvalue()
+
+
+def _checksums(made: Iterable[Path]) -> str:
+    """As `sha256sum --check` reads them."""
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(made))
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m stonemux.release [pyz]`, in the folder that holds `pyproject.toml`: all of it, or one file."""
+    DIST.mkdir(exist_ok=True)
+    made = [build_pyz(DIST)]
+    if arguments != ["pyz"]:
+        made += [DIST / build_wheel(str(DIST)), DIST / build_sdist(str(DIST))]
+        sums = DIST / "SHA256SUMS"
+        sums.write_text(_checksums(made), encoding="utf-8")
+        made.append(sums)
+    for path in made:
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
