@@ -3,7 +3,7 @@
 import os
 import sys
 
-if sys.version_info < (3, 11):  # before anything is loaded that an older one cannot even read
+if sys.version_info < (3, 11):  # noqa: UP036 - told before anything is loaded that an older one cannot even read
     sys.exit("stonemux needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 if __spec__ is None:  # started by its path: the package is found where this file lies

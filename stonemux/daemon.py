@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from stonemux import VERSION, operations, timekeeper
+from stonemux import VERSION, launch, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.datadir import DataDir
@@ -115,6 +115,7 @@ def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], 
         say(daemon)
     except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    launch.load_rest()
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve()
     log.info("stonemux has stopped")
@@ -133,7 +134,7 @@ def _calm_collector() -> None:
 
 def banner(daemon: Daemon) -> str:
     """What a person wants to know when it has started, and what to type next."""
-    run = "python -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
+    run = launch.typed()
     rows = [
         ("listening", daemon.url),
         *([("socket", daemon.settings.unix_socket)] if daemon.settings.unix_socket else []),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import stonemux
 
@@ -21,8 +20,8 @@ def command() -> list[str]:
     """
     python = os.path.abspath(sys.executable)
     if (file := archive()) is not None:
-        return [python, str(file)]
-    return [python, "-P", str(root() / "stonemux" / "__main__.py")]
+        return [python, file]
+    return [python, "-P", os.path.join(root(), "stonemux", "__main__.py")]
 
 
 def typed() -> str:
@@ -32,19 +31,19 @@ def typed() -> str:
     return "python3 -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
 
 
-def archive() -> Path | None:
+def archive() -> str | None:
     """The archive that this runs from, if it does."""
     file = getattr(stonemux.__loader__, "archive", None)
-    return None if file is None else Path(os.path.abspath(file))
+    return None if file is None else os.path.abspath(file)
 
 
-def root() -> Path:
-    """The folder that holds the package."""
-    return Path(stonemux.__file__).resolve().parent.parent
+def root() -> str:
+    """The folder that holds the package, or the archive."""
+    return os.path.dirname(os.path.dirname(os.path.realpath(stonemux.__file__)))
 
 
-def load_rest() -> None:
-    """Load what is still to be loaded of an archive: it may be replaced by a newer one while this one runs.
+def load_rest(*names: str) -> None:
+    """Load these modules of an archive, or all: it may be replaced by a newer one while this one runs.
 
     Python reads each module from its place in the archive when it is first needed, and would read something else there.
     """
@@ -53,6 +52,7 @@ def load_rest() -> None:
     import importlib
     import pkgutil
 
-    for module in pkgutil.walk_packages(stonemux.__path__, "stonemux."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    found = (module.name for module in pkgutil.walk_packages(stonemux.__path__, "stonemux."))
+    for name in [f"stonemux.{name}" for name in names] or found:
+        if name != "stonemux.__main__":
+            importlib.import_module(name)

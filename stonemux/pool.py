@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
+from stonemux import launch
 from stonemux.clock import Clock
 from stonemux.errors import FAILURES, MuxError
 from stonemux.schema import Operation
@@ -236,7 +237,7 @@ def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, ti
     except (NoAnswer, ValueError) as trouble:
         raise MuxError(
             "unreachable",
-            f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: python -m stonemux serve",
+            f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: {launch.typed()} serve",
         ) from trouble
     finally:
         pool.close()

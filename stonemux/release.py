@@ -4,8 +4,8 @@ pip finds the functions of PEP 517 and PEP 660 here (`build_wheel`, `build_sdist
 reaches no index can install from these files alone. They are called in the folder that holds `pyproject.toml`.
 
 The same files give the same bytes: names are sorted, dates and modes fixed, and nothing of the machine goes in. (Only
-another version of zlib may pack otherwise.) The runnable file holds the modules as text, without bytecode: that would be
-good for one version of Python only and make it more than three times as large, to save a tenth of a second at a start.
+another version of zlib may pack otherwise.) The runnable file holds the modules as text. Bytecode beside it would serve
+one version of Python only and make the file more than three times as large, to save a tenth of a second at a start.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ DATE = (1980, 1, 1, 0, 0, 0)
 """The first that a zip file can state."""
 SECONDS = 315_532_800
 """The same date, as tar states it."""
-PARTS = ("CHANGELOG.md", "Makefile", "README.md", "bench", "docs", "pyproject.toml", "stonemux", "stonemux.toml.example")
-"""What a source archive holds, with the tests."""
+FOLDERS = ("bench", "docs", "stonemux", "tests")
+FILES = ("CHANGELOG.md", "Makefile", "README.md", "pyproject.toml", "stonemux.toml.example")
+"""What a source archive holds."""
 NAME = f"stonemux-{VERSION}"
 TAG = "py3-none-any"
 
@@ -67,7 +68,7 @@ def build_editable(wheel_directory: str, config_settings: Config = None, metadat
 
 def build_sdist(sdist_directory: str, config_settings: Config = None) -> str:
     """Make the source archive; returns its name."""
-    files = {name: data for part in (*PARTS, "tests") for name, data in _files(Path(part)).items()}
+    files = {name: data for part in FOLDERS + FILES for name, data in _files(Path(part)).items()}
     files["PKG-INFO"] = _metadata().encode()
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:

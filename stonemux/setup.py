@@ -133,7 +133,7 @@ def _is_installed(environ: Mapping[str, str]) -> bool:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = [sys.executable, "-P", "-c", asked]
         found = subprocess.run(command, env=probe.bare(environ), cwd="/", capture_output=True, text=True, timeout=10)
-        return bool(found.stdout.strip()) and Path(found.stdout.strip()).resolve().parent.parent == launch.root()
+        return bool(found.stdout.strip()) and str(Path(found.stdout.strip()).resolve().parent.parent) == launch.root()
     return False
 
 

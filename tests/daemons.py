@@ -51,9 +51,11 @@ def spawn(
 
 
 @contextmanager
-def running_daemon(data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> Iterator[ChildDaemon]:
+def running_daemon(
+    data: Path, *flags: str, environ: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
+) -> Iterator[ChildDaemon]:
     """A daemon that listens; it is ended with SIGTERM, or killed if that is not enough."""
-    process = spawn(data, *flags, environ=environ)
+    process = spawn(data, *flags, environ=environ, command=command)
     assert process.stdout is not None
     try:
         said = []

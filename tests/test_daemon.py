@@ -119,7 +119,7 @@ def test_the_banner_says_where_what_and_what_next(data):
         assert f"  listening http://127.0.0.1:{daemon.port}" in lines
         assert f"  data      {data}" in lines
         assert "  tier      enterprise" in lines
-        assert f"  try       python -m stonemux status --port {daemon.port}" in lines
+        assert f"  try       python3 -m stonemux status --port {daemon.port}" in lines
         assert json.loads(daemon.get("/health"))["status"] == "ok"
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
         for path in data.iterdir():

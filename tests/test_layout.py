@@ -22,7 +22,7 @@ MODULES = sorted({path.stem for path in PACKAGE.glob("*.py") if path.stem != "__
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
-    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch"},
+    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "release"},
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local"},
     {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},

@@ -1,0 +1,122 @@
+"""The one file: it runs alone, from a medium that cannot be written, in an empty folder, and starts itself again."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from daemons import running_daemon
+from test_mcp_stdio import free_port
+
+from stonemux import release
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "stonemux"
+MOST_BYTES = 300_000
+
+
+@pytest.fixture(scope="module")
+def pyz(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("medium")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        file = release.build_pyz(folder)
+    folder.chmod(0o500)
+    yield file
+    folder.chmod(0o700)
+
+
+@pytest.fixture
+def empty(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    yield folder
+    assert not list(folder.iterdir())
+
+
+def started(pyz: Path) -> tuple[str, ...]:
+    return sys.executable, "-I", "-S", str(pyz)
+
+
+def run(pyz: Path, *words: str, home: Path, cwd: Path, said: str = "") -> str:
+    """What a command says when all is well."""
+    environ = {"PATH": os.defpath, "HOME": str(home)}
+    done = subprocess.run(
+        [*started(pyz), *words], cwd=cwd, env=environ, input=said, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, ""), words
+    return done.stdout
+
+
+def test_it_is_small_and_can_be_run_by_its_name(pyz):
+    data = pyz.read_bytes()
+    assert len(data) < MOST_BYTES
+    assert data.startswith(b"#!/usr/bin/env python3\n")
+    assert os.access(pyz, os.X_OK)
+
+
+def test_it_serves_from_a_read_only_medium_in_an_empty_folder(pyz, tmp_path, empty):
+    with running_daemon(tmp_path / "data", command=(*started(pyz), "serve")) as daemon:
+        assert f"python3 {pyz} status --port {daemon.port}" in daemon.banner
+        place = ("--port", str(daemon.port), "--data-dir", str(tmp_path / "data"))
+        for words in (("status",), ("backup",), ("doctor",)):
+            assert run(pyz, *words, *place, home=tmp_path, cwd=empty), words
+        assert b'"openapi"' in daemon.get("/openapi.json")
+
+
+def test_a_running_daemon_does_not_mind_when_its_file_is_replaced(pyz, tmp_path):
+    file = tmp_path / "stonemux.pyz"
+    file.write_bytes(pyz.read_bytes())
+    with running_daemon(tmp_path / "data", command=(*started(file), "serve")) as daemon:
+        assert "serves" in daemon.process.stderr.readline()  # all is loaded
+        file.write_bytes(b"a newer one")
+        assert b'"openapi"' in daemon.get("/openapi.json")
+
+
+def test_a_session_of_mcp_starts_the_daemon_from_the_same_file(pyz, tmp_path, empty):
+    port = str(free_port())
+    asked = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-06-18"}},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "mux_discover", "arguments": {}}},
+    ]
+    asked[0]["params"] |= {"capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    said = "".join(json.dumps(message) + "\n" for message in asked)
+    data = tmp_path / ".stonemux"
+    try:
+        answers = run(pyz, "mcp", "--port", port, home=tmp_path, cwd=empty, said=said).splitlines()
+        assert json.loads(answers[1])["result"]["structuredContent"] == {"agents": []}
+        command = Path("/proc", (data / "daemon.pid").read_text().strip(), "cmdline")
+        if command.exists():
+            assert str(pyz) in command.read_text().split("\0")
+    finally:
+        if (data / "daemon.pid").exists():
+            os.kill(int((data / "daemon.pid").read_text()), signal.SIGTERM)
+
+
+def test_a_client_is_told_to_start_the_file(pyz, tmp_path, empty):
+    shown = run(pyz, "setup", "gemini", "--dry-run", home=tmp_path, cwd=empty)
+    assert f'"args": ["{pyz}", "mcp"]' in shown
+
+
+def test_an_older_python_says_so(pyz, tmp_path):
+    """The first lines must be readable for it, and stand before anything is loaded."""
+    first = ast.parse((PACKAGE / "__main__.py").read_text()).body
+    ours = next(place for place, node in enumerate(first) if ast.unparse(node).startswith("from stonemux"))
+    check = next(place for place, node in enumerate(first) if "version_info" in ast.unparse(node))
+    assert check < ours
+    assert "needs Python 3.11" in ast.unparse(first[check])
+
+
+@pytest.mark.parametrize("module", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
+def test_nothing_but_the_launcher_asks_where_its_files_lie(module):
+    """In an archive there is no such file."""
+    if module not in ("launch.py", "__main__.py"):
+        nodes = list(ast.walk(ast.parse((PACKAGE / module).read_text())))
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        assert "__file__" not in names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}

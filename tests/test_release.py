@@ -1,0 +1,137 @@
+"""What is handed out: the same bytes from the same files, whole, and as pip expects it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import email
+import hashlib
+import io
+import os
+import re
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from stonemux import VERSION, release
+
+ROOT = Path(__file__).parent.parent
+WHEEL = f"stonemux-{VERSION}-py3-none-any.whl"
+SDIST = f"stonemux-{VERSION}.tar.gz"
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def wheel(in_root, tmp_path):
+    assert release.build_wheel(str(tmp_path)) == WHEEL
+    with zipfile.ZipFile(tmp_path / WHEEL) as archive:
+        yield archive
+
+
+def module_names() -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "stonemux").rglob("*.py")}
+
+
+def about(archive: zipfile.ZipFile, name: str) -> str:
+    return archive.read(f"stonemux-{VERSION}.dist-info/{name}").decode()
+
+
+def test_the_same_files_give_the_same_bytes_whenever_and_wherever(in_root, tmp_path, monkeypatch):
+    for place in ("one", "two"):
+        monkeypatch.setattr(release, "DIST", tmp_path / place)
+        release.main([])
+        for file in tmp_path.glob("*/*"):
+            os.utime(file, (0, 0))
+    made = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    assert set(made) == {"stonemux.pyz", WHEEL, SDIST, "SHA256SUMS"}
+    for line in made["SHA256SUMS"].decode().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256(made.pop(name)).hexdigest() == digest
+    assert set(made) == {"SHA256SUMS"}
+
+
+def test_nothing_of_the_machine_goes_in(in_root, tmp_path, monkeypatch):
+    copied = tmp_path / "tree"
+    for name, data in release._files(Path("stonemux")).items():
+        path = copied / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(0o600)
+    for litter in ("__pycache__/x.pyc", ".swp", "commands/.#lock", "commands/__pycache__/y.pyc"):
+        (copied / "stonemux" / litter).parent.mkdir(exist_ok=True)
+        (copied / "stonemux" / litter).write_text("")
+    expected = release.build_pyz(tmp_path).read_bytes()
+    monkeypatch.chdir(copied)
+    assert release.build_pyz(tmp_path).read_bytes() == expected
+
+
+def test_a_wheel_holds_the_package_and_what_pip_asks_of_it(wheel):
+    names = set(wheel.namelist())
+    assert {name for name in names if name.startswith("stonemux/")} >= module_names()
+    assert not any("__pycache__" in name or name.startswith("tests") for name in names)
+    assert about(wheel, "entry_points.txt") == "[console_scripts]\nstonemux = stonemux.cli:main\n"
+    assert "Tag: py3-none-any\n" in about(wheel, "WHEEL")
+
+
+def test_a_wheel_records_each_of_its_files(wheel):
+    rows = {name: (digest, size) for name, digest, size in csv.reader(io.StringIO(about(wheel, "RECORD")))}
+    assert set(rows) == set(wheel.namelist())
+    assert rows.pop(f"stonemux-{VERSION}.dist-info/RECORD") == ("", "")
+    for name, (digest, size) in rows.items():
+        data = wheel.read(name)
+        found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+        assert (digest, int(size)) == (f"sha256={found}", len(data))
+
+
+def test_the_metadata_say_what_pyproject_says(wheel):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = email.message_from_string(about(wheel, "METADATA"))
+    assert (told["Name"], told["Version"], told["Requires-Python"]) == ("stonemux", VERSION, ">=3.11")
+    assert told["Summary"] == project["description"]
+    assert told.get_payload() == (ROOT / "README.md").read_text()
+    extras = project["optional-dependencies"]
+    assert set(told.get_all("Provides-Extra")) == set(extras)
+    wanted = {f'{needed}; extra == "{extra}"' for extra, needs in extras.items() for needed in needs}
+    assert set(told.get_all("Requires-Dist")) == wanted
+
+
+def test_an_editable_wheel_leads_to_this_folder(in_root, tmp_path):
+    with zipfile.ZipFile(tmp_path / release.build_editable(str(tmp_path))) as archive:
+        assert archive.read("stonemux.pth").decode() == f"{ROOT}\n"
+        assert not any(name.startswith("stonemux/") for name in archive.namelist())
+
+
+def test_a_source_archive_builds_the_same_wheel(in_root, tmp_path, wheel, monkeypatch):
+    assert release.build_sdist(str(tmp_path)) == SDIST
+    with tarfile.open(tmp_path / SDIST) as archive:
+        assert {(entry.uid, entry.uname, entry.mtime) for entry in archive.getmembers()} == {(0, "", release.SECONDS)}
+        assert {entry.mode for entry in archive.getmembers()} == {0o644, 0o755}
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"stonemux-{VERSION}"
+    assert (unpacked / "PKG-INFO").read_text() == about(wheel, "METADATA")
+    monkeypatch.chdir(unpacked)
+    again = tmp_path / "again"
+    again.mkdir()
+    release.build_wheel(str(again))
+    assert (again / WHEEL).read_bytes() == (tmp_path / WHEEL).read_bytes()
+
+
+def test_a_source_archive_leaves_out_no_part_of_the_project():
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    parts = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    left_out = {name for name in parts - {*release.FOLDERS, *release.FILES} - ignored if not name.endswith(".egg-info")}
+    assert not left_out, "enter the new part in release.FOLDERS or FILES"
+
+
+def test_the_builder_needs_nothing():
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    assert system == {"requires": [], "build-backend": "stonemux.release", "backend-path": ["."]}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", VERSION)
