@@ -16,12 +16,14 @@ def command() -> list[str]:
 
     An archive is started by its path; a package by that of its `__main__.py`, which finds the rest by itself. Neither
     needs anything of the environment: clients pass on little of theirs, and Gemini CLI refuses a PYTHONPATH. `-P` keeps
-    the modules of the folder in which it is started from replacing those of the standard library.
+    the modules of the folder in which it is started from replacing those of the standard library. Who started this one
+    with `-I` or `-S` wants neither the environment nor installed packages in the next one.
     """
-    python = os.path.abspath(sys.executable)
+    kept = [flag for flag, given in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if given]
+    python = [os.path.abspath(sys.executable), *kept]
     if (file := archive()) is not None:
-        return [python, file]
-    return [python, "-P", os.path.join(root(), "stonemux", "__main__.py")]
+        return [*python, file]
+    return [*python, "-P", os.path.join(root(), "stonemux", "__main__.py")]
 
 
 def typed() -> str:

@@ -93,7 +93,7 @@ def test_a_session_of_mcp_starts_the_daemon_from_the_same_file(pyz, tmp_path, em
         assert json.loads(answers[1])["result"]["structuredContent"] == {"agents": []}
         command = Path("/proc", (data / "daemon.pid").read_text().strip(), "cmdline")
         if command.exists():
-            assert str(pyz) in command.read_text().split("\0")
+            assert command.read_text().split("\0")[1:5] == ["-I", "-S", str(pyz), "serve"]
     finally:
         if (data / "daemon.pid").exists():
             os.kill(int((data / "daemon.pid").read_text()), signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_a_session_of_mcp_starts_the_daemon_from_the_same_file(pyz, tmp_path, em
 
 def test_a_client_is_told_to_start_the_file(pyz, tmp_path, empty):
     shown = run(pyz, "setup", "gemini", "--dry-run", home=tmp_path, cwd=empty)
-    assert f'"args": ["{pyz}", "mcp"]' in shown
+    assert f'"args": ["-I", "-S", "{pyz}", "mcp"]' in shown
 
 
 def test_an_older_python_says_so(pyz, tmp_path):
