@@ -43,12 +43,10 @@ def started(pyz: Path) -> tuple[str, ...]:
     return sys.executable, "-I", "-S", str(pyz)
 
 
-def run(pyz: Path, *words: str, home: Path, cwd: Path') -> str:
+def run(pyz: Path, *words: str, home: Path, cwd: Path) -> str:
     """What a command says when all is well."""
     environ = {"PATH": os.defpath, "HOME": str(home)}
-    done = subprocess.run(
-        [*started(pyz), *words], cwd=cwd, env=environ, capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run([*started(pyz), *words], cwd=cwd, env=environ, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, ""), words
     return done.stdout
 
