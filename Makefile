@@ -35,9 +35,10 @@ conformance:  ## the MCP conformance suite, from npm
 bench: $(VENV)/.bench  ## measure, side by side with the baseline
 	$(BIN)/python -m bench.run
 
-docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example
+docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example, stonemux/methods.py
 	$(PYTHON) -m stonemux reference > docs/reference.md
 	$(PYTHON) -m stonemux reference --config > stonemux.toml.example
+	$(PYTHON) -m stonemux reference --client > stonemux/methods.py
 
 pyz:  ## make dist/stonemux.pyz: all of it in one file, which any Python 3.11 runs
 	$(PYTHON) -m stonemux.release pyz

@@ -4,4 +4,25 @@ Where to start reading: `operations` (the table of everything it does), then `ag
 does), then `store`, `hub` and `events` (how nothing gets lost and nobody waits in vain).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stonemux.client import Client as Client
+    from stonemux.errors import MuxError as MuxError
+
 VERSION = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`Client` and `MuxError`, imported when they are asked for: most commands need neither."""
+    if name == "Client":
+        from stonemux.client import Client
+
+        return Client
+    if name == "MuxError":
+        from stonemux.errors import MuxError
+
+        return MuxError
+    raise AttributeError(f"module 'stonemux' has no attribute {name!r}")

@@ -122,7 +122,7 @@ class MuxError(Exception):
     """A refusal: `code` from `FAILURES`, a message that names parameter, limit and remedy, and facts for programs.
 
     `retry_after` (seconds) becomes the `Retry-After` header; `close` tells the HTTP face that the connection's
-    framing can no longer be trusted.
+    framing can no longer be trusted. `status` is the HTTP status.
     """
 
     def __init__(
@@ -134,11 +134,12 @@ class MuxError(Exception):
         self.facts = facts
         self.retry_after = retry_after
         self.close = close
+        self.status = self.failure.http
 
     @property
     def failure(self) -> Failure:
-        """This code's row of the table."""
-        return FAILURES[self.code]
+        """This code's row of the table; a newer daemon may have codes that are not in it."""
+        return FAILURES.get(self.code) or Failure(500, EXIT_REFUSED, "A code of a newer version.")
 
     def body(self, request_id: str | None = None) -> dict[str, Any]:
         """The error object as every face shows it."""

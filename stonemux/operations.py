@@ -625,7 +625,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         waiter="tasks.await_claim",
         nothing=NO_TASK,
-        returns={"task_id": "string|null", "task": "object|null", "claim_token?": "string"},
+        returns={"task_id": "string|null", "task": (TASK, "null"), "claim_token?": "string"},
         tool="mux_task_claim",
         brief="Claim the best task that fits you; task_id is null if none does.",
         tier="pro",

@@ -162,6 +162,10 @@ class Exchange:
         if self._aborted:
             raise Aborted
 
+    def part(self) -> None:
+        """Let the connection end with this exchange: so the daemon hears at once that the answer arrived."""
+        self._reusable = False
+
     def abort(self) -> None:
         """Take the call back, whether its answer is awaited, on its way or here; any thread may do so."""
         with self._lock:

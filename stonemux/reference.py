@@ -370,7 +370,7 @@ def _param_table(operation: Operation, settings: Settings) -> str:
             f"`{param.name}`",
             _KIND_WORDS.get(param.kind, param.kind),
             _default(param),
-            _limits(param, settings),
+            limits(param, settings),
             param.doc,
         )
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
@@ -387,7 +387,8 @@ def _default(param: Param) -> str:
     return "" if param.default is None else f"`{json.dumps(param.default)}`"
 
 
-def _limits(param: Param, settings: Settings) -> str:
+def limits(param: Param, settings: Settings) -> str:
+    """The limits of a parameter in words, the settings that decide them included."""
     most = _most(param, settings)
     told = []
     if param.choices:

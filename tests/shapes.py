@@ -44,7 +44,9 @@ def problems(shape: Any, value: Any, where: str = "answer") -> list[str]:
         return _object_problems(shape, value, where)
     kind, _, null = shape.partition("|")
     if value is None:
-        return [] if null else [f"{where} is null"]
+        return [] if null or kind == "null" else [f"{where} is null"]
+    if kind == "null":
+        return [f"{where} is not null: {value!r}"]
     if kind == "time":
         return [] if isinstance(value, str) and TIME.match(value) else [f"{where} is no time: {value!r}"]
     right = isinstance(value, TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))

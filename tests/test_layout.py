@@ -24,10 +24,10 @@ LAYERS: tuple[set[str], ...] = (
     # what everything may use
     {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "release"},
     # one subject each, none knows of the program
-    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local"},
+    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local", "methods"},
     {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},
     {"store"},
-    {"events", "directory", "wire", "starter", "copies"},
+    {"events", "directory", "wire", "starter", "copies", "client", "methodtext"},
     # the program as one record
     {"mux", "channels"},
     # what it does

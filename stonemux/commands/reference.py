@@ -13,15 +13,18 @@ from stonemux.errors import EXIT_OK
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which document."""
     parser.add_argument("--openapi", action="store_true", help="OpenAPI 3.1 instead of Markdown")
+    parser.add_argument("--client", action="store_true", help="the Python client's methods instead")
     parser.add_argument("--config", action="store_true", help="the example of the settings file instead")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the document."""
-    from stonemux import config, operations, reference
+    from stonemux import config, methodtext, operations, reference
 
     if options.openapi:
         print(json.dumps(reference.openapi(operations.OPERATIONS, config.Settings(), VERSION), indent=2))
+    elif options.client:
+        print(methodtext.text(operations.OPERATIONS, methodtext.named_shapes(operations)), end="")
     elif options.config:
         print(config.example(), end="")
     else:
