@@ -1,7 +1,6 @@
 """Opening a database: is it ours, whole, of a version we know, and as far as this directory has seen it?
 
-What is refused is left untouched, byte for byte: the checks look through a connection that cannot change anything. What
-is older than this program is migrated, a transaction a step, after a backup.
+What is refused is left untouched, byte for byte: the checks look through a connection that cannot change anything.
 """
 
 from __future__ import annotations
@@ -158,6 +157,12 @@ def seen_beyond(directory: DataDir, head: int, accept: bool) -> bool:
     return remembered > head
 
 
+def _way_back(path: Path) -> str:
+    """What to do with the newest copy that a newer program made before it changed a database of our version."""
+    kept = sorted(path.parent.glob(f"backups/schema-{len(MIGRATIONS)}-*.db"))
+    return f"go back to what it was before with: stonemux restore {kept[-1].name}, " if kept else ""
+
+
 def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
     """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database.
 
@@ -174,34 +179,8 @@ def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
         raise MuxError(
             "data_refused",
             f"{path} was made by a newer stonemux (schema {version}, this one knows {len(MIGRATIONS)}); it is left "
-            "untouched. Run the newer version, or name another directory with --data-dir",
+            f"untouched. Run the newer version, {_way_back(path)}or name another directory with --data-dir",
         )
     if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
         raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched. Restore a backup")
     return int(version)
-
-
-def migrate(db: sqlite3.Connection, directory: DataDir) -> int:
-    """Bring the schema up to date, a transaction a step, after a backup; returns the version that was found."""
-    found = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if 0 < found < len(MIGRATIONS):
-        backup = directory.path / f"before-schema-{found + 1}.db"
-        if not backup.exists():
-            db.execute("VACUUM INTO ?", (str(backup),))
-            backup.chmod(0o600)
-    for version in range(found, len(MIGRATIONS)):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in MIGRATIONS[version]:
-                db.execute(statement)
-            if version == 0:
-                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-                db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
-            db.execute(f"PRAGMA user_version={version + 1}")
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-    directory.mark()
-    return found

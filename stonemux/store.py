@@ -40,7 +40,8 @@ from stonemux.clock import Clock
 from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
-from stonemux.opening import BUSY_S, Connect, Row, leap, migrate, open_checked, seen_beyond, stand
+from stonemux.migration import migrate
+from stonemux.opening import BUSY_S, Connect, Row, leap, open_checked, seen_beyond, stand
 from stonemux.transaction import Event, Job, Outcome, Snapshot, Tx, Work
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Store:
         self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
         self._db = open_checked(directory, connect, accept_rollback)
         try:
-            self.migrated_from = migrate(self._db, directory)
+            self.migrated_from = migrate(self._db, directory, clock.now_ms())
             standing = stand(self._db)
             if seen_beyond(directory, standing.event_seq, accept_rollback):
                 standing = leap(self._db, standing, directory.read_head())

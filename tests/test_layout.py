@@ -26,8 +26,10 @@ LAYERS: tuple[set[str], ...] = (
     # one subject each, none knows of the program
     {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local", "methods"},
     {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},
+    {"copies"},
+    {"migration"},
     {"store"},
-    {"events", "directory", "wire", "starter", "copies", "client", "methodtext"},
+    {"events", "directory", "wire", "starter", "client", "methodtext"},
     # the program as one record
     {"mux", "channels"},
     # what it does
@@ -53,7 +55,7 @@ ONLY = {
     "random": {"clock"},
     "secrets": {"clock"},
     # search catches what a SQLite without FTS5 raises
-    "sqlite3": {"opening", "transaction", "store", "search", "copies", "doctor"},
+    "sqlite3": {"opening", "migration", "transaction", "store", "search", "copies", "doctor"},
     "socket": {"connection", "httpd", "local", "pool", "sse"},
     "socketserver": {"httpd"},
     "select": {"pool", "readiness", "sse", "probe"},
@@ -73,7 +75,7 @@ SHARED = {
     # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
     "event": {"transaction", "opening", "events"},
     "member": {"agents", "channels", "directory"},
-    "meta": {"opening", "store"},  # what a database is; and the time it has seen
+    "meta": {"migration", "opening", "store"},  # what a database is; and the time it has seen
 }
 """Tables that more than one module writes."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fake_clock import EPOCH_MS, FakeClock
 
-from stonemux import ballast, messages, opening, store, tables, tasks, transaction
+from stonemux import ballast, copies, messages, migration, opening, store, tables, tasks, transaction
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
@@ -925,38 +925,111 @@ STEPS = (
 )
 
 
-def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, monkeypatch):
+@pytest.fixture
+def newer(monkeypatch):
+    """Makes this a newer version of the program, with these migrations, or (none given) the one that it is again."""
+
+    def become(steps: tuple[tuple[str, ...], ...] = tables.MIGRATIONS) -> None:
+        for module in (opening, migration):
+            monkeypatch.setattr(module, "MIGRATIONS", steps)
+
+    return become
+
+
+def copies_made(opened: Any) -> list[Path]:
+    return sorted((opened.path / "backups").glob("*"))
+
+
+def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, newer):
     opened().write(note("kept"))
-    monkeypatch.setattr(opening, "MIGRATIONS", STEPS)
+    newer(STEPS)
     migrated = opened()
     assert migrated.migrated_from == len(tables.MIGRATIONS)
     assert notes(migrated) == ["kept"]
     with migrated.read() as rx:
         assert tuple(rx.one("select * from extra")) == (1, "new")
         assert rx.one("PRAGMA user_version")[0] == len(STEPS)
-    copy = opened.path / f"before-schema-{len(tables.MIGRATIONS) + 1}.db"
+    (copy,) = copies_made(opened)
+    assert copy.name.startswith(f"schema-{len(tables.MIGRATIONS)}-")
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     db = sqlite3.connect(copy)
     assert db.execute("PRAGMA user_version").fetchone()[0] == len(tables.MIGRATIONS)
     assert db.execute("select key from meta where value = 'x'").fetchall() == [("kept",)]
     db.close()
     assert opened().migrated_from == len(STEPS)
+    assert copies_made(opened) == [copy]
+
+
+def test_a_copy_that_was_interrupted_is_taken_for_none(opened, newer):
+    opened().write(note("kept"))
+    opened.close()
+    (opened.path / "backups").mkdir()
+    (opened.path / "backups" / f".schema-{len(tables.MIGRATIONS)}-2026.db.new").write_bytes(b"half")
+    newer(STEPS)
+    opened()
+    (copy,) = copies_made(opened)
+    assert copies.inspect(copy).stands.event_seq
+
+
+def test_the_way_back_from_a_newer_version_and_forward_again(opened, newer):
+    opened().write(note("before"))
+    newer(STEPS)
+    opened().write(note("after"))
+    newer()
+    with pytest.raises(MuxError, match="made by a newer stonemux") as caught:
+        opened()
+    (copy,) = copies_made(opened)
+    assert f"stonemux restore {copy.name}" in caught.value.message
+    locked = DataDir(opened.path)
+    kept, _ = copies.restore(locked, copy, FakeClock().now_ms())
+    locked.close()
+    assert kept is not None
+    store = opened()
+    assert notes(store) == ["before"]
+    store.write(note("more"))
+    newer(STEPS)
+    clock = FakeClock()
+    clock.advance(5000)
+    assert notes(opened(clock=clock)) == ["before", "more"]
+    latest = copies_made(opened)[-1]
+    assert latest != copy
+    db = sqlite3.connect(latest)
+    assert db.execute("select count(*) from meta where value = 'x'").fetchall() == [(2,)]
+    db.close()
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_migration_that_fails_leaves_the_steps_before_it(opened, monkeypatch, broken):
+def test_a_migration_that_fails_leaves_the_steps_before_it_and_tells_the_way_back(opened, newer, broken):
     opened().write(note("kept"))
     steps = list(STEPS)
     at = len(tables.MIGRATIONS) + broken
     steps[at] = (*steps[at], "this is no SQL")
-    monkeypatch.setattr(opening, "MIGRATIONS", tuple(steps))
-    with pytest.raises(sqlite3.OperationalError):
+    newer(tuple(steps))
+    with pytest.raises(MuxError, match="cannot be brought from schema") as caught:
         opened()
+    assert caught.value.code == "data_refused"
+    if broken:
+        (copy,) = copies_made(opened)
+        assert caught.value.message.endswith(f"stonemux restore {copy.name}")
+    else:
+        assert not copies_made(opened)
+        assert caught.value.message.endswith("nothing was changed")
     db = sqlite3.connect(opened.path / "stonemux.db")
     assert db.execute("PRAGMA user_version").fetchone()[0] == at
     assert bool(db.execute("select count(*) from sqlite_master where name = 'extra'").fetchone()[0]) is bool(broken)
     db.close()
-    monkeypatch.setattr(opening, "MIGRATIONS", STEPS)
+    newer(STEPS)
+    assert notes(opened()) == ["kept"]
+
+
+def test_without_room_for_the_copy_nothing_is_changed(opened, newer, monkeypatch):
+    opened().write(note("kept"))
+    newer(STEPS)
+    monkeypatch.setattr(copies, "SPARE_BYTES", 2**62)
+    with pytest.raises(MuxError, match="the copy needs") as caught:
+        opened()
+    assert caught.value.code == "storage_full"
+    newer()
     assert notes(opened()) == ["kept"]
 
 

@@ -1,0 +1,79 @@
+"""Bringing an older database up to date, with a copy of it as it was: the way back to the older program.
+
+The copy is made first, like every other (`copies`), so it is whole, checked and on the disk before anything changes. A
+step is one transaction, so a start that is interrupted goes on where it stopped. No copy stands for another: each start
+that changes the schema makes its own, since much may have happened since an earlier attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from stonemux import copies
+from stonemux.clock import rfc3339
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.opening import open_unchanged
+from stonemux.tables import APPLICATION_ID, MIGRATIONS
+
+log = logging.getLogger("stonemux")
+
+OURS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
+"""Failures of a step itself, as opposed to those of the disk under it."""
+
+
+def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
+    """Bring the schema up to date, and return the version that was found.
+
+    Raises `data_refused` when a step fails, `storage_full` or `backup_failed` when the copy cannot be made; nothing was
+    changed then, or only by the steps before.
+    """
+    found = int(db.execute("PRAGMA user_version").fetchone()[0])
+    kept = _keep(directory, found, now) if 0 < found < len(MIGRATIONS) else None
+    for version in range(found, len(MIGRATIONS)):
+        try:
+            _step(db, version)
+        except sqlite3.Error as trouble:
+            if kept is None or trouble.sqlite_errorcode & 0xFF not in OURS:
+                raise
+            back = f"run there: stonemux restore {kept.name}"
+            if version == found:  # a copy each time it is tried would fill the disk
+                kept.unlink()
+                back = "go on; nothing was changed"
+            raise MuxError(
+                "data_refused",
+                f"{directory.database} cannot be brought from schema {version} to {version + 1} ({trouble}). Go back "
+                f"to the stonemux that it was used with, and {back}",
+            ) from trouble
+    directory.mark()
+    if kept is not None:
+        log.info("the database went from schema %d to %d; as it was, it is kept in %s", found, len(MIGRATIONS), kept)
+    return found
+
+
+def _keep(directory: DataDir, version: int, now: int) -> Path:
+    """Copy the database as it is, before a newer program changes it; returns where."""
+    target = copies.folder(directory.path) / f"schema-{version}-{rfc3339(now).replace(':', '')}.db"
+    if target.exists():
+        return _keep(directory, version, now + 1)
+    size = sum(file.stat().st_size for file in directory.path.glob(f"{directory.database.name}*"))
+    copies.make(lambda: open_unchanged(directory.database), target, size)
+    return target
+
+
+def _step(db: sqlite3.Connection, version: int) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in MIGRATIONS[version]:
+            db.execute(statement)
+        if version == 0:
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
+        db.execute(f"PRAGMA user_version={version + 1}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
