@@ -18,6 +18,14 @@ import threading
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Protocol
+
+
+class Sleeper(Protocol):
+    """What waits without being a thread."""
+
+    def poke(self) -> None:
+        """Look at the clock."""
 
 
 class Clock:
@@ -41,6 +49,12 @@ class Clock:
     def wait(self, condition: threading.Condition, deadline: int | None) -> None:
         """Wait on `condition` (held) until it is notified or `deadline` (ticks) has come; None waits for ever."""
         condition.wait(None if deadline is None else max(0, deadline - self.ticks_ms()) / 1000)
+
+    def note(self, sleeper: Sleeper) -> None:
+        """Something that is no thread waits from now on. It looks at the clock itself; one moved by hand pokes it."""
+
+    def forget(self, sleeper: Sleeper) -> None:
+        """It waits no more."""
 
     def new_id(self) -> str:
         """A fresh random UUID (version 4, RFC 9562 section 5.4)."""

@@ -103,9 +103,8 @@ class Call:
                 return operation.run(rx, **self._args)
         return (operation.wait or operation.run)(self._mux, self._caller, **self._args)
 
-    def finish(self, wait: Wait) -> Any:
-        """Wait, and return the answer."""
-        answer = self._mux.wait(self._caller, wait)
+    def waited(self, answer: Any) -> Any:
+        """The answer of a wait that has ended with this."""
         self._heard_of()
         return _opened(answer)
 
@@ -115,7 +114,7 @@ class Call:
             found = _opened(self._mux.store.write(self.work, grows=not self.operation.frees))
             return self.operation.nothing if found is None else found
         started = self.start()
-        return self.finish(started) if isinstance(started, Wait) else started
+        return self.waited(self._mux.wait(self._caller, started)) if isinstance(started, Wait) else started
 
 
 def call(

@@ -122,8 +122,8 @@ class Exchange:
         )
         if call.work is not None:
             call.queue(self._done)
-        elif operation.slow or operation.kind == "change":
-            self._server.aside(lambda: self._run_aside(call, None))
+        elif operation.slow:
+            self._server.aside(lambda: self._run_aside(call))
         else:
             self._run_here(call)
 
@@ -154,17 +154,25 @@ class Exchange:
         answer = call.start()
         if isinstance(answer, Wait):
             wait = answer
-            if (answer := wait.attempt()) is None:
-                if wait.deadline > self._server.ticks_ms():
-                    self._server.aside(lambda: self._run_aside(call, wait))
-                    return
-                answer = wait.give_up()
+            if wait.work is not None or (answer := wait.attempt()) is None:
+                self._server.lot.park(wait, self._connection, lambda found, error: self._waited(call, found, error))
+                return
         self._answer(answer)
 
-    def _run_aside(self, call: door.Call, wait: Wait | None) -> None:
+    def _waited(self, call: door.Call, answer: Any, error: BaseException | None) -> None:
+        """A wait has ended."""
+        try:
+            if error is None:
+                self._answer(call.waited(answer))
+        except Exception as fault:
+            error = fault
+        if error is not None:
+            self._refuse(error)
+
+    def _run_aside(self, call: door.Call) -> None:
         """Run on a thread of its own what may take its time."""
         try:
-            self._answer(call.answer() if wait is None else call.finish(wait))
+            self._answer(call.answer())
         except Exception as error:
             self._refuse(error)
 

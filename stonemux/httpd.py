@@ -12,7 +12,8 @@ Which thread does what, and never does:
   thread; the one thing it waits for is the disk.
 * Another stands *guard*, and attends in its place when it has been held up for longer than `HELD_UP_MS` by the disk. It
   looks at the clock only while there is traffic.
-* *Workers* run what may take long and what has to wait; each parked call has one. They never read from a socket.
+* *Workers* run what may take long, and calls over MCP that wait. They never read from a socket. Other calls that wait
+  have no thread (`parking`).
 * Streams belong to the streamer (`sse`).
 
 An idle daemon does nothing at all: deadlines exist only for connections that are idle or half-way through a request.
@@ -41,6 +42,7 @@ from stonemux.local import Listener
 from stonemux.mcphttp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
+from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
 
 log = logging.getLogger("stonemux")
@@ -104,6 +106,8 @@ class Server(ThreadingHTTPServer):
         self.hosts = local | frozenset(name.lower() for name in names)
         self.origins = frozenset(f"http://{name}" for name in local)
         self.streamer = sse.Streamer(mux)
+        self.lot = Lot(mux, self._ring_from_elsewhere)
+        """The calls that wait."""
         self.stopping = False
         self._openapi = b""
         self.mcp = mcp.Layer(offer.registry(mux.settings))
@@ -228,9 +232,11 @@ class Server(ThreadingHTTPServer):
 
     def _patience(self) -> int | None:
         """Milliseconds until something is due that no socket will tell of."""
-        if self._revisits:
+        if self._revisits or self.lot.queue:
             return 0
         moments = [self._verdicts[0][0]] if self._verdicts else []
+        if (due := self.lot.due()) is not None:
+            moments.append(due)
         if self._next_sweep is not None:
             moments.append(self._next_sweep)
         return max(0, min(moments) - self.ticks_ms()) if moments else None
@@ -245,6 +251,7 @@ class Server(ThreadingHTTPServer):
                 self._verdicts.appendleft(verdict)
                 break
             verdict[1].conclude()
+        self.lot.attend(now)
         if self._next_sweep is not None and self._next_sweep <= now:
             self._sweep(now)
 
@@ -316,8 +323,7 @@ class Server(ThreadingHTTPServer):
     def revisit(self, connection: Connection) -> None:
         """Let the attending thread look at this connection again."""
         self._revisits.append(connection)
-        if threading.get_ident() != self._attending:  # a thread that was relieved in its round is one of the others
-            self.ring()
+        self._ring_from_elsewhere()
 
     def ring(self) -> None:
         """Wake the attending thread."""
@@ -334,6 +340,10 @@ class Server(ThreadingHTTPServer):
             return
         with self._lock:
             self._next_sweep = min(deadline, self._next_sweep or deadline)
+        self._ring_from_elsewhere()
+
+    def _ring_from_elsewhere(self) -> None:
+        """Wake the attending thread, unless that is the one which asks for it."""
         if threading.get_ident() != self._attending:  # a thread that was relieved in its round is one of the others
             self.ring()
 

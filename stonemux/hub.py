@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 
 from stonemux.clock import Clock
 
@@ -30,18 +32,56 @@ class Hangup(Exception):
 
 
 class Watch:
-    """One waiter's registration; made by `Hub.watch`, used as a context manager."""
+    """One waiter's registration. What it does when it is told of something is `_rouse`, called with `_lock` held."""
 
-    __slots__ = ("_cancelled", "_condition", "_fired", "_hub", "topics")
+    __slots__ = ("_cancelled", "_fired", "_hub", "_lock", "topics")
 
-    def __init__(self, hub: Hub, topics: tuple[Topic, ...]) -> None:
+    def __init__(self, hub: Hub, topics: tuple[Topic, ...], lock: AbstractContextManager[Any]) -> None:
         self._hub = hub
+        self._lock = lock
         self.topics = topics
-        self._condition = threading.Condition()
         self._fired = False
         self._cancelled = False
 
-    def __enter__(self) -> Watch:
+    def _rouse(self) -> None:
+        raise AssertionError("a kind of waiter says how it is roused")
+
+    def fire(self) -> bool:
+        """Wake the waiter; False if it was woken already and has not looked since, or its caller went away."""
+        with self._lock:
+            fresh = not self._fired and not self._cancelled
+            self._fired = True
+            self._rouse()
+            return fresh
+
+    def take_back(self) -> bool:
+        """Whether a wake-up arrived that the waiter has not looked at; forget it."""
+        with self._lock:
+            fired, self._fired = self._fired, False
+            return fired
+
+    def cancel(self) -> None:
+        """End the wait with `Hangup`."""
+        with self._lock:
+            self._cancelled = True
+            self._rouse()
+
+    def poke(self) -> None:
+        """Make the waiter look at the hub and the clock again."""
+        with self._lock:
+            self._rouse()
+
+
+class Sleep(Watch):
+    """The registration of a thread, which sleeps until it is roused; made by `Hub.watch`, used as a context manager."""
+
+    __slots__ = ("_condition",)
+
+    def __init__(self, hub: Hub, topics: tuple[Topic, ...]) -> None:
+        self._condition = threading.Condition()
+        super().__init__(hub, topics, self._condition)
+
+    def __enter__(self) -> Sleep:
         self._hub.enroll(self)
         return self
 
@@ -49,6 +89,9 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hub.dismiss(self)
+
+    def _rouse(self) -> None:
+        self._condition.notify()
 
     def wait(self, deadline: int) -> bool:
         """Sleep until a topic is touched (True) or until `deadline` in ticks, or the hub closes (False).
@@ -66,31 +109,6 @@ class Watch:
                 clock.wait(self._condition, deadline)
             raise Hangup
 
-    def fire(self) -> bool:
-        """Wake the waiter; False if it was woken already and has not looked since, or its caller went away."""
-        with self._condition:
-            fresh = not self._fired and not self._cancelled
-            self._fired = True
-            self._condition.notify()
-            return fresh
-
-    def take_back(self) -> bool:
-        """Whether a wake-up arrived that the waiter has not looked at; forget it."""
-        with self._condition:
-            fired, self._fired = self._fired, False
-            return fired
-
-    def cancel(self) -> None:
-        """End the wait with `Hangup`."""
-        with self._condition:
-            self._cancelled = True
-            self._condition.notify()
-
-    def poke(self) -> None:
-        """Make the waiter look at the hub again (it has closed)."""
-        with self._condition:
-            self._condition.notify()
-
 
 class Hub:
     """Who waits for what."""
@@ -101,9 +119,9 @@ class Hub:
         self._lock = threading.Lock()
         self._waiting: dict[Topic, dict[Watch, None]] = {}  # a dict keeps the order of arrival
 
-    def watch(self, *topics: Topic) -> Watch:
+    def watch(self, *topics: Topic) -> Sleep:
         """A registration for these topics, in force inside the `with` block."""
-        return Watch(self, topics)
+        return Sleep(self, topics)
 
     def enroll(self, watch: Watch) -> None:
         """Register a watch under its topics."""

@@ -59,16 +59,18 @@ class Wait:
     """A call that may have to wait, as data: what to try, what to wait for, and when to give up.
 
     `attempt` returns the answer, or None while there is nothing to answer; `give_up` the answer at `deadline` (ticks).
+    A wait that has to write gives that as `work`; its outcome is what `attempt` is then called with.
     `pass_on` is called at the end of a call that was woken: only one waiter is woken for one thing to take, and this
     one may have found something else, or have left without looking.
     """
 
     topics: tuple[Topic, ...]
-    attempt: Callable[[], Any]
+    attempt: Callable[..., Any]
     give_up: Callable[[], Any]
     deadline: int
     agent_id: str = ""
     pass_on: Callable[[], None] | None = None
+    work: Work | None = None
 
 
 class Waiters:
@@ -192,7 +194,7 @@ class Mux:
         woken = False
         with self.hub.watch(*wait.topics) as watch:  # before the first attempt, or a change slips in between
             try:
-                while (answer := wait.attempt()) is None:
+                while (answer := self._try(wait)) is None:
                     if self.hub.closed or self.clock.ticks_ms() >= wait.deadline:
                         break
                     with self.waiters.seat(wait.agent_id), caller.park(watch):
@@ -204,3 +206,6 @@ class Mux:
                 if wait.pass_on is not None and (watch.take_back() or woken):
                     wait.pass_on()
         return wait.give_up() if answer is None else answer
+
+    def _try(self, wait: Wait) -> Any:
+        return wait.attempt() if wait.work is None else wait.attempt(self.store.write(wait.work))

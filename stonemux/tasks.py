@@ -225,10 +225,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
     def work(tx: Tx) -> dict[str, Any] | None:
         return claim(tx, agent_id=agent_id, channel=channel, task_id=task_id)
 
-    once: Work = work if caller.once is None else caller.once(work)
-
-    def attempt() -> Any:
-        got = mux.store.write(once, grows=True)
+    def attempt(got: Any) -> Any:
         if got is None:
             # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
             return None if _claim_topics(mux, agent_id, channel) == topics else dict(NO_TASK)
@@ -244,7 +241,9 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     topics = _claim_topics(mux, agent_id, channel)
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    return Wait((*topics, ("agent", agent_id)), attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on)
+    once: Work = work if caller.once is None else caller.once(work)
+    awaited = (*topics, ("agent", agent_id))
+    return Wait(awaited, attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on, once)
 
 
 def _claim_topics(mux: Mux, agent_id: str, channel: str) -> list[Topic]:

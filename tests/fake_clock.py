@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 
-from stonemux.clock import Clock
+from stonemux.clock import Clock, Sleeper
 
 STUCK_AFTER_S = 5.0
 EPOCH_MS = 1_780_000_000_000
@@ -21,6 +21,7 @@ class FakeClock(Clock):
         self._ids = 0
         self._changed = threading.Condition()
         self._parked: dict[threading.Condition, int] = {}
+        self._noted: dict[Sleeper, None] = {}
 
     def anchor(self, not_before: int) -> None:
         self._offset += max(0, not_before - self.now_ms())
@@ -46,6 +47,16 @@ class FakeClock(Clock):
                     del self._parked[condition]
                 self._changed.notify_all()
 
+    def note(self, sleeper: Sleeper) -> None:
+        with self._changed:
+            self._noted[sleeper] = None
+            self._changed.notify_all()
+
+    def forget(self, sleeper: Sleeper) -> None:
+        with self._changed:
+            self._noted.pop(sleeper, None)
+            self._changed.notify_all()
+
     def new_id(self) -> str:
         self._ids += 1
         return str(uuid.UUID(int=self._ids))
@@ -58,21 +69,26 @@ class FakeClock(Clock):
         """Let time pass, and let everyone who waits look at the clock."""
         with self._changed:
             self._ticks += ms
-            parked = list(self._parked)
+            parked, noted = list(self._parked), list(self._noted)
         for condition in parked:
             with condition:
                 condition.notify_all()
+        for sleeper in noted:
+            sleeper.poke()
 
     @property
     def parked(self) -> int:
-        """How many threads wait on this clock."""
+        """How many wait on this clock."""
         with self._changed:
-            return sum(self._parked.values())
+            return self._count()
+
+    def _count(self) -> int:
+        return sum(self._parked.values()) + len(self._noted)
 
     def until_parked(self, count: int) -> None:
-        """Block until `count` threads wait; fails when that does not come to pass."""
+        """Block until `count` wait; fails when that does not come to pass."""
         end = time.monotonic() + STUCK_AFTER_S
         with self._changed:
-            while sum(self._parked.values()) < count:
+            while self._count() < count:
                 if not self._changed.wait(max(0.0, end - time.monotonic())):
-                    raise AssertionError(f"{count} waiters were expected, {sum(self._parked.values())} came")
+                    raise AssertionError(f"{count} waiters were expected, {self._count()} came")

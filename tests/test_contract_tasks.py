@@ -221,9 +221,10 @@ def test_one_claimer_that_is_woken_for_two_tasks_hands_the_other_on__T13(crew, c
 def test_a_claimer_that_leaves_hands_its_wake_up_on__T13(mux, direct, clock, background):
     join(direct, "ann", "bob", "cat")
     wait = tasks.await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=0)
+    wait.work = lambda tx: None
     rivals = []
 
-    def attempt():  # looks in vain; then cat comes to wait behind, and a task is posted that wakes the first in line
+    def attempt(got):  # looks in vain; then cat comes to wait behind, and a task is posted that wakes the first in line
         rivals.append(background(claimed, direct, "cat", timeout=60))
         clock.until_parked(1)
         post(direct)

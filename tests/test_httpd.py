@@ -407,7 +407,7 @@ def test_a_thread_that_cannot_be_started_costs_one_call_only(served, monkeypatch
             raise RuntimeError("can't start new thread")
 
         patched.setattr(httpd, "_Worker", no_thread)
-        got = raw.ask(LONG_POLL)
+        got = raw.ask(get("/stats"))
         assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
     assert raw.ask(HEALTH).status == 200
     served.still_serves()

@@ -33,7 +33,7 @@ LAYERS: tuple[set[str], ...] = (
     # the program as one record
     {"mux", "channels"},
     # what it does
-    {"messages", "tasks", "state", "door", "connection"},
+    {"messages", "tasks", "state", "door", "connection", "parking"},
     {"agents", "leases", "monitor", "search", "backup"},
     {"polling"},
     # what runs by itself; streams

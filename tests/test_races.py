@@ -21,6 +21,7 @@ from stonemux.events import Filter
 from stonemux.hub import Hangup, Hub
 from stonemux.mux import Alarm, Caller, Mux, Wait
 from stonemux.opening import SKIPPED
+from stonemux.parking import Lot
 from stonemux.transaction import Job, Snapshot
 
 BLOCKED_S = 0.05
@@ -69,21 +70,23 @@ def once_looked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]]
     """Puts an act between a waiting call's first look and whatever it does then."""
 
     def put(act: Callable[[], Any]) -> None:
-        real, left = Mux.wait, [act]
+        left = [act]
 
-        def waiting(self: Mux, caller: Caller, wait: Wait) -> Any:
+        def armed(wait: Wait) -> Wait:
             look = wait.attempt
 
-            def looking() -> Any:
-                found = look()
+            def looking(*got: Any) -> Any:
+                found = look(*got)
                 if left:
                     left.pop()()
                 return found
 
             wait.attempt = looking
-            return real(self, caller, wait)
+            return wait
 
-        monkeypatch.setattr(Mux, "wait", waiting)
+        asleep, parked = Mux.wait, Lot.park
+        monkeypatch.setattr(Mux, "wait", lambda mux, caller, wait: asleep(mux, caller, armed(wait)))
+        monkeypatch.setattr(Lot, "park", lambda lot, wait, *others: parked(lot, armed(wait), *others))
 
     return put
 
@@ -144,17 +147,18 @@ def test_a_send_between_reading_and_sleeping_is_not_lost(face, mux, once_looked,
 
 @pytest.mark.parametrize("after", [None, 0], ids=["plain", "cursor"])
 def test_a_send_between_a_faces_own_look_and_the_wait_is_not_lost(face, mux, once_before, after):
-    """The HTTP face looks once before it gives the call a thread to wait on."""
+    """The HTTP face looks once before it parks the call."""
     join(face, "ann", "bob")
-    once_before(Mux, "wait", lambda: Direct(mux).call("msg.send", from_="ann", to="bob", content="hi"))
+    for owner, name in ((Mux, "wait"), (Lot, "park")):
+        once_before(owner, name, lambda: Direct(mux).call("msg.send", from_="ann", to="bob", content="hi"))
     got = face.call("msg.poll", agent_id="bob", timeout=60, after=after)
     assert [message["content"] for message in got["messages"]] == ["hi"]
 
 
-def test_a_set_between_reading_and_sleeping_is_not_lost(direct, once_looked):
-    seen = direct.call("state.set", key="k", value="1")["version"]
-    once_looked(lambda: direct.call("state.set", key="k", value="2"))
-    got = direct.call("state.watch", key="k", after_version=seen, timeout=60)
+def test_a_set_between_reading_and_sleeping_is_not_lost(face, mux, once_looked):
+    seen = face.call("state.set", key="k", value="1")["version"]
+    once_looked(lambda: Direct(mux).call("state.set", key="k", value="2"))
+    got = face.call("state.watch", key="k", after_version=seen, timeout=60)
     assert (got["changed"], got["value"]) == (True, "2")
 
 

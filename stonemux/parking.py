@@ -1,0 +1,211 @@
+"""Calls that wait without a thread.
+
+What such a call waits for is data (`mux.Wait`), and its registration is told of a change instead of being woken: the
+call then stands in the queue of those to look at again, and whoever attends to the door does so. A thread for each
+would cost three times the memory, and a change of threads between the commit and the answer.
+
+A call is in one of four states, so that it is looked at by one thread at a time and no change goes unseen:
+
+    resting ──(told)──> queued ──(attended to)──> running ──(nothing yet)──> resting
+                           └──────────────(nothing yet, but told meanwhile)─────┘
+
+`Parked._lock` guards the state and the flags. A wait that writes queues its writing like any change, and is running
+until that is committed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from stonemux.hub import Hangup, Watch
+from stonemux.mux import Mux, Wait
+from stonemux.transaction import Job
+
+AT_ONCE = 64
+"""So many calls are looked at before the sockets get their turn again."""
+LEAST_OVER = 64
+"""Entries for calls that have ended are swept out when they are more than half of all, and more than these."""
+RESTING, QUEUED, RUNNING, TOLD = range(4)
+
+Done = Callable[[Any, BaseException | None], None]
+
+
+class Seat(Protocol):
+    """Where a caller waits: it may hang up meanwhile."""
+
+    def park(self, watch: Watch) -> None:
+        """From now on cancel `watch` when the caller goes away; raises Hangup if it has."""
+
+    def unpark(self) -> None:
+        """The wait is over."""
+
+
+class Lot:
+    """The parked calls of a server; `ring` wakes whoever attends to the door. `_lock` guards the deadlines."""
+
+    def __init__(self, mux: Mux, ring: Callable[[], None]) -> None:
+        self.mux = mux
+        self.ring = ring
+        self.queue: deque[Parked] = deque()
+        self._lock = threading.Lock()
+        self._deadlines: list[tuple[int, int, list[Parked]]] = []
+        self._numbers = itertools.count()
+        self._over = 0  # entries whose call has ended before
+
+    def park(self, wait: Wait, seat: Seat, done: Done) -> None:
+        """Wait for this without a thread; `done(answer, error)` is called at the end, by any thread."""
+        parked = Parked(self, wait, seat, done)
+        self.mux.hub.enroll(parked)  # before the first look, or a change slips in between
+        parked.look()
+
+    def due(self) -> int | None:
+        """The moment (ticks) when the next call's time is up; None when nobody waits."""
+        deadlines = self._deadlines
+        return deadlines[0][0] if deadlines else None
+
+    def attend(self, now: int) -> None:
+        """Look at the calls that were told of something, and at those whose time is up."""
+        for parked in self._overdue(now):
+            parked.poke()
+        for _ in range(AT_ONCE):
+            try:
+                parked = self.queue.popleft()
+            except IndexError:
+                return
+            parked.run()
+
+    def _overdue(self, now: int) -> list[Parked]:
+        overdue = []
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                overdue += heapq.heappop(self._deadlines)[2]
+        return overdue
+
+    def remind(self, parked: Parked) -> None:
+        """Look at this call when its deadline has come."""
+        with self._lock:
+            heapq.heappush(self._deadlines, (parked.wait.deadline, next(self._numbers), parked.reminder))
+
+    def dismiss(self, parked: Parked) -> None:
+        """This call needs no reminder any more."""
+        with self._lock:
+            parked.reminder.clear()
+            self._over += 1
+            if self._over > len(self._deadlines) // 2 + LEAST_OVER:
+                self._over = 0
+                self._deadlines = [entry for entry in self._deadlines if entry[2]]
+                heapq.heapify(self._deadlines)
+
+
+class Parked(Watch):
+    """One call that waits."""
+
+    __slots__ = ("_done", "_lot", "_seat", "_seated", "_state", "_woken", "reminder", "wait")
+
+    def __init__(self, lot: Lot, wait: Wait, seat: Seat, done: Done) -> None:
+        super().__init__(lot.mux.hub, wait.topics, threading.Lock())
+        self.wait = wait
+        self.reminder = [self]
+        """What stands in the heap of deadlines; empty when this call is over."""
+        self._lot = lot
+        self._seat = seat
+        self._done = done
+        self._state = RUNNING
+        self._seated = self._woken = False
+
+    def _rouse(self) -> None:
+        if self._state == RESTING:
+            self._enqueue()
+        elif self._state == RUNNING:
+            self._state = TOLD
+
+    def _enqueue(self) -> None:
+        self._state = QUEUED
+        self._lot.queue.append(self)
+        self._lot.ring()
+
+    def run(self) -> None:
+        """Look again, if there is a reason to; called by whoever attends, for a call out of the queue."""
+        with self._lock:
+            self._state = RUNNING
+            cancelled, fired, self._fired = self._cancelled, self._fired, False
+        self._woken = self._woken or fired
+        if cancelled:
+            self._end(None, Hangup())
+        elif fired:
+            self.look()
+        else:
+            self._settle(None)
+
+    def look(self) -> None:
+        """Try to answer."""
+        if self.wait.work is not None:
+            self._lot.mux.store.submit(Job(self.wait.work, self._written, grows=True))
+            return
+        try:
+            answer = self.wait.attempt()
+        except Exception as error:
+            self._end(None, error)
+        else:
+            self._settle(answer)
+
+    def _written(self, outcome: Any, error: BaseException | None) -> None:
+        """What was queued has been committed, or was refused."""
+        try:
+            answer = self.wait.attempt(outcome) if error is None else None
+        except Exception as fault:
+            error = fault
+        if error is not None:
+            self._end(None, error)
+        else:
+            self._settle(answer)
+
+    def _settle(self, answer: Any) -> None:
+        """Answer; or with nothing to answer rest on, unless time is up."""
+        mux = self._lot.mux
+        try:
+            if answer is None and (mux.hub.closed or mux.clock.ticks_ms() >= self.wait.deadline):
+                answer = self.wait.give_up()
+            if answer is None:
+                self._take_seat()
+        except Exception as error:
+            self._end(None, error)
+            return
+        if answer is not None:
+            self._end(answer, None)
+            return
+        with self._lock:
+            if self._state == TOLD:
+                self._enqueue()
+            else:
+                self._state = RESTING
+
+    def _take_seat(self) -> None:
+        """Count as waiting; raises `too_many_waiters`, or Hangup when the caller is gone."""
+        if self._seated:
+            return
+        mux = self._lot.mux
+        mux.waiters.take(self.wait.agent_id)
+        self._seated = True
+        self._seat.park(self)
+        self._lot.remind(self)
+        mux.clock.note(self)
+
+    def _end(self, answer: Any, error: BaseException | None) -> None:
+        wait, mux = self.wait, self._lot.mux
+        mux.hub.dismiss(self)  # or it would be woken instead of the next one
+        if self._seated:
+            mux.clock.forget(self)
+            mux.waiters.give(wait.agent_id)
+            self._seat.unpark()
+            self._lot.dismiss(self)
+        try:
+            if wait.pass_on is not None and (self.take_back() or self._woken):
+                wait.pass_on()
+        finally:
+            self._done(answer, error)
