@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stonemux.vocabulary import generate_agent_channel_name as generate_agent_channel_name
+from stonemux.vocabulary import parse_agent_channel_name as parse_agent_channel_name
+
 if TYPE_CHECKING:
     from stonemux.client import Client as Client
     from stonemux.errors import MuxError as MuxError

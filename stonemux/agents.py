@@ -10,6 +10,7 @@ from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.transaction import Snapshot, Tx
+from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, generate_agent_channel_name
 
 FREE_AGENTS = 2
 """How many agents the free tier has."""
@@ -79,7 +80,7 @@ def register(
     )
     if before is not None and before["channel"] != channel:
         tx.run("delete from member where channel = ? and agent_id = ?", before["channel"], agent_id)
-    for name in (channel, directory.generate_agent_channel_name(agent_id)):
+    for name in (channel, generate_agent_channel_name(agent_id)):
         if directory.find_channel(tx, name) is None:
             directory.make_channel(tx, name, created_by=agent_id)
         directory.join(tx, name, agent_id)
@@ -100,12 +101,10 @@ def register(
 
 def _check_home(agent_id: str, channel: str) -> None:
     """Nobody is at home in another agent's own channel."""
-    if channel.startswith(directory.AGENT_CHANNEL_PREFIX) and channel != directory.generate_agent_channel_name(
-        agent_id
-    ):
+    if channel.startswith(AGENT_CHANNEL_PREFIX) and channel != generate_agent_channel_name(agent_id):
         raise MuxError(
             "reserved_name",
-            f"channel begins with {directory.AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; "
+            f"channel begins with {AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; "
             "choose another home channel, or join this one later with channel.join",
             parameter="channel",
         )
@@ -194,7 +193,7 @@ def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
     shown["unread"] = messages.unread(rx, agent_id)
     shown["claimed_tasks"] = rx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
     shown["channels"] = directory.channels_of(rx, agent_id)
-    shown["agent_channel"] = directory.generate_agent_channel_name(agent_id)
+    shown["agent_channel"] = generate_agent_channel_name(agent_id)
     return {"agent": shown}
 
 
@@ -205,7 +204,7 @@ def notify(
     directory.agent(tx, agent_id)
     if sender is not None:
         directory.agent(tx, sender, "from")
-    channel = directory.generate_agent_channel_name(agent_id)
+    channel = generate_agent_channel_name(agent_id)
     message_id = messages.post(
         tx,
         sender=sender or directory.SYSTEM,

@@ -10,6 +10,7 @@ from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.transaction import Snapshot, Tx
+from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, generate_agent_channel_name
 
 
 def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
@@ -38,10 +39,10 @@ def create(
     tags: list[str] | None,
 ) -> dict[str, Any]:
     """Make a team channel; its creator and the listed agents are its first members."""
-    if name.startswith(directory.AGENT_CHANNEL_PREFIX):
+    if name.startswith(AGENT_CHANNEL_PREFIX):
         raise MuxError(
             "reserved_name",
-            f"name begins with {directory.AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; choose "
+            f"name begins with {AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; choose "
             "another name",
             parameter="name",
         )
@@ -101,7 +102,7 @@ def leave(tx: Tx, *, channel: str, agent_id: str) -> dict[str, Any]:
     """End a membership; mail that was delivered before stays in the inbox."""
     row = directory.channel(tx, channel)
     directory.agent(tx, agent_id)
-    if row["name"] == directory.generate_agent_channel_name(agent_id):
+    if row["name"] == generate_agent_channel_name(agent_id):
         raise MuxError("reserved_name", f"{row['name']!r} is this agent's own channel, which it cannot leave")
     tx.forget()
     if tx.run("delete from member where channel = ? and agent_id = ?", row["name"], agent_id).rowcount:

@@ -221,6 +221,17 @@ class Settings:
             most=1_000_000,
         ),
     )
+    max_document_size: int = field(
+        default=10_485_760,
+        metadata=_about(
+            "coordination",
+            "Largest document, as UTF-8; room for a long log or a whole book, and less than the 16 MiB that the body "
+            "of document.create may have.",
+            unit="bytes",
+            least=256,
+            most=16_000_000,
+        ),
+    )
     poll_timeout_max: int = field(
         default=120,
         metadata=_about(

@@ -30,8 +30,8 @@ from stonemux.errors import MuxError
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Flight
 from stonemux.readiness import Ready
+from stonemux.schema import BODY_LIMIT
 
-BODY_LIMIT = 1024 * 1024
 RECEIVE = 16 * 1024
 IDLE_MS = 15_000
 HEAD_MS = 5_000
@@ -51,6 +51,9 @@ class Door(Protocol):
 
     def ticks_ms(self) -> int:
         """Now."""
+
+    def most_body(self, head: wire.Head) -> int:
+        """How many bytes the body of such a request may have."""
 
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
         """Run a request; somebody will `finish` it."""
@@ -93,6 +96,7 @@ class Connection:
         "_head",
         "_left_to_drain",
         "_phase",
+        "_pile",
         "_served",
         "_unsent",
         "_verdicts",
@@ -118,6 +122,7 @@ class Connection:
         self._buffer = b""
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
+        self._pile: bytearray | None = None  # a long body so far: a buffer that is made anew each time would not do
         self._busy = False
         self._beat, self._beat_ms = b"", 0
         self._answering = False  # what is unsent ends with the answer to the running request
@@ -277,6 +282,13 @@ class Connection:
             if not self._chunks.done:
                 return None
             body, self._buffer = self._chunks.body, self._chunks.rest
+        elif self._pile is not None:
+            self._pile += self._buffer
+            self._buffer = b""
+            if len(self._pile) < head.length:
+                return None
+            body, self._buffer = bytes(self._pile[: head.length]), bytes(self._pile[head.length :])
+            self._pile = None
         elif len(self._buffer) >= head.length:
             body, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
         else:
@@ -285,16 +297,19 @@ class Connection:
         return head, body
 
     def _begin_body(self, head: wire.Head) -> None:
-        if head.length > BODY_LIMIT:
+        limit = self._door.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
+        if head.length > limit:
             raise MuxError(
                 "body_too_large",
-                f"the body has {head.length} bytes, more than the limit of {BODY_LIMIT}; send less, or a reference",
+                f"the body has {head.length} bytes, more than the limit of {limit}; send less, or a reference",
                 close=True,
-                limit=BODY_LIMIT,
+                limit=limit,
             )
         self._head = head
         if head.chunked:
-            self._chunks = wire.ChunkedBody(BODY_LIMIT)
+            self._chunks = wire.ChunkedBody(limit)
+        elif head.length > BODY_LIMIT:
+            self._pile = bytearray()
         if head.chunked or len(self._buffer) < head.length:
             self._expect("body", BODY_MS)
             if head.expect_continue and not self._buffer:

@@ -15,21 +15,9 @@ from stonemux.schema import shown
 from stonemux.transaction import Snapshot, Tx
 
 DEFAULT_CHANNEL = "default"
-AGENT_CHANNEL_PREFIX = "agent-"
 SYSTEM = "stonemux"
 """The reserved id that the daemon itself sends under."""
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
-
-
-def generate_agent_channel_name(agent_id: str) -> str:
-    """The name of an agent's own channel."""
-    return AGENT_CHANNEL_PREFIX + agent_id
-
-
-def parse_agent_channel_name(name: str) -> str | None:
-    """The agent whose own channel this is; None for any other channel."""
-    agent_id = name.removeprefix(AGENT_CHANNEL_PREFIX)
-    return agent_id if agent_id and agent_id != name else None
 
 
 def _remembered(rx: Snapshot, key: Hashable, find: Callable[[], Any]) -> Any:
@@ -123,6 +111,12 @@ def members(rx: Snapshot, name: str) -> list[str]:
             name,
         )
     ]
+
+
+def member_set(rx: Snapshot, name: str) -> frozenset[str]:
+    """The same agents, to look names up in; remembered like the rest."""
+    found: frozenset[str] = _remembered(rx, ("members", name), lambda: frozenset(members(rx, name)))
+    return found
 
 
 def member_rows(rx: Snapshot, name: str) -> list[Any]:

@@ -37,13 +37,14 @@ from typing import TypeVar
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
-from stonemux.exchange import Exchange, refusal
+from stonemux.exchange import ROUTES, Exchange, refusal
 from stonemux.local import Listener
 from stonemux.mcphttp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
 from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
+from stonemux.schema import BODY_LIMIT
 
 log = logging.getLogger("stonemux")
 
@@ -310,6 +311,11 @@ class Server(ThreadingHTTPServer):
         sock.close()
 
     # -- what connections ask for
+
+    def most_body(self, head: wire.Head) -> int:
+        """How many bytes the body of such a request may have."""
+        operation = ROUTES.get(head.path, {}).get(head.method)
+        return BODY_LIMIT if operation is None else operation.most_body
 
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
         """Run a request."""

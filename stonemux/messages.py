@@ -23,7 +23,6 @@ from stonemux.clock import rfc3339
 from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
-from stonemux.schema import shown
 from stonemux.transaction import Job, Snapshot, Tx
 
 QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
@@ -36,7 +35,7 @@ EVERYBODY = "*"
 
 FIELDS = (
     "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
-    "m.priority, m.metadata"
+    "m.priority, m.metadata, m.content_ref, m.truncated, m.mentions"
 )
 
 _OPEN = (
@@ -63,176 +62,19 @@ def view(row: Any) -> dict[str, Any]:
         "channel": row["channel"],
         "sent_at": rfc3339(row["sent_at"]),
     }
-    for extra in ("subject", "type", "thread", "reply_to", "priority"):
+    for extra in ("subject", "type", "thread", "reply_to", "priority", "content_ref"):
         if row[extra]:
             shown[extra] = row[extra]
+    if row["truncated"]:
+        shown["truncated"] = True
+    if row["mentions"]:
+        shown["mentions"] = json.loads(row["mentions"])
     if row["metadata"]:
         shown["metadata"] = json.loads(row["metadata"])
     return shown
 
 
 # -- sending
-
-
-def send(
-    tx: Tx,
-    *,
-    sender: str,
-    to: str | None,
-    content: str,
-    channel: str,
-    pick: str,
-    type: str | None,
-    suppress_inbox: bool,
-    **optional: Any,
-) -> dict[str, Any]:
-    """Put a message into one agent's inbox, or into those of a role, group or capability."""
-    directory.agent(tx, sender, "from")
-    routed = to is None
-    if to is None:
-        to = _routed(tx, type)
-    if to.startswith(directory.ADDRESS_PREFIXES):
-        channel = directory.channel(tx, channel)["name"]
-        recipients = _matching(tx, to, channel, sender, pick, active_only=routed)
-        addressed_to_one = False
-    else:
-        channel = _shared_channel(tx, to, channel)
-        recipients = [to]
-        addressed_to_one = True
-    if suppress_inbox and not addressed_to_one:  # the one it is addressed to gets it all the same
-        recipients = []
-    message_id = post(
-        tx, sender=sender, to=to, content=content, channel=channel, type=type, recipients=recipients, **optional
-    )
-    answer: dict[str, Any] = {"message_id": message_id, "sent_at": rfc3339(tx.now)}
-    status = tx.mux.presence.status
-    if addressed_to_one:
-        answer["recipient_status"] = status(to)
-    else:
-        answer["recipients"] = [{"agent_id": agent_id, "status": status(agent_id)} for agent_id in recipients]
-    return answer
-
-
-def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
-    """The name of a direct message's channel, of which the recipient must be a member."""
-    directory.agent(tx, agent_id, "to")
-    if directory.is_member(tx, channel, agent_id):
-        return channel
-    name: str = directory.channel(tx, channel)["name"]  # it may have been named by its id
-    if directory.is_member(tx, name, agent_id):
-        return name
-    theirs = directory.channels_of(tx, agent_id)
-    raise MuxError(
-        "not_in_channel",
-        f"{agent_id!r} is not a member of channel {name!r}; send in one of its channels "
-        f"({', '.join(theirs)}), or let it join with channel.join",
-        channels=theirs,
-    )
-
-
-def _routed(tx: Tx, type: str | None) -> str:
-    """Where a message without `to` goes: to the role that the routing table names for its type."""
-    routing = tx.mux.settings.routing
-    if type is None:
-        raise MuxError(
-            "missing_field", "to is required: an agent id, role:NAME, group:NAME or capability:NAME", parameter="to"
-        )
-    if type not in routing:
-        raise MuxError(
-            "missing_field",
-            f"to is required for a message of type {type!r}; without it, the type must be one of: {', '.join(routing)}",
-            parameter="to",
-            routed_types=sorted(routing),
-        )
-    return f"role:{routing[type]}"
-
-
-def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_only: bool) -> list[str]:
-    """The members of a channel that an address names, without the sender."""
-    active_only = active_only or pick == "one"
-    sort, _, name = to.partition(":")
-    everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
-    if sort == "role":
-        found = [row[0] for row in everyone if row[1] == name]
-        present = sorted({row[1] for row in everyone if row[1]})
-    elif sort == "group":
-        found = [row[0] for row in everyone if row[2] == name]
-        present = sorted({row[2] for row in everyone if row[2]})
-    else:
-        found = [row[0] for row in everyone if name in row[3]]
-        present = sorted({capability for row in everyone for capability in row[3]})
-    if active_only:
-        found = [agent_id for agent_id in found if tx.mux.presence.status(agent_id) == "active"]
-    if pick == "one":
-        found = _least_busy(tx, found)
-    if not found:
-        raise MuxError(
-            "no_recipient",
-            f"no {'active ' if active_only else ''}agent other than the sender matches {shown(to)} in channel "
-            f"{channel!r}. Present there: {', '.join(present) or 'nobody with a ' + sort}",
-            present=present,
-        )
-    return found
-
-
-def _least_busy(tx: Tx, candidates: list[str]) -> list[str]:
-    def load(agent_id: str) -> tuple[int, int, str]:
-        claimed = tx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
-        return (claimed, backlog(tx, agent_id), agent_id)
-
-    return [min(candidates, key=load)] if candidates else []
-
-
-def broadcast(
-    tx: Tx,
-    *,
-    sender: str,
-    content: str,
-    group: str | None,
-    channel: str,
-    suppress_inbox: bool,
-    **optional: Any,
-) -> dict[str, Any]:
-    """Put one message into the inbox of every member of a channel (or of a group in it) but the sender: all or none."""
-    directory.agent(tx, sender, "from")
-    channel = directory.channel(tx, channel)["name"]
-    if group is None:
-        recipients = [agent_id for agent_id in directory.members(tx, channel) if agent_id != sender]
-    else:
-        _known_group(tx, group)
-        recipients = [row[0] for row in directory.member_rows(tx, channel) if row[2] == group and row[0] != sender]
-    if suppress_inbox:
-        recipients = []
-    message_id = post(
-        tx,
-        sender=sender,
-        to=EVERYBODY if group is None else f"group:{group}",
-        content=content,
-        channel=channel,
-        recipients=recipients,
-        **optional,
-    )
-    return {
-        "message_id": message_id,
-        "sent_at": rfc3339(tx.now),
-        "recipients": len(recipients),
-        "recipient_ids": recipients,
-    }
-
-
-def _known_group(tx: Tx, group: str) -> None:
-    if tx.one("select 1 from agent where grp = ? and deregistered_at is null limit 1", group) is None:
-        known = [
-            row[0]
-            for row in tx.sql(
-                "select distinct grp from agent where grp is not null and deregistered_at is null order by grp limit 20"
-            )
-        ]
-        raise MuxError(
-            "group_not_found",
-            f"no registered agent is in group {shown(group)}. Known groups: {', '.join(known) or 'none'}",
-            known_groups=known,
-        )
 
 
 def post(
@@ -250,6 +92,9 @@ def post(
     priority: int = 0,
     metadata: dict[str, Any] | None = None,
     ttl_seconds: int | None = None,
+    content_ref: str | None = None,
+    truncated: bool = False,
+    mentions: Sequence[str] = (),
 ) -> int:
     """Write a message and its deliveries, announce it, and return its id. Whoever may post where was settled before."""
     if reply_to is not None:
@@ -276,6 +121,9 @@ def post(
             stored_metadata,
             tx.now,
             expires_at,
+            content_ref,
+            1 if truncated else None,
+            dumps(mentions) if mentions else None,
         ),
     )
     for agent_id in recipients:
@@ -290,13 +138,20 @@ def post(
         "channel": channel,
         "sent_at": rfc3339(tx.now),
     }
-    for name, extra in (("subject", subject), ("type", type), ("thread", thread), ("reply_to", reply_to)):
+    extras = (
+        ("subject", subject),
+        ("type", type),
+        ("thread", thread),
+        ("reply_to", reply_to),
+        ("priority", priority),
+        ("content_ref", content_ref),
+        ("truncated", truncated),
+        ("mentions", mentions),
+        ("metadata", metadata),
+    )
+    for name, extra in extras:
         if extra:
             told[name] = extra
-    if priority:
-        told["priority"] = priority
-    if metadata:
-        told["metadata"] = metadata
     tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))
     return message_id
 
@@ -624,6 +479,11 @@ def listed(
         limit + 1,
     )
     return answer(rows[:limit], more=len(rows) > limit)
+
+
+def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[str, Any]:
+    """What was said in a channel, newest first, whomever it reached."""
+    return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
 
 
 def _narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:

@@ -145,6 +145,7 @@ def _input_schema(operation: Operation, settings: Settings) -> dict[str, Any]:
         "properties": {param.name: _param_schema(param, settings) for param in operation.params if param.listed},
     }
     required = [param.name for param in operation.needed if param.name != operation.actor]
+    required += [one.name for one, other in operation.either if not other.listed]  # the other is no model's business
     if required:
         schema["required"] = required
     schema["additionalProperties"] = False

@@ -58,6 +58,15 @@ CONTENT = Param(
     too_large="message_too_large",
     doc="The text to deliver.",
 )
+CONTENT_OR_DOCUMENT = (
+    replace(CONTENT, default=None, either="content_ref"),
+    Param(
+        "content_ref",
+        "name",
+        doc="A document's id in place of the text; if it is too long for a message, the message carries a preview.",
+        listed=False,
+    ),
+)
 METADATA = Param("metadata", "object", doc="Any JSON object, handed on untouched.", listed=False)
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
 CLAIM_TOKEN = Param(
@@ -135,6 +144,9 @@ MESSAGE = {
     "thread?": "string",
     "reply_to?": "integer",
     "priority?": "integer",
+    "content_ref?": "string",
+    "truncated?": "boolean",
+    "mentions?": ["string"],
     "metadata?": "object",
 }
 TASK = {
@@ -185,6 +197,15 @@ CHANNEL = {
     "tags?": ["string"],
 }
 CHANNEL_ROW = {name: shape for name, shape in CHANNEL.items() if name != "memberIds"} | {"members": "integer"}
+DOCUMENT = {
+    "id": "string",
+    "content_type": "string",
+    "title": "string|null",
+    "tags": ["string"],
+    "created_by": "string|null",
+    "created_at": "time",
+    "size": "integer",
+}
 EVENT = {"id": "integer", "type": "string", "channel": "string|null", "at": "time", "data": "object"}
 ENDED = {"task_id": "string", "status": "string", "task": TASK}
 
@@ -322,7 +343,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/send",
         "change",
-        "messages.send",
+        "sending.send",
         "Put a message into an agent's inbox, or with `role:NAME`, `group:NAME` or `capability:NAME` into those of all "
         "matching members of the channel. A 200 means that it is on disk.",
         params=(
@@ -334,7 +355,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 doc="An agent id, role:NAME, group:NAME or capability:NAME. May be left out "
                 "for a type that the routing table knows.",
             ),
-            CONTENT,
+            *CONTENT_OR_DOCUMENT,
             _channel(doc="The channel; the recipient must be a member."),
             *MESSAGE_EXTRAS,
             Param("pick", "text", "all", choices=("all", "one"), doc="one: only the least busy active match."),
@@ -354,6 +375,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "not_in_channel",
             "no_recipient",
             "message_not_found",
+            "document_not_found",
             "message_too_large",
             "inbox_full",
         ),
@@ -365,11 +387,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/msg/broadcast",
         "change",
-        "messages.broadcast",
+        "sending.broadcast",
         "Put one message into the inbox of every other member of a channel, or of a group in it: all or none.",
         params=(
             FROM,
-            CONTENT,
+            *CONTENT_OR_DOCUMENT,
             Param("group", "name", doc="Only members of this group."),
             _channel(),
             *(replace(extra, listed=extra.name in ("subject", "type")) for extra in MESSAGE_EXTRAS),
@@ -384,6 +406,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "channel_not_found",
             "group_not_found",
             "message_not_found",
+            "document_not_found",
             "message_too_large",
             "inbox_full",
         ),
@@ -996,6 +1019,69 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=("channel_not_found", "agent_not_found", "reserved_name"),
         emits=("channel_left",),
         example={"channel": "security-issues", "agent_id": "writer"},
+    ),
+    Operation(
+        "channel.messages",
+        "GET",
+        "/channel/messages",
+        "read",
+        "messages.log",
+        "A channel's log, newest first: everything that was ever said in it and is kept, also what suppress_inbox kept "
+        "out of inboxes.",
+        slow=True,
+        params=(
+            _channel(REQUIRED, "The channel's name or id."),
+            Param("before", "integer", least=0, most=MOST_INTEGER, doc="Only ids below this one."),
+            _limit(50),
+        ),
+        returns={"messages": [MESSAGE], "more?": "boolean"},
+        errors=("channel_not_found",),
+        example={"channel": "default", "limit": 10},
+    ),
+    # documents
+    Operation(
+        "document.create",
+        "POST",
+        "/document/create",
+        "change",
+        "documents.create",
+        "Store a text that messages refer to with `content_ref`, because it is too long for a message or goes out more "
+        "than once. It is kept as long as a message that is kept refers to it, and in any case as long as a message of "
+        "its age.",
+        params=(
+            Param(
+                "content",
+                "text",
+                REQUIRED,
+                least=1,
+                most="max_document_size",
+                too_large="document_too_large",
+                doc="The text.",
+            ),
+            Param("content_type", "name", "text/plain", doc="What it is, as a media type."),
+            _agent("created_by", None, "The agent that makes it."),
+            Param("tags", "names", doc="Words to know it by."),
+            Param("title", "text", most=1024, doc="A title."),
+        ),
+        returns={"document": DOCUMENT},
+        most_body=16 * 1024 * 1024,
+        actor="created_by",
+        errors=("agent_not_found", "document_too_large"),
+        emits=("document_created",),
+        example={"content": "A long report ...", "title": "Report", "created_by": "researcher"},
+    ),
+    Operation(
+        "document.get",
+        "GET",
+        "/document/get",
+        "read",
+        "documents.get",
+        "A document with its whole content.",
+        slow=True,
+        params=(Param("id", "name", REQUIRED, doc="The document's id, which a message shows as `content_ref`."),),
+        returns={"document": DOCUMENT | {"content": "string"}},
+        errors=("document_not_found",),
+        example={"id": "doc-0123456789abcdef"},
     ),
     # events and monitoring
     Operation(

@@ -83,7 +83,7 @@ def own_errors(operation: Operation) -> tuple[str, ...]:
     """The codes that this operation adds to those of every call, sorted by status and name."""
     codes = set(operation.errors) | {param.code for param in operation.params}
     codes |= {param.too_large for param in operation.params if param.too_large}
-    if operation.needed:
+    if operation.needed or operation.either:
         codes.add("missing_field")
     if operation.tier != TIERS[0] or any(param.tier != TIERS[0] for param in operation.params):
         codes.add("upgrade_required")
@@ -199,10 +199,21 @@ def _api_body(operation: Operation, settings: Settings) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
     if operation.needed:
         schema["required"] = [param.name for param in operation.needed]
+    for pair in operation.either:
+        schema["oneOf"] = [_given_alone(one, pair, properties) for one in pair]
     content: dict[str, Any] = {"schema": schema}
     if operation.example:
         content["example"] = dict(operation.example)
     return {"required": True, "content": {"application/json": content}}
+
+
+def _given_alone(given: Param, pair: tuple[Param, Param], properties: dict[str, Any]) -> dict[str, Any]:
+    """A body that has this one of two parameters, and not the other."""
+    told = {
+        param.name: {"type": [t for t in properties[param.name]["type"] if (t == "null") != (param is given)]}
+        for param in pair
+    }
+    return {"required": [given.name], "properties": told}
 
 
 def _api_answer(operation: Operation) -> dict[str, Any]:

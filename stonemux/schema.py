@@ -25,6 +25,9 @@ from stonemux.errors import MuxError, nearest
 REQUIRED: Any = object()
 """The default of a parameter that has none."""
 
+BODY_LIMIT = 1024 * 1024
+"""The most bytes of a request's body, unless its operation takes more."""
+
 TIERS = ("free", "pro", "enterprise")
 
 MOST_INTEGER = 2**63 - 1
@@ -59,6 +62,8 @@ class Param:
     code: str = "invalid_field"
     too_large: str = ""
     tier: str = "free"
+    either: str = ""
+    """The other parameter of which exactly one, this or that, must be given."""
     clamp: bool = False
     """A number above `most` is taken as `most` instead of being refused."""
     brief: str = ""
@@ -98,7 +103,8 @@ class Operation:
     `kind` says how it is called (the head of `operations` has the list); `waiter` is what runs instead of a change
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
-    `frees` says that a change settles or ends something, so that it must go on when the disk is full.
+    `frees` says that a change settles or ends something, so that it must go on when the disk is full. `most_body` is
+    the most bytes that its body may have over HTTP.
 
     Of a tool: `brief` describes it to a model; `takes` says that a GET hands something out for good, `repeatable` that
     a POST made twice is as good as one.
@@ -125,10 +131,13 @@ class Operation:
     takes: bool = False
     repeatable: bool = False
     frees: bool = False
+    most_body: int = BODY_LIMIT
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)
     clamped: tuple[Param, ...] = field(init=False, repr=False, compare=False)
+    either: tuple[tuple[Param, Param], ...] = field(init=False, repr=False, compare=False)
+    """Pairs of which exactly one must be given."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -136,6 +145,7 @@ class Operation:
         put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
         put(self, "needed", tuple(param for param in self.params if param.required))
         put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
+        put(self, "either", tuple((param, self.by_name[param.either]) for param in self.params if param.either))
 
     @property
     def run(self) -> Callable[..., Any]:
@@ -192,7 +202,22 @@ def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, text
                 f"{param.name} is required: {param.doc or 'give it a value'}",
                 parameter=param.name,
             )
+    for one, other in operation.either:
+        if (values[one.argument] is None) == (values[other.argument] is None):
+            raise _not_one(one, other, values)
     return values
+
+
+def _not_one(one: Param, other: Param, values: Mapping[str, Any]) -> MuxError:
+    if values[one.argument] is None:
+        return MuxError(
+            "missing_field",
+            f"{one.name} or {other.name} is required. {one.name}: {one.doc} {other.name}: {other.doc}",
+            parameter=one.name,
+        )
+    return MuxError(
+        "invalid_field", f"{other.name} is given as well as {one.name}; give one of the two", parameter=other.name
+    )
 
 
 def _unknown(operation: Operation, name: str) -> MuxError:

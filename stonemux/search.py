@@ -1,7 +1,8 @@
 """Full-text search over messages, with SQLite's FTS5.
 
 Sending does not pay for the index: a search first takes in what was sent since the last one, a page at a time, and
-then asks. The index stores no contents of its own; it refers to the messages.
+then asks. The index stores no contents of its own; it refers to the messages. Of a message that carries the preview of
+a document, the document's first million characters are searched.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from stonemux.mux import Caller, Mux
 from stonemux.transaction import Tx
 
 PAGE = 2000
-"""Messages taken into the index by one transaction, so that no sender waits long behind it."""
+PAGE_BYTES = 4_000_000
+"""Messages and bytes taken into the index by one transaction, so that no sender waits long behind it."""
 
 _WORD = re.compile(r'"([^"]*)"|(\S+)')
 
@@ -58,7 +60,7 @@ def _phrases(q: str) -> str:
 def _make_index(tx: Tx) -> None:
     try:
         tx.run(
-            "create virtual table if not exists message_words using fts5(content, subject, content='message', "
+            "create virtual table if not exists message_words using fts5(content, subject, content='message_text', "
             "content_rowid='id')"
         )
         tx.run("update searched set through = 0")  # a change that counts, so that the new table is committed
@@ -78,12 +80,27 @@ def _take_in(tx: Tx) -> bool:
         _make_index(tx)
     if newest <= through:
         return False
-    last = min(newest, through + PAGE)
+    last = _page(tx, through)
     tx.run(
-        "insert into message_words (rowid, content, subject) select id, content, subject from message "
+        "insert into message_words (rowid, content, subject) select id, content, subject from message_text "
         "where id > ? and id <= ?",
         through,
         last,
     )
     tx.run("update searched set through = ?", last)
     return bool(last < newest)
+
+
+def _page(tx: Tx, through: int) -> int:
+    """The last message of the page after `through`."""
+    last, size = through, 0
+    for row in tx.sql(
+        "select id, case when truncated then (select size from document where id = content_ref) else length(content) "
+        "end from message where id > ? order by id limit ?",
+        through,
+        PAGE,
+    ):
+        last, size = row[0], size + row[1]
+        if size >= PAGE_BYTES:
+            break
+    return last

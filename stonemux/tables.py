@@ -83,6 +83,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             answer text not null, at integer not null, primary key (scope, path, key)) strict, without rowid""",
         "create index idempotency_at on idempotency (at)",
     ),
+    (
+        # A document is written once, too; the messages that refer to it keep it.
+        """create table document (
+            id text primary key, content_type text not null, title text, tags text, created_by text,
+            created_at integer not null, size integer not null, content text not null) strict""",
+        "create index document_created on document (created_at)",
+        "alter table message add column content_ref text",
+        "alter table message add column truncated integer",
+        "alter table message add column mentions text",
+        "create index message_document on message (content_ref) where content_ref is not null",
+        # What a search looks through: of a message that carries a preview, the document; the index is made anew.
+        """create view message_text as select m.id, m.subject, case when m.truncated then
+            (select substr(d.content, 1, 1000000) from document d where d.id = m.content_ref)
+            else m.content end as content from message m""",
+        "drop table if exists message_words",
+        "update searched set through = 0",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from stonemux import agents, directory, door, events, leases, messages, tasks
+from stonemux import agents, directory, documents, door, events, leases, messages, tasks
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.transaction import Tx, Work
@@ -166,10 +166,12 @@ class Timekeeper:
         settings = self._mux.settings
         kept_events = self._mux.store.head - max(LEAST_EVENTS, settings.max_event_buffer)
         self._in_pages(lambda tx: door.purge_idempotency(tx, PURGED_AT_ONCE))
-        self._in_pages(lambda tx: messages.purge(tx, now - settings.message_retention * 1000, PURGED_AT_ONCE))
+        said_before = now - settings.message_retention * 1000
+        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE))
+        self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
         self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))
 
-    def _in_pages(self, purge: Work) -> None:
-        while self._mux.store.write(purge) == PURGED_AT_ONCE:
+    def _in_pages(self, purge: Work, page: int = PURGED_AT_ONCE) -> None:
+        while self._mux.store.write(purge) == page:
             pass

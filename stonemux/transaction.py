@@ -25,7 +25,7 @@ CACHE_ENTRIES = 20_000
 
 INSERTS = {
     "message": "id, channel, sender, addressed, content, subject, type, thread, reply_to, priority, metadata, "
-    "sent_at, expires_at",
+    "sent_at, expires_at, content_ref, truncated, mentions",
     "delivery": "agent_id, message_id, channel, priority",
     "event": "id, kind, channel, agents, data, at",
 }

@@ -21,10 +21,26 @@ EVENT_KINDS = (
     "channel_created",
     "channel_joined",
     "channel_left",
+    "document_created",
 )
 """The types of events."""
 
 TASK_STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
+
+AGENT_CHANNEL_PREFIX = "agent-"
+"""How the names of the agents' own channels begin."""
+
+
+def generate_agent_channel_name(agent_id: str) -> str:
+    """The name of an agent's own channel."""
+    return AGENT_CHANNEL_PREFIX + agent_id
+
+
+def parse_agent_channel_name(name: str) -> str | None:
+    """The agent whose own channel this is; None for any other channel."""
+    agent_id = name.removeprefix(AGENT_CHANNEL_PREFIX)
+    return agent_id if agent_id and agent_id != name else None
+
 
 NO_TASK: dict[str, Any] = {"task_id": None, "task": None}
 """The answer of a claim that found nothing."""

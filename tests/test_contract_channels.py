@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from faces import join, refusal
 
-from stonemux.directory import generate_agent_channel_name, parse_agent_channel_name
+from stonemux import generate_agent_channel_name, parse_agent_channel_name
 
 
 def test_a_channel_is_created_with_its_first_members(face):

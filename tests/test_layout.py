@@ -24,17 +24,30 @@ LAYERS: tuple[set[str], ...] = (
     # what everything may use
     {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "release"},
     # one subject each, none knows of the program
-    {"hub", "presence", "datadir", "schema", "config", "logs", "jsonc", "tomltext", "probe", "local", "methods"},
+    {
+        "hub",
+        "mentions",
+        "presence",
+        "datadir",
+        "schema",
+        "config",
+        "logs",
+        "jsonc",
+        "tomltext",
+        "probe",
+        "local",
+        "methods",
+    },
     {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},
     {"copies"},
     {"migration"},
     {"store"},
     {"events", "directory", "wire", "starter", "client", "methodtext"},
     # the program as one record
-    {"mux", "channels"},
+    {"mux", "channels", "documents"},
     # what it does
     {"messages", "tasks", "state", "door", "connection", "parking"},
-    {"agents", "leases", "monitor", "search", "backup"},
+    {"agents", "leases", "monitor", "search", "sending", "backup"},
     {"polling"},
     # what runs by itself; streams
     {"timekeeper", "sse"},

@@ -262,7 +262,7 @@ def test_every_tool_tells_what_it_is(mux, name):
 @pytest.mark.parametrize("name", CONTRACT)
 def test_a_schema_asks_only_for_what_identity_cannot_fill_in(mux, name):
     operation, schema = offer.TOOLS[name], listed(mux)[name]["inputSchema"]
-    needed = [param.name for param in operation.needed]
+    needed = [param.name for param in (*operation.needed, *(one for one, _ in operation.either))]
     assert schema.get("required", []) == [param for param in needed if param != operation.actor]
     assert set(schema["properties"]) <= set(operation.by_name)
     assert set(needed) <= set(schema["properties"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import stat
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Program
+from faces import Direct
 from fake_clock import EPOCH_MS, FakeClock
 
 from stonemux import ballast, copies, messages, migration, opening, store, tables, tasks, transaction
@@ -247,7 +250,7 @@ def test_a_message_id_that_was_dealt_in_vain_is_dealt_again_but_never_twice(open
 
     def deal(tx: Tx) -> int:
         message_id = tx.deal_message_id()
-        tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, None))
+        tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, *[None] * 4))
         return message_id
 
     def deal_and_refuse(tx: Tx) -> None:
@@ -392,7 +395,7 @@ def change(tx: Tx) -> int:
     """Writes with every way there is: run, noted rows, many; an event, a topic, an offer, a hook."""
     tx.run("insert into meta values ('k', 'x')")
     message_id = tx.deal_message_id()
-    tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, None))
+    tx.insert("message", (message_id, "c", "ann", "bob", "hi", *[None] * 4, 0, None, tx.now, *[None] * 4))
     tx.many("insert into meta values (?, 'x')", [("m1",), ("m2",)])
     tx.cache["k"] = "x"
     tx.emit("message", "{}")
@@ -1033,6 +1036,28 @@ def test_without_room_for_the_copy_nothing_is_changed(opened, newer, monkeypatch
     assert notes(opened()) == ["kept"]
 
 
+def test_messages_of_the_first_schema_are_found_by_a_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "MIGRATIONS", tables.MIGRATIONS[:1])
+    program = Program(tmp_path / "data")
+    program.close()
+    monkeypatch.undo()
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "stonemux.db")) as db:
+        db.execute(
+            "insert into message (id, channel, sender, addressed, content, sent_at) values (7, 'default', 'a', 'b', "
+            "'old words', 1)"
+        )
+        db.execute("create virtual table message_words using fts5(content, subject, content='message')")
+        db.execute("update searched set through = 7")
+        db.commit()
+    program = Program(tmp_path / "data")
+    try:
+        face = Direct(program.mux)
+        (found,) = face.call("msg.search", q="words")["results"]
+        assert (found["id"], found["excerpt"]) == (7, "old **words**")
+    finally:
+        program.close()
+
+
 # -- time
 
 
@@ -1162,7 +1187,7 @@ def test_events_are_read_by_their_ids(agents, plan):
 
 def test_the_columns_of_noted_rows_exist():
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        for statement in tables.MIGRATIONS[0]:
+        for statement in itertools.chain(*tables.MIGRATIONS):
             db.execute(statement)
         for table, columns in transaction.INSERTS.items():
             known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
