@@ -121,6 +121,9 @@ Message = TypedDict(
         "thread": NotRequired[str],
         "reply_to": NotRequired[int],
         "priority": NotRequired[int],
+        "content_ref": NotRequired[str],
+        "truncated": NotRequired[bool],
+        "mentions": NotRequired[list[str]],
         "metadata": NotRequired[dict[str, Any]],
     },
 )
@@ -425,6 +428,43 @@ class ChannelLeaveAnswer(TypedDict):
     channel: Channel
 
 
+class ChannelMessagesAnswer(TypedDict):
+    """What channel.messages answers."""
+
+    messages: list[Message]
+    more: NotRequired[bool]
+
+
+class Document(TypedDict):
+    """A record that several operations answer with."""
+
+    id: str
+    content_type: str
+    title: str | None
+    tags: list[str]
+    created_by: str | None
+    created_at: str
+    size: int
+
+
+class DocumentCreateAnswer(TypedDict):
+    """What document.create answers."""
+
+    document: Document
+
+
+class DocumentGetAnswerDocument(Document):
+    """Part of what document.get answers."""
+
+    content: str
+
+
+class DocumentGetAnswer(TypedDict):
+    """What document.get answers."""
+
+    document: DocumentGetAnswerDocument
+
+
 class Event(TypedDict):
     """A record that several operations answer with."""
 
@@ -707,7 +747,8 @@ class Methods:
         *,
         sender: str | None = None,
         to: str | None = None,
-        content: str,
+        content: str | None = None,
+        content_ref: str | None = None,
         channel: str = "default",
         subject: str | None = None,
         type: str | None = None,
@@ -727,6 +768,8 @@ class Methods:
         - `to`: An agent id, role:NAME, group:NAME or capability:NAME. May be left out for a type that the routing table
           knows (1 to 140 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
+        - `content_ref`: A document's id in place of the text; if it is too long for a message, the message carries a
+          preview (1 to 128 characters).
         - `channel`: The channel; the recipient must be a member (1 to 128 characters).
         - `subject`: A subject line (up to 1024 bytes).
         - `type`: What kind of message it is, such as question, status or blocker (1 to 128 characters).
@@ -739,8 +782,8 @@ class Methods:
         - `pick`: one: only the least busy active match.
 
         Answers `MsgSendAnswer`. `POST /msg/send`. Refusals: 400 invalid_field, 400 missing_field, 402 upgrade_required,
-        404 agent_not_found, 404 channel_not_found, 404 message_not_found, 404 no_recipient, 409 not_in_channel, 413
-        message_too_large, 429 inbox_full.
+        404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 message_not_found, 404 no_recipient, 409
+        not_in_channel, 413 message_too_large, 429 inbox_full.
         """
         return self._call(
             "msg.send",
@@ -748,6 +791,7 @@ class Methods:
                 "from": sender,
                 "to": to,
                 "content": content,
+                "content_ref": content_ref,
                 "channel": channel,
                 "subject": subject,
                 "type": type,
@@ -766,7 +810,8 @@ class Methods:
         self,
         *,
         sender: str | None = None,
-        content: str,
+        content: str | None = None,
+        content_ref: str | None = None,
         group: str | None = None,
         channel: str = "default",
         subject: str | None = None,
@@ -783,6 +828,8 @@ class Methods:
 
         - `sender`: The sending agent (1 to 120 characters); the client's agent if left out.
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
+        - `content_ref`: A document's id in place of the text; if it is too long for a message, the message carries a
+          preview (1 to 128 characters).
         - `group`: Only members of this group (1 to 128 characters).
         - `channel`: The channel (1 to 128 characters).
         - `subject`: A subject line (up to 1024 bytes).
@@ -795,14 +842,15 @@ class Methods:
         - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log has it.
 
         Answers `MsgBroadcastAnswer`. `POST /msg/broadcast`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
-        402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 404 group_not_found, 404 message_not_found,
-        413 message_too_large, 429 inbox_full.
+        402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 group_not_found,
+        404 message_not_found, 413 message_too_large, 429 inbox_full.
         """
         return self._call(
             "msg.broadcast",
             {
                 "from": sender,
                 "content": content,
+                "content_ref": content_ref,
                 "group": group,
                 "channel": channel,
                 "subject": subject,
@@ -1647,6 +1695,86 @@ class Methods:
             idempotency_key,
         )
 
+    def channel_messages(
+        self,
+        *,
+        channel: str,
+        before: int | None = None,
+        limit: int = 50,
+    ) -> ChannelMessagesAnswer:
+        """A channel's log, newest first: everything that was ever said in it and is kept, also what suppress_inbox kept
+        out of inboxes.
+
+        - `channel`: The channel's name or id (1 to 128 characters).
+        - `before`: Only ids below this one (at least 0).
+        - `limit`: How many to return at most (1 to 1000).
+
+        Answers `ChannelMessagesAnswer`. `GET /channel/messages`. Refusals: 400 invalid_field, 400 missing_field, 404
+        channel_not_found.
+        """
+        return self._call(
+            "channel.messages",
+            {
+                "channel": channel,
+                "before": before,
+                "limit": limit,
+            },
+        )
+
+    def document_create(
+        self,
+        *,
+        content: str,
+        content_type: str = "text/plain",
+        created_by: str | None = None,
+        tags: Names | None = None,
+        title: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> DocumentCreateAnswer:
+        """Store a text that messages refer to with `content_ref`, because it is too long for a message or goes out more
+        than once. It is kept as long as a message that is kept refers to it, and in any case as long as a message of
+        its age.
+
+        - `content`: The text (up to 10485760 (setting max_document_size) bytes).
+        - `content_type`: What it is, as a media type (1 to 128 characters).
+        - `created_by`: The agent that makes it (1 to 120 characters); the client's agent if left out.
+        - `tags`: Words to know it by (up to 256 entries).
+        - `title`: A title (up to 1024 bytes).
+
+        Answers `DocumentCreateAnswer`. `POST /document/create`. Refusals: 400 invalid_field, 400 missing_field, 404
+        agent_not_found, 413 document_too_large.
+        """
+        return self._call(
+            "document.create",
+            {
+                "content": content,
+                "content_type": content_type,
+                "created_by": created_by,
+                "tags": tags,
+                "title": title,
+            },
+            idempotency_key,
+        )
+
+    def document_get(
+        self,
+        *,
+        id: str,
+    ) -> DocumentGetAnswer:
+        """A document with its whole content.
+
+        - `id`: The document's id, which a message shows as `content_ref` (1 to 128 characters).
+
+        Answers `DocumentGetAnswer`. `GET /document/get`. Refusals: 400 invalid_field, 400 missing_field, 404
+        document_not_found.
+        """
+        return self._call(
+            "document.get",
+            {
+                "id": id,
+            },
+        )
+
     def events_list(
         self,
         *,
@@ -1662,7 +1790,7 @@ class Methods:
         - `after`: The last id that was seen (at least 0).
         - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
           task_failed, task_released, task_requeued, task_cancelled, state_changed, agent_registered,
-          agent_deregistered, agent_stale, channel_created, channel_joined, channel_left).
+          agent_deregistered, agent_stale, channel_created, channel_joined, channel_left, document_created).
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only events that concern this agent (1 to 120 characters).
         - `limit`: How many to return at most (1 to 1000).
