@@ -34,6 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("status", "show the running daemon", "status"),
     Command("setup", "connect a client: claude, codex, gemini, cursor, vscode", "setup"),
     Command("mcp", "serve MCP on standard input and output", "mcp"),
+    Command("service", "let the system run the daemon", "service"),
     Command("backup", "copy the database, also while the daemon runs", "backup"),
     Command("restore", "put a backup in the place of the database", "restore"),
     Command("doctor", "look for what is wrong, and say what to do", "doctor"),

@@ -115,6 +115,8 @@ FAILURES: dict[str, Failure] = {
     "not_confirmed": Failure(500, EXIT_REFUSED, "Nobody agreed to what would be replaced; nothing was changed."),
     "data_dir_locked": Failure(500, EXIT_LOCKED, "Another daemon uses the data directory."),
     "data_refused": Failure(500, EXIT_DATA, "The data directory is damaged, foreign or of a newer version."),
+    "service_failed": Failure(500, EXIT_REFUSED, "The system's service manager refused, or there is none."),
+    "service_foreign": Failure(500, EXIT_REFUSED, "The service's file was written by somebody else."),
     "unreachable": Failure(500, EXIT_UNREACHABLE, "No daemon answers."),
     "unsafe_environment": Failure(500, EXIT_UNSAFE, "The daemon would be open to others, or its data not safe."),
 }

@@ -56,7 +56,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
-    {"daemon", "upkeep", "doctor"},
+    {"daemon", "upkeep", "doctor", "service"},
     COMMANDS,
     {"cli"},
     {"__main__"},
@@ -75,7 +75,7 @@ ONLY = {
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
-    "subprocess": {"probe", "setup", "starter"},
+    "subprocess": {"probe", "service", "setup", "starter"},
     "signal": {"daemon", "stdio"},
     "asyncio": set(),
     "multiprocessing": set(),

@@ -1,0 +1,47 @@
+"""Let the system run the daemon: at login, and again when it has failed.
+
+Writes a unit of the user's systemd, or an agent of launchd on macOS, loads it, and waits until the daemon answers.
+After an upgrade, install again: that restarts it. Exit status of "status": 0 it answers, 3 not installed, 6 installed,
+but no daemon answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stonemux import flags
+from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and with how much of it."""
+    parser.add_argument("action", choices=("install", "remove", "status"), help="what to do")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written and run, and do nothing")
+    parser.add_argument("--no-start", action="store_true", help="write the file only; nothing is loaded or started")
+    parser.add_argument("--json", action="store_true", help="the status as JSON, for programs")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Install, remove, or look."""
+    from stonemux import service, setup
+
+    settings = flags.settings(options, environ)
+    given = {name: getattr(options, name) for name in setup.HANDED_ON}
+    words = service.words_for(environ, given, Path.cwd())
+    keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
+    if options.action == "install":
+        keeper.install(dry_run=options.dry_run, started=not options.no_start)
+        return EXIT_OK
+    if options.action == "remove":
+        keeper.remove(dry_run=options.dry_run)
+        return EXIT_OK
+    found = keeper.status()
+    print(json.dumps(found) if options.json else service.as_text(found))
+    if not found["installed"]:
+        return EXIT_NOT_FOUND
+    return EXIT_OK if found["answers"] else EXIT_UNREACHABLE

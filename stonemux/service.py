@@ -1,0 +1,337 @@
+"""`stonemux service`: let the system start the daemon at login, and again when it has failed.
+
+One file is written, a unit of the user's systemd or an agent of launchd, and the system's own command does the rest.
+Nothing needs root. A file that stonemux did not write is never replaced or removed; what an owner wants otherwise goes
+into a drop-in beside it (`stonemux.service.d/`), which stays.
+
+Logs go where the system puts them: to the journal, and on macOS to `daemon.log` in the data directory. Both may be
+rotated by the host; the daemon only appends.
+"""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from stonemux import datadir, launch, operations, pool
+from stonemux.clients import home
+from stonemux.clock import Clock
+from stonemux.config import Settings
+from stonemux.errors import MuxError
+from stonemux.setup import HANDED_ON
+
+NAME = "stonemux"
+MARK = "Written by: stonemux service install"
+"""What a file must say to be replaced or removed."""
+START_MS = 15_000
+LOOK_MS = 50
+PATIENCE_S = 60
+STOP_S = 30
+"""How long a daemon may take to answer what waits and to commit; then the system kills it."""
+
+# Restarting does not help against these ends: bad usage or setting, directory held by another daemon, unsafe
+# environment, data refused.
+LASTING_STATUSES = (2, 4, 5, 78)
+
+# Without namespaces (ProtectSystem, PrivateTmp and the like): a user's systemd has them only where the kernel lets
+# users make namespaces, and a unit that asks for them elsewhere does not start.
+UNIT = """\
+# {mark}
+# Change it with a drop-in: systemctl --user edit stonemux
+[Unit]
+Description=stonemux: the AI agents on this machine coordinate through it
+
+[Service]
+Type=exec
+ExecStart={command}
+ExecReload=kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus={lasting}
+TimeoutStopSec={stop}
+UMask=0077
+NoNewPrivileges=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=default.target
+"""
+
+
+class Service(NamedTuple):
+    """What one system needs to be told: a file, and commands to load, unload and ask."""
+
+    file: Path
+    text: str
+    renew: tuple[tuple[str, ...], ...]
+    """What may fail before `load`: it takes an earlier one out."""
+    load: tuple[tuple[str, ...], ...]
+    unload: tuple[tuple[str, ...], ...]
+    ask: tuple[str, ...]
+    """Ends with 0 when the service runs."""
+    logs: str
+    """What shows its log."""
+    note: str
+
+
+def describe(words: Sequence[str], settings: Settings, environ: Mapping[str, str], system: str) -> Service:
+    """The service that runs `words` on this system (as `sys.platform` names it)."""
+    if any(not word.isprintable() for word in words):
+        raise MuxError("bad_setting", "a path with control characters cannot stand in a service; choose another")
+    return _launchd(words, settings, environ) if system == "darwin" else _systemd(words, environ)
+
+
+def _systemd(words: Sequence[str], environ: Mapping[str, str]) -> Service:
+    base = Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config")
+    unit, control = f"{NAME}.service", ("systemctl", "--user")
+    return Service(
+        file=base / "systemd/user" / unit,
+        text=UNIT.format(
+            mark=MARK,
+            command=" ".join(map(_for_systemd, words)),
+            lasting=" ".join(map(str, LASTING_STATUSES)),
+            stop=STOP_S,
+        ),
+        renew=(),
+        load=((*control, "daemon-reload"), (*control, "enable", unit), (*control, "restart", unit)),
+        unload=((*control, "disable", "--now", unit), (*control, "daemon-reload")),
+        ask=(*control, "is-active", "--quiet", unit),
+        logs=f"journalctl --user -u {NAME}",
+        note="it runs while you are logged in; to let it run always: loginctl enable-linger",
+    )
+
+
+def _for_systemd(word: str) -> str:
+    """A word of a command line as a unit writes it."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{word}"' if not word or any(c in word for c in " '\";") else word
+
+
+def _launchd(words: Sequence[str], settings: Settings, environ: Mapping[str, str]) -> Service:
+    log = str(settings.data_dir / "daemon.log")
+    told = {
+        "Label": NAME,
+        "ProgramArguments": list(words),
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ExitTimeOut": STOP_S,
+        "ProcessType": "Adaptive",
+        "SoftResourceLimits": {"NumberOfFiles": 4096},
+        "Umask": 0o077,
+        "StandardOutPath": log,
+        "StandardErrorPath": log,
+    }
+    text = plistlib.dumps(told).decode().replace("<plist", f"<!-- {MARK} -->\n<plist", 1)
+    file = home(environ) / f"Library/LaunchAgents/{NAME}.plist"
+    domain = f"gui/{os.getuid()}"
+    target = f"{domain}/{NAME}"
+    return Service(
+        file=file,
+        text=text,
+        renew=(("launchctl", "bootout", target),),
+        load=(("launchctl", "bootstrap", domain, str(file)),),
+        unload=(("launchctl", "bootout", target),),
+        ask=("launchctl", "print", target),
+        logs=f"tail {log}",
+        note="it starts when you log in",
+    )
+
+
+def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path) -> list[str]:
+    """The command of the daemon, with the address and place that flags or the environment name.
+
+    Paths become absolute, counted from `folder`: a service has neither this folder nor this environment.
+    """
+    words = [*launch.command(), "serve"]
+    for name in HANDED_ON:
+        if value := given.get(name) or environ.get(f"STONEMUX_{name.upper()}"):
+            path = name in ("data_dir", "config")
+            value = os.path.abspath(folder / Path(value).expanduser()) if path else value
+            words += [f"--{name.replace('_', '-')}", value]
+    return words
+
+
+class Keeper:
+    """Installs, removes and looks at one service; `say` is told each step."""
+
+    def __init__(
+        self, service: Service, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._environ = environ
+        self._say = say
+        self._clock = Clock()
+        self._pause = threading.Condition()
+
+    def install(self, *, dry_run: bool, started: bool) -> None:
+        """Write the file, load it and wait until the daemon answers.
+
+        Raises `service_foreign` for a file of somebody else, `data_dir_locked` while a daemon runs that the system did
+        not start, `service_failed` when the system refuses, `unreachable` when the daemon does not come up.
+        """
+        service, text = self._service, self._read()
+        commands = service.load if started else ()
+        if started and not dry_run:
+            self._refuse_another()
+        if text != service.text:
+            self._say(f"{'would write' if dry_run else 'writing'} {service.file}:")
+            self._say("".join(f"  {line}\n" for line in service.text.splitlines()).rstrip("\n"))
+        else:
+            self._say(f"{service.file}: already as it must be")
+        if dry_run:
+            self._tell(commands)
+            return
+        if text != service.text:
+            _write(service.file, service.text)
+        if started:
+            for command in service.renew:
+                self._try(command)
+        self._run(commands)
+        if started:
+            self._await()
+        self._say(f"log: {service.logs}")
+        self._say(service.note)
+
+    def remove(self, *, dry_run: bool) -> None:
+        """Stop the service and take its file away, also where the system refuses; the data stay.
+
+        Raises `service_foreign`.
+        """
+        service = self._service
+        if self._read() is None:
+            self._say(f"{service.file}: there is none; nothing to remove")
+            return
+        if dry_run:
+            self._tell(service.unload[:1])
+            self._say(f"would remove {service.file}")
+            self._tell(service.unload[1:])
+            return
+        self._attempt(service.unload[:1])
+        service.file.unlink()
+        self._attempt(service.unload[1:])
+        self._say(f"removed {service.file}; the data in {self._settings.data_dir} stay")
+
+    def status(self) -> dict[str, object]:
+        """What is there: the file, whether it is current, whether the service runs, whether its daemon answers."""
+        text = self._read()
+        return {
+            "file": str(self._service.file),
+            "installed": text is not None,
+            "current": text == self._service.text,
+            "running": text is not None and self._try(self._service.ask),
+            "answers": self._answers(),
+        }
+
+    def _read(self) -> str | None:
+        """The file's text, None when there is none."""
+        file = self._service.file
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as trouble:
+            raise MuxError("service_failed", f"{file} cannot be read: {trouble.strerror}") from trouble
+        if MARK not in text:
+            raise MuxError(
+                "service_foreign", f"{file} was not written by stonemux, so it is left alone; move it away first"
+            )
+        return text
+
+    def _refuse_another(self) -> None:
+        place = self._settings.data_dir
+        if place.is_dir() and datadir.is_held(place) and not self._try(self._service.ask):
+            holder = datadir.noted_pid(place)
+            raise MuxError(
+                "data_dir_locked",
+                f"a daemon{f' (pid {holder})' if holder else ''} that the system did not start holds {place}; stop it "
+                f"first{f' (kill {holder})' if holder else ''}, then install again. Nothing was changed",
+            )
+
+    def _tell(self, commands: Sequence[Sequence[str]]) -> None:
+        for command in commands:
+            self._say(f"would run {' '.join(command)}")
+
+    def _run(self, commands: Sequence[Sequence[str]]) -> None:
+        for command in commands:
+            self._say(f"running {' '.join(command)}")
+            said = _outcome(command, self._environ)
+            if said is not None:
+                raise MuxError("service_failed", f"{' '.join(command)}: {said}")
+
+    def _attempt(self, commands: Sequence[Sequence[str]]) -> None:
+        for command in commands:
+            said = _outcome(command, self._environ)
+            self._say(f"running {' '.join(command)}{f': {said}' if said else ''}")
+
+    def _try(self, command: Sequence[str]) -> bool:
+        return _outcome(command, self._environ) is None
+
+    def _answers(self) -> bool:
+        try:
+            pool.ask(self._settings.host, self._settings.port, operations.BY_NAME["health"], {}, timeout=2)
+        except MuxError:
+            return False
+        return True
+
+    def _await(self) -> None:
+        deadline = self._clock.ticks_ms() + START_MS
+        address = f"{self._settings.host}:{self._settings.port}"
+        while not self._answers():
+            if self._clock.ticks_ms() >= deadline:
+                raise MuxError(
+                    "unreachable", f"it is installed, but no daemon answers at {address}; see {self._service.logs}"
+                )
+            with self._pause:
+                self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
+        self._say(f"it answers at {address}")
+
+
+def as_text(found: Mapping[str, object]) -> str:
+    """A status for people."""
+    if not found["installed"]:
+        return f"not installed ({found['file']}); install it with: stonemux service install"
+    lines = [str(found["file"])]
+    if not found["current"]:
+        lines.append("  differs from what this version would write; install it again")
+    lines.append("  the system runs it" if found["running"] else "  the system does not run it")
+    lines.append("  a daemon answers" if found["answers"] else "  no daemon answers")
+    return "\n".join(lines)
+
+
+def _outcome(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """None when a command succeeds, else what it said or why it could not be run."""
+    try:
+        done = subprocess.run(
+            command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S
+        )
+    except FileNotFoundError:
+        return "there is no such command here; without it, --no-start only writes the file"
+    except (OSError, subprocess.SubprocessError) as trouble:
+        return str(trouble)
+    if done.returncode == 0:
+        return None
+    return (done.stderr or done.stdout).strip() or f"it ended with status {done.returncode}"
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(0o644)
+        os.replace(temporary, file)
+    except OSError as trouble:
+        raise MuxError("service_failed", f"{file} cannot be written: {trouble.strerror or trouble}") from trouble

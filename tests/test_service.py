@@ -1,0 +1,173 @@
+"""The system's service: what is written is what the system understands, and nothing of anybody else is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import plistlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stonemux import cli, launch, service
+from stonemux.config import Settings
+from stonemux.datadir import DataDir
+
+ASKED = ("systemctl", "--user", "is-active", "--quiet", "stonemux.service")
+
+
+@pytest.fixture
+def typed(tmp_path, capsys, monkeypatch) -> Iterator[Any]:
+    """Runs `stonemux service` where `systemctl` notes what it is asked and ends with `status`; gives what was said."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    noted = tmp_path / "noted"
+    script = tools / "systemctl"
+    environ = {"HOME": str(tmp_path / "home"), "PATH": f"{tools}:{os.defpath}"}
+    monkeypatch.setattr("sys.platform", "linux")
+
+    def run(*words: str, status: int = 0, expected: int = 0) -> list[str]:
+        script.write_text(f'#!/bin/sh\necho "$*" >> {noted}\necho "no bus" >&2\nexit {status}\n')
+        script.chmod(0o755)
+        noted.write_text("")
+        given = [*words, "--data-dir", str(tmp_path / "data")]
+        assert cli.main(["service", *given], environ) == expected
+        run.asked = noted.read_text().splitlines()
+        said = capsys.readouterr()
+        run.err = said.err
+        return said.out.splitlines()
+
+    run.unit = tmp_path / "home/.config/systemd/user/stonemux.service"
+    return run
+
+
+def words_of(unit: Path) -> list[str]:
+    (line,) = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
+    return shlex.split(line.partition("=")[2])
+
+
+def test_a_dry_run_tells_all_and_does_nothing(typed, tmp_path):
+    said = typed("install", "--dry-run")
+    assert said[0] == f"would write {typed.unit}:"
+    assert any("ExecStart=" in line for line in said)
+    assert said[-3:] == [
+        "would run systemctl --user daemon-reload",
+        "would run systemctl --user enable stonemux.service",
+        "would run systemctl --user restart stonemux.service",
+    ]
+    assert not typed.asked
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_written_unit_starts_this_very_program_there(typed, tmp_path):
+    typed("install", "--no-start", "--port", "4471")
+    assert words_of(typed.unit) == [*launch.command(), *f"serve --port 4471 --data-dir {tmp_path}/data".split()]
+    assert not typed.asked
+    assert typed("install", "--no-start", "--port", "4471")[0] == f"{typed.unit}: already as it must be"
+
+
+def test_installing_loads_it_and_waits_until_it_answers(typed, http):
+    said = typed("install", "--port", str(http.port))
+    assert typed.asked == ["--user daemon-reload", "--user enable stonemux.service", "--user restart stonemux.service"]
+    assert f"it answers at 127.0.0.1:{http.port}" in said
+    assert typed("status", "--port", str(http.port))[1:] == ["  the system runs it", "  a daemon answers"]
+
+
+def test_one_that_does_not_come_up_is_told(typed, monkeypatch):
+    monkeypatch.setattr(service, "START_MS", 0)
+    typed("install", "--port", "1", expected=6)
+    assert "see journalctl --user -u stonemux" in typed.err
+
+
+def test_a_daemon_that_was_started_otherwise_is_in_the_way(typed, tmp_path):
+    held = DataDir(tmp_path / "data")
+    typed("install", status=3, expected=4)
+    held.close()
+    assert f"kill {os.getpid()}" in typed.err
+    assert not typed.unit.exists()
+
+
+def test_what_the_system_refuses_is_told_with_its_words(typed):
+    typed("install", status=1, expected=1)
+    assert "systemctl --user daemon-reload: no bus" in typed.err
+
+
+def test_removing_takes_away_the_file_also_where_the_system_refuses(typed):
+    typed("install", "--no-start")
+    assert typed("remove", "--dry-run")[1] == f"would remove {typed.unit}"
+    assert typed.unit.exists()
+    said = typed("remove", status=1)
+    assert "running systemctl --user disable --now stonemux.service: no bus" in said
+    assert not typed.unit.exists()
+    assert "nothing to remove" in typed("remove")[0]
+
+
+def test_a_file_of_somebody_else_is_left_alone(typed):
+    typed.unit.parent.mkdir(parents=True)
+    typed.unit.write_text("[Service]\nExecStart=/usr/bin/other\n")
+    for words in (["install"], ["install", "--dry-run"], ["remove"], ["status"]):
+        typed(*words, expected=1)
+        assert "was not written by stonemux" in typed.err
+    assert "other" in typed.unit.read_text()
+
+
+def test_the_status_tells_what_is_missing(typed):
+    assert typed("status", "--port", "1", expected=3) == [
+        f"not installed ({typed.unit}); install it with: stonemux service install"
+    ]
+    typed("install", "--no-start")
+    assert "differs from what this version would write" in typed("status", "--port", "1", status=3, expected=6)[1]
+    told = json.loads(typed("status", "--json", "--port", "1", status=3, expected=6)[0])
+    assert told == {"file": str(typed.unit), "installed": True, "current": False, "running": False, "answers": False}
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("/plain/path", "/plain/path"),
+        ("a b", '"a b"'),
+        ("100%", "100%%"),
+        ("$HOME", "$$HOME"),
+        ('say "hi"', '"say \\"hi\\""'),
+        ("it's", '"it\'s"'),
+        ("back\\slash", "back\\\\slash"),
+        ("a;b", '"a;b"'),
+        ("", '""'),
+    ],
+)
+def test_a_unit_quotes_what_systemd_would_change(word, written):
+    assert service._for_systemd(word) == written
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_finds_nothing_wrong_with_the_unit(typed, tmp_path):
+    typed("install", "--no-start")
+    (tmp_path / "run").mkdir(mode=0o700)
+    environ = {"PATH": os.defpath, "XDG_RUNTIME_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["systemd-analyze", "--user", "verify", str(typed.unit)], env=environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_launchd_is_told_the_same(tmp_path):
+    settings = replace(Settings(), data_dir=tmp_path)
+    found = service.describe(["/py", "-P", "/a b/m.py", "serve"], settings, {"HOME": "/Users/ann"}, "darwin")
+    told = plistlib.loads(found.text.encode())
+    assert told["ProgramArguments"] == ["/py", "-P", "/a b/m.py", "serve"]
+    assert told["KeepAlive"] == {"SuccessfulExit": False}
+    assert told["StandardErrorPath"] == str(tmp_path / "daemon.log")
+    assert str(found.file) == "/Users/ann/Library/LaunchAgents/stonemux.plist"
+    assert service.MARK in found.text
+    assert found.load == (("launchctl", "bootstrap", f"gui/{os.getuid()}", str(found.file)),)
+
+
+def test_a_path_that_no_line_can_hold_is_refused(tmp_path):
+    with pytest.raises(service.MuxError, match="control characters"):
+        service.describe(["/a\nExecStart=/bin/sh"], Settings(), {"HOME": "/h"}, "linux")
