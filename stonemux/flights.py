@@ -22,6 +22,7 @@ class Flights:
         self._lock = threading.Lock()
         self._agents: dict[str, tuple[threading.Lock, set[int]]] = {}
         self._shown: dict[str, int] = {}
+        self._recalled: dict[str, set[int]] = {}
         self.owed: list[tuple[str, list[int]]] = []
         """Arrived, but not yet written down because the disk refused; written with the next chance."""
 
@@ -39,11 +40,29 @@ class Flights:
         with lock:
             yield ids
 
-    def end(self, agent_id: str, ids: Iterable[int]) -> None:
-        """These are no longer in flight."""
+    def end(self, agent_id: str, ids: Iterable[int]) -> bool:
+        """These are no longer in flight; returns whether one of them is queued again."""
         lock, held = self._entry(agent_id)
         with lock:
             held.difference_update(ids)
+            recalled = self._recalled.get(agent_id)
+            if not recalled:
+                return False
+            left = recalled & held
+            self._recalled[agent_id] = left
+            return len(left) < len(recalled)
+
+    def recall(self, agent_id: str, ids: Iterable[int]) -> None:
+        """Of these, what is in flight shall be queued again at the end of its flight, even if it arrives."""
+        lock, held = self._entry(agent_id)
+        with lock:
+            if wanted := held.intersection(ids):
+                self._recalled.setdefault(agent_id, set()).update(wanted)
+
+    def unrecalled(self, agent_id: str, ids: list[int]) -> list[int]:
+        """Those whose arrival settles them."""
+        recalled = self._recalled.get(agent_id)
+        return [message_id for message_id in ids if message_id not in recalled] if recalled else ids
 
     def show(self, agent_id: str, through: int) -> None:
         """A cursor poll, which writes nothing, has shown this agent everything up to here."""

@@ -260,7 +260,7 @@ def redeliver(tx: Tx, agent_id: str, since: int) -> int:
     """Queue again what plain polls settled since a time; returns how many."""
     count = tx.run(
         "update delivery set state = 0, settled_at = null, reason = null "
-        "where agent_id = ? and state = 2 and reason = ? and settled_at >= ?",
+        "where agent_id = ? and state = 2 and reason = ? and settled_at >= ? and archived is null",
         agent_id,
         messages.RECEIVED,
         since,

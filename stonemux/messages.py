@@ -178,8 +178,9 @@ def backlog(tx: Tx, agent_id: str) -> int:
 def unread(rx: Snapshot, agent_id: str) -> int:
     """How many messages a poll would still find in an inbox: its backlog without what has run out."""
     count: int = rx.one(
-        "select count(*) from delivery where agent_id = ? and state < 2 and not exists "
-        "(select 1 from message where id = message_id and expires_at <= ?)",
+        "select count(*) from (select message_id from delivery indexed by delivery_open where agent_id = ?1 and "
+        "state = 0 union all select message_id from delivery indexed by delivery_leased where agent_id = ?1 and "
+        "state = 1) where not exists (select 1 from message where id = message_id and expires_at <= ?2)",
         agent_id,
         rx.now,
     )[0]
@@ -222,12 +223,13 @@ def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
 
     def outcome(value: Any, error: BaseException | None) -> None:
         if error is None:
-            mux.flights.end(agent_id, ids)
+            if mux.flights.end(agent_id, ids):
+                mux.hub.wake([("inbox", agent_id)])
         else:
             mux.flights.owed.append((agent_id, ids))
             mux.alarm.set(mux.clock.now_ms() + 1000)
 
-    mux.store.submit(Job(lambda tx: settle(tx, agent_id, ids), outcome))
+    mux.store.submit(Job(lambda tx: settle(tx, agent_id, mux.flights.unrecalled(agent_id, ids)), outcome))
 
 
 def settle_owed(mux: Mux) -> None:

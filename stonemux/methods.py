@@ -465,6 +465,61 @@ class DocumentGetAnswer(TypedDict):
     document: DocumentGetAnswerDocument
 
 
+Item = TypedDict(
+    "Item",
+    {
+        "id": str,
+        "message_id": int,
+        "from": str,
+        "channel": str,
+        "status": str,
+        "received_at": str,
+        "subject": NotRequired[str],
+        "type": NotRequired[str],
+        "thread": NotRequired[str],
+        "reply_to": NotRequired[int],
+        "priority": NotRequired[int],
+        "content_ref": NotRequired[str],
+        "truncated": NotRequired[bool],
+        "mentioned": NotRequired[bool],
+    },
+)
+"""A record that several operations answer with."""
+
+
+class InboxListAnswerItem(Item):
+    """Part of what inbox.list answers."""
+
+    preview: str
+
+
+class WholeItem(Item):
+    """A record that several operations answer with."""
+
+    content: str
+    metadata: NotRequired[dict[str, Any]]
+
+
+class InboxListAnswer(TypedDict):
+    """What inbox.list answers."""
+
+    items: list[InboxListAnswerItem | WholeItem]
+    unread: int
+    more: NotRequired[bool]
+
+
+class InboxShowAnswer(TypedDict):
+    """What inbox.show answers."""
+
+    item: WholeItem
+
+
+class InboxUpdateAnswer(TypedDict):
+    """What inbox.update answers."""
+
+    updated: int
+
+
 class Event(TypedDict):
     """A record that several operations answer with."""
 
@@ -1773,6 +1828,90 @@ class Methods:
             {
                 "id": id,
             },
+        )
+
+    def inbox_list(
+        self,
+        *,
+        agent_id: str | None = None,
+        status: Literal["unread", "read", "archived", "all"] = "unread",
+        full: bool = False,
+        limit: int = 100,
+        before: int | None = None,
+    ) -> InboxListAnswer:
+        """Look at an inbox, newest first, without taking anything. An item is unread while a poll would still deliver
+        its message (or has it on a lease), read once it was delivered, acknowledged or marked so, archived when it was
+        put away. Dead letters are in no inbox.
+
+        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
+        - `status`: Only items of this status; all: any.
+        - `full`: Whole contents in place of previews of 200 characters.
+        - `limit`: How many to return at most (1 to 1000).
+        - `before`: Only items of messages with ids below this one (at least 0).
+
+        Answers `InboxListAnswer`. `GET /inbox/list`. Refusals: 400 invalid_field, 400 missing_field, 404
+        agent_not_found.
+        """
+        return self._call(
+            "inbox.list",
+            {
+                "agent_id": agent_id,
+                "status": status,
+                "full": full,
+                "limit": limit,
+                "before": before,
+            },
+        )
+
+    def inbox_show(
+        self,
+        *,
+        id: str,
+    ) -> InboxShowAnswer:
+        """One item with its whole content, also where its message carries only the preview of a document. It stays
+        unread.
+
+        - `id`: The item's id, such as inbox-42-writer (1 to 150 characters).
+
+        Answers `InboxShowAnswer`. `GET /inbox/show`. Refusals: 400 invalid_field, 400 missing_field, 404
+        message_not_found.
+        """
+        return self._call(
+            "inbox.show",
+            {
+                "id": id,
+            },
+        )
+
+    def inbox_update(
+        self,
+        *,
+        agent_id: str | None = None,
+        ids: Names | None = None,
+        every: bool = False,
+        status: Literal["unread", "read", "archived"],
+        idempotency_key: str | None = None,
+    ) -> InboxUpdateAnswer:
+        """Mark items. Read: acknowledges them, so that no poll returns them. Unread: queues them again, for the next
+        poll. Archived: puts them away, acknowledged. `all` means every item that is not archived. All or none.
+
+        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
+        - `ids`: The items to mark (up to 1000 entries).
+        - `every`: In place of ids: every item that is not archived.
+        - `status`: What they become.
+
+        Answers `InboxUpdateAnswer`. `POST /inbox/update`. Refusals: 400 invalid_field, 400 missing_field, 404
+        agent_not_found, 404 message_not_found.
+        """
+        return self._call(
+            "inbox.update",
+            {
+                "agent_id": agent_id,
+                "ids": ids,
+                "all": every,
+                "status": status,
+            },
+            idempotency_key,
         )
 
     def events_list(

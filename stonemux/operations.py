@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
-from stonemux.vocabulary import EVENT_KINDS, KEPT_VERSIONS, NO_TASK, TASK_STATUSES
+from stonemux.vocabulary import EVENT_KINDS, ITEM_STATUSES, KEPT_VERSIONS, NO_TASK, TASK_STATUSES
 
 # -- parameters that many rows share
 
@@ -206,6 +206,23 @@ DOCUMENT = {
     "created_at": "time",
     "size": "integer",
 }
+ITEM = {
+    "id": "string",
+    "message_id": "integer",
+    "from": "string",
+    "channel": "string",
+    "status": "string",
+    "received_at": "time",
+    "subject?": "string",
+    "type?": "string",
+    "thread?": "string",
+    "reply_to?": "integer",
+    "priority?": "integer",
+    "content_ref?": "string",
+    "truncated?": "boolean",
+    "mentioned?": "boolean",
+}
+WHOLE_ITEM = ITEM | {"content": "string", "metadata?": "object"}
 EVENT = {"id": "integer", "type": "string", "channel": "string|null", "at": "time", "data": "object"}
 ENDED = {"task_id": "string", "status": "string", "task": TASK}
 
@@ -1082,6 +1099,67 @@ OPERATIONS: tuple[Operation, ...] = (
         returns={"document": DOCUMENT | {"content": "string"}},
         errors=("document_not_found",),
         example={"id": "doc-0123456789abcdef"},
+    ),
+    # inbox
+    Operation(
+        "inbox.list",
+        "GET",
+        "/inbox/list",
+        "wait",
+        "inbox.listed",
+        "Look at an inbox, newest first, without taking anything. An item is unread while a poll would still deliver "
+        "its message (or has it on a lease), read once it was delivered, acknowledged or marked so, archived when it "
+        "was put away. Dead letters are in no inbox.",
+        slow=True,
+        params=(
+            _agent(doc="Whose inbox."),
+            Param(
+                "status", "text", "unread", choices=(*ITEM_STATUSES, "all"), doc="Only items of this status; all: any."
+            ),
+            Param("full", "boolean", False, doc="Whole contents in place of previews of 200 characters."),
+            _limit(),
+            Param(
+                "before", "integer", least=0, most=MOST_INTEGER, doc="Only items of messages with ids below this one."
+            ),
+        ),
+        returns={"items": [(ITEM | {"preview": "string"}, WHOLE_ITEM)], "unread": "integer", "more?": "boolean"},
+        actor="agent_id",
+        errors=("agent_not_found",),
+        example={"agent_id": "writer"},
+    ),
+    Operation(
+        "inbox.show",
+        "GET",
+        "/inbox/show",
+        "wait",
+        "inbox.show",
+        "One item with its whole content, also where its message carries only the preview of a document. It stays "
+        "unread.",
+        slow=True,
+        params=(Param("id", "name", REQUIRED, most=150, doc="The item's id, such as inbox-42-writer."),),
+        returns={"item": WHOLE_ITEM},
+        errors=("message_not_found",),
+        example={"id": "inbox-42-writer"},
+    ),
+    Operation(
+        "inbox.update",
+        "POST",
+        "/inbox/update",
+        "change",
+        "inbox.update",
+        "Mark items. Read: acknowledges them, so that no poll returns them. Unread: queues them again, for the next "
+        "poll. Archived: puts them away, acknowledged. `all` means every item that is not archived. All or none.",
+        params=(
+            _agent(doc="Whose inbox."),
+            Param("ids", "names", most=1000, longest=150, doc="The items to mark."),
+            Param("all", "boolean", False, doc="In place of ids: every item that is not archived.", into="every"),
+            Param("status", "text", REQUIRED, choices=ITEM_STATUSES, doc="What they become."),
+        ),
+        returns={"updated": "integer"},
+        frees=True,
+        actor="agent_id",
+        errors=("agent_not_found", "message_not_found", "missing_field"),
+        example={"agent_id": "writer", "ids": ["inbox-42-writer"], "status": "read"},
     ),
     # events and monitoring
     Operation(

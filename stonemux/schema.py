@@ -62,6 +62,8 @@ class Param:
     code: str = "invalid_field"
     too_large: str = ""
     tier: str = "free"
+    longest: int = 128
+    """The most characters of each entry of a list of names."""
     either: str = ""
     """The other parameter of which exactly one, this or that, must be given."""
     clamp: bool = False
@@ -321,7 +323,7 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
     most = param.upper(limits) or 256
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
-    one = Param(f"each of {param.name}", code=param.code, choices=param.choices)
+    one = Param(f"each of {param.name}", code=param.code, choices=param.choices, most=param.longest)
     try:
         checked = list(dict.fromkeys(_name(one, entry, limits) for entry in value))
     except MuxError as error:
@@ -429,7 +431,7 @@ def _integer_schema(param: Param, most: int | None, without: str) -> dict[str, A
 
 
 def _names_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    schema = {"type": "array", "items": _name_schema(param, None, without), "maxItems": most or 256}
+    schema = {"type": "array", "items": _name_schema(param, param.longest, without), "maxItems": most or 256}
     return schema | {"minItems": 1} if without else schema
 
 

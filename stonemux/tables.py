@@ -100,6 +100,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "drop table if exists message_words",
         "update searched set through = 0",
     ),
+    # put away by its reader; only ever true of what is settled
+    ("alter table delivery add column archived integer",),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -27,6 +27,9 @@ EVENT_KINDS = (
 
 TASK_STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
 
+ITEM_STATUSES = ("unread", "read", "archived")
+"""What an inbox's item may be."""
+
 AGENT_CHANNEL_PREFIX = "agent-"
 """How the names of the agents' own channels begin."""
 

@@ -47,7 +47,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mux", "channels", "documents"},
     # what it does
     {"messages", "tasks", "state", "door", "connection", "parking"},
-    {"agents", "leases", "monitor", "search", "sending", "backup"},
+    {"agents", "leases", "monitor", "search", "sending", "inbox", "backup"},
     {"polling"},
     # what runs by itself; streams
     {"timekeeper", "sse"},
@@ -84,7 +84,7 @@ ONLY = {
 
 SHARED = {
     "agent": {"agents", "messages"},  # the purge keeps the highest id that an inbox ever had
-    "delivery": {"messages", "leases"},  # a message's way, plain and leased
+    "delivery": {"messages", "leases", "inbox"},  # a message's way, plain, leased and as its reader marks it
     # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
     "event": {"transaction", "opening", "events"},
     "member": {"agents", "channels", "directory"},

@@ -45,6 +45,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
         self.sent: dict[int, int] = {}  # message id -> priority
         self.inbox: dict[str, list[int]] = {name: [] for name in AGENTS}  # everything ever delivered, by id
         self.open: dict[str, set[int]] = {name: set() for name in AGENTS}  # not settled
+        self.archived: dict[str, set[int]] = {name: set() for name in AGENTS}
         self.tasks: dict[str, dict[str, Any]] = {}
         self.state: dict[str, tuple[int, str | None]] = dict.fromkeys(KEYS, (0, None))
 
@@ -137,6 +138,31 @@ class ProgramAgainstModel(RuleBasedStateMachine):
             assert [m["id"] for m in answer["messages"]] == expected[:limit]
             assert answer.get("more", False) == (len(expected) > limit)
         self.open[name] = {one for one in self.open[name] if one > after}
+
+    def status_of(self, name: str, message_id: int) -> str:
+        if message_id in self.open[name]:
+            return "unread"
+        return "archived" if message_id in self.archived[name] else "read"
+
+    @rule(name=agents, which=st.none() | st.integers(0, 5), status=st.sampled_from(("read", "unread", "archived")))
+    def mark(self, name: str, which: int | None, status: str) -> None:
+        held = self.inbox[name]
+        if which is None or not held:
+            named = [one for one in held if one not in self.archived[name]]
+            answer = self.call("inbox.update", agent_id=name, all=True, status=status)
+        else:
+            named = [held[which % len(held)]]
+            answer = self.call("inbox.update", agent_id=name, ids=[f"inbox-{named[0]}-{name}"], status=status)
+        if name not in self.known:
+            assert answer == "agent_not_found"
+            return
+        assert answer["updated"] == sum(self.status_of(name, one) != status for one in named)
+        self.open[name] -= set(named)
+        self.archived[name] -= set(named)
+        if status == "unread":
+            self.open[name] |= set(named)
+        elif status == "archived":
+            self.archived[name] |= set(named)
 
     # -- tasks
 
@@ -319,6 +345,14 @@ class ProgramAgainstModel(RuleBasedStateMachine):
         if hasattr(self, "program"):
             found = [event["id"] for event in self.call("events.list", after=0, limit=1000)["events"]]
             assert found == list(range(1, self.events + 1))
+
+    @invariant()
+    def every_inbox_is_as_the_model_says(self) -> None:
+        for name in self.known if hasattr(self, "program") else ():
+            answer = self.call("inbox.list", agent_id=name, status="all", limit=1000)
+            found = [(item["message_id"], item["status"]) for item in answer["items"]]
+            assert found == [(one, self.status_of(name, one)) for one in reversed(self.inbox[name])]
+            assert answer["unread"] == len(self.open[name])
 
     @invariant()
     def every_key_is_as_the_model_says(self) -> None:

@@ -1,0 +1,195 @@
+"""An inbox as a person looks at it: items that are unread, read or archived.
+
+This is no second state beside the polls': an item is *unread* while its delivery is queued, leased or on its way,
+*read* once it is settled, and *archived* when it was put away, too. So marking as read is an acknowledgement, marking
+as unread queues the message again, and looking takes nothing. Dead letters are in no inbox.
+
+An item on a lease is unread already, and marking it so leaves it to its holder; marking it as read ends the lease, as
+an ack does. What a plain poll has taken, and is not yet known to have arrived, is queued again after all when it is
+marked as unread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import Any
+
+from stonemux import directory, documents, messages
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.messages import SETTLED
+from stonemux.mux import Caller, Mux
+from stonemux.schema import MOST_INTEGER, shown
+from stonemux.transaction import Snapshot, Tx
+
+PREVIEW = 200
+"""Characters of a content that a list shows."""
+
+_ID = re.compile(r"inbox-([1-9][0-9]{0,18})-(.{1,120})\Z", re.DOTALL)
+
+_ROWS = f"select {messages.FIELDS}, d.state, d.archived from delivery d join message m on m.id = d.message_id where "
+_ALIVE = " and (m.expires_at is null or m.expires_at > ?2)"
+_PAGE = " and d.message_id < ?3 order by d.message_id desc limit ?4"
+_WHICH = {
+    # by way of the partial indexes: a long history costs nothing
+    "unread": "d.agent_id = ?1 and d.message_id in ("
+    "select message_id from delivery indexed by delivery_open where agent_id = ?1 and state = 0 union all "
+    "select message_id from delivery indexed by delivery_leased where agent_id = ?1 and state = 1)" + _ALIVE,
+    "read": "d.agent_id = ?1 and d.state = 2 and d.archived is null",
+    "archived": "d.agent_id = ?1 and d.state = 2 and d.archived",
+    "all": f"d.agent_id = ?1 and (d.state = 2 or d.state < 2{_ALIVE})",
+}
+"""What a list of items selects, by their status."""
+
+_MARK = {
+    "read": (
+        "update delivery set state = 2, due_at = null, archived = null, "
+        "settled_at = case when state < 2 then ?3 else settled_at end, "
+        "reason = case when state < 2 then null else reason end where agent_id = ?1 and (state < 2 or archived)"
+    ),
+    "archived": (
+        "update delivery set state = 2, due_at = null, archived = 1, "
+        "settled_at = case when state < 2 then ?3 else settled_at end, "
+        "reason = case when state < 2 then null else reason end "
+        "where agent_id = ?1 and (state < 2 or state = 2 and archived is null)"
+    ),
+    "unread": (
+        "update delivery set state = 0, due_at = null, archived = null, settled_at = null, reason = null "
+        "where agent_id = ?1 and state = 2"
+    ),
+}
+"""How deliveries get a status; those that have it already are left alone."""
+
+_ONE = " and message_id = ?2"
+_EVERY = {
+    "read": " and ?2 is null and state < 2",
+    "archived": " and ?2 is null",
+    "unread": " and ?2 is null and archived is null",
+}
+"""What `all` narrows that down to: whatever was put away stays there."""
+
+
+def listed(
+    mux: Mux, caller: Caller, *, agent_id: str, status: str, full: bool, limit: int, before: int | None
+) -> dict[str, Any]:
+    """An agent's items, newest first; nothing is taken by looking."""
+    _write_down_arrivals(mux, agent_id)
+    with mux.store.read() as rx:
+        directory.agent(rx, agent_id)
+        rows = rx.sql(
+            _ROWS + _WHICH[status] + _PAGE, agent_id, rx.now, 2**63 - 1 if before is None else before, limit + 1
+        )
+        answer: dict[str, Any] = {
+            "items": [_view(row, agent_id, full) for row in rows[:limit]],
+            "unread": messages.unread(rx, agent_id),
+        }
+    if len(rows) > limit:
+        answer["more"] = True
+    return answer
+
+
+def _write_down_arrivals(mux: Mux, agent_id: str) -> None:
+    """What is known to have arrived, and stands in the queue to be written down, is read when we look."""
+    if mux.flights.held(agent_id):
+        with contextlib.suppress(MuxError):  # the disk refuses: then we show what is written
+            mux.store.write(lambda tx: None)
+
+
+def show(mux: Mux, caller: Caller, *, id: str) -> dict[str, Any]:
+    """One item with its whole content."""
+    message_id, agent_id = _parsed(id)
+    _write_down_arrivals(mux, agent_id)
+    with mux.store.read() as rx:
+        row = _find(rx, message_id, agent_id)
+        item = _view(row, agent_id, True)
+        if item.pop("truncated", False):
+            item["content"] = documents.whole(rx, row["content_ref"])
+    return {"item": item}
+
+
+def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status: str) -> dict[str, Any]:
+    """Mark items as read, unread or archived; returns how many had another status."""
+    directory.agent(tx, agent_id)
+    if (ids is None) != every:
+        raise MuxError(
+            "invalid_field" if every else "missing_field",
+            "give either ids, the items to mark, or all=true, and not both",
+            parameter="all" if every else "ids",
+        )
+    again = tx.mux.flights.held(agent_id)
+    if ids is None:
+        updated = _mark(tx, status, agent_id, None)
+    else:
+        wanted = [_find(tx, *_parsed(one, agent_id))["id"] for one in ids]
+        updated = sum(_mark(tx, status, agent_id, message_id) for message_id in wanted)
+        again = again.intersection(wanted)
+    tx.backlog.pop(agent_id, None)
+    if status == "unread":
+        tx.after(lambda: tx.mux.flights.recall(agent_id, again))
+        tx.touch(("inbox", agent_id))
+    return {"updated": updated}
+
+
+def _mark(tx: Tx, status: str, agent_id: str, message_id: int | None) -> int:
+    which = _EVERY[status] if message_id is None else _ONE
+    values = (agent_id, message_id) if status == "unread" else (agent_id, message_id, tx.now)
+    return tx.run(_MARK[status] + which, *values).rowcount
+
+
+def _parsed(item_id: str, owner: str | None = None) -> tuple[int, str]:
+    """The message and the agent that an item's id names; of `owner`, if that is given."""
+    match = _ID.match(item_id)
+    if match is None or int(match[1]) > MOST_INTEGER or owner not in (None, match[2]):
+        raise _unknown(item_id)
+    return int(match[1]), match[2]
+
+
+def _find(rx: Snapshot, message_id: int, agent_id: str) -> Any:
+    row = rx.one(
+        _ROWS + "d.agent_id = ? and d.message_id = ? and (d.state = 2 or d.state < 2 and "
+        "(m.expires_at is null or m.expires_at > ?))",
+        agent_id,
+        message_id,
+        rx.now,
+    )
+    if row is None:
+        raise _unknown(f"inbox-{message_id}-{agent_id}")
+    return row
+
+
+def _unknown(item_id: str) -> MuxError:
+    return MuxError(
+        "message_not_found",
+        f"this inbox holds no item {shown(item_id)}; inbox.list shows the ones it holds, msg.dead the dead letters. "
+        "Nothing was changed",
+        id=item_id[:160],
+    )
+
+
+def _view(row: Any, agent_id: str, full: bool) -> dict[str, Any]:
+    status = "unread" if row["state"] != SETTLED else "archived" if row["archived"] else "read"
+    text: str = row["content"]
+    item: dict[str, Any] = {
+        "id": f"inbox-{row['id']}-{agent_id}",
+        "message_id": row["id"],
+        "from": row["sender"],
+        "channel": row["channel"],
+        "status": status,
+        "received_at": rfc3339(row["sent_at"]),
+    }
+    if full:
+        item["content"] = text
+    else:
+        item["preview"] = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
+    for extra in ("subject", "type", "thread", "reply_to", "priority", "content_ref"):
+        if row[extra]:
+            item[extra] = row[extra]
+    if row["truncated"]:
+        item["truncated"] = True
+    if row["mentions"] and agent_id in json.loads(row["mentions"]):
+        item["mentioned"] = True
+    if full and row["metadata"]:
+        item["metadata"] = json.loads(row["metadata"])
+    return item
