@@ -7,8 +7,8 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
+from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
 from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, generate_agent_channel_name
 

@@ -67,6 +67,7 @@ class Clock:
         return os.urandom(n_bytes).hex()
 
 
+@lru_cache(maxsize=64)  # what one transaction writes and answers has one time
 def rfc3339(ms: int) -> str:
     """Milliseconds since the epoch as RFC 3339 in UTC, for example `2026-06-10T04:30:00.000Z`."""
     seconds, milli = divmod(ms, 1000)

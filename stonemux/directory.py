@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from stonemux.errors import MuxError, nearest
+from stonemux.payload import dumps
 from stonemux.schema import shown
 from stonemux.transaction import Snapshot, Tx
 
@@ -161,11 +162,3 @@ def join(tx: Tx, name: str, agent_id: str) -> bool:
             "insert or ignore into member (channel, agent_id, joined_at) values (?, ?, ?)", name, agent_id, tx.now
         ).rowcount
     )
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
-
-def dumps(value: Any) -> str:
-    """Compact JSON text, as it is stored and sent."""
-    return _encode(value)

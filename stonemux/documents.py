@@ -14,8 +14,8 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
+from stonemux.payload import dumps
 from stonemux.schema import shown
 from stonemux.transaction import Snapshot, Tx
 

@@ -14,9 +14,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
+from stonemux.payload import dumps
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind
 from stonemux.transaction import Job, Tx, Work
 
@@ -71,8 +71,8 @@ class Call:
             self.work = work if caller.once is None else caller.once(work)
 
     def _heard_of(self) -> None:
-        if self.operation.actor:
-            actor = self._args.get(self.operation.by_name[self.operation.actor].argument)
+        if self.operation.by:
+            actor = self._args.get(self.operation.by)
             if actor is not None:
                 self._mux.presence.beat(actor)
 
@@ -174,7 +174,7 @@ def _once(
     operation: Operation, given: Mapping[str, Any], args: Mapping[str, Any], key: str, caller: Caller
 ) -> Callable[[Work], Work]:
     """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
-    actor = args.get(operation.by_name[operation.actor].argument) if operation.actor else None
+    actor = args.get(operation.by) if operation.by else None
     scope = (actor or "", operation.path, key)
     from hashlib import sha256  # loads OpenSSL, which calls without a key need not wait for
 

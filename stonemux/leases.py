@@ -17,10 +17,10 @@ from typing import Any
 
 from stonemux import directory, messages
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
 from stonemux.mux import Caller, Mux
+from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
 
 DUE_AT_ONCE = 500

@@ -20,9 +20,9 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
+from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
 
 QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3

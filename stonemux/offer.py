@@ -14,9 +14,9 @@ from typing import Any
 
 from stonemux import VERSION, operations
 from stonemux.config import Settings
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.mcp import CLIENT_INFO, Context, Prompt, Registry, Resource, Tool
+from stonemux.payload import dumps
 from stonemux.schema import MOST_INTEGER, Operation, Param
 
 TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS if row.tool}

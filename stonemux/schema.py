@@ -72,11 +72,14 @@ class Param:
     """What a tool's schema says of it, besides its limits; models pay for every word."""
     listed: bool = True
     """Whether a tool's schema has it; a tool takes it either way."""
+    argument: str = field(init=False, repr=False, compare=False)
+    """The name of the function's argument."""
+    check: Callable[[Param, Any, Limits], Any] = field(init=False, repr=False, compare=False)
+    """Makes a given value a checked one, or raises."""
 
-    @property
-    def argument(self) -> str:
-        """The name of the function's argument."""
-        return self.into or self.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "argument", self.into or self.name)
+        object.__setattr__(self, "check", KINDS[self.kind])
 
     @property
     def required(self) -> bool:
@@ -135,6 +138,8 @@ class Operation:
     frees: bool = False
     most_body: int = BODY_LIMIT
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
+    by: str = field(init=False, repr=False, compare=False)
+    """The function's argument that holds the acting agent."""
     defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)
     clamped: tuple[Param, ...] = field(init=False, repr=False, compare=False)
@@ -144,6 +149,7 @@ class Operation:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "by_name", {param.name: param for param in self.params})
+        put(self, "by", self.by_name[self.actor].argument if self.actor else "")
         put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
         put(self, "needed", tuple(param for param in self.params if param.required))
         put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
@@ -196,7 +202,7 @@ def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, text
             continue
         if textual:
             value = _from_text(param, value)
-        values[param.argument] = KINDS[param.kind](param, value, limits)
+        values[param.argument] = param.check(param, value, limits)
     for param in operation.needed:
         if param.argument not in values:
             raise MuxError(
@@ -310,7 +316,7 @@ def _name(param: Param, value: Any, limits: Limits) -> str:
     most = param.upper(limits) or 128
     if not 0 < len(value) <= most:
         raise param.refuse(f"has {len(value)} characters; it must have 1 to {most}", limit=most)
-    if _UNSAFE_NAME.search(value):
+    if not value.isprintable() and _UNSAFE_NAME.search(value):
         raise param.refuse("must not contain control characters")
     if value != value.strip():
         raise param.refuse("must not begin or end with a blank")

@@ -22,10 +22,10 @@ import threading
 from typing import Any
 
 from stonemux import events, monitor
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
+from stonemux.payload import dumps
 from stonemux.transaction import Event
 
 log = logging.getLogger("stonemux")

@@ -29,10 +29,10 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux, Wait
+from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx, Work
 from stonemux.vocabulary import NO_TASK
 
