@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import directory, messages, tasks
+from stonemux import directory, doorbells, messages, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.payload import dumps
@@ -46,6 +46,8 @@ def register(
     channel: str,
     ack: str,
     metadata: dict[str, Any] | None,
+    webhook_url: str | None,
+    webhook_secret: str | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
     if (
@@ -60,6 +62,7 @@ def register(
             parameter="agent_id",
         )
     _check_home(agent_id, channel)
+    doorbells.check(tx, agent_id, webhook_url, webhook_secret)
     before = directory.find_agent(tx, agent_id)
     if before is None:
         _check_limit(tx)
@@ -85,6 +88,7 @@ def register(
             directory.make_channel(tx, name, created_by=agent_id)
         directory.join(tx, name, agent_id)
     tx.after(lambda: tx.mux.presence.add(agent_id, ack))
+    made = doorbells.hang(tx, agent_id, webhook_url, webhook_secret)
     tx.touch(("agent", agent_id))  # its waiting claims look whether they still wait for the right tasks
     created = before is None
     tx.emit(
@@ -96,7 +100,10 @@ def register(
     shown = _view(tx, directory.agent(tx, agent_id))
     shown["status"] = "active"  # the directory in memory learns of it after the commit
     shown["last_heartbeat"] = rfc3339(tx.now)
-    return {"agent": shown, "created": created}
+    answer: dict[str, Any] = {"agent": shown, "created": created}
+    if made is not None:
+        answer["webhook_secret"] = made
+    return answer
 
 
 def _check_home(agent_id: str, channel: str) -> None:
@@ -132,6 +139,7 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
     tx.run("update agent set deregistered_at = ?, last_heartbeat = ? where id = ?", tx.now, tx.now, agent_id)
     tx.run("delete from member where agent_id = ?", agent_id)
     released = tasks.release_all(tx, agent_id, "its agent deregistered") if release_claims else 0
+    doorbells.take_down(tx, agent_id)
     tx.after(lambda: tx.mux.presence.remove(agent_id))
     tx.touch(("inbox", agent_id))  # its parked polls and claims look again and learn that they wait for nobody
     tx.touch(("agent", agent_id))
@@ -194,6 +202,8 @@ def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
     shown["claimed_tasks"] = rx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
     shown["channels"] = directory.channels_of(rx, agent_id)
     shown["agent_channel"] = generate_agent_channel_name(agent_id)
+    if (doorbell := doorbells.view(rx, agent_id)) is not None:
+        shown["doorbell"] = doorbell
     return {"agent": shown}
 
 

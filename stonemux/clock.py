@@ -46,6 +46,10 @@ class Clock:
         """Milliseconds since the epoch, never running backwards."""
         return self._anchor + time.monotonic_ns() // 1_000_000
 
+    def wall_ms(self) -> int:
+        """The machine's own wall clock, as others see it: it may step, and it goes on while the machine sleeps."""
+        return time.time_ns() // 1_000_000
+
     def wait(self, condition: threading.Condition, deadline: int | None) -> None:
         """Wait on `condition` (held) until it is notified or `deadline` (ticks) has come; None waits for ever."""
         condition.wait(None if deadline is None else max(0, deadline - self.ticks_ms()) / 1000)

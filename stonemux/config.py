@@ -85,6 +85,8 @@ class Setting(NamedTuple):
             "path": "a path",
             "place": "a path, or empty",
             "hosts": "a list of host names",
+            "networks": "a list of networks",
+            "commands": "true, false, or a list of commands",
         }.get(self.kind, "text")
 
 
@@ -347,6 +349,81 @@ class Settings:
             key="retention",
             unit="seconds",
             least=1,
+            most=_YEAR,
+        ),
+    )
+    webhooks_timeout: int = field(
+        default=5,
+        metadata=_about(
+            "webhooks",
+            "How long one delivery may take from the first look at the name to the answer; receivers on the same "
+            "machine answer at once and do the work afterwards.",
+            key="timeout",
+            unit="seconds",
+            least=1,
+            most=30,
+        ),
+    )
+    webhooks_connect_timeout: int = field(
+        default=2,
+        metadata=_about(
+            "webhooks",
+            "How long of that connecting may take; a machine that is not there shows so.",
+            key="connect_timeout",
+            unit="seconds",
+            least=1,
+            most=30,
+        ),
+    )
+    webhooks_allow_private: bool = field(
+        default=False,
+        metadata=_about(
+            "webhooks",
+            "Whether deliveries may go to private networks (10/8, 172.16/12, 192.168/16, 100.64/10, fc00::/7); false, "
+            "because an agent could otherwise reach through the daemon what it cannot reach itself. Loopback is always "
+            "allowed, link-local and metadata addresses never.",
+            key="allow_private",
+            kind="boolean",
+        ),
+    )
+    webhooks_allow_cidrs: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "webhooks",
+            "The private networks that deliveries may go to when not all of them may.",
+            key="allow_cidrs",
+            kind="networks",
+        ),
+    )
+    webhooks_exec: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "webhooks",
+            "The commands that a doorbell exec:COMMAND may run, each in full and word for word; true allows every "
+            "command, and none runs by default, because whoever may register an agent could run programs as this user.",
+            key="exec",
+            kind="commands",
+        ),
+    )
+    webhooks_exec_timeout: int = field(
+        default=30,
+        metadata=_about(
+            "webhooks",
+            "How long such a command may run before it is killed; it should start what takes longer, and end.",
+            key="exec_timeout",
+            unit="seconds",
+            least=1,
+            most=600,
+        ),
+    )
+    webhooks_attempt_retention: int = field(
+        default=259_200,
+        metadata=_about(
+            "webhooks",
+            "How long attempts at deliveries are listed; three days, as long as an event is tried.",
+            key="attempt_retention",
+            unit="seconds",
+            least=60,
             most=_YEAR,
         ),
     )
@@ -668,6 +745,31 @@ def _hosts(given: _Given) -> tuple[str, ...]:
     return tuple(dict.fromkeys(host.lower() for host in given.value))
 
 
+def _networks(given: _Given) -> tuple[str, ...]:
+    if type(given.value) is not list:
+        raise given.refuse(f'is {_shown(given.value)}; it must be a list of networks, like ["10.1.0.0/16"]')
+    found = []
+    for network in given.value:
+        try:
+            found.append(str(ipaddress.ip_network(network if type(network) is str else "")))
+        except ValueError:
+            raise given.refuse(f"holds {_shown(network)}; it must hold networks such as 10.1.0.0/16") from None
+    return tuple(dict.fromkeys(found))
+
+
+def _commands(given: _Given) -> tuple[str, ...]:
+    if type(given.value) is bool:
+        return ("*",) if given.value else ()
+    if type(given.value) is not list:
+        raise given.refuse(
+            f'is {_shown(given.value)}; it must be true, false, or a list of commands, like ["/usr/local/bin/ring"]'
+        )
+    for command in given.value:
+        if type(command) is not str or not command.startswith("/") or not command.isprintable():
+            raise given.refuse(f"holds {_shown(command)}; it must hold commands by their full path, with arguments")
+    return tuple(dict.fromkeys(given.value))
+
+
 def _routing(given: _Given) -> Mapping[str, str]:
     for kind, role in given.value.items():
         for what, name in (("type", kind), ("role", role)):
@@ -686,6 +788,8 @@ CHECKS: Mapping[str, Callable[[_Given], Any]] = {
     "path": _path,
     "place": _place,
     "hosts": _hosts,
+    "networks": _networks,
+    "commands": _commands,
     "routing": _routing,
 }
 

@@ -27,6 +27,7 @@ from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
 from stonemux.mux import Mux
+from stonemux.outbound import Outbound
 from stonemux.store import Store
 
 log = logging.getLogger("stonemux")
@@ -63,6 +64,8 @@ class Daemon:
             undo.pop_all()
         self._timekeeper = timekeeper.Timekeeper(self.mux)
         self._timekeeper.start()
+        self._outbound = Outbound(self.mux)
+        self._outbound.start()
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
         self._door.start()
 
@@ -100,6 +103,7 @@ class Daemon:
         self.server.stop()
         self._door.join()
         self.server.server_close()
+        self._outbound.stop()
         with contextlib.suppress(MuxError):
             self._timekeeper.stop()
         self._store.close()

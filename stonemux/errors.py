@@ -52,6 +52,7 @@ FAILURES: dict[str, Failure] = {
     "te_and_cl": Failure(400, 2, "The request has both Transfer-Encoding and Content-Length."),
     "truncated_body": Failure(400, 2, "The connection ended before the body did."),
     "unknown_field": Failure(400, 2, "The operation has no parameter of that name; the nearest one is told."),
+    "webhook_url_forbidden": Failure(400, 2, "The URL is malformed, or leads where nothing may be delivered."),
     "upgrade_required": Failure(402, 1, "The operation needs a higher tier."),
     "agent_limit": Failure(402, 1, "The tier allows no further agent."),
     "cross_site": Failure(403, 1, "A web page of another site made the request."),

@@ -88,6 +88,7 @@ class Server(ThreadingHTTPServer):
                 "with --port",
             ) from trouble
         self.port: int = self.server_address[1]
+        mux.endpoints.own_port = self.port
         self._local: Listener | None = None
         if mux.settings.unix_socket:
             try:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stonemux import directory
+from stonemux import directory, doorbells
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
@@ -130,6 +130,10 @@ def post(
         tx.insert("delivery", (agent_id, message_id, channel, priority))
         tx.backlog[agent_id] += 1
         tx.touch(("inbox", agent_id))
+    if bells := tx.mux.endpoints.bells:  # a send to an agent without a doorbell pays nothing for those of others
+        for agent_id in recipients:
+            if (bell := bells.get(agent_id)) is not None:
+                doorbells.ring(tx, bell, message_id, tx.backlog[agent_id])
     told = {
         "id": message_id,
         "from": sender,
@@ -439,6 +443,8 @@ def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
         state = "fetched"
     elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:
         state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will write it down
+    elif state == "queued" and (rung := doorbells.notified(rx, row["agent_id"], message["id"])) is not None:
+        state, at = "notified", rung
     told: dict[str, Any] = {"agent_id": row["agent_id"], "status": state}
     if row["deliveries"]:
         told["deliveries"] = row["deliveries"]

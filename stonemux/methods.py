@@ -35,6 +35,7 @@ class AgentRegisterAnswer(TypedDict):
 
     agent: Agent
     created: bool
+    webhook_secret: NotRequired[str]
 
 
 class AgentDeregisterAnswer(TypedDict):
@@ -60,6 +61,17 @@ class AgentDiscoverAnswer(TypedDict):
     agents: list[Agent]
 
 
+class Doorbell(TypedDict):
+    """A record that several operations answer with."""
+
+    id: str
+    url: str
+    status: str
+    failures: NotRequired[int]
+    last_error: NotRequired[str]
+    pending: NotRequired[int]
+
+
 class AgentGetAnswerAgent(Agent):
     """Part of what agent.get answers."""
 
@@ -67,6 +79,7 @@ class AgentGetAnswerAgent(Agent):
     claimed_tasks: int
     channels: list[str]
     agent_channel: str
+    doorbell: NotRequired[Doorbell]
 
 
 class AgentGetAnswer(TypedDict):
@@ -568,6 +581,20 @@ class StatsAnswerTasks(TypedDict):
     cancelled: int
 
 
+class StatsAnswerDoorbells(TypedDict):
+    """Part of what stats answers."""
+
+    hung: int
+    pending: int
+
+
+class StatsAnswerDeliveries(TypedDict):
+    """Part of what stats answers."""
+
+    delivered: int
+    failed: int
+
+
 class StatsAnswerEvents(TypedDict):
     """Part of what stats answers."""
 
@@ -594,6 +621,8 @@ class StatsAnswer(TypedDict):
     state_keys: int
     channels: int
     waiters: int
+    doorbells: StatsAnswerDoorbells
+    deliveries: StatsAnswerDeliveries
     events: StatsAnswerEvents
     storage: StatsAnswerStorage
 
@@ -634,6 +663,8 @@ class Methods:
         channel: str = "default",
         ack: Literal["plain", "manual"] = "plain",
         metadata: Mapping[str, Any] | None = None,
+        webhook_url: str | None = None,
+        webhook_secret: str | None = None,
         idempotency_key: str | None = None,
     ) -> AgentRegisterAnswer:
         """Put an agent into the directory, or replace its record. The agent becomes a member of its home channel and of
@@ -646,9 +677,13 @@ class Methods:
         - `channel`: The agent's home channel (1 to 128 characters).
         - `ack`: How its polls acknowledge if they do not say.
         - `metadata`: Any JSON object, handed on untouched.
+        - `webhook_url`: A doorbell: this URL is called when mail comes. Empty: no longer; left out: as before (up to
+          2048 bytes; needs tier pro).
+        - `webhook_secret`: What its deliveries are signed with: whsec_ and base64. One is made, and shown once, if left
+          out (up to 256 bytes; needs tier pro).
 
         Answers `AgentRegisterAnswer`. `POST /agent/register`. Refusals: 400 invalid_field, 400 missing_field, 400
-        reserved_name, 402 agent_limit.
+        reserved_name, 400 webhook_url_forbidden, 402 agent_limit, 402 upgrade_required.
         """
         return self._call(
             "agent.register",
@@ -660,6 +695,8 @@ class Methods:
                 "channel": channel,
                 "ack": ack,
                 "metadata": metadata,
+                "webhook_url": webhook_url,
+                "webhook_secret": webhook_secret,
             },
             idempotency_key,
         )
@@ -1096,7 +1133,7 @@ class Methods:
         *,
         id: int,
     ) -> MsgStatusAnswer:
-        """What became of a message, for each recipient: queued, fetched, acked or dead.
+        """What became of a message, for each recipient: queued, notified (its doorbell rang), fetched, acked or dead.
 
         - `id`: The message's id (at least 0).
 
@@ -1929,7 +1966,8 @@ class Methods:
         - `after`: The last id that was seen (at least 0).
         - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
           task_failed, task_released, task_requeued, task_cancelled, state_changed, agent_registered,
-          agent_deregistered, agent_stale, channel_created, channel_joined, channel_left, document_created).
+          agent_deregistered, agent_stale, channel_created, channel_joined, channel_left, document_created,
+          webhook_disabled).
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only events that concern this agent (1 to 120 characters).
         - `limit`: How many to return at most (1 to 1000).

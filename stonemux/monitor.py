@@ -138,6 +138,11 @@ def stats(rx: Snapshot) -> dict[str, Any]:
         "state_keys": rx.one("select count(*) from state where not deleted")[0],
         "channels": rx.one("select count(*) from channel")[0],
         "waiters": mux.waiters.count,
+        "doorbells": {
+            "hung": len(mux.endpoints.bells),
+            "pending": rx.one("select count(*) from webhook where wire_id is not null and disabled_at is null")[0],
+        },
+        "deliveries": dict(mux.endpoints.outcomes),
         "events": {"head": mux.log.head, "oldest": events.oldest(rx)},
         "storage": mux.store.size(),
     }
@@ -184,6 +189,10 @@ def metrics(rx: Snapshot) -> str:
     metric("state_keys", "gauge", "Live keys of shared state.", {"": found["state_keys"]})
     metric("channels", "gauge", "Channels.", {"": found["channels"]})
     metric("waiters", "gauge", "Parked calls and streams.", {"": found["waiters"]})
+    metric("doorbells", "gauge", "Agents with a doorbell.", {"": found["doorbells"]["hung"]})
+    metric("doorbells_pending", "gauge", "Doorbells that are to ring.", {"": found["doorbells"]["pending"]})
+    outcomes = labeled("outcome", found["deliveries"])
+    metric("deliveries_total", "counter", "Attempts at deliveries to webhooks since the start.", outcomes)
     metric("events_total", "counter", "Events ever written.", {"": found["events"]["head"]})
     metric("storage_bytes", "gauge", "Size of the files.", labeled("file", found["storage"]))
     return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from stonemux.clock import Clock
 from stonemux.config import Settings
+from stonemux.endpoints import Endpoints
 from stonemux.errors import MuxError
 from stonemux.events import EventLog
 from stonemux.flights import Flights
@@ -154,6 +155,7 @@ class Mux:
     flights: Flights
     waiters: Waiters
     alarm: Alarm
+    endpoints: Endpoints
     tier: str
     started_at: int
 
@@ -170,6 +172,7 @@ class Mux:
             flights=Flights(),
             waiters=Waiters(settings),
             alarm=Alarm(clock),
+            endpoints=Endpoints(),
             tier=settings.default_tier,
             started_at=clock.now_ms(),
         )

@@ -132,6 +132,14 @@ AGENT = {
     "ack?": "string",
     "metadata?": "object",
 }
+DOORBELL = {
+    "id": "string",
+    "url": "string",
+    "status": "string",
+    "failures?": "integer",
+    "last_error?": "string",
+    "pending?": "integer",
+}
 MESSAGE = {
     "id": "integer",
     "from": "string",
@@ -251,8 +259,23 @@ OPERATIONS: tuple[Operation, ...] = (
                 listed=False,
             ),
             METADATA,
+            Param(
+                "webhook_url",
+                most=2048,
+                doc="A doorbell: this URL is called when mail comes. Empty: no longer; left out: as before.",
+                code="webhook_url_forbidden",
+                tier="pro",
+                listed=False,
+            ),
+            Param(
+                "webhook_secret",
+                most=256,
+                doc="What its deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out.",
+                tier="pro",
+                listed=False,
+            ),
         ),
-        returns={"agent": AGENT, "created": "boolean"},
+        returns={"agent": AGENT, "created": "boolean", "webhook_secret?": "string"},
         tool="mux_register",
         brief="Join stonemux as agent_id, or update your record. Do this first.",
         repeatable=True,
@@ -329,7 +352,13 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(_agent(doc="The agent to look at."),),
         returns={
             "agent": AGENT
-            | {"unread": "integer", "claimed_tasks": "integer", "channels": ["string"], "agent_channel": "string"}
+            | {
+                "unread": "integer",
+                "claimed_tasks": "integer",
+                "channels": ["string"],
+                "agent_channel": "string",
+                "doorbell?": DOORBELL,
+            }
         },
         errors=("agent_not_found",),
         example={"agent_id": "writer"},
@@ -554,7 +583,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/status",
         "read",
         "messages.status",
-        "What became of a message, for each recipient: queued, fetched, acked or dead.",
+        "What became of a message, for each recipient: queued, notified (its doorbell rang), fetched, acked or dead.",
         params=(MESSAGE_ID,),
         returns={
             "message_id": "integer",
@@ -1227,6 +1256,8 @@ OPERATIONS: tuple[Operation, ...] = (
             "state_keys": "integer",
             "channels": "integer",
             "waiters": "integer",
+            "doorbells": {"hung": "integer", "pending": "integer"},
+            "deliveries": {"delivered": "integer", "failed": "integer"},
             "events": {"head": "integer", "oldest": "integer"},
             "storage": {"database_bytes": "integer", "wal_bytes": "integer"},
         },

@@ -102,6 +102,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # put away by its reader; only ever true of what is settled
     ("alter table delivery add column archived integer",),
+    (
+        # Where events are delivered to: an agent's doorbell (agent_id is set), or an endpoint that events are
+        # forwarded to. A doorbell's row holds the one ring that may be pending (wire_id to tries).
+        """create table webhook (
+            id text primary key, agent_id text unique, url text not null, secret text not null,
+            old_secret text, old_until integer, types text, channel text, ordered integer not null default 1,
+            cursor integer not null default 0, wire_id text, message_id integer, unread integer, asked_at integer,
+            tries integer not null default 0, due_at integer, notified_through integer not null default 0,
+            notified_at integer, failures integer not null default 0, failing_since integer, last_error text,
+            disabled_at integer, disabled_for text, created_at integer not null) strict""",
+        """create table attempt (
+            id integer primary key, webhook text not null, agent_id text, wire_id text not null, kind text not null,
+            subject integer not null, try integer not null, at integer not null, ms integer not null, status integer,
+            error text, retry_at integer) strict""",
+        "create index attempt_webhook on attempt (webhook, id)",
+        "create index attempt_at on attempt (at)",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from stonemux import agents, directory, documents, door, events, leases, messages, tasks
+from stonemux import agents, attempts, directory, documents, door, doorbells, events, leases, messages, tasks
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.transaction import Tx, Work
@@ -33,7 +33,7 @@ DUE = ((tasks.next_due, tasks.settle_due), (leases.next_due, leases.settle_due))
 
 
 def boot(mux: Mux) -> None:
-    """After a start: the default channel, everybody's grace period, and a full term for every live lease."""
+    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease."""
 
     def start(tx: Tx) -> list[tuple[str, str]]:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
@@ -43,6 +43,9 @@ def boot(mux: Mux) -> None:
 
     for agent_id, ack in mux.store.write(start):
         mux.presence.add(agent_id, ack)
+    with mux.store.read() as rx:
+        for endpoint in doorbells.load(rx):
+            mux.endpoints.put(endpoint)
 
 
 class Timekeeper:
@@ -100,6 +103,7 @@ class Timekeeper:
         self._tell_stale()
         if mux.flights.owed:
             messages.settle_owed(mux)
+        mux.endpoints.wake()
         self._note_head()
         if self._housekeeping_at <= now:
             self._housekeeping_at = now + HOUSEKEEPING_MS
@@ -166,6 +170,8 @@ class Timekeeper:
         settings = self._mux.settings
         kept_events = self._mux.store.head - max(LEAST_EVENTS, settings.max_event_buffer)
         self._in_pages(lambda tx: door.purge_idempotency(tx, PURGED_AT_ONCE))
+        attempts_before = now - settings.webhooks_attempt_retention * 1000
+        self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)

@@ -22,6 +22,7 @@ EVENT_KINDS = (
     "channel_joined",
     "channel_left",
     "document_created",
+    "webhook_disabled",
 )
 """The types of events."""
 

@@ -32,6 +32,9 @@ class FakeClock(Clock):
     def now_ms(self) -> int:
         return self._offset + self._ticks
 
+    def wall_ms(self) -> int:
+        return self.now_ms()
+
     def wait(self, condition: threading.Condition, deadline: int | None) -> None:
         with self._changed:
             self._parked[condition] = self._parked.get(condition, 0) + 1

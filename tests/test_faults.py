@@ -12,7 +12,6 @@ from faces import join, refusal
 from stonemux.errors import MuxError
 
 NOT_BUILT = {
-    39: "webhooks",
     40: "tokens",
 }
 """What this version does not have, so its faults cannot happen."""

@@ -1,0 +1,154 @@
+"""What follows from an attempt at a delivery: the next one, when, or the end; and the list of all of them.
+
+A delivery that fails is tried again after the delays of its kind, each moved by up to a fifth either way so that many
+do not come at once. `Retry-After` can put the next attempt off, by an hour at most. An endpoint that failed for a day
+and twenty times without a success between is disabled, and one that answers 410 is so at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from stonemux.clock import Clock, rfc3339
+from stonemux.endpoints import Outcome
+from stonemux.signature import headers
+from stonemux.transaction import Snapshot, Tx
+
+SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
+
+DOORBELL_DELAYS = (1 * SECOND, 5 * SECOND, 30 * SECOND, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, 1 * HOUR)
+"""After the first attempt at once; the last goes on until a day is over."""
+DOORBELL_ENDS_MS = 24 * HOUR
+FORWARD_DELAYS = (
+    5 * SECOND,
+    5 * MINUTE,
+    30 * MINUTE,
+    2 * HOUR,
+    5 * HOUR,
+    10 * HOUR,
+    14 * HOUR,
+    20 * HOUR,
+    24 * HOUR,
+)
+"""Those of Standard Webhooks; after the last the event is a dead letter."""
+DISABLED_AFTER_MS = 24 * HOUR
+DISABLED_AFTER_FAILURES = 20
+ROTATION_MS = 24 * HOUR
+"""How long deliveries are signed with the replaced secret, too."""
+KEPT = 100_000
+"""Attempts that are listed at most, whatever their age."""
+
+
+class Verdict(NamedTuple):
+    """What becomes of an endpoint after an attempt."""
+
+    failures: int
+    """Consecutive ones."""
+    failing_since: int | None
+    disabled_for: str | None
+    """Why no further attempt is made at all."""
+    wait_ms: int
+    """How long until the next attempt at the same delivery, if there is one."""
+
+
+def verdict(row: Any, outcome: Outcome, delay_ms: int, clock: Clock, now: int) -> Verdict:
+    """Judge an attempt at the endpoint of this row, whose next attempt would come after `delay_ms`."""
+    if not outcome.error:
+        return Verdict(0, None, None, 0)
+    failures = row["failures"] + 1
+    since = row["failing_since"] or now
+    disabled = None
+    if outcome.gone:
+        disabled = "it answered 410 Gone"
+    elif failures >= DISABLED_AFTER_FAILURES and now - since >= DISABLED_AFTER_MS:
+        disabled = f"{failures} attempts failed in a row, for {(now - since) // HOUR} hours"
+    wait_ms = max(jittered(delay_ms, clock), (outcome.retry_after or 0) * 1000)
+    return Verdict(failures, since, disabled, wait_ms)
+
+
+def jittered(delay_ms: int, clock: Clock) -> int:
+    """The delay, up to a fifth shorter or longer."""
+    return delay_ms * (800 + int(clock.token(2), 16) % 401) // 1000
+
+
+def signed(row: Any, wire_id: str, body: bytes, clock: Clock, now: int) -> dict[str, str]:
+    """The headers of one attempt; with a second signature while the secret of this row's endpoint is being replaced."""
+    secrets = [row["secret"]]
+    if row["old_secret"] and now < row["old_until"]:
+        secrets.append(row["old_secret"])
+    return headers(secrets, wire_id, clock.wall_ms() // 1000, body)
+
+
+def note(
+    tx: Tx, row: Any, wire_id: str, kind: str, subject: int, number: int, outcome: Outcome, retry_at: int | None
+) -> None:
+    """Put an attempt on the list. Neither what was sent nor what was answered is kept."""
+    tx.run(
+        "insert into attempt (webhook, agent_id, wire_id, kind, subject, try, at, ms, status, error, retry_at) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row["id"],
+        row["agent_id"],
+        wire_id,
+        kind,
+        subject,
+        number,
+        tx.now - outcome.ms,
+        outcome.ms,
+        outcome.status,
+        outcome.error or None,
+        retry_at,
+    )
+    outcomes = tx.mux.endpoints.outcomes
+    became = "failed" if outcome.error else "delivered"
+    tx.after(lambda: outcomes.update({became: outcomes[became] + 1}))
+
+
+def view(row: Any) -> dict[str, Any]:
+    """An attempt as it is listed."""
+    shown: dict[str, Any] = {
+        "attempt_id": row["id"],
+        "id": row["webhook"],
+        "webhook_id": row["wire_id"],
+        "type": row["kind"],
+        "outcome": "failed" if row["error"] else "delivered",
+        "status": row["status"],
+        "at": rfc3339(row["at"]),
+        "ms": row["ms"],
+        "try": row["try"],
+    }
+    shown["message_id" if row["agent_id"] else "event_id"] = row["subject"]
+    if row["agent_id"]:
+        shown["agent_id"] = row["agent_id"]
+    if row["error"]:
+        shown["error"] = row["error"]
+    if row["retry_at"] is not None:
+        shown["retry_at"] = rfc3339(row["retry_at"])
+    return shown
+
+
+def listed(
+    rx: Snapshot, webhook: str | None, agent_id: str | None, before: int | None, limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Attempts, newest first, and whether there are more."""
+    where, values = ["1"], list[Any]()
+    for column, value in (("webhook = ?", webhook), ("agent_id = ?", agent_id), ("id < ?", before)):
+        if value is not None:
+            where.append(column)
+            values.append(value)
+    rows = rx.sql(
+        f"select * from attempt where {' and '.join(where)} order by id desc limit ?",
+        *values,
+        limit + 1,
+    )
+    return [view(row) for row in rows[:limit]], len(rows) > limit
+
+
+def purge(tx: Tx, before: int, most: int) -> int:
+    """Forget up to `most` attempts that are older than a time or more than are kept; returns how many."""
+    return tx.run(
+        "delete from attempt where id in (select id from attempt where at < ?1 or id <= "
+        "(select coalesce(max(id), 0) from attempt) - ?2 order by id limit ?3)",
+        before,
+        KEPT,
+        most,
+    ).rowcount

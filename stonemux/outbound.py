@@ -1,0 +1,202 @@
+"""Delivering: who is due next, and the threads that see to it.
+
+Each endpoint has at most one attempt under way, and all share a pool of eight threads, which exist only while there is
+something to do. Whoever has been due the longest is next. Endpoints whose last attempt was not good share six of the
+eight, so that any number of dead ones leaves two for those that answer.
+
+A commit that wants something delivered calls `kick` (see `endpoints`), what is due later is the timekeeper's alarm, and
+what was pending when the daemon ended is found in the rows at its start, under the ids it had. Nothing polls.
+
+Nothing of it is done before it is written down: an attempt whose outcome could not be recorded is made once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from stonemux import attempts, courier, doorbells, runner
+from stonemux.addresses import Policy
+from stonemux.endpoints import Endpoint, Outcome
+from stonemux.errors import MuxError
+from stonemux.mux import Mux
+from stonemux.schema import TIERS
+
+log = logging.getLogger("stonemux")
+
+THREADS = 8
+THREADS_FOR_UNSOUND = 6
+AGAIN_MS = 5_000
+"""When to look again at an endpoint whose attempt could not be written down."""
+STOP_MS = 2_000
+
+
+class Outbound:
+    """The deliveries of one program; `_lock` guards who is busy and how many threads there are."""
+
+    def __init__(self, mux: Mux) -> None:
+        self._mux = mux
+        self._lock = threading.Lock()
+        self._all_ended = threading.Condition(self._lock)
+        self._threads = 0
+        self._unsound = 0
+        self._running: set[courier.Attempt | runner.Run] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Go on with what is pending."""
+        self._mux.endpoints.wake = self.kick
+        self.kick()
+
+    def stop(self) -> None:
+        """Cut short what is under way; it is pending still, and begins anew at the next start."""
+        self._mux.endpoints.wake = lambda: None
+        clock = self._mux.clock
+        deadline = clock.ticks_ms() + STOP_MS
+        with self._lock:
+            self._stopping = True
+            for run in self._running:
+                run.cut()
+            while self._threads and clock.ticks_ms() < deadline:
+                clock.wait(self._all_ended, deadline)
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are now."""
+        return self._threads
+
+    def kick(self) -> None:
+        """Something may be due: give it to threads, as far as there are any, and see that what comes later is not lost.
+
+        Called after commits, so it is quick and does not fail.
+        """
+        with self._lock:
+            while self._threads < THREADS and (endpoint := self._take()) is not None:
+                try:
+                    threading.Thread(target=self._work, args=(endpoint,), name="outbound", daemon=True).start()
+                except RuntimeError:  # the system has no thread left
+                    self._give_back(endpoint)
+                    self._mux.alarm.set(self._mux.clock.now_ms() + AGAIN_MS)
+                    return
+                self._threads += 1
+        now = self._mux.clock.now_ms()
+        later = [due for one in list(self._mux.endpoints.waiting) if (due := one.due) is not None and due > now]
+        if later:
+            self._mux.alarm.set(min(later))
+
+    def _take(self) -> Endpoint | None:
+        """The endpoint that has been due the longest and that nobody is about; it is the caller's now."""
+        if self._stopping:
+            return None
+        now, rank = self._mux.clock.now_ms(), TIERS.index(self._mux.tier)
+        first: tuple[int, Endpoint] | None = None
+        for one in list(self._mux.endpoints.waiting):
+            due = one.due
+            if due is None or due > now or one.busy or rank < (1 if one.agent_id is not None else 2):
+                continue
+            if not one.sound and self._unsound >= THREADS_FOR_UNSOUND:
+                continue
+            if first is None or due < first[0]:
+                first = (due, one)
+        if first is None:
+            return None
+        endpoint = first[1]
+        endpoint.busy = True
+        endpoint.counted = not endpoint.sound
+        self._unsound += endpoint.counted
+        return endpoint
+
+    def _give_back(self, endpoint: Endpoint) -> None:
+        endpoint.busy = False
+        self._unsound -= endpoint.counted
+
+    def _work(self, first: Endpoint) -> None:
+        endpoint: Endpoint | None = first
+        while endpoint is not None:
+            try:
+                self._attend(endpoint)
+            except Exception as error:
+                if not self._stopping:
+                    log.log(
+                        logging.WARNING if isinstance(error, MuxError) else logging.ERROR,
+                        "a delivery of %s could not be written down, it is made again: %s",
+                        endpoint.id,
+                        error,
+                    )
+                    self._mux.endpoints.set_due(endpoint, self._mux.clock.now_ms() + AGAIN_MS)
+            with self._lock:
+                self._give_back(endpoint)
+                endpoint = self._take()
+                if endpoint is None:
+                    self._threads -= 1
+                    self._all_ended.notify_all()
+        self.kick()  # what is due later, and what came due since it was looked at
+
+    def _attend(self, endpoint: Endpoint) -> None:
+        # First of all, so that whatever comes to be due from here on stays due.
+        self._mux.endpoints.set_due(endpoint, None)
+        self._ring(endpoint)
+
+    # -- one attempt
+
+    def _ring(self, bell: Endpoint) -> None:
+        mux = self._mux
+        with mux.store.read() as rx:
+            row = doorbells.pending(rx, bell.id)
+            policy = doorbells.policy(rx)
+        if row is None:
+            return
+        body = doorbells.body(row)
+        if row["url"].startswith(runner.SCHEME):
+            outcome = self._execute(row, body)
+        else:
+            signed = attempts.signed(row, row["wire_id"], body, mux.clock, mux.clock.now_ms())
+            outcome = self._post(row["url"], signed, body, policy)
+        if outcome is not None:
+            mux.store.write(lambda tx: doorbells.record(tx, bell, row, outcome))
+
+    def _post(self, url: str, headers: dict[str, str], body: bytes, policy: Policy) -> Outcome | None:
+        settings = self._mux.settings
+        attempt = courier.Attempt(
+            policy,
+            connect_ms=settings.webhooks_connect_timeout * 1000,
+            total_ms=settings.webhooks_timeout * 1000,
+        )
+        with self._counted(attempt):
+            outcome = attempt.post(url, headers, body)
+        return None if attempt.was_cut else outcome
+
+    def _execute(self, row: Any, body: bytes) -> Outcome | None:
+        settings = self._mux.settings
+        try:
+            words = runner.check(row["url"], settings.webhooks_exec)
+        except MuxError as refused:  # the settings are no longer what they were
+            return Outcome(None, refused.message, 0)
+        run = runner.Run(words, total_ms=settings.webhooks_exec_timeout * 1000)
+        variables = {
+            "STONEMUX_AGENT": row["agent_id"],
+            "STONEMUX_HOST": settings.host,
+            "STONEMUX_MESSAGE_ID": str(row["message_id"]),
+            "STONEMUX_PORT": str(self._mux.endpoints.own_port or settings.port),
+            "STONEMUX_UNREAD": str(row["unread"]),
+            "STONEMUX_WEBHOOK_ID": row["wire_id"],
+        }
+        with self._counted(run):
+            outcome = run.ring(variables, body)
+        return None if run.was_cut else outcome
+
+    @contextlib.contextmanager
+    def _counted(self, run: courier.Attempt | runner.Run) -> Iterator[None]:
+        """Inside the block, `stop` can cut it short."""
+        with self._lock:
+            self._running.add(run)
+            if self._stopping:
+                run.cut()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(run)

@@ -1,0 +1,102 @@
+"""A doorbell that is a command on this machine: `exec:/path/to/program argument ...`.
+
+Whoever may register an agent could otherwise run programs as the daemon's user, so none runs unless the settings name
+it (`webhooks.exec`), word for word. There is no shell. The doorbell's JSON comes on standard input; what the command
+prints goes nowhere; when its time is up it is killed with all that it started and left in its session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stonemux.addresses import forbidden
+from stonemux.clock import Clock
+from stonemux.endpoints import Outcome
+
+if TYPE_CHECKING:
+    import subprocess
+
+SCHEME = "exec:"
+ANY = "*"
+"""Stands in the settings for every command."""
+MOST_CHARACTERS = 2048
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
+"""What a command sees of the daemon's environment: nothing that could be secret."""
+
+_clock = Clock()
+
+
+def check(url: str, allowed: Sequence[str]) -> list[str]:
+    """The words of the command in an `exec:` URL; raises `webhook_url_forbidden` unless the settings allow it."""
+    text = url.removeprefix(SCHEME)
+    if len(text) > MOST_CHARACTERS or not text.isprintable():
+        raise forbidden(f"must name a command in at most {MOST_CHARACTERS} printable characters")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise forbidden(f"is no command: {error}") from error
+    if not words or not os.path.isabs(words[0]):
+        raise forbidden("must name the command by its full path, as in exec:/usr/local/bin/ring")
+    if ANY not in allowed and text not in allowed:
+        raise forbidden(
+            "is a command that the settings do not allow; the machine's owner lists it under webhooks.exec, word for "
+            "word, or leave it"
+        )
+    return words
+
+
+class Run:
+    """A run of a command that another thread may cut short."""
+
+    def __init__(self, words: Sequence[str], *, total_ms: int) -> None:
+        self._words = words
+        self._total_ms = total_ms
+        self._process: subprocess.Popen[bytes] | None = None
+        self.was_cut = False
+
+    def cut(self) -> None:
+        """End it at once."""
+        self.was_cut = True
+        if (process := self._process) is not None:
+            _kill(process)
+
+    def ring(self, variables: Mapping[str, str], body: bytes) -> Outcome:
+        """Run it to its end; never raises."""
+        import subprocess  # few daemons have such a doorbell, and no start need wait for it
+
+        started = _clock.ticks_ms()
+        environ = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(variables)
+        status: int | None = None
+        try:
+            with subprocess.Popen(
+                self._words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=environ,
+                start_new_session=True,
+            ) as process:
+                self._process = process
+                if self.was_cut:  # before it could be seen
+                    _kill(process)
+                try:
+                    process.communicate(body, self._total_ms / 1000)
+                    status = process.returncode
+                    error = "" if status == 0 else f"exit status {status}"
+                except subprocess.TimeoutExpired:
+                    _kill(process)
+                    error = f"killed: it ran longer than {self._total_ms / 1000:g} seconds"
+        except (OSError, ValueError) as failed:
+            error = f"it could not be started: {getattr(failed, 'strerror', None) or failed}"
+        return Outcome(status, error, _clock.ticks_ms() - started)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
