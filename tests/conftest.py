@@ -16,7 +16,7 @@ import pytest
 from faces import Direct, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
 
-from stonemux import opening, timekeeper
+from stonemux import timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.mux import Mux
@@ -24,11 +24,8 @@ from stonemux.store import Store
 
 
 @cache
-def new_data(migrations: tuple[tuple[str, ...], ...]) -> Path:
-    """A data directory as a first start leaves it: copying it is faster than making each table for each test.
-
-    `migrations` are those in force, which a test may have cut short.
-    """
+def new_data() -> Path:
+    """A data directory as a first start leaves it: copying it is faster than making each table for each test."""
     keeper = TemporaryDirectory()
     atexit.register(keeper.cleanup)
     path = Path(keeper.name) / "data"
@@ -46,7 +43,7 @@ class Program:
         self.clock = FakeClock()
         self.settings = replace(Settings(), data_dir=path, port=0, **settings)
         if not path.exists():
-            shutil.copytree(new_data(opening.MIGRATIONS), path, ignore=shutil.ignore_patterns("ballast"))
+            shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
         self._open()
 
     def _open(self, **options: Any) -> None:

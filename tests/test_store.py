@@ -1036,11 +1036,12 @@ def test_without_room_for_the_copy_nothing_is_changed(opened, newer, monkeypatch
     assert notes(opened()) == ["kept"]
 
 
-def test_messages_of_the_first_schema_are_found_by_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "MIGRATIONS", tables.MIGRATIONS[:1])
-    program = Program(tmp_path / "data")
-    program.close()
-    monkeypatch.undo()
+def test_messages_of_the_first_schema_are_found_by_a_search(tmp_path, newer):
+    newer(tables.MIGRATIONS[:1])
+    directory = DataDir(tmp_path / "data")
+    Store(directory, FakeClock()).close()
+    directory.close()
+    newer()
     with contextlib.closing(sqlite3.connect(tmp_path / "data" / "stonemux.db")) as db:
         db.execute(
             "insert into message (id, channel, sender, addressed, content, sent_at) values (7, 'default', 'a', 'b', "
