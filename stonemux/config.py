@@ -451,8 +451,8 @@ class Settings:
         default="auto",
         metadata=_about(
             "auth",
-            "Whether calls need a token; auto never asks on loopback (this version has no tokens yet and refuses "
-            "required, so that nobody believes to be protected).",
+            "Whether calls need a token; auto asks for one beyond loopback, and where the active license wants it. off "
+            "does not even look at one.",
             key="tokens",
             kind="text",
             choices=("auto", "required", "off"),
@@ -462,11 +462,19 @@ class Settings:
         default=86_400,
         metadata=_about(
             "auth",
-            "How long a token lasts; a day, so that a stolen one is of little use (reserved, this version has no "
-            "tokens yet).",
+            "How long a token lasts; a day, so that a stolen one is of little use.",
             unit="seconds",
             least=60,
             most=_MONTH,
+        ),
+    )
+    license_wide_tokens: bool = field(
+        default=True,
+        metadata=_about(
+            "auth",
+            "Whether a license key also gets tokens that may act as any agent; true, because that is how most clients "
+            "ask for one.",
+            kind="boolean",
         ),
     )
     routing: Mapping[str, str] = field(
@@ -528,7 +536,7 @@ def check_safe(settings: Settings) -> None:
 
     Whoever can connect may act as any agent, because this version has no tokens.
     """
-    if settings.host.lower() == "localhost" or _is_loopback(settings.host):
+    if is_loopback(settings.host):
         return
     raise MuxError(
         "unsafe_environment",
@@ -538,7 +546,10 @@ def check_safe(settings: Settings) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host.lower() == "localhost":
+        return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -812,13 +823,6 @@ def _refuse_contradictions(settings: Settings) -> None:
 
 
 def _refuse_unbuilt(settings: Settings) -> None:
-    if settings.auth_tokens == "required":
-        raise MuxError(
-            "bad_setting",
-            'auth.tokens is "required", but this version has no token support yet, so nothing would be protected; '
-            'use "auto" or "off"',
-            setting="auth.tokens",
-        )
     if settings.license_server:
         raise MuxError(
             "bad_setting",

@@ -29,6 +29,7 @@ from stonemux.httpd import STACK_BYTES, Server
 from stonemux.mux import Mux
 from stonemux.outbound import Outbound
 from stonemux.store import Store
+from stonemux.tokens import OWNER_FILE
 
 log = logging.getLogger("stonemux")
 
@@ -59,6 +60,7 @@ class Daemon:
             self._store.on_fatal = self._fail
             self.mux = Mux.assemble(settings, clock, self._store)
             timekeeper.boot(self.mux)
+            self._directory.write_file(OWNER_FILE, self.mux.tokens.owner + "\n")
             operations.load()
             self.server = Server(self.mux)
             undo.pop_all()

@@ -1,6 +1,6 @@
 """The one door through which every face calls an operation.
 
-It does, in this order: tier, idempotency key, parameters, run. Faces translate and nothing else.
+It does, in this order: tier, token, idempotency key, parameters, run. Faces translate and nothing else.
 
 **Once.** A changing call with an idempotency key is remembered in the transaction of its effect: the same key with the
 same body answers what was answered before, for 24 hours; with another body it is refused. Successes are remembered,
@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
-from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind
+from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, shown
+from stonemux.tokens import OWNER, OWNER_FILE, TOPIC, Principal
 from stonemux.transaction import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
@@ -46,13 +48,14 @@ class Call:
         textual: bool = False,
         key: str | None = None,
     ) -> None:
-        """Check tier, idempotency key and parameters; raises MuxError for what is refused before it runs."""
-        if operation.tier != "free":
-            _check_tier(mux, operation.tier, operation.name)
+        """Check tier, token, idempotency key and parameters; raises MuxError for what is refused before it runs."""
+        admit(mux, operation, caller)
         if operation.changes and ("idempotency_key" in given or key is not None):
             given = dict(given)
             key = _one_key(given.pop("idempotency_key", None), key)
         args = bind(operation, given, mux.settings, textual=textual)
+        if caller.principal is not None and caller.principal.agent:
+            _check_agent(operation, args, caller.principal.agent)
         if mux.tier == "free":
             _check_params(mux, operation, args)
         self._mux, self._caller, self._args = mux, caller, args
@@ -101,7 +104,10 @@ class Call:
         if operation.kind in ("read", "text"):
             with self._mux.store.read() as rx:
                 return operation.run(rx, **self._args)
-        return (operation.wait or operation.run)(self._mux, self._caller, **self._args)
+        started = (operation.wait or operation.run)(self._mux, self._caller, **self._args)
+        if self._caller.principal is not None and isinstance(started, Wait):
+            return _while_good(self._mux, started, self._caller.principal)
+        return started
 
     def waited(self, answer: Any) -> Any:
         """The answer of a wait that has ended with this."""
@@ -135,6 +141,75 @@ def _opened(answer: Any) -> Any:
     if isinstance(answer, MuxError):
         raise answer
     return answer
+
+
+def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
+    """Whether this caller may call this at all; notes whose token it shows.
+
+    Raises `upgrade_required`, `owner_only`, and what `Tokens.admit` raises.
+    """
+    if operation.tier != "free":
+        _check_tier(mux, operation.tier, operation.name)
+    if caller.principal is not None or operation.open:
+        pass
+    elif mux.tokens.asks:
+        caller.principal = mux.tokens.admit(caller.bearer)
+    elif operation.owner and mux.tokens.is_owner(caller.bearer):
+        caller.principal = OWNER
+    if operation.owner and caller.principal is not OWNER:
+        raise MuxError(
+            "owner_only",
+            f"{operation.name} is for the owner of this machine: call it with the stonemux command there, or with the "
+            f"token in {OWNER_FILE} in the data directory",
+        )
+
+
+def _check_agent(operation: Operation, args: dict[str, Any], agent: str) -> None:
+    """A token that is bound to an agent acts as that one: a name left out is filled in, another one refused."""
+    for param in operation.acting:
+        named = args[param.argument]
+        if named is None:
+            args[param.argument] = agent
+        elif named != agent:
+            raise mismatch(param.name, named, agent)
+
+
+def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
+    """The same wait, which ends when the caller's token does."""
+    tokens, work = mux.tokens, wait.work
+
+    def attempt() -> Any:
+        tokens.check(principal)
+        return wait.attempt()
+
+    def checked_work(tx: Tx) -> Any:
+        tokens.check(principal)
+        assert work is not None
+        return work(tx)
+
+    def give_up() -> Any:
+        tokens.check(principal)
+        return wait.give_up()
+
+    return replace(
+        wait,
+        topics=(*wait.topics, TOPIC),
+        attempt=attempt if work is None else wait.attempt,  # what was written in vain would be lost
+        give_up=give_up,
+        deadline=min(wait.deadline, mux.clock.ticks_ms() + principal.expires_at - mux.clock.now_ms()),
+        work=None if work is None else checked_work,
+    )
+
+
+def mismatch(name: str, named: str, agent: str) -> MuxError:
+    """The refusal of a call that names another agent than its token."""
+    return MuxError(
+        "agent_mismatch",
+        f"{name} is {shown(named)}, but the token is bound to {shown(agent)}; act as that agent, or get a token for "
+        "the other",
+        parameter=name,
+        agent_id=agent,
+    )
 
 
 def _check_tier(mux: Mux, needed: str, what: str) -> None:
@@ -175,6 +250,8 @@ def _once(
 ) -> Callable[[Work], Work]:
     """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
     actor = args.get(operation.by) if operation.by else None
+    if caller.principal is not None and caller.principal.agent:
+        actor = caller.principal.agent
     scope = (actor or "", operation.path, key)
     from hashlib import sha256  # loads OpenSSL, which calls without a key need not wait for
 

@@ -63,6 +63,7 @@ class Exchange:
         self._extra: tuple[tuple[str, str], ...] = ()
         self._close = not head.keep_alive or connection.last or server.stopping
         self._caller = HttpCaller(connection)
+        self._caller.bearer = head.headers.get("authorization")
         self._given: Mapping[str, Any] = {}
 
     def run(self, body: bytes) -> None:
@@ -105,10 +106,12 @@ class Exchange:
             self._stream(operation)
             return
         if operation.kind == "document":
+            door.admit(mux, operation, self._caller)
             bind(operation, self._given, mux.settings, textual=True)
             self._send(200, self._server.openapi)
             return
         if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
+            door.admit(mux, operation, self._caller)
             bind(operation, self._given, mux.settings, textual=True)  # it waits for nothing and takes nothing
             self._send(200, b"")
             return
@@ -196,7 +199,8 @@ class Exchange:
         mux.waiters.take()
         opening = self._stream_head() + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
         try:
-            server.streamer.add(self._connection.detach(), wanted, after, opening)
+            permit = sse.Permit(operation.tier, self._caller.principal)
+            server.streamer.add(self._connection.detach(), wanted, after, opening, permit)
         except BaseException:
             mux.waiters.give()
             raise
@@ -242,8 +246,15 @@ class Exchange:
             self._caller.flight.lost()
         if error.retry_after is not None:
             self._extra += (("Retry-After", str(error.retry_after)),)
+        self._challenge(error)
         self._close = self._close or error.close
         self._send(error.failure.http, payload.write_json(error.body(self._request_id)))
+
+    def _challenge(self, error: MuxError) -> None:
+        """A refusal for want of a token says how one is shown (RFC 6750 section 3)."""
+        if error.failure.http == 401:
+            flaw = "" if error.code == "token_missing" else ' error="invalid_token"'
+            self._extra += (("WWW-Authenticate", f"Bearer{flaw}"),)
 
     def _send(
         self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"

@@ -42,6 +42,7 @@ class McpExchange(Exchange):
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server, connection, head)
         self._caller = _McpCaller(connection, self)
+        self._caller.bearer = head.headers.get("authorization")
         self._streaming = False
 
     def run(self, body: bytes) -> None:
@@ -67,6 +68,9 @@ class McpExchange(Exchange):
 
     def _handle(self, body: bytes) -> None:
         headers = self._head.headers
+        tokens = self._server.mux.tokens
+        if tokens.asks:
+            self._caller.principal = tokens.admit(self._caller.bearer)
         wire.check_content_type(self._head)
         check_accept(headers)
         try:
@@ -94,6 +98,9 @@ class McpExchange(Exchange):
             return
         except Fault as fault:
             message = fault.response()
+        except MuxError as error:
+            self._refuse(error)
+            return
         except Exception:
             log.exception("request %s failed", self._request_id)
             message = mcp.internal_fault(request.request_id).response()
@@ -104,11 +111,14 @@ class McpExchange(Exchange):
         agent = request.meta.get(mcp.AGENT_META)
         if not isinstance(agent, str):
             agent = _decoded(headers, mcp.AGENT_HEADER, request) or ""
+        bound = self._caller.principal.agent if self._caller.principal is not None else ""
+        if bound and agent not in ("", bound):
+            raise door.mismatch(mcp.AGENT_HEADER, agent, bound)
         told = {name: _decoded(headers, header, request) for name, header in mcp.CLIENT_HEADERS.items()}
         client = {name: value[:256] for name, value in told.items() if value}
         notify = self._notify if takes_stream(headers) else None
         desk = _Door(self._server.mux, self._caller, headers.get("idempotency-key"))
-        return mcp.Session(desk, agent, client, notify)
+        return mcp.Session(desk, agent or bound, client, notify)
 
     # -- answering
 
@@ -144,6 +154,7 @@ class McpExchange(Exchange):
             self._send_message(mcp.internal_fault(None).response(), 500)
             return
         self._close = self._close or error.close
+        self._challenge(error)
         fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self._request_id)["error"])
         self._send_message(fault.response(), error.failure.http)
 
@@ -177,7 +188,8 @@ class _Door:
 
     def unread(self, agent_id: str) -> int:
         mux = self._mux
-        if not mux.presence.knows(agent_id):
+        principal = self._caller.principal
+        if not mux.presence.knows(agent_id) or (principal is not None and principal.agent not in ("", agent_id)):
             return 0
         mux.presence.beat(agent_id)
         with mux.flights.of(agent_id) as held, mux.store.read() as rx:

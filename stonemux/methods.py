@@ -636,6 +636,29 @@ class HealthAnswer(TypedDict):
     uptime: int
 
 
+class Token(TypedDict):
+    """A record that several operations answer with."""
+
+    token: str
+    expires_at: str
+    agent_id: str | None
+    jti: str
+
+
+class TokenRotateAnswer(TypedDict):
+    """What token.rotate answers."""
+
+    rotated: bool
+    old_until: NotRequired[str]
+
+
+class TokenRevokeAnswer(TypedDict):
+    """What token.revoke answers."""
+
+    revoked: str
+    epoch: NotRequired[int]
+
+
 class AdminBackupAnswer(TypedDict):
     """What admin.backup answers."""
 
@@ -683,7 +706,7 @@ class Methods:
           out (up to 256 bytes; needs tier pro).
 
         Answers `AgentRegisterAnswer`. `POST /agent/register`. Refusals: 400 invalid_field, 400 missing_field, 400
-        reserved_name, 400 webhook_url_forbidden, 402 agent_limit, 402 upgrade_required.
+        reserved_name, 400 webhook_url_forbidden, 402 agent_limit, 402 upgrade_required, 403 agent_mismatch.
         """
         return self._call(
             "agent.register",
@@ -714,8 +737,8 @@ class Methods:
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `release_claims`: Put the tasks it holds back into the pool at once.
 
-        Answers `AgentDeregisterAnswer`. `POST /agent/deregister`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found.
+        Answers `AgentDeregisterAnswer`. `POST /agent/deregister`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found.
         """
         return self._call(
             "agent.deregister",
@@ -738,8 +761,8 @@ class Methods:
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `status`: What the agent is doing; shown as `activity` (up to 1024 bytes).
 
-        Answers `AgentHeartbeatAnswer`. `POST /agent/heartbeat`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found.
+        Answers `AgentHeartbeatAnswer`. `POST /agent/heartbeat`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found.
         """
         return self._call(
             "agent.heartbeat",
@@ -819,8 +842,8 @@ class Methods:
         - `metadata`: Any JSON object, handed on untouched.
         - `sender`: The sender; the daemon itself if left out (1 to 120 characters); the client's agent if left out.
 
-        Answers `AgentNotifyAnswer`. `POST /agent/notify`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 413 message_too_large, 429 inbox_full.
+        Answers `AgentNotifyAnswer`. `POST /agent/notify`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 413 message_too_large, 429 inbox_full.
         """
         return self._call(
             "agent.notify",
@@ -874,8 +897,8 @@ class Methods:
         - `pick`: one: only the least busy active match.
 
         Answers `MsgSendAnswer`. `POST /msg/send`. Refusals: 400 invalid_field, 400 missing_field, 402 upgrade_required,
-        404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 message_not_found, 404 no_recipient, 409
-        not_in_channel, 413 message_too_large, 429 inbox_full.
+        403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 message_not_found,
+        404 no_recipient, 409 not_in_channel, 413 message_too_large, 429 inbox_full.
         """
         return self._call(
             "msg.send",
@@ -934,8 +957,8 @@ class Methods:
         - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log has it.
 
         Answers `MsgBroadcastAnswer`. `POST /msg/broadcast`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
-        402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 group_not_found,
-        404 message_not_found, 413 message_too_large, 429 inbox_full.
+        402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 document_not_found,
+        404 group_not_found, 404 message_not_found, 413 message_too_large, 429 inbox_full.
         """
         return self._call(
             "msg.broadcast",
@@ -985,7 +1008,7 @@ class Methods:
         - `redeliver`: First put back what plain polls took in the last hour.
 
         Answers `MsgPollAnswer`. `GET /msg/poll`. Refusals: 400 invalid_field, 400 invalid_timeout, 400 missing_field,
-        404 agent_not_found, 404 channel_not_found, 409 cursor_ahead, 503 too_many_waiters.
+        403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409 cursor_ahead, 503 too_many_waiters.
         """
         return self._call(
             "msg.poll",
@@ -1016,8 +1039,8 @@ class Methods:
         - `ids`: The messages to settle (up to 1000 entries).
         - `through`: Settle every message up to this id (at least 0).
 
-        Answers `MsgAckAnswer`. `POST /msg/ack`. Refusals: 400 invalid_field, 400 missing_field, 404 agent_not_found,
-        404 message_not_found, 409 cursor_ahead, 409 not_delivered.
+        Answers `MsgAckAnswer`. `POST /msg/ack`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch, 404
+        agent_not_found, 404 message_not_found, 409 cursor_ahead, 409 not_delivered.
         """
         return self._call(
             "msg.ack",
@@ -1043,8 +1066,8 @@ class Methods:
         - `id`: The message's id (at least 0).
         - `delay`: Seconds before it is delivered again (0 to 43200).
 
-        Answers `MsgNackAnswer`. `POST /msg/nack`. Refusals: 400 invalid_field, 400 missing_field, 404 agent_not_found,
-        404 message_not_found, 409 not_delivered.
+        Answers `MsgNackAnswer`. `POST /msg/nack`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch,
+        404 agent_not_found, 404 message_not_found, 409 not_delivered.
         """
         return self._call(
             "msg.nack",
@@ -1070,8 +1093,8 @@ class Methods:
         - `id`: The message's id (at least 0).
         - `lease`: Seconds that a handed-out message is kept from other polls (1 to 43200).
 
-        Answers `MsgExtendAnswer`. `POST /msg/extend`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 404 message_not_found, 409 not_delivered.
+        Answers `MsgExtendAnswer`. `POST /msg/extend`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 404 message_not_found, 409 not_delivered.
         """
         return self._call(
             "msg.extend",
@@ -1094,7 +1117,8 @@ class Methods:
         - `agent_id`: Whose dead letters (1 to 120 characters).
         - `limit`: How many to return at most (1 to 1000).
 
-        Answers `MsgDeadAnswer`. `GET /msg/dead`. Refusals: 400 invalid_field, 400 missing_field, 404 agent_not_found.
+        Answers `MsgDeadAnswer`. `GET /msg/dead`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch,
+        404 agent_not_found.
         """
         return self._call(
             "msg.dead",
@@ -1116,8 +1140,8 @@ class Methods:
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `ids`: The dead letters (up to 1000 entries).
 
-        Answers `MsgRequeueAnswer`. `POST /msg/requeue`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 404 message_not_found.
+        Answers `MsgRequeueAnswer`. `POST /msg/requeue`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 404 message_not_found.
         """
         return self._call(
             "msg.requeue",
@@ -1239,7 +1263,7 @@ class Methods:
         - `max_attempts`: Tries before it fails for good; 0: no limit (0 to 1000).
 
         Answers `TaskPostAnswer`. `POST /task/post`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
-        upgrade_required, 404 agent_not_found, 404 channel_not_found, 404 task_not_found.
+        upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 task_not_found.
         """
         return self._call(
             "task.post",
@@ -1277,8 +1301,8 @@ class Methods:
         - `task_id`: Claim this task and no other (1 to 64 characters).
 
         Answers `TaskClaimAnswer`. `POST /task/claim`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
-        missing_field, 402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 404 task_not_found, 409
-        task_conflict, 503 too_many_waiters.
+        missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404
+        task_not_found, 409 task_conflict, 503 too_many_waiters.
         """
         return self._call(
             "task.claim",
@@ -1313,8 +1337,8 @@ class Methods:
           characters).
 
         Answers `TaskCompleteAnswer`. `POST /task/complete`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
-        402 upgrade_required, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409 already_complete, 409
-        stale_claim, 409 task_conflict.
+        402 upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409
+        already_complete, 409 stale_claim, 409 task_conflict.
         """
         return self._call(
             "task.complete",
@@ -1345,8 +1369,8 @@ class Methods:
           characters).
 
         Answers `TaskExtendAnswer`. `POST /task/extend`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
-        upgrade_required, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409 already_complete, 409
-        stale_claim.
+        upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409
+        already_complete, 409 stale_claim.
         """
         return self._call(
             "task.extend",
@@ -1378,8 +1402,8 @@ class Methods:
         - `reason`: Why; kept in the task's history (up to 1024 bytes).
 
         Answers `Ended`. `POST /task/release`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
-        upgrade_required, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409 already_complete, 409
-        stale_claim, 409 task_conflict.
+        upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409
+        already_complete, 409 stale_claim, 409 task_conflict.
         """
         return self._call(
             "task.release",
@@ -1459,7 +1483,8 @@ class Methods:
         - `by`: Who cancels; must be the poster if given (1 to 120 characters); the client's agent if left out.
 
         Answers `Ended`. `POST /task/cancel`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
-        upgrade_required, 403 not_poster, 404 agent_not_found, 404 task_not_found, 409 task_conflict.
+        upgrade_required, 403 agent_mismatch, 403 not_poster, 404 agent_not_found, 404 task_not_found, 409
+        task_conflict.
         """
         return self._call(
             "task.cancel",
@@ -1483,7 +1508,7 @@ class Methods:
         - `by`: Who puts it back (1 to 120 characters); the client's agent if left out.
 
         Answers `Ended`. `POST /task/requeue`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
-        upgrade_required, 404 agent_not_found, 404 task_not_found, 409 task_conflict.
+        upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict.
         """
         return self._call(
             "task.requeue",
@@ -1536,8 +1561,8 @@ class Methods:
         - `updated_by`: The agent that makes the change (1 to 120 characters); the client's agent if left out.
 
         Answers `Record`. `POST /state/set`, tier pro. Refusals: 400 invalid_expected_version, 400 invalid_field, 400
-        missing_field, 402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 409 version_conflict, 413
-        message_too_large.
+        missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409
+        version_conflict, 413 message_too_large.
         """
         return self._call(
             "state.set",
@@ -1571,7 +1596,7 @@ class Methods:
         - `agent_id`: Who waits; counts as its heartbeat (1 to 120 characters); the client's agent if left out.
 
         Answers `StateWatchAnswer`. `GET /state/watch`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
-        missing_field, 402 upgrade_required, 404 channel_not_found, 503 too_many_waiters.
+        missing_field, 402 upgrade_required, 403 agent_mismatch, 404 channel_not_found, 503 too_many_waiters.
         """
         return self._call(
             "state.watch",
@@ -1602,8 +1627,8 @@ class Methods:
         - `updated_by`: The agent that makes the change (1 to 120 characters); the client's agent if left out.
 
         Answers `StateDeleteAnswer`. `POST /state/delete`, tier pro. Refusals: 400 invalid_expected_version, 400
-        invalid_field, 400 missing_field, 402 upgrade_required, 404 agent_not_found, 404 channel_not_found, 404
-        key_not_found, 409 version_conflict.
+        invalid_field, 400 missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404
+        channel_not_found, 404 key_not_found, 409 version_conflict.
         """
         return self._call(
             "state.delete",
@@ -1688,7 +1713,7 @@ class Methods:
         - `tags`: Words to find it by (up to 256 entries).
 
         Answers `ChannelCreateAnswer`. `POST /channel/create`. Refusals: 400 invalid_field, 400 missing_field, 400
-        reserved_name, 404 agent_not_found, 409 channel_exists.
+        reserved_name, 403 agent_mismatch, 404 agent_not_found, 409 channel_exists.
         """
         return self._call(
             "channel.create",
@@ -1751,8 +1776,8 @@ class Methods:
         - `channel`: The channel's name or id (1 to 128 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
 
-        Answers `ChannelJoinAnswer`. `POST /channel/join`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 404 channel_not_found.
+        Answers `ChannelJoinAnswer`. `POST /channel/join`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 404 channel_not_found.
         """
         return self._call(
             "channel.join",
@@ -1776,7 +1801,7 @@ class Methods:
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
 
         Answers `ChannelLeaveAnswer`. `POST /channel/leave`. Refusals: 400 invalid_field, 400 missing_field, 400
-        reserved_name, 404 agent_not_found, 404 channel_not_found.
+        reserved_name, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found.
         """
         return self._call(
             "channel.leave",
@@ -1833,8 +1858,8 @@ class Methods:
         - `tags`: Words to know it by (up to 256 entries).
         - `title`: A title (up to 1024 bytes).
 
-        Answers `DocumentCreateAnswer`. `POST /document/create`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 413 document_too_large.
+        Answers `DocumentCreateAnswer`. `POST /document/create`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 413 document_too_large.
         """
         return self._call(
             "document.create",
@@ -1886,8 +1911,8 @@ class Methods:
         - `limit`: How many to return at most (1 to 1000).
         - `before`: Only items of messages with ids below this one (at least 0).
 
-        Answers `InboxListAnswer`. `GET /inbox/list`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found.
+        Answers `InboxListAnswer`. `GET /inbox/list`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found.
         """
         return self._call(
             "inbox.list",
@@ -1937,8 +1962,8 @@ class Methods:
         - `every`: In place of ids: every item that is not archived.
         - `status`: What they become.
 
-        Answers `InboxUpdateAnswer`. `POST /inbox/update`. Refusals: 400 invalid_field, 400 missing_field, 404
-        agent_not_found, 404 message_not_found.
+        Answers `InboxUpdateAnswer`. `POST /inbox/update`. Refusals: 400 invalid_field, 400 missing_field, 403
+        agent_mismatch, 404 agent_not_found, 404 message_not_found.
         """
         return self._call(
             "inbox.update",
@@ -2009,6 +2034,95 @@ class Methods:
         Answers `str`. `GET /metrics`.
         """
         return self._call("metrics", {})
+
+    def token_obtain(
+        self,
+        *,
+        license_key: str,
+        agent_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Token:
+        """A token for whoever shows the key of the active license. With `agent_id` it may act as that agent only. It
+        goes into the header `Authorization: Bearer TOKEN` of every call and lasts for `auth.token_ttl`.
+
+        - `license_key`: The license key, `SX-XXXX-XXXX-XXXX-XXXX` (up to 128 bytes).
+        - `agent_id`: The one agent that the token may act as; any, if left out (1 to 120 characters).
+
+        Answers `Token`. `POST /token/obtain`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 400
+        reserved_name, 402 upgrade_required, 403 license_mismatch, 429 rate_limited.
+        """
+        return self._call(
+            "token.obtain",
+            {
+                "license_key": license_key,
+                "agent_id": agent_id,
+            },
+            idempotency_key,
+        )
+
+    def token_issue(
+        self,
+        *,
+        agent_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Token:
+        """A token made by the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.
+
+        - `agent_id`: The one agent that the token may act as; any, if left out (1 to 120 characters).
+
+        Answers `Token`. `POST /token/issue`. Refusals: 400 invalid_field, 400 reserved_name, 403 owner_only.
+        """
+        return self._call(
+            "token.issue",
+            {
+                "agent_id": agent_id,
+            },
+            idempotency_key,
+        )
+
+    def token_rotate(
+        self,
+        *,
+        now: bool = False,
+        idempotency_key: str | None = None,
+    ) -> TokenRotateAnswer:
+        """Sign tokens with a new key. Those of the old key are good for another 24 hours, or with `now` no longer.
+
+        - `now`: End every token there is at once.
+
+        Answers `TokenRotateAnswer`. `POST /token/rotate`. Refusals: 400 invalid_field, 403 owner_only.
+        """
+        return self._call(
+            "token.rotate",
+            {
+                "now": now,
+            },
+            idempotency_key,
+        )
+
+    def token_revoke(
+        self,
+        *,
+        jti: str | None = None,
+        agent_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TokenRevokeAnswer:
+        """Take back one token by its `jti`, or all that an agent has. What waits or streams with it ends at once.
+
+        - `jti`: The token's id, as `jti` stands in it (1 to 128 characters).
+        - `agent_id`: The agent all of whose tokens end; `*`: those bound to none (1 to 120 characters).
+
+        Answers `TokenRevokeAnswer`. `POST /token/revoke`. Refusals: 400 invalid_field, 400 missing_field, 403
+        owner_only.
+        """
+        return self._call(
+            "token.revoke",
+            {
+                "jti": jti,
+                "agent_id": agent_id,
+            },
+            idempotency_key,
+        )
 
     def admin_backup(
         self,

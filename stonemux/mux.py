@@ -11,13 +11,19 @@ from typing import Any, Protocol
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.endpoints import Endpoints
+from stonemux.entitlement import Entitlement
 from stonemux.errors import MuxError
 from stonemux.events import EventLog
 from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
 from stonemux.store import Store
+from stonemux.throttle import Throttle
+from stonemux.tokens import TOPIC, Principal, Tokens
 from stonemux.transaction import Event, Work
+
+TRIES_A_MINUTE = 10
+"""How often a token may be asked for with a license key."""
 
 
 class Flight(Protocol):
@@ -33,9 +39,13 @@ class Flight(Protocol):
 class Caller:
     """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
 
-    __slots__ = ("flight", "once", "replayed")
+    __slots__ = ("bearer", "flight", "once", "principal", "replayed")
 
     def __init__(self) -> None:
+        self.bearer: str | None = None
+        """The Authorization header, as it came."""
+        self.principal: Principal | None = None
+        """Whose token that holds, once the door has looked; None without one."""
         self.flight: Flight | None = None
         """What was handed out with the answer, to be told whether the answer arrived."""
         self.once: Callable[[Work], Work] | None = None
@@ -156,7 +166,9 @@ class Mux:
     waiters: Waiters
     alarm: Alarm
     endpoints: Endpoints
-    tier: str
+    tokens: Tokens
+    throttle: Throttle
+    entitlement: Entitlement
     started_at: int
 
     @classmethod
@@ -173,12 +185,20 @@ class Mux:
             waiters=Waiters(settings),
             alarm=Alarm(clock),
             endpoints=Endpoints(),
-            tier=settings.default_tier,
+            tokens=Tokens(clock, settings),
+            throttle=Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts"),
+            entitlement=Entitlement(settings),
             started_at=clock.now_ms(),
         )
         store.tie(mux)
         store.publish = mux._publish
+        mux.tokens.listeners.append(lambda: mux.hub.wake([TOPIC]))
         return mux
+
+    @property
+    def tier(self) -> str:
+        """What the license in force allows; changes at run time."""
+        return self.entitlement.tier
 
     def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
         """After a commit: let the event log, the waiters and one waiter an offer know."""

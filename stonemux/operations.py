@@ -22,8 +22,16 @@ from stonemux.vocabulary import EVENT_KINDS, ITEM_STATUSES, KEPT_VERSIONS, NO_TA
 # -- parameters that many rows share
 
 
-def _agent(name: str = "agent_id", default: Any = REQUIRED, doc: str = "The acting agent.", into: str = "") -> Param:
-    return Param(name, "name", default, most=120, doc=doc, into=into)
+def _agent(
+    name: str = "agent_id",
+    default: Any = REQUIRED,
+    doc: str = "The acting agent.",
+    into: str = "",
+    *,
+    acts: bool = True,
+) -> Param:
+    """An agent's id. One that is only named, or narrows a list down, does not act."""
+    return Param(name, "name", default, most=120, doc=doc, into=into, acts=acts)
 
 
 def _channel(default: Any = "default", doc: str = "The channel.") -> Param:
@@ -231,6 +239,7 @@ ITEM = {
     "mentioned?": "boolean",
 }
 WHOLE_ITEM = ITEM | {"content": "string", "metadata?": "object"}
+TOKEN = {"token": "string", "expires_at": "time", "agent_id": "string|null", "jti": "string"}
 EVENT = {"id": "integer", "type": "string", "channel": "string|null", "at": "time", "data": "object"}
 ENDED = {"task_id": "string", "status": "string", "task": TASK}
 
@@ -349,7 +358,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         "agents.get",
         "One agent, with its unread messages, claimed tasks and channels.",
-        params=(_agent(doc="The agent to look at."),),
+        params=(_agent(doc="The agent to look at.", acts=False),),
         returns={
             "agent": AGENT
             | {
@@ -371,7 +380,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "agents.notify",
         "Put a notification, such as a restart signal, into an agent's own channel and so into its inbox alone.",
         params=(
-            _agent(doc="The agent to notify."),
+            _agent(doc="The agent to notify.", acts=False),
             Param("type", "name", REQUIRED, doc="What kind of notification, such as restart-signal."),
             CONTENT,
             METADATA,
@@ -605,7 +614,7 @@ OPERATIONS: tuple[Operation, ...] = (
         slow=True,
         params=(
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only messages from or to this agent."),
+            _agent(default=None, doc="Only messages from or to this agent.", acts=False),
             Param("thread", "name", doc="Only this thread."),
             Param("before", "integer", least=0, most=MOST_INTEGER, doc="Only ids below this one."),
             Param("after", "integer", least=0, most=MOST_INTEGER, doc="Only ids above this one."),
@@ -627,7 +636,7 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(
             Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; quote a phrase."),
             _channel(None, "Only this channel."),
-            replace(_agent(default=None, doc="Only messages from or to this agent."), listed=False),
+            replace(_agent(default=None, doc="Only messages from or to this agent.", acts=False), listed=False),
             _limit(20),
         ),
         returns={"results": [MESSAGE | {"excerpt": "string"}]},
@@ -652,7 +661,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _channel(),
             METADATA,
             Param("depends_on", "names", doc="Ids of tasks that must be complete before this one may be claimed."),
-            _agent("assigned_to", None, "Only this agent may claim it."),
+            _agent("assigned_to", None, "Only this agent may claim it.", acts=False),
             Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds.", listed=False),
             Param(
                 "max_attempts",
@@ -801,7 +810,7 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(
             Param("status", "text", choices=TASK_STATUSES, doc="Only tasks in this state."),
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only tasks that this agent holds, held or is assigned."),
+            _agent(default=None, doc="Only tasks that this agent holds, held or is assigned.", acts=False),
             Param("capability", "name", doc="Only tasks that ask for this capability.", listed=False),
             _limit(),
             Param("after", "name", most=64, doc="The id of the last task of the page before."),
@@ -1022,7 +1031,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "channels.listed",
         "All channels, with the number of their members.",
         slow=True,
-        params=(_agent(default=None, doc="Only channels this agent is a member of."),),
+        params=(_agent(default=None, doc="Only channels this agent is a member of.", acts=False),),
         returns={"channels": [CHANNEL_ROW]},
         errors=("agent_not_found",),
     ),
@@ -1202,7 +1211,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "`shutdown` that the daemon stops.",
         params=(
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only events that concern this agent."),
+            _agent(default=None, doc="Only events that concern this agent.", acts=False),
             TYPES,
             Param("last_event_id", "text", most=64, doc="The last id that was seen.", code="invalid_last_event_id"),
         ),
@@ -1222,7 +1231,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("after", "integer", 0, least=0, most=MOST_INTEGER, doc="The last id that was seen."),
             TYPES,
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only events that concern this agent."),
+            _agent(default=None, doc="Only events that concern this agent.", acts=False),
             _limit(),
             _timeout(0),
         ),
@@ -1270,6 +1279,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "monitor.health",
         "Whether the daemon serves, its version, tier and uptime in seconds. Never needs a token.",
         returns={"status": "string", "version": "string", "tier": "string", "uptime": "integer"},
+        open=True,
     ),
     Operation(
         "metrics",
@@ -1279,6 +1289,70 @@ OPERATIONS: tuple[Operation, ...] = (
         "monitor.metrics",
         "The counts in the Prometheus text format.",
         slow=True,
+    ),
+    # who may call
+    Operation(
+        "token.obtain",
+        "POST",
+        "/token/obtain",
+        "act",
+        "auth.obtain",
+        "A token for whoever shows the key of the active license. With `agent_id` it may act as that agent only. It "
+        "goes into the header `Authorization: Bearer TOKEN` of every call and lasts for `auth.token_ttl`.",
+        slow=True,
+        params=(
+            Param("license_key", "text", REQUIRED, least=1, most=128, doc="The license key, `SX-XXXX-XXXX-XXXX-XXXX`."),
+            _agent(default=None, doc="The one agent that the token may act as; any, if left out.", acts=False),
+        ),
+        returns=TOKEN,
+        tier="pro",
+        open=True,
+        errors=("license_mismatch", "rate_limited", "reserved_name"),
+        example={"license_key": "SX-0000-0000-0000-0000", "agent_id": "writer"},
+    ),
+    Operation(
+        "token.issue",
+        "POST",
+        "/token/issue",
+        "act",
+        "auth.issue",
+        "A token made by the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.",
+        slow=True,
+        params=(_agent(default=None, doc="The one agent that the token may act as; any, if left out.", acts=False),),
+        returns=TOKEN,
+        owner=True,
+        errors=("reserved_name",),
+        example={"agent_id": "writer"},
+    ),
+    Operation(
+        "token.rotate",
+        "POST",
+        "/token/rotate",
+        "change",
+        "auth.rotate",
+        "Sign tokens with a new key. Those of the old key are good for another 24 hours, or with `now` no longer.",
+        params=(Param("now", "boolean", False, doc="End every token there is at once."),),
+        returns={"rotated": "boolean", "old_until?": "time"},
+        owner=True,
+        frees=True,
+        example={"now": False},
+    ),
+    Operation(
+        "token.revoke",
+        "POST",
+        "/token/revoke",
+        "change",
+        "auth.revoke",
+        "Take back one token by its `jti`, or all that an agent has. What waits or streams with it ends at once.",
+        params=(
+            Param("jti", "name", doc="The token's id, as `jti` stands in it."),
+            _agent(default=None, doc="The agent all of whose tokens end; `*`: those bound to none.", acts=False),
+        ),
+        returns={"revoked": "string", "epoch?": "integer"},
+        owner=True,
+        frees=True,
+        errors=("missing_field",),
+        example={"agent_id": "writer"},
     ),
     Operation(
         "admin.backup",

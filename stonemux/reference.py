@@ -40,6 +40,11 @@ ALWAYS = (
     "storage_error",
     "storage_lost",
     "te_and_cl",
+    "token_expired",
+    "token_invalid",
+    "token_missing",
+    "token_not_yet_valid",
+    "token_revoked",
     "too_many_connections",
     "too_many_headers",
     "truncated_body",
@@ -68,6 +73,8 @@ STREAM_EVENTS: Mapping[str, str] = {
     "agent_stale": "nobody: an agent was silent for longer than stale_threshold",
     "gap": "nobody: the stream tells that events between two ids are no longer kept",
     "reset": "nobody: the stream tells that the given id is unknown; read everything anew",
+    "auth_expired": "nobody: the token that the stream was opened with has run out or was revoked",
+    "upgrade_required": "nobody: the daemon's tier no longer has streams",
     "shutdown": "nobody: the daemon is stopping; connect again later",
 }
 """Events that no operation emits."""
@@ -89,6 +96,10 @@ def own_errors(operation: Operation) -> tuple[str, ...]:
         codes.add("upgrade_required")
     if operation.kind == "stream" or "timeout" in operation.by_name:
         codes.add("too_many_waiters")
+    if operation.acting:
+        codes.add("agent_mismatch")
+    if operation.owner:
+        codes.add("owner_only")
     return tuple(sorted(codes, key=lambda code: (FAILURES[code].http, code)))
 
 
@@ -231,6 +242,7 @@ def _api_answer(operation: Operation) -> dict[str, Any]:
 
 def _api_error(status: int, codes: Sequence[str]) -> dict[str, Any]:
     names = ["X-Request-Id"]
+    names += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
     names += ["Allow"] if status == HTTPStatus.METHOD_NOT_ALLOWED else []
     names += ["Retry-After"] if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else []
     return {
@@ -249,6 +261,7 @@ def _api_headers() -> dict[str, Any]:
         "Allow": ("The methods that the path takes.", {"type": "string"}),
         "Idempotent-Replayed": ("`true`: the answer of an earlier call with this key.", {"type": "string"}),
         "Retry-After": ("Seconds to wait before trying again.", {"type": "integer", "minimum": 0}),
+        "WWW-Authenticate": ("How to show a token.", {"type": "string"}),
         "X-Request-Id": ("The error's id, as in the daemon's log.", {"type": "string"}),
     }
     return {name: {"description": text, "schema": schema} for name, (text, schema) in said.items()}

@@ -72,6 +72,8 @@ class Param:
     """What a tool's schema says of it, besides its limits; models pay for every word."""
     listed: bool = True
     """Whether a tool's schema has it; a tool takes it either way."""
+    acts: bool = False
+    """Whether it says who acts; a token that is bound to an agent fits no other value."""
     argument: str = field(init=False, repr=False, compare=False)
     """The name of the function's argument."""
     check: Callable[[Param, Any, Limits], Any] = field(init=False, repr=False, compare=False)
@@ -109,7 +111,8 @@ class Operation:
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
     `frees` says that a change settles or ends something, so that it must go on when the disk is full. `most_body` is
-    the most bytes that its body may have over HTTP.
+    the most bytes that its body may have over HTTP. `open` says that it never needs a token, `owner` that it needs the
+    one of the machine's owner.
 
     Of a tool: `brief` describes it to a model; `takes` says that a GET hands something out for good, `repeatable` that
     a POST made twice is as good as one.
@@ -137,6 +140,8 @@ class Operation:
     repeatable: bool = False
     frees: bool = False
     most_body: int = BODY_LIMIT
+    open: bool = False
+    owner: bool = False
     by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
     by: str = field(init=False, repr=False, compare=False)
     """The function's argument that holds the acting agent."""
@@ -145,6 +150,7 @@ class Operation:
     clamped: tuple[Param, ...] = field(init=False, repr=False, compare=False)
     either: tuple[tuple[Param, Param], ...] = field(init=False, repr=False, compare=False)
     """Pairs of which exactly one must be given."""
+    acting: tuple[Param, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -152,6 +158,7 @@ class Operation:
         put(self, "by", self.by_name[self.actor].argument if self.actor else "")
         put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
         put(self, "needed", tuple(param for param in self.params if param.required))
+        put(self, "acting", tuple(param for param in self.params if param.acts))
         put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
         put(self, "either", tuple((param, self.by_name[param.either]) for param in self.params if param.either))
 

@@ -19,13 +19,15 @@ import os
 import select
 import socket
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from stonemux import events, monitor
 from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
 from stonemux.payload import dumps
+from stonemux.schema import TIERS
+from stonemux.tokens import Principal
 from stonemux.transaction import Event
 
 log = logging.getLogger("stonemux")
@@ -36,11 +38,35 @@ PIECE = 256 * 1024
 """Bytes after which no more events are put into one write."""
 STALLED_MS = 15_000
 RETRY_MS = 2_000
+NEVER = 2**62
 
 
 def frame(event: Event) -> bytes:
     """One event as the stream shows it; JSON stands on one line, so `data` never needs splitting."""
     return f"id: {event.id}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
+
+
+class Permit(NamedTuple):
+    """What a stream needs to go on: the tier of its operation, and the token that it was opened with."""
+
+    tier: str
+    principal: Principal | None
+
+    @property
+    def expires_at(self) -> int:
+        """When the token runs out."""
+        return NEVER if self.principal is None else self.principal.expires_at
+
+    def refusal(self, mux: Mux) -> MuxError | None:
+        """Why the stream may not go on; None while it may."""
+        if TIERS.index(self.tier) > TIERS.index(mux.tier):
+            return MuxError("upgrade_required", f"streams need the {self.tier} tier", tier=mux.tier, needed=self.tier)
+        try:
+            if self.principal is not None:
+                mux.tokens.check(self.principal)
+        except MuxError as error:
+            return error
+        return None
 
 
 def special(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
@@ -52,10 +78,11 @@ def special(kind: str, data: dict[str, Any], event_id: int | None = None) -> byt
 class Stream:
     """One reader."""
 
-    __slots__ = ("blocked_since", "cursor", "sock", "spoke_at", "unsent", "wanted")
+    __slots__ = ("blocked_since", "cursor", "permit", "sock", "spoke_at", "unsent", "wanted")
 
-    def __init__(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes) -> None:
+    def __init__(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         self.sock = sock
+        self.permit = permit
         self.wanted = wanted
         self.cursor = cursor
         self.unsent = greeting
@@ -81,12 +108,15 @@ class Streamer:
         self._closing = False
         self._count = 0
         self._thread: threading.Thread | None = None
+        self._doubtful = False
+        self._review_at = NEVER
         mux.log.listeners.append(self.wake)
+        mux.tokens.listeners.append(self.doubt)
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes) -> None:
+    def add(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`.
 
         The stream holds a place among the waiters, which is given back when it ends.
@@ -98,7 +128,7 @@ class Streamer:
                 self._mux.waiters.give()
                 return
             self._count += 1
-            self._new.append(Stream(sock, wanted, cursor, greeting))
+            self._new.append(Stream(sock, wanted, cursor, greeting, permit))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="streamer", daemon=True)
                 self._thread.start()
@@ -110,6 +140,11 @@ class Streamer:
             with self._lock:
                 if not self._closing:
                     self._ring()
+
+    def doubt(self) -> None:
+        """Tokens or the tier have changed: some streams may have to end."""
+        self._doubtful = True
+        self.wake()
 
     def _ring(self) -> None:
         if not self._rung:
@@ -146,6 +181,8 @@ class Streamer:
                 stream = self._streams.get(fd)
                 if stream is not None:
                     self._heed(stream, happened, now)
+            if self._doubtful or self._review_at <= self._mux.clock.now_ms():
+                self._review()
             behind = self._write_all(now)
             self._keep_alive(now, keepalive)
         self._admit()
@@ -160,17 +197,32 @@ class Streamer:
             stream.spoke_at + keepalive if stream.blocked_since is None else stream.blocked_since + STALLED_MS
             for stream in self._streams.values()
         ]
-        return max(0, min(due) - now) if due else None
+        if not due:
+            return None
+        return max(0, min(min(due) - now, self._review_at - self._mux.clock.now_ms()))
 
     def _admit(self) -> None:
         with self._lock:
             new, self._new = self._new, []
         for stream in new:
+            self._review_at = min(self._review_at, stream.permit.expires_at)
             fd = stream.sock.fileno()
             self._streams[fd] = stream
             self._poller.register(fd, select.POLLIN)
             greeting, stream.unsent = stream.unsent, b""
             self._send(stream, greeting, self._mux.clock.ticks_ms())
+
+    def _review(self) -> None:
+        """End the streams that may not go on, and tell when the next one must be looked at."""
+        self._doubtful = False  # before looking, so that what changes while we look is looked at again
+        for stream in list(self._streams.values()):
+            refusal = stream.permit.refusal(self._mux)
+            if refusal is not None:
+                if not stream.unsent:
+                    kind = "auth_expired" if refusal.failure.http == 401 else refusal.code
+                    self._send(stream, special(kind, refusal.body()["error"]), 0)
+                self._drop(stream)
+        self._review_at = min((stream.permit.expires_at for stream in self._streams.values()), default=NEVER)
 
     def _heed(self, stream: Stream, happened: int, now: int) -> None:
         """A socket stirred: it can take more, or the reader is gone (what it says is of no interest)."""

@@ -119,6 +119,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index attempt_webhook on attempt (webhook, id)",
         "create index attempt_at on attempt (at)",
     ),
+    (
+        # what tokens are signed with; `epoch` is the database's, so that one that went back in time makes new ones
+        """create table token_key (
+            kid text primary key, secret blob not null, epoch text not null, made_at integer not null,
+            until integer) strict, without rowid""",
+        "create table token_revoked (jti text primary key, until integer not null) strict, without rowid",
+        "create table token_epoch (agent_id text primary key, epoch integer not null) strict, without rowid",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

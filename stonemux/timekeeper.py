@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from stonemux import agents, attempts, directory, documents, door, doorbells, events, leases, messages, tasks
+from stonemux import agents, attempts, auth, directory, documents, door, doorbells, events, leases, messages, tasks
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.transaction import Tx, Work
@@ -39,6 +39,7 @@ def boot(mux: Mux) -> None:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
         tasks.renew_leases(tx)
+        auth.boot(tx)
         return agents.registered(tx)
 
     for agent_id, ack in mux.store.write(start):
@@ -175,6 +176,7 @@ class Timekeeper:
         said_before = now - settings.message_retention * 1000
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
+        self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
         self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))
 

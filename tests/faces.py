@@ -58,9 +58,19 @@ def _exchange(
     return response.status, {name.lower(): value for name, value in response.getheaders()}, data
 
 
+def bearer_of(face: Direct | OverHttp, operation: Operation) -> str | None:
+    """What a face shows: the token that a test gave it, or the owner's where the operation asks for that."""
+    token = face.token
+    if token is None and operation.owner:
+        token = face.mux.tokens.owner
+    return None if token is None else f"Bearer {token}"
+
+
 class Direct:
     """Straight through the door, without a face."""
 
+    token: str | None = None
+    """The token that calls show."""
     replayed = False
     """Whether the last answer was the stored one of an earlier call."""
 
@@ -75,6 +85,7 @@ class Direct:
 
     def call(self, name: str, /, **given: Any) -> Any:
         operation, caller = operations.BY_NAME[name], Caller()
+        caller.bearer = bearer_of(self, operation)
         try:
             answer = door.call(self.mux, operation, wire_names(given), caller)
         except MuxError as error:
@@ -89,6 +100,7 @@ class Direct:
 class OverHttp:
     """A server on a free port; a new connection for each call."""
 
+    token: str | None = None
     replayed = False
 
     def __init__(self, mux: Mux) -> None:
@@ -132,6 +144,8 @@ class OverHttp:
     def call(self, name: str, /, **given: Any) -> Any:
         operation = operations.BY_NAME[name]
         given = wire_names(given)
+        bearer = bearer_of(self, operation)
+        headers = {} if bearer is None else {"Authorization": bearer}
         if operation.method == "GET":
             query = urlencode(
                 {
@@ -148,10 +162,12 @@ class OverHttp:
                     if value is not None
                 }
             )
-            status, headers, body = self.request("GET", operation.path + (f"?{query}" if query else ""))
+            path = operation.path + (f"?{query}" if query else "")
+            status, headers, body = self.request("GET", path, headers=headers)
         else:
             sent = json.dumps(given).encode()
-            status, headers, body = self.request("POST", operation.path, sent, {"Content-Type": "application/json"})
+            headers["Content-Type"] = "application/json"
+            status, headers, body = self.request("POST", operation.path, sent, headers)
         if operation.kind == "text" and status == 200:
             return body.decode()
         answer = json.loads(body)
@@ -210,8 +226,15 @@ class OverMcp(OverHttp):
     def _call_tool(self, tool: str, arguments: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
         wanted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        if self.token is not None:
+            wanted["Authorization"] = f"Bearer {self.token}"
         status, headers, body = post_mcp(self.port, json.dumps(message).encode(), wanted)
-        assert status == 200, body
+        if status != 200:
+            error = json.loads(body)["error"]["data"]
+            assert error.pop("request_id") == headers["x-request-id"]
+            raised = MuxError(error.pop("code"), error.pop("message"), **error)
+            assert raised.failure.http == status
+            raise raised
         if headers["content-type"] == "text/event-stream":
             body = next(line for line in body.split(b"\n") if line.startswith(b"data: ")).removeprefix(b"data: ")
         return headers, json.loads(body)["result"]
@@ -255,6 +278,8 @@ class OverClient(OverHttp):
 
     def _call(self, operation: Operation, given: dict[str, Any]) -> Any:
         """By the typed method, unless Python would refuse the arguments, or the client would wait past the maximum."""
+        bearer = bearer_of(self, operation)
+        self.client._token = None if bearer is None else bearer.removeprefix("Bearer ")
         names = {param.name: param.argument for param in operation.params}
         arguments = {names.get(name, name): value for name, value in given.items()}
         method, timeout = getattr(self.client, operation.name.replace(".", "_")), given.get("timeout")

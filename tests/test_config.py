@@ -172,7 +172,6 @@ def test_settings_are_frozen() -> None:
         ("[routing]\nstatus = 1\n", 'routing maps "status" to 1; the role must be a name'),
         ('[routing]\n"" = "x"\n', 'routing maps "" to "x"; the type must be a name'),
         ('[routing]\nstatus = " x"\n', 'routing maps "status" to " x"; the role must be a name'),
-        ('[auth]\ntokens = "required"\n', "no token support yet"),
         ('[license]\nlicense_server = "https://x"\n', "cannot ask a license server yet"),
         ("[serve]\nport = 1\n", 'there is no section "serve"; did you mean [server]?'),
         ("port = 1\n", 'there is no section "port"; did you mean server.port (under [server])?'),

@@ -11,9 +11,7 @@ from faces import join, refusal
 
 from stonemux.errors import MuxError
 
-NOT_BUILT = {
-    40: "tokens",
-}
+NOT_BUILT = {}
 """What this version does not have, so its faults cannot happen."""
 
 

@@ -42,7 +42,7 @@ LAYERS: tuple[set[str], ...] = (
         "signature",
     },
     {"transaction", "opening", "payload", "pool", "mcp", "reference", "setup", "operations", "flags"},
-    {"copies", "courier", "runner", "attempts"},
+    {"copies", "courier", "runner", "attempts", "throttle", "tokens", "entitlement"},
     {"migration"},
     {"store"},
     {"events", "directory", "wire", "starter", "client", "methodtext"},
@@ -50,7 +50,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mux", "channels", "documents", "doorbells"},
     # what it does
     {"messages", "tasks", "state", "door", "connection", "parking"},
-    {"agents", "leases", "monitor", "search", "sending", "inbox", "backup"},
+    {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
     {"polling"},
     # what runs by itself; streams
     {"timekeeper", "sse", "outbound"},

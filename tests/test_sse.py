@@ -589,7 +589,7 @@ def test_a_stream_that_comes_while_the_daemon_stops_is_closed(streaming):
     streaming.mux.waiters.take()
     ours, theirs = socket.socketpair()
     with theirs:
-        streaming.streamer.add(ours, events.Filter(), 0, b"greeting")
+        streaming.streamer.add(ours, events.Filter(), 0, b"greeting", sse.Permit("free", None))
         assert theirs.recv(10) == b""
     streaming.send()  # and nobody rings a bell that is gone
     assert len(streaming.streamer) == streaming.mux.waiters.count == 0

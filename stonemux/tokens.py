@@ -1,0 +1,287 @@
+"""Agent tokens: what they say, how one is made, and whether one is good.
+
+A token has the shape of a JWT signed with HMAC-SHA256. Its header is one of a few constant texts, one for each key,
+compared byte for byte, so there is no algorithm to choose and none to confuse. The signature is compared as text: other
+spellings of the same bytes (base64 has some) are no signature. Claims: `sub` (the agent, or `*`), `lic` (the license it
+was obtained with, or `local`), `tier`, `iat`, `exp`, `jti`, and `epoch`, the agent's at that time.
+
+Whoever can read the data directory needs no license: the owner's token lies there, made anew at each start.
+
+Everything is judged in memory. A verified token is remembered by its text until something is revoked; then all of that
+is forgotten (`_seen` is replaced, so a verification that is under way cannot put back what it found before). Time is
+`Clock.now_ms`, which never goes back, so neither does an expiry. `_lock` guards the tables that revocations change.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from stonemux.clock import Clock
+from stonemux.config import Settings, is_loopback
+from stonemux.errors import MuxError
+from stonemux.hub import Topic
+
+MOST_TOKEN = 1024
+MOST_SEEN = 4096
+SKEW_MS = 60_000
+"""How far ahead of us the clock may be that made a token."""
+LONGEST_MS = 30 * 24 * 3600 * 1000
+"""No token lasts longer (the most that `auth.token_ttl` may be), so a revocation need not."""
+ROTATED_MS = 24 * 3600 * 1000
+"""How long the tokens of a replaced key stay good."""
+EVERYBODY, LOCAL = "*", "local"
+TOPIC: Topic = ("auth",)
+"""Touched when a token that was good may no longer be."""
+OWNER_FILE = "owner.token"
+_OWNER_PREFIX = "owner_"
+_SCHEME = "bearer "
+
+
+class Principal(NamedTuple):
+    """Who a good token belongs to."""
+
+    agent: str
+    """The one agent that it may act as; "" for any."""
+    lic: str
+    jti: str
+    kid: str
+    epoch: int
+    expires_at: int
+    """Milliseconds since the epoch."""
+
+    @property
+    def name(self) -> str:
+        """How records name whoever it is."""
+        if self.agent:
+            return self.agent
+        return "owner" if self.lic == LOCAL and not self.kid else f"license:{self.lic}"
+
+
+OWNER = Principal("", LOCAL, "", "", 0, 2**62)
+"""Whoever can read the data directory."""
+
+
+class Key(NamedTuple):
+    """A secret that tokens are signed with; `until` is when a replaced one ends."""
+
+    kid: str
+    secret: bytes
+    until: int | None = None
+
+
+class Made(NamedTuple):
+    """A fresh token."""
+
+    token: str
+    jti: str
+    expires_at: int
+
+
+class Tokens:
+    """The keys, what was revoked, and the judgement. `asks` and `required` are read on every call."""
+
+    def __init__(self, clock: Clock, settings: Settings) -> None:
+        self._clock = clock
+        self._ttl_s = settings.token_ttl
+        self._mode = settings.auth_tokens
+        self._beyond = not is_loopback(settings.host)
+        self._lock = threading.Lock()
+        self._keys: dict[str, Key] = {}
+        """By header, newest last."""
+        self._revoked: dict[str, int] = {}
+        self._epochs: dict[str, int] = {}
+        self._licenses: frozenset[str] = frozenset()
+        self._seen: dict[str, Principal] = {}
+        self.owner = _OWNER_PREFIX + clock.token(32)
+        """What the machine's owner shows."""
+        self.asks = settings.auth_tokens != "off"
+        """Whether a token that is shown gets looked at."""
+        self.required = self._is_required(False)
+        """Whether every call must show one."""
+        self.listeners: list[Callable[[], None]] = []
+        """Called when a token that was good may no longer be."""
+
+    # -- what the owner decides
+
+    def load(self, keys: Iterable[Key], revoked: Mapping[str, int], epochs: Mapping[str, int]) -> None:
+        """Take over what the database holds."""
+        with self._lock:
+            self._keys = {_header(key.kid): key for key in keys}
+            self._revoked, self._epochs = dict(revoked), dict(epochs)
+        self._forget()
+
+    def entitle(self, licenses: Iterable[str], *, asked_for: bool) -> None:
+        """Only tokens of these licenses (and local ones) are good; `asked_for`: in mode auto, every call needs one."""
+        self._licenses = frozenset(licenses)
+        self.required = self._is_required(asked_for)
+        self._forget()
+
+    def _is_required(self, asked_for: bool) -> bool:
+        return self._mode == "required" or (self._mode == "auto" and (asked_for or self._beyond))
+
+    def rotate(self, key: Key, *, now: bool) -> None:
+        """Sign with this key from here on. The tokens of the others are good for another day, or no longer."""
+        end = self._clock.now_ms() + ROTATED_MS
+        with self._lock:
+            kept = {} if now else {header: _ending(old, end) for header, old in self._keys.items()}
+            self._keys = kept | {_header(key.kid): key}
+        self._forget()
+
+    def revoke(self, jti: str, until: int) -> None:
+        """This token is good no longer; it runs out at `until`."""
+        with self._lock:
+            now = self._clock.now_ms()
+            self._revoked = {old: end for old, end in self._revoked.items() if end > now} | {jti: until}
+        self._forget()
+
+    def raise_epoch(self, agent_id: str, epoch: int) -> None:
+        """No token that the agent got in an earlier epoch is good."""
+        with self._lock:
+            self._epochs = self._epochs | {agent_id: epoch}
+        self._forget()
+
+    def epoch(self, agent_id: str) -> int:
+        """The agent's current epoch."""
+        return self._epochs.get(agent_id, 0)
+
+    def _forget(self) -> None:
+        self._seen = {}
+        for listener in self.listeners:
+            listener()
+
+    # -- making one
+
+    def make(self, agent_id: str | None, *, lic: str, tier: str) -> Made:
+        """A token for one agent, or for any."""
+        at = self._clock.now_ms() // 1000
+        key = next(reversed(self._keys.values()))
+        sub = agent_id or EVERYBODY
+        expires, jti = at + self._ttl_s, self._clock.token(8)
+        claims = {"sub": sub, "lic": lic, "tier": tier, "iat": at, "exp": expires, "jti": jti}
+        claims["epoch"] = self.epoch(sub)
+        body = _encoded(json.dumps(claims, separators=(",", ":"), ensure_ascii=False).encode())
+        signed = f"{_header(key.kid)}.{body}"
+        return Made(f"{signed}.{_signature(key.secret, signed)}", jti, expires * 1000)
+
+    # -- judging one
+
+    def admit(self, authorization: str | None) -> Principal | None:
+        """Whose token an Authorization header carries; None where it carries none and none is needed.
+
+        Raises `token_missing`, `token_invalid`, `token_expired`, `token_revoked` or `token_not_yet_valid`.
+        """
+        if authorization is None or authorization[:7].lower() != _SCHEME:
+            if self.required:
+                raise _missing()
+            return None
+        seen = self._seen
+        principal = seen.get(authorization)
+        if principal is None:
+            principal = self._verified(authorization[7:].strip(" "))
+            if len(seen) >= MOST_SEEN:
+                seen.clear()
+            seen[authorization] = principal
+        if principal.expires_at <= self._clock.now_ms():
+            raise _expired()
+        return principal
+
+    def is_owner(self, authorization: str | None) -> bool:
+        """Whether an Authorization header carries the owner's token."""
+        return authorization is not None and authorization[:7].lower() == _SCHEME and self._owns(authorization[7:])
+
+    def check(self, principal: Principal) -> None:
+        """Raise if a token that was good is not any more."""
+        if principal is OWNER:
+            return
+        if principal.expires_at <= self._clock.now_ms():
+            raise _expired()
+        if _header(principal.kid) not in self._keys or self._is_revoked(principal):
+            raise _revoked()
+
+    def _owns(self, token: str) -> bool:
+        from hmac import compare_digest
+
+        return token.isascii() and compare_digest(token.strip(" "), self.owner)
+
+    def _verified(self, token: str) -> Principal:
+        if self._owns(token):
+            return OWNER
+        if len(token) > MOST_TOKEN or not token.isascii() or token.count(".") != 2:
+            raise _invalid()
+        header, body, signature = token.split(".")
+        key = self._keys.get(header)
+        if key is None:
+            raise _invalid()
+        from hmac import compare_digest
+
+        if not compare_digest(signature, _signature(key.secret, f"{header}.{body}")):
+            raise _invalid()
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        expires_at = claims["exp"] * 1000
+        principal = Principal(
+            agent="" if claims["sub"] == EVERYBODY else claims["sub"],
+            lic=claims["lic"],
+            jti=claims["jti"],
+            kid=key.kid,
+            epoch=claims["epoch"],
+            expires_at=expires_at if key.until is None else min(expires_at, key.until),
+        )
+        now = self._clock.now_ms()
+        if principal.expires_at <= now:
+            raise _expired()
+        if claims["iat"] * 1000 > now + SKEW_MS:
+            raise _refused("token_not_yet_valid", "the token is dated in the future; check the clock that it came from")
+        self.check(principal)
+        return principal
+
+    def _is_revoked(self, principal: Principal) -> bool:
+        return (
+            principal.jti in self._revoked
+            or principal.epoch < self.epoch(principal.agent or EVERYBODY)
+            or (principal.lic != LOCAL and principal.lic not in self._licenses)
+        )
+
+
+def _ending(key: Key, end: int) -> Key:
+    return key._replace(until=end if key.until is None else min(key.until, end))
+
+
+def _header(kid: str) -> str:
+    return _encoded(b'{"alg":"HS256","kid":"%b","typ":"JWT"}' % kid.encode())
+
+
+def _signature(secret: bytes, text: str) -> str:
+    from hmac import digest  # loads OpenSSL, which calls without a token need not wait for
+
+    return _encoded(digest(secret, text.encode(), "sha256"))
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+_HOW = "; get one with POST /token/obtain, or on the machine itself with: stonemux token --agent NAME"
+
+
+def _refused(code: str, message: str) -> MuxError:
+    return MuxError(code, message)
+
+
+def _missing() -> MuxError:
+    return _refused("token_missing", "this daemon asks for a token in the header Authorization: Bearer TOKEN" + _HOW)
+
+
+def _invalid() -> MuxError:
+    return _refused("token_invalid", "the token is not one of this daemon" + _HOW)
+
+
+def _expired() -> MuxError:
+    return _refused("token_expired", "the token has expired" + _HOW)
+
+
+def _revoked() -> MuxError:
+    return _refused("token_revoked", "the token was revoked" + _HOW)

@@ -1,0 +1,647 @@
+"""Tokens: who gets one, what it may do, and how it ends. The numbers are those of the promises."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from http.client import HTTPConnection
+
+import pytest
+from faces import Direct, OverHttp, bearer_of, join, post_mcp, refusal
+from fake_clock import EPOCH_MS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw import eventually
+from test_sse import Reader
+
+from stonemux.errors import MuxError
+from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.tokens import MOST_TOKEN, ROTATED_MS, SKEW_MS, Tokens
+
+REQUIRED = pytest.mark.settings(auth_tokens="required")
+DAY_MS = 24 * 3600 * 1000
+CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
+
+
+def issued(face, agent_id=None):
+    """A token that the machine's owner made."""
+    held, face.token = face.token, None
+    try:
+        return face.call("token.issue", agent_id=agent_id)["token"]
+    finally:
+        face.token = held
+
+
+def claims_of(token):
+    body = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+
+
+def encoded(value):
+    return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).rstrip(b"=").decode()
+
+
+def resigned(mux, claims):
+    """A token with these claims, signed as the daemon signs."""
+    (header, key) = list(mux.tokens._keys.items())[-1]
+    import hmac
+
+    signed = f"{header}.{encoded(claims)}"
+    signature = base64.urlsafe_b64encode(hmac.digest(key.secret, signed.encode(), "sha256")).rstrip(b"=").decode()
+    return f"{signed}.{signature}"
+
+
+def told(face, path="/stats", **headers):
+    """Status, error code and challenge of a GET with these headers."""
+    status, answered, body = face.request("GET", path, headers=headers)
+    error = json.loads(body).get("error", {})
+    return status, error.get("code"), answered.get("www-authenticate")
+
+
+# -- what a token says
+
+
+def test_a_token_looks_like_the_documents_say_and_lasts_a_day(face, clock):
+    answer = face.call("token.issue", agent_id="ann")
+    header, _, signature = answer["token"].split(".")
+    assert json.loads(base64.urlsafe_b64decode(header + "==")) == {
+        "alg": "HS256",
+        "kid": next(iter(face.mux.tokens._keys.values())).kid,
+        "typ": "JWT",
+    }
+    assert answer["token"].startswith("eyJ")
+    assert len(signature) == 43
+    iat = clock.now_ms() // 1000
+    assert claims_of(answer["token"]) == {
+        "sub": "ann",
+        "lic": "local",
+        "tier": "enterprise",
+        "iat": iat,
+        "exp": iat + 86_400,
+        "jti": answer["jti"],
+        "epoch": 0,
+    }
+    assert answer["agent_id"] == "ann"
+    assert claims_of(face.call("token.issue")["token"])["sub"] == "*"
+
+
+def test_the_longest_name_fits_into_a_token(direct):
+    for name in ("\U0001f980" * 120, "ü" * 120, '"' * 120):
+        token = issued(direct, name)
+        assert len(token) <= MOST_TOKEN
+        assert direct.mux.tokens.admit(f"Bearer {token}").agent == name
+
+
+def test_a_reserved_name_is_no_agent(face):
+    refusal(face, "reserved_name", "token.issue", agent_id="*")
+
+
+# -- when one is needed
+
+
+@REQUIRED
+def test_without_a_token_only_health_answers_and_obtaining_is_looked_at__S6(face):
+    for operation in CALLED:
+        if operation.name in ("health", "token.obtain"):
+            continue
+        face.token = None if not operation.owner else "nonsense"
+        code = "token_missing" if not operation.owner else "token_invalid"
+        refusal(face, code, operation.name, **dict(operation.example))
+    face.token = None
+    assert face.call("health")["status"] == "ok"
+    refusal(face, "license_mismatch", "token.obtain", license_key="SX-0000-0000-0000-0000")
+
+
+@REQUIRED
+def test_what_is_no_call_asks_for_a_token_too__S6(http):
+    for path in ("/events", "/openapi.json", "/metrics", "/msg/poll?agent_id=ann", "/msg/poll"):
+        assert told(http, path) == (401, "token_missing", "Bearer")
+        status, headers, _ = http.request("HEAD", path)
+        assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    sent = {"Content-Type": "application/json", "Accept": "application/json"}
+    status, headers, body = post_mcp(http.port, json.dumps(message).encode(), sent)
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert json.loads(body)["error"]["data"]["code"] == "token_missing"
+
+
+@REQUIRED
+def test_with_a_token_everything_answers_as_ever(face):
+    face.token = issued(face)
+    join(face, "ann", "bob")
+    face.call("msg.send", from_="ann", to="bob", content="x")
+    assert [m["content"] for m in face.call("msg.poll", agent_id="bob", timeout=0)["messages"]] == ["x"]
+
+
+@REQUIRED
+def test_a_token_counts_in_the_header_alone__S6(http):
+    token = issued(http)
+    for name in ("access_token", "token", "authorization"):
+        assert told(http, f"/stats?{name}={token}")[1] == "token_missing"
+    assert told(http, "/stats", Authorization=f"Bearer {token}")[0] == 200
+    assert told(http, "/stats", Authorization=f"bearer {token}")[0] == 200
+    for odd in (f"Basic {token}", token, "Bearer", ""):
+        assert told(http, "/stats", Authorization=odd)[:2] == (401, "token_missing")
+    status, _, body = http.request("GET", "/health", headers={"Authorization": "Bearer nonsense"})
+    assert status == 200
+    assert b"Bearer" not in body
+
+
+@REQUIRED
+def test_a_refused_token_says_so_in_the_challenge__S5(http):
+    assert told(http, "/stats", Authorization="Bearer x")[2] == 'Bearer error="invalid_token"'
+
+
+def test_auto_asks_beyond_loopback_and_not_on_it(open_program):
+    assert not open_program().mux.tokens.required
+    for host in ("0.0.0.0", "192.0.2.7", "::"):
+        assert Tokens(open_program().clock, open_program(host=host).settings).required
+    assert not Tokens(open_program().clock, open_program(host="0.0.0.0", auth_tokens="off").settings).required
+
+
+def test_a_token_that_is_shown_without_need_is_still_judged(face):
+    join(face, "ann", "bob")
+    face.token = issued(face, "ann")
+    refusal(face, "agent_mismatch", "msg.send", from_="bob", to="ann", content="x")
+    face.token = "nonsense"
+    refusal(face, "token_invalid", "msg.send", from_="bob", to="ann", content="x")
+
+
+@pytest.mark.settings(auth_tokens="off")
+def test_off_looks_at_none_and_the_owner_is_still_the_owner(face):
+    join(face, "ann", "bob")
+    face.token = "nonsense"
+    face.call("msg.send", from_="bob", to="ann", content="x")
+    refusal(face, "owner_only", "token.issue")
+    face.token = None
+    assert face.call("token.issue")["token"]
+
+
+# -- the forgeries
+
+
+@REQUIRED
+def test_fault_40_what_is_no_token_of_ours_is_refused(face, clock, program):
+    good = issued(face, "ann")
+    header, body, signature = good.split(".")
+    none = encoded({"alg": "none", "typ": "JWT"})
+    spaced = base64.urlsafe_b64encode(base64.urlsafe_b64decode(header + "==").replace(b",", b", ")).decode().rstrip("=")
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = alphabet.index(signature[-1])
+    aliases = [signature[:-1] + alphabet[last // 4 * 4 + n] for n in range(4) if n != last % 4]
+    for alias in aliases:  # they decode to the same bytes
+        assert base64.urlsafe_b64decode(alias + "=") == base64.urlsafe_b64decode(signature + "=")
+    forged = [
+        f"{none}.{body}.",
+        f"{none}.{body}.{signature}",
+        f"{spaced}.{body}.{signature}",
+        *(f"{header}.{body}.{alias}" for alias in aliases),
+        f"{header}.{encoded(claims_of(good) | {'sub': 'bob'})}.{signature}",
+        *(good + junk for junk in ("=", ".", "!", "A")),
+        f"{header}.{body}=.{signature}",
+        f"{header}.{body}",
+        "A" * (MOST_TOKEN + 1),
+        "..",
+    ]
+    told = set()
+    for token in forged:
+        face.token = token
+        told.add(refusal(face, "token_invalid", "agent.heartbeat", agent_id="ann").message)
+    assert len(told) == 1, "one text for all, so that it tells nothing"
+    face.token = good
+    join(face, "ann")
+
+
+@REQUIRED
+def test_fault_40_a_token_runs_out_and_setting_the_clock_back_does_not_revive_it__S4(face, clock, program):
+    face.token = issued(face, "ann")
+    join(face, "ann")
+    clock.advance(DAY_MS - clock.now_ms() % 1000 - 1)
+    face.call("agent.heartbeat", agent_id="ann")
+    clock.advance(1)
+    refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
+    face.__exit__(None, None, None)
+    program.close()
+    clock._offset -= DAY_MS  # somebody sets the machine's clock back; what was seen is remembered
+    program._open()
+    face.mux = program.mux
+    face.__enter__()
+    refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
+    assert clock.now_ms() >= EPOCH_MS + DAY_MS
+
+
+@REQUIRED
+def test_fault_40_a_revoked_token_and_another_agents_are_refused__S3(face):
+    first, second = issued(face, "ann"), issued(face, "ann")
+    face.token = first
+    join(face, "ann")
+    face.token = None
+    assert face.call("token.revoke", jti=claims_of(first)["jti"]) == {"revoked": claims_of(first)["jti"]}
+    for token, code in ((first, "token_revoked"), (second, None)):
+        face.token = token
+        if code:
+            refusal(face, code, "agent.heartbeat", agent_id="ann")
+        else:
+            face.call("agent.heartbeat", agent_id="ann")
+    refusal(face, "agent_mismatch", "agent.heartbeat", agent_id="bob")
+
+
+@REQUIRED
+def test_a_token_from_the_future_is_not_yet_good__S4(face, clock):
+    now = clock.now_ms() // 1000
+    claims = claims_of(issued(face, "ann"))
+    for ahead, code in ((SKEW_MS // 1000, None), (SKEW_MS // 1000 + 1, "token_not_yet_valid")):
+        face.token = resigned(face.mux, claims | {"iat": now + ahead})
+        if code:
+            refusal(face, code, "stats")
+        else:
+            assert face.call("stats")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.text(max_size=300), st.binary(max_size=300).map(lambda data: data.decode("latin-1"))))
+def test_no_text_but_a_token_is_admitted(mux, text):
+    with pytest.raises(MuxError) as caught:
+        mux.tokens.admit(f"Bearer {text}")
+    assert caught.value.code == "token_invalid"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_changed_token_is_admitted(direct, data):
+    good = issued(direct, "ann")
+    at = data.draw(st.integers(0, len(good) - 1))
+    put = data.draw(st.one_of(st.characters(), st.sampled_from("AZaz09-_.=")))
+    changed = good[:at] + put + good[at + 1 :]
+    if changed == good:
+        return
+    with pytest.raises(MuxError) as caught:
+        direct.mux.tokens.admit(f"Bearer {changed}")
+    assert caught.value.code == "token_invalid"
+
+
+# -- acting as an agent
+
+ACTS = {
+    *((name, "from") for name in ("agent.notify", "msg.send", "msg.broadcast")),
+    *((f"agent.{verb}", "agent_id") for verb in ("register", "deregister", "heartbeat")),
+    *((f"msg.{verb}", "agent_id") for verb in ("poll", "ack", "nack", "extend", "dead", "requeue")),
+    *((f"task.{verb}", "agent_id") for verb in ("claim", "complete", "extend", "release")),
+    *((f"channel.{verb}", "agent_id") for verb in ("join", "leave")),
+    ("task.post", "posted_by"),
+    *((f"task.{verb}", "by") for verb in ("cancel", "requeue")),
+    *((f"state.{verb}", "updated_by") for verb in ("set", "delete")),
+    ("state.watch", "agent_id"),
+    ("channel.create", "created_by"),
+}
+
+
+def test_the_table_says_which_parameters_act():
+    said = {(operation.name, param.name) for operation in OPERATIONS for param in operation.acting}
+    assert said >= ACTS
+    naming = {"agent.get", "agent.notify", "task.dispatch", "msg.list", "msg.search", "task.list", "channel.list"}
+    assert not {name for name, param in said if param == "agent_id"} & (naming | {"events.stream", "events.list"})
+    for operation in OPERATIONS:
+        assert not operation.actor or operation.by_name[operation.actor].acts, operation.name
+
+
+@REQUIRED
+def test_a_bound_token_acts_as_its_agent_alone__S2(face):
+    face.token = issued(face)
+    join(face, "writer", "researcher", "ann")
+    face.token = issued(face, "ann")
+    for operation in CALLED:
+        for param in operation.acting:
+            given = dict(operation.example) | ({"timeout": 0} if "timeout" in operation.by_name else {})
+            error = refusal(face, "agent_mismatch", operation.name, **given | {param.name: "writer"})
+            assert (error.facts["parameter"], error.facts["agent_id"]) == (param.name, "ann")
+
+
+@REQUIRED
+def test_a_bound_token_may_name_others__S2(face):
+    face.token = issued(face)
+    join(face, "ann", "bob")
+    face.token = issued(face, "ann")
+    assert face.call("agent.get", agent_id="bob")["agent"]["id"] == "bob"
+    assert face.call("msg.list", agent_id="bob")["messages"] == []
+    face.call("msg.send", from_="ann", to="bob", content="x")
+
+
+@REQUIRED
+def test_who_acts_may_be_left_out_and_is_then_the_tokens_agent(face):
+    face.token = issued(face)
+    join(face, "ann", "bob")
+    face.token = issued(face, "ann")
+    assert face.call("state.set", key="k", value="v")["updated_by"] == "ann"
+    face.call("agent.notify", agent_id="bob", type="t", content="x")
+    face.token = issued(face, "bob")
+    (message,) = face.call("msg.poll", agent_id="bob", timeout=0)["messages"]
+    assert message["from"] == "ann", "nobody speaks for the daemon"
+
+
+def test_over_mcp_a_bound_token_says_who_speaks(mux):
+    from faces import OverMcp
+
+    with OverMcp(mux) as face:
+        join(face, "ann", "bob")
+        face.token = issued(face, "ann")
+        assert face.call("msg.send", to="bob", content="x")["recipient_status"]
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "mux_poll", "arguments": {}}}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {face.token}"}
+        headers["X-Stonemux-Agent"] = "bob"
+        status, _, body = post_mcp(face.port, json.dumps(message).encode(), headers)
+        assert (status, json.loads(body)["error"]["data"]["code"]) == (403, "agent_mismatch")
+        refused = face._call_tool("mux_send", {"from": "bob", "to": "ann", "content": "x"})[1]
+        assert refused["isError"]
+        assert "unread" not in json.loads(refused["content"][0]["text"])
+
+
+def test_an_idempotency_key_belongs_to_the_tokens_agent__P1(face):
+    join(face, "ann", "bob")
+    sent = {"key": "k", "value": "v", "idempotency_key": "once"}
+    answers = []
+    for agent_id in ("ann", "bob", "ann"):
+        face.token = issued(face, agent_id)
+        answers.append(face.call("state.set", **sent))
+    assert answers[0] == answers[2] != answers[1]
+    assert face.replayed
+
+
+# -- the owner
+
+
+@pytest.mark.parametrize("name", [operation.name for operation in CALLED if operation.owner])
+def test_what_is_the_owners_is_nobody_elses(face, name):
+    for token in (issued(face), issued(face, "ann")):
+        face.token = token
+        refusal(face, "owner_only", name, **dict(BY_NAME[name].example))
+    face.token = None
+    assert bearer_of(face, BY_NAME[name]) == f"Bearer {face.mux.tokens.owner}"
+    face.call(name, **dict(BY_NAME[name].example))
+
+
+def test_the_owner_may_act_as_anybody(face):
+    face.token = face.mux.tokens.owner
+    join(face, "ann", "bob")
+    face.call("msg.send", from_="bob", to="ann", content="x")
+    face.token = face.mux.tokens.owner[:-1] + "x"
+    refusal(face, "token_invalid", "stats")
+
+
+# -- keys
+
+
+@REQUIRED
+def test_rotation_keeps_the_old_key_for_a_day__S1(face, clock, restart):
+    old = issued(face, "ann")
+    clock.advance(1000)
+    answer = face.call("token.rotate")
+    assert answer["rotated"]
+    assert answer["old_until"]
+    new = issued(face, "ann")
+    assert old.split(".")[0] != new.split(".")[0]
+    face.token = old
+    join(face, "ann")
+    restart()
+    face.call("agent.heartbeat", agent_id="ann")
+    face.token = new
+    face.call("agent.heartbeat", agent_id="ann")
+
+
+@pytest.mark.settings(auth_tokens="required", token_ttl=7 * 86_400)
+def test_a_rotated_key_ends_after_a_day_whatever_its_tokens_say__S1(face, clock, program, restart):
+    old = issued(face, "ann")
+    face.token = old
+    join(face, "ann")
+    face.token = None
+    face.call("token.rotate")
+    face.token = old
+    clock.advance(ROTATED_MS - 1)
+    face.call("agent.heartbeat", agent_id="ann")
+    clock.advance(1)
+    refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
+    restart()
+    refusal(face, "token_invalid", "agent.heartbeat", agent_id="ann")
+    with program.store.read() as rx:
+        assert rx.one("select count(*) from token_key")[0] == 1
+
+
+@REQUIRED
+def test_rotate_now_ends_all_tokens__S1(face, restart):
+    old = issued(face, "ann")
+    assert face.call("token.rotate", now=True) == {"rotated": True}
+    face.token = old
+    refusal(face, "token_invalid", "stats")
+    restart()
+    refusal(face, "token_invalid", "stats")
+    face.token = issued(face, "ann")
+    assert face.call("stats")
+
+
+@REQUIRED
+def test_tokens_and_revocations_outlive_a_restart__S1__S3(face, restart):
+    kept, revoked = issued(face, "ann"), issued(face, "ann")
+    face.call("token.revoke", jti=claims_of(revoked)["jti"])
+    bobs = issued(face, "bob")
+    face.call("token.revoke", agent_id="bob")
+    restart()
+    for token, code in ((kept, None), (revoked, "token_revoked"), (bobs, "token_revoked")):
+        face.token = token
+        if code:
+            refusal(face, code, "stats")
+        else:
+            face.call("stats")
+
+
+def test_a_database_that_went_back_in_time_revives_no_revoked_token(program):
+    face = Direct(program.mux)
+    token = issued(face, "ann")
+    program.close()
+    head = program.directory.path / "head.json"
+    old = json.loads(head.read_text())
+    head.write_text(json.dumps(old | {"event_seq": old["event_seq"] + 10}))
+    program._open(accept_rollback=True)
+    face = Direct(program.mux)
+    face.token = token
+    refusal(face, "token_invalid", "stats")
+
+
+@REQUIRED
+def test_raising_an_agents_epoch_ends_all_its_tokens_and_no_others__S3(face):
+    anns, bobs, anybodys = issued(face, "ann"), issued(face, "bob"), issued(face)
+    assert face.call("token.revoke", agent_id="ann") == {"revoked": "ann", "epoch": 1}
+    for token, code in ((anns, "token_revoked"), (bobs, None), (anybodys, None), (issued(face, "ann"), None)):
+        face.token = token
+        if code:
+            refusal(face, code, "stats")
+        else:
+            face.call("stats")
+    face.token = None
+    assert face.call("token.revoke", agent_id="*")["epoch"] == 1
+    face.token = anybodys
+    refusal(face, "token_revoked", "stats")
+
+
+def test_a_revocation_names_one_thing(face):
+    refusal(face, "missing_field", "token.revoke")
+    refusal(face, "missing_field", "token.revoke", jti="x", agent_id="ann")
+
+
+def test_revocations_and_keys_are_forgotten_when_their_tokens_have_run_out(program):
+    face = Direct(program.mux)
+    face.call("token.revoke", jti="x")
+    face.call("token.rotate")
+    with program.store.read() as rx:
+        assert rx.one("select count(*) from token_key")[0] == 2
+    program.clock.advance(31 * DAY_MS)
+    program.timekeeper.tick()
+    with program.store.read() as rx:
+        assert rx.one("select count(*) from token_revoked")[0] == 0
+        assert rx.one("select count(*) from token_key")[0] == 1
+
+
+def test_judging_a_token_asks_the_database_nothing__S3(mux, monkeypatch):
+    face = Direct(mux)
+    face.token = issued(face, "ann")
+
+    def fail(*_):
+        raise AssertionError("a statement")
+
+    monkeypatch.setattr(mux.store, "read", fail)
+    monkeypatch.setattr(mux.store, "write", fail)
+    assert face.call("health")
+    assert mux.tokens.admit(f"Bearer {face.token}").agent == "ann"
+
+
+def test_remembered_tokens_are_few(mux, monkeypatch):
+    from stonemux import tokens
+
+    monkeypatch.setattr(tokens, "MOST_SEEN", 3)
+    for n in range(10):
+        mux.tokens.admit(f"Bearer {mux.tokens.make(f'a{n}', lic='local', tier='pro').token}")
+        assert len(mux.tokens._seen) <= 3
+
+
+def test_a_revocation_during_a_verification_is_not_missed(mux, once_after):
+    made = mux.tokens.make("ann", lic="local", tier="pro")
+    once_after(mux.tokens, "_is_revoked", lambda: mux.tokens.revoke(made.jti, made.expires_at))
+    mux.tokens.admit(f"Bearer {made.token}")
+    with pytest.raises(MuxError) as caught:
+        mux.tokens.admit(f"Bearer {made.token}")
+    assert caught.value.code == "token_revoked"
+
+
+@pytest.fixture
+def once_after(monkeypatch):
+    """Puts a rival act after the first call of a method."""
+
+    def put(thing, name, act):
+        real, done = getattr(thing, name), []
+
+        def instead(*given):
+            found = real(*given)
+            if not done:
+                done.append(1)
+                act()
+            return found
+
+        monkeypatch.setattr(thing, name, instead)
+
+    return put
+
+
+# -- obtaining one
+
+
+def test_asking_for_tokens_is_limited_to_ten_a_minute__S5(face, clock):
+    asked = {"license_key": "SX-0000-0000-0000-0000"}
+    for _ in range(10):
+        refusal(face, "license_mismatch", "token.obtain", **asked)
+        clock.advance(1000)
+    error = refusal(face, "rate_limited", "token.obtain", **asked)
+    assert (error.failure.http, error.retry_after, error.facts["limit"]) == (429, 50, 10)
+    clock.advance(49_999)
+    refusal(face, "rate_limited", "token.obtain", **asked)
+    clock.advance(1)
+    refusal(face, "license_mismatch", "token.obtain", **asked)
+
+
+# -- what goes on for a while
+
+
+@REQUIRED
+def test_a_stream_ends_when_its_token_is_revoked__S3(http, mux):
+    token = issued(http, "ann")
+    with Reader(http.port, "/events", f"Authorization: Bearer {token}") as reader:
+        reader.begin()
+        http.call("token.revoke", jti=claims_of(token)["jti"])
+        frame = reader.frame()
+        assert (frame.id, frame.event, frame.data["code"]) == (None, "auth_expired", "token_revoked")
+        assert reader.has_ended()
+    eventually(lambda: mux.waiters.count == 0)
+
+
+@REQUIRED
+def test_a_stream_ends_when_its_token_runs_out_and_others_go_on__S3(http, mux, clock):
+    first = issued(http, "ann")
+    clock.advance(3_600_000)
+    second = issued(http, "ann")
+    with (
+        Reader(http.port, "/events", f"Authorization: Bearer {first}") as short,
+        Reader(http.port, "/events", f"Authorization: Bearer {second}") as long,
+    ):
+        short.begin()
+        long.begin()
+        clock.advance(DAY_MS - 3_600_000)
+        http.server.streamer.wake()
+        frame = short.frame()
+        assert (frame.event, frame.data["code"]) == ("auth_expired", "token_expired")
+        assert short.has_ended()
+        http.token = second
+        join(http, "ann")
+        assert long.frame().event == "channel_created"
+
+
+@REQUIRED
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_a_parked_call_ends_when_its_token_does__S3(face, clock, background, how):
+    owner = Direct(face.mux)
+    face.token = issued(owner, "ann")
+    join(face, "ann")
+    for name, asked in (
+        ("msg.poll", {"agent_id": "ann"}),
+        ("task.claim", {"agent_id": "ann"}),
+        ("state.watch", {"key": "k"}),
+    ):
+        face.token = issued(owner, "ann")
+        clock.advance(DAY_MS - 10_000 if how == "expired" else 0)
+        waiting = background(face.call, name, timeout=60, **asked)
+        clock.until_parked(1)
+        if how == "revoked":
+            owner.call("token.revoke", jti=claims_of(face.token)["jti"])
+        else:
+            clock.advance(10_000)
+        error = waiting.exception(5)
+        assert isinstance(error, MuxError)
+        assert error.code == f"token_{how}"
+        assert face.mux.waiters.count == 0
+
+
+@REQUIRED
+def test_over_a_unix_socket_a_token_is_asked_for_too(open_program, tmp_path):
+    path = tmp_path / "s"
+    program = open_program(auth_tokens="required", unix_socket=str(path))
+    with OverHttp(program.mux) as face:
+
+        def status(**headers):
+            connection = HTTPConnection("localhost")
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(path))
+            connection.request("GET", "/stats", headers=headers)
+            answer = connection.getresponse().status
+            connection.close()
+            return answer
+
+        assert status() == 401
+        assert status(Authorization=f"Bearer {issued(face)}") == 200
