@@ -481,7 +481,7 @@ def test_a_stream_passes_over_ids_that_were_left_out(mux, direct):
     mux.log._ring.clear()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        stream = sse.Stream(ours, Filter(), 0, b"")
+        stream = sse.Stream(ours, Filter(), 0, b"", sse.Permit("free", None))
         streamer = sse.Streamer(mux)
         piece, stream.cursor = streamer._next_piece(stream)
         assert b"agent_registered" in piece
