@@ -27,6 +27,8 @@ class Command(NamedTuple):
     name: str
     help: str
     module: str
+    beside: bool = False
+    """Whether an area of operations has the same name; its verbs come first."""
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -40,6 +42,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("doctor", "look for what is wrong, and say what to do", "doctor"),
     Command("reference", "print the reference", "reference"),
 )
+
+
+HELP = ("-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -72,43 +77,72 @@ def _mute() -> None:
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in HELP:
         print(_help(), file=sys.stdout if arguments else sys.stderr)
         return EXIT_OK if arguments else EXIT_USAGE
     name, *rest = arguments
+    if name == "help":
+        return _run([*rest, "--help"], environ)
     if name == "--version":
         print(f"stonemux {VERSION}")
         return EXIT_OK
     command = next((command for command in COMMANDS if command.name == name), None)
-    if command is None:
-        print(f"stonemux: {_unknown(name)} (see stonemux --help)", file=sys.stderr)
-        return EXIT_USAGE
-    from stonemux.flags import Parser
+    if command is not None and not command.beside:
+        return _run_command(command, rest, environ)
+    from stonemux import operations, verbs
+
+    here = verbs.areas(operations.OPERATIONS).get(verbs.ALIASES.get(name, name), {})
+    verb = rest[0] if rest and rest[0] in here else ""
+    if verb in here:
+        from stonemux.commands import operation
+
+        return operation.run(here[verb], rest[1:] if verb else rest, environ)
+    if command is not None:
+        return _run_command(command, rest, environ, verbs.listed(name, here))
+    if not here:
+        raise MuxError("not_understood", f"{_unknown(name)} (see stonemux --help)")
+    if rest and rest[0] not in HELP:
+        raise MuxError("not_understood", f"{verbs.unknown(name, rest[0], here)} (see stonemux {name} --help)")
+    print(f"usage: stonemux {name} VERB ...\n\n{verbs.listed(name, here)}", file=sys.stdout if rest else sys.stderr)
+    return EXIT_OK if rest else EXIT_USAGE
+
+
+def _run_command(command: Command, words: Sequence[str], environ: Mapping[str, str], also: str = "") -> int:
+    from stonemux.parser import Parser
 
     module = import_module(f"stonemux.commands.{command.module}")
-    parser = Parser(prog=f"stonemux {name}", description=module.__doc__)
+    parser = Parser(prog=f"stonemux {command.name}", description=module.__doc__, epilog=also)
     module.add_arguments(parser)
-    status: int = module.run(parser.read(rest), environ)
+    status: int = module.run(parser.read(words), environ)
     return status
 
 
 def _unknown(name: str) -> str:
+    from stonemux import operations, verbs
+
     if name.startswith("-"):
         return f"there is no flag {name} before a command"
-    return f"there is no command {name!r}; did you mean {nearest(name, [row.name for row in COMMANDS], most=1)[0]}?"
+    known = [*(command.name for command in COMMANDS), *verbs.areas(operations.OPERATIONS), *verbs.ALIASES]
+    return f"there is no command {name[:80]!r}; did you mean {nearest(name, known, most=1)[0]}?"
 
 
 def _help() -> str:
-    width = max(len(command.name) for command in COMMANDS) + 2
+    from stonemux import operations, verbs
+
+    areas = {area: ", ".join(filter(None, here)) for area, here in verbs.areas(operations.OPERATIONS).items()}
     return "\n".join(
         [
             "usage: stonemux COMMAND ...",
+            "       stonemux AREA VERB [--flag VALUE ...]",
             "",
             "A daemon through which the AI agents on one machine coordinate.",
             "",
             "commands:",
-            *(f"  {command.name:<{width}}{command.help}" for command in COMMANDS),
+            *verbs.aligned((command.name, command.help) for command in COMMANDS),
             "",
-            "Start with: stonemux serve. Each command explains itself: stonemux COMMAND --help",
+            "areas and their verbs, each an operation of the daemon (message is msg):",
+            *verbs.aligned(areas.items()),
+            "",
+            "Start with: stonemux serve. Each explains itself: stonemux COMMAND --help, stonemux AREA VERB --help",
         ]
     )

@@ -60,6 +60,10 @@ class Clock:
     def forget(self, sleeper: Sleeper) -> None:
         """It waits no more."""
 
+    def pause(self, ms: int) -> None:
+        """Do nothing for so long."""
+        time.sleep(ms / 1000)
+
     def new_id(self) -> str:
         """A fresh random UUID (version 4, RFC 9562 section 5.4)."""
         number = int.from_bytes(os.urandom(16)) & ~(0xF << 76 | 0x3 << 62) | 4 << 76 | 2 << 62

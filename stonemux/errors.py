@@ -122,6 +122,7 @@ FAILURES: dict[str, Failure] = {
     "client_config_broken": Failure(500, EXIT_USAGE, "A client's configuration file cannot be read as what it is."),
     "client_config_unwritable": Failure(500, EXIT_REFUSED, "A client's configuration file cannot be written."),
     "bad_setting": Failure(500, EXIT_USAGE, "A setting is unknown, malformed or beyond its limits."),
+    "not_understood": Failure(500, EXIT_USAGE, "The command line has a word that means nothing in its place."),
     "not_confirmed": Failure(500, EXIT_REFUSED, "Nobody agreed to what would be replaced; nothing was changed."),
     "data_dir_locked": Failure(500, EXIT_LOCKED, "Another daemon uses the data directory."),
     "data_refused": Failure(500, EXIT_DATA, "The data directory is damaged, foreign or of a newer version."),

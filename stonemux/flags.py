@@ -1,58 +1,51 @@
-"""What the commands share before they run: their parser, and the flags that say where the daemon is.
-
-A refusal of the parser names the nearest thing that it knows. Flags are never abbreviated, so that a script goes on
-meaning the same when a flag is added.
-"""
+"""What the commands share before they run: the flags that say where the daemon is, and the settings read with them."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from stonemux.errors import EXIT_USAGE, nearest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import argparse
+
     from stonemux.config import Settings
 
 
-class Parser(argparse.ArgumentParser):
-    """A command's parser: what it refuses is one line, the nearest known word, and exit status 2."""
+class Flag(NamedTuple):
+    """A flag that is no parameter of an operation; `metavar` names its value, if it takes one."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    name: str
+    metavar: str
+    help: str
 
-    def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse all words, or end with a refusal."""
-        options, rest = self.parse_known_args(words)
-        if rest:
-            flag = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
-            if not flag:
-                self.error(f"one word too many: {rest[0]!r}")
-            known = [name for name in self._option_string_actions if name.startswith("--")]
-            self.error(f"there is no flag {flag}; did you mean {nearest(flag, known, most=1)[0]}?")
-        return options
+    @property
+    def typed(self) -> str:
+        """As it is typed."""
+        return "--" + self.name.replace("_", "-")
 
-    def error(self, message: str) -> NoReturn:
-        """End with a refusal."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+PLACE = (
+    Flag("host", "HOST", "address of the daemon (default 127.0.0.1)"),
+    Flag("port", "PORT", "port of the daemon (default 3392)"),
+    Flag("data_dir", "DIR", "where the data lies (default ~/.stonemux)"),
+    Flag("config", "FILE", "settings file (default: config.toml in the data directory)"),
+)
+"""Where the daemon and its data are."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where the daemon and its data are."""
-    parser.add_argument("--host", help="address of the daemon (default 127.0.0.1)")
-    parser.add_argument("--port", help="port of the daemon (default 3392)")
-    parser.add_argument("--data-dir", help="where the data lies (default ~/.stonemux)")
-    parser.add_argument("--config", metavar="FILE", help="settings file (default: config.toml in the data directory)")
+    """Let a command take the flags of `PLACE`."""
+    for flag in PLACE:
+        parser.add_argument(flag.typed, metavar=flag.metavar, help=flag.help)
 
 
-def config_file(options: argparse.Namespace) -> Path | None:
+def config_file(options: Any) -> Path | None:
     """The settings file that a flag names."""
     return Path(options.config) if options.config else None
 
 
-def settings(options: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+def settings(options: Any, environ: Mapping[str, str]) -> Settings:
     """The settings of the file, then the environment, then the flags. Raises `bad_setting`."""
     from stonemux.config import load
 

@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
@@ -100,6 +100,7 @@ class Exchange:
         self._aborted = False
         self._sock: socket.socket | None = None
         self._reusable = False
+        self._old = False
 
     def __enter__(self) -> Exchange:
         return self
@@ -123,13 +124,8 @@ class Exchange:
         `timeout` bounds each wait for bytes; None waits for ever. May be called again after it has failed. Raises
         Aborted, or NoAnswer.
         """
-        self._end(keep=False)
-        sock = self._pool.take()
-        with self._lock:
-            self._sock = sock
-        self._check()
+        sock = self._connect(timeout)
         try:
-            sock.settimeout(timeout)
             sock.sendall(_request(self._pool.authority, method, path, body, headers or {}))
             self._receive(sock)
         except (OSError, ValueError) as trouble:
@@ -137,26 +133,76 @@ class Exchange:
             raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
         self._check()
 
+    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """Send a GET, read the head of its answer, and return what yields its body as it comes. Raises as `request`."""
+        sock = self._connect(None)
+        try:
+            sock.sendall(_request(self._pool.authority, "GET", path, None, headers))
+            data, wanted = self._receive_head(sock)
+        except (OSError, ValueError) as trouble:
+            self._check()
+            raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
+        return self._pieces(sock, data, wanted)
+
+    def received(self) -> None:
+        """Say that the answer is here without waiting for the next request: an empty line may stand before one."""
+        with self._lock:
+            if self._sock is not None:
+                with contextlib.suppress(OSError):
+                    self._sock.sendall(b"\r\n")
+
+    def _pieces(self, sock: socket.socket, data: bytes, wanted: int | None) -> Iterator[bytes]:
+        got = 0
+        while True:
+            if data:
+                yield data
+            got += len(data)
+            if wanted is not None and got >= wanted:
+                return
+            try:
+                data = sock.recv(RECEIVE)
+            except OSError as trouble:
+                self._check()
+                raise NoAnswer(str(trouble)) from trouble
+            if not data and wanted is not None:
+                raise NoAnswer("the connection ended before the answer did")
+            if not data:
+                return
+
+    def _connect(self, timeout: float | None) -> socket.socket:
+        self._end(keep=False)
+        sock = self._pool.take()
+        with self._lock:
+            self._sock = sock
+        self._check()
+        sock.settimeout(timeout)
+        return sock
+
     def _receive(self, sock: socket.socket) -> None:
         """Read an answer whose end a Content-Length tells, or the end of the connection (RFC 9112 section 6.3)."""
+        body, wanted = self._receive_head(sock)
+        if wanted is not None:
+            self.body = _until(sock, body, lambda got: len(got) >= wanted)[:wanted]
+        else:
+            self.body = _rest(sock, body)
+        closing = self.headers.get("connection", "").lower() == "close" or self._old
+        self._reusable = wanted is not None and not closing
+
+    def _receive_head(self, sock: socket.socket) -> tuple[bytes, int | None]:
+        """Read the head; returns what came of the body with it, and how long the body is if that is told."""
         data = _until(sock, b"", lambda got: b"\r\n\r\n" in got)
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         version, status, *_ = first.split(" ")
         if not version.startswith("HTTP/1."):
             raise ValueError("this is no HTTP server")
+        self._old = version != "HTTP/1.1"
         self.status = int(status)
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "transfer-encoding" in self.headers:
             raise ValueError("the answer is in chunks; a daemon's never is")
         length = self.headers.get("content-length")
-        if length is not None:
-            wanted = int(length)
-            self.body = _until(sock, body, lambda got: len(got) >= wanted)[:wanted]
-        else:
-            self.body = _rest(sock, body)
-        closing = self.headers.get("connection", "").lower() == "close" or version != "HTTP/1.1"
-        self._reusable = length is not None and not closing
+        return body, int(length) if length is not None else None
 
     def _check(self) -> None:
         if self._aborted:

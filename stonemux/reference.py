@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from stonemux import verbs
 from stonemux.config import Settings, settings_table
 from stonemux.errors import FAILURES
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_INTEGER, TIERS, Operation, Param, param_schema, shape_schema
@@ -112,11 +113,6 @@ def all_errors(operation: Operation) -> dict[int, list[str]]:
     return by_status
 
 
-def summary(operation: Operation) -> str:
-    """The first sentence of the operation's doc."""
-    return operation.doc.partition(". ")[0].strip().rstrip(".")
-
-
 # --- OpenAPI
 
 
@@ -155,7 +151,7 @@ def _areas(operations: Iterable[Operation]) -> list[str]:
 def _api_operation(operation: Operation, settings: Settings) -> dict[str, Any]:
     told: dict[str, Any] = {
         "operationId": operation.name,
-        "summary": summary(operation),
+        "summary": operation.summary,
         "description": _api_description(operation),
         "tags": [_area(operation)],
     }
@@ -356,7 +352,7 @@ def _contents(operations: Sequence[Operation]) -> str:
     for one in operations:
         link = f"[{one.name}](#{_anchor(one.name)})"
         tool = f"`{one.tool}`" if one.tool else ""
-        rows.append(f"| {link} | {one.method} `{one.path}` | {tool} | {one.tier} | {_cell(summary(one))} |")
+        rows.append(f"| {link} | {one.method} `{one.path}` | {tool} | {one.tier} | {_cell(one.summary)} |")
     return "\n".join(rows)
 
 
@@ -376,7 +372,7 @@ def _section(operation: Operation, settings: Settings) -> str:
         parts.append("\n".join(["Errors:", "", *(_error_line(code) for code in errors)]))
     if operation.emits:
         parts.append(f"Emits: {', '.join(f'`{event}`' for event in operation.emits)}.")
-    parts.append("Example:\n\n```sh\n" + curl(operation, settings) + "\n```")
+    parts.append("Example:\n\n```sh\n" + curl(operation, settings) + "\n" + verbs.example(operation) + "\n```")
     return "\n\n".join(parts)
 
 

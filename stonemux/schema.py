@@ -163,6 +163,11 @@ class Operation:
         put(self, "either", tuple((param, self.by_name[param.either]) for param in self.params if param.either))
 
     @property
+    def summary(self) -> str:
+        """The first sentence of `doc`, without its end."""
+        return self.doc.partition(". ")[0].strip().rstrip(".")
+
+    @property
     def run(self) -> Callable[..., Any]:
         """The function that `handler` names."""
         return _function(self.handler)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from faces import Direct, OverClient, OverHttp, OverMcp
+from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
 
 from stonemux import timekeeper
@@ -111,7 +111,7 @@ def direct(mux: Mux) -> Direct:
     return Direct(mux)
 
 
-@pytest.fixture(params=[Direct, OverHttp, OverMcp, OverClient], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[Direct, OverHttp, OverMcp, OverClient, OverCli], ids=lambda kind: kind.__name__)
 def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp]:
     """Every face in turn."""
     with request.param(mux) as opened:

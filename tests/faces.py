@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import http.client
 import inspect
+import io
 import json
 import re
+import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlencode
 
 import pytest
 import shapes
 
-from stonemux import door, operations
+from stonemux import cli, door, operations, screen
 from stonemux.client import Client
 from stonemux.errors import MuxError
 from stonemux.httpd import Server
@@ -107,8 +111,6 @@ class OverHttp:
         self.mux = mux
 
     def __enter__(self) -> OverHttp:
-        import threading
-
         self.server = Server(self.mux)
         self.port = self.server.port
         self._door = threading.Thread(target=self.server.serve_forever, daemon=True)
@@ -319,3 +321,87 @@ def _differs_over_mcp(operation: Operation, name: str, value: Any) -> bool:
     if param is None or param.kind != "integer":
         return False
     return (isinstance(value, str) and value.lstrip("-").isdigit()) or (type(value) is int and abs(value) >= 2**63)
+
+
+class OverCli(OverHttp):
+    """Typed commands, run in this process; each thread's output goes to the call that it makes."""
+
+    def call(self, name: str, /, **given: Any) -> Any:
+        operation = operations.BY_NAME[name]
+        given = wire_names(given)
+        environ = {"HOME": "/nowhere", "STONEMUX_PORT": str(self.port)}
+        with _caught() as (out, err):
+            status = cli.main([*name.split("."), *_words(operation, given), "--json"], environ)
+        if operation.kind == "text" and status == 0:
+            return out.getvalue()
+        answer = json.loads(out.getvalue())
+        self.replayed = "done before" in err.getvalue()
+        if status == 0:
+            if name == "msg.poll":
+                self._until_received(given["agent_id"])
+            shapes.check(operation, answer)
+            return answer
+        error = answer["error"]
+        error.pop("request_id", None)
+        message = error.pop("message")
+        named = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), message)  # flags for parameters
+        raised = MuxError(error.pop("code"), named, retry_after=error.pop("retry_after", None), **error)
+        assert (status, err.getvalue()) == (raised.failure.exit, f"stonemux: {screen.safe(message)}\n")
+        shapes.check_refusal(operation, raised)
+        raise raised
+
+
+class _PerThread(io.TextIOBase):
+    """A stream that each thread may catch for itself."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.usual: TextIO | None = None
+        self.own = threading.local()
+
+    def write(self, text: str) -> int:
+        stream = getattr(self.own, "stream", None) or self.usual
+        assert stream is not None
+        return stream.write(text)
+
+
+_OUT, _ERR = _PerThread(), _PerThread()
+
+
+@contextmanager
+def _caught() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """What this thread says on standard output and standard error."""
+    if sys.stdout is not _OUT:  # pytest puts streams of its own there, before each test
+        _OUT.usual, sys.stdout = sys.stdout, _OUT
+    if sys.stderr is not _ERR:
+        _ERR.usual, sys.stderr = sys.stderr, _ERR
+    _OUT.own.stream, _ERR.own.stream = caught = io.StringIO(), io.StringIO()
+    try:
+        yield caught
+    finally:
+        _OUT.own.stream = _ERR.own.stream = None
+
+
+def _words(operation: Operation, given: dict[str, Any]) -> list[str]:
+    """What is typed for the given values; skips the test where a value cannot be typed."""
+    words: list[str] = []
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        param = operation.by_name.get(name)
+        kind = param.kind if param is not None else "text"
+        if value is None:
+            continue
+        if kind == "boolean" and isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif kind in ("text", "name") and isinstance(value, str) and "\0" not in value and value != "-":
+            words += [flag, value]
+        elif kind == "integer" and type(value) in (int, float):
+            words += [flag, str(value)]
+        elif kind == "integers" and isinstance(value, list) and all(type(one) is int for one in value):
+            words += [flag, ",".join(map(str, value))]
+        elif kind == "object" or (kind == "names" and isinstance(value, list)):
+            words += [flag, json.dumps(value)]
+        else:
+            pytest.skip("everything that is typed is text: this value would arrive as another")
+    return words

@@ -12,7 +12,7 @@ import pytest
 from daemons import ROOT
 
 from stonemux import VERSION, cli
-from stonemux.flags import Parser
+from stonemux.parser import Parser
 
 ENVIRON = {"HOME": "/nowhere"}
 
@@ -22,8 +22,7 @@ def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
     try:
         status = cli.main(arguments, ENVIRON)
     except SystemExit as end:
-        assert isinstance(end.code, int)
-        status = end.code
+        status = end.code if isinstance(end.code, int) else 1
     return status, *capsys.readouterr()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from stonemux import VERSION, flags
 from stonemux.errors import EXIT_OK, MuxError
+from stonemux.screen import span
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def _text(address: str, health: Mapping[str, Any], stats: Mapping[str, Any]) -> 
     tasks = ", ".join(f"{count} {status}" for status, count in stats["tasks"].items() if count) or "none"
     rows = [
         ("tier", health["tier"]),
-        ("uptime", _duration(health["uptime"])),
+        ("uptime", span(health["uptime"])),
         ("agents", f"{stats['agents']['active']} active, {stats['agents']['stale']} stale"),
         ("messages", f"{stats['messages']['sent']} sent, {stats['messages']['unread']} unread"),
         ("tasks", tasks),
@@ -56,14 +57,3 @@ def _text(address: str, health: Mapping[str, Any], stats: Mapping[str, Any]) -> 
     ]
     head = f"stonemux {health['version']} at {address}: {health['status']}"
     return "\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)])
-
-
-def _duration(seconds: int) -> str:
-    days, rest = divmod(seconds, 86_400)
-    hours, rest = divmod(rest, 3_600)
-    minutes, left = divmod(rest, 60)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {left} s" if minutes else f"{left} s"

@@ -1,0 +1,122 @@
+"""One operation of the table, called on the daemon: `stonemux AREA VERB`."""
+
+from __future__ import annotations
+
+import sys
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stonemux import flags, screen, verbs
+from stonemux.clock import Clock
+from stonemux.errors import EXIT_OK, MuxError
+from stonemux.operations import BY_NAME
+from stonemux.remote import Remote
+from stonemux.schema import Operation
+
+
+def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Call an operation with what the words say, and print the answer."""
+    try:
+        typed = verbs.read(operation, words, agent=environ.get("STONEMUX_AGENT"), stdin=standard_input)
+        if typed.options.help:
+            print(verbs.verb_help(operation))
+            return EXIT_OK
+        typed = as_broadcast(typed)
+    except MuxError as error:
+        error.message += f" (see {verbs.typed(operation)} --help)"
+        return refused(error, "--json" in words)
+    settings = flags.settings(typed.options, environ)
+    try:
+        with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
+            if typed.operation.kind in ("stream", "document"):
+                return _copy(remote.stream(typed.operation, typed.given))
+            return _ask(remote, typed, environ)
+    except MuxError as error:
+        return refused(error, typed.options.json)
+
+
+def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
+    """A message to a channel that names no recipient is for all of its members, unless its type finds one."""
+    operation, given, options = typed
+    if operation.name != "msg.send" or "channel" not in given or "to" in given or "type" in given:
+        return typed
+    broadcast = BY_NAME["msg.broadcast"]
+    for name in given:
+        if name not in broadcast.by_name:
+            problem = f"{verbs.flag(operation.by_name[name])} needs --to; without it this goes to the whole channel"
+            raise MuxError("missing_field", problem, parameter="to")
+    return verbs.Typed(broadcast, given, options)
+
+
+def refused(error: MuxError, as_json: bool) -> int:
+    """Tell a refusal, and return its exit status."""
+    print(f"stonemux: {screen.safe(error.message)}", file=sys.stderr)
+    if as_json:
+        told = error.body()
+        if error.retry_after is not None:
+            told["error"]["retry_after"] = error.retry_after
+        print(screen.as_json(told, sys.stdout))
+    return error.failure.exit
+
+
+def standard_input() -> str:
+    """All of standard input. Raises `invalid_utf8`."""
+    data = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise MuxError("invalid_utf8", "standard input is not UTF-8 text") from None
+
+
+def _ask(remote: Remote, typed: verbs.Typed, environ: Mapping[str, str]) -> int:
+    operation, given, options = typed
+    if options.idempotency_key is not None:
+        given["idempotency_key"] = options.idempotency_key
+    clock, interval = Clock(), _interval(options.interval)
+    before = None
+    while True:
+        with remote.asked(operation, given) as answer:
+            look = screen.look(sys.stdout, environ, clock.now_ms())
+            text = shown(operation, answer, options, look)
+            if options.watch and look.width is not None:
+                sys.stdout.write("\x1b[H\x1b[2J")
+            if text and text != before:
+                print(text)
+            sys.stdout.flush()  # what was taken is only gone when it could be written
+        if remote.replayed:
+            print("stonemux: this was done before; here is the first answer again", file=sys.stderr)
+        if not options.watch:
+            return EXIT_OK
+        before = text if look.width is None else None
+        clock.pause(interval)
+
+
+def shown(operation: Operation, answer: Any, options: Any, look: screen.Look) -> str:
+    """An answer in the form that was asked for."""
+    if isinstance(answer, str):
+        return answer.rstrip("\n")
+    if options.json:
+        return screen.as_json(answer, sys.stdout)
+    if options.quiet:
+        return "\n".join(screen.ids(answer))
+    return screen.answer(operation, answer, look)
+
+
+def _copy(pieces: Iterable[bytes]) -> int:
+    decoder = getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        sys.stdout.write(decoder.decode(piece))
+        sys.stdout.flush()
+    return EXIT_OK
+
+
+def _interval(text: str | None) -> int:
+    """Milliseconds between two questions."""
+    try:
+        seconds = float(text or 2)
+    except ValueError:
+        seconds = -1
+    if not 0.1 <= seconds <= 86_400:
+        raise MuxError("invalid_field", f"--interval is {text}; it must be a number of seconds from 0.1 to 86400")
+    return round(seconds * 1000)

@@ -1,0 +1,35 @@
+"""The parser of a command's words.
+
+A refusal is one line that names the nearest flag. Flags are never abbreviated, so that a script goes on meaning the
+same when a flag is added.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from stonemux.errors import EXIT_USAGE, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An `argparse` parser whose refusals are one line, with exit status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse all words, or end with a refusal."""
+        options, rest = self.parse_known_args(words)
+        if rest:
+            flag = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
+            if not flag:
+                self.error(f"one word too many: {rest[0]!r}")
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error(f"there is no flag {flag}; did you mean {nearest(flag, known, most=1)[0]}?")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """End with a refusal."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -1,0 +1,132 @@
+"""A daemon as a command talks to it: one operation after the other, over a connection that is kept.
+
+Nothing is tried again here: whoever types a command sees what happened and decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlencode
+
+from stonemux import launch
+from stonemux.errors import FAILURES, MuxError
+from stonemux.pool import Exchange, NoAnswer, Pool
+from stonemux.schema import Operation
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
+
+PATIENCE_S = 30.0
+"""How long a call may take beyond the time that it is asked to wait."""
+ACT_S = 3600.0
+"""How long an act, such as a backup, may take."""
+
+
+class Remote:
+    """A daemon, and the token to show it, if any. `replayed`: whether the last answer was that of an earlier call."""
+
+    def __init__(self, settings: Settings, token: str | None) -> None:
+        self._pool = Pool(settings.host, settings.port)
+        self._token = token
+        self.replayed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()
+
+    def ask(self, operation: Operation, given: Mapping[str, Any]) -> Any:
+        """Call an operation and return its answer: text, if it answers with text, else an object.
+
+        Raises the MuxError that the daemon answered, or `unreachable`.
+        """
+        with self.asked(operation, given) as answer:
+            return answer
+
+    @contextmanager
+    def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
+        """Call an operation; what it handed out has arrived when the block ends, and goes back when the block fails."""
+        path, body, headers = self._request(operation, given)
+        with self._pool.exchange() as exchange:
+            try:
+                exchange.request(operation.method, path, body, headers, timeout=_patience(operation, given))
+                answer = self._read(operation, exchange)
+            except (NoAnswer, ValueError) as trouble:
+                raise self._unreachable(trouble) from trouble
+            try:
+                yield answer
+            except BaseException:
+                exchange.abort()
+                raise
+            if operation.takes:
+                exchange.received()
+
+    def _read(self, operation: Operation, exchange: Exchange) -> Any:
+        self._check(exchange)
+        self.replayed = exchange.headers.get("idempotent-replayed") == "true"
+        if operation.kind == "text" and exchange.status == 200:
+            return exchange.body.decode()
+        answer = json.loads(exchange.body)
+        if exchange.status != 200:
+            raise _refusal(exchange, answer)
+        return answer
+
+    def stream(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[bytes]:
+        """Call an operation whose answer may never end; yields it piece by piece."""
+        path, _, headers = self._request(operation, given)
+        try:
+            with self._pool.exchange() as exchange:
+                pieces = exchange.stream(path, headers)
+                self._check(exchange)
+                if exchange.status != 200:
+                    raise _refusal(exchange, json.loads(b"".join(pieces)))
+                yield from pieces
+        except (NoAnswer, ValueError) as trouble:
+            raise self._unreachable(trouble) from trouble
+
+    def _request(self, operation: Operation, given: Mapping[str, Any]) -> tuple[str, bytes | None, dict[str, str]]:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            if operation.method == "GET":
+                query = urlencode({name: _in_query(value) for name, value in given.items()})
+                return operation.path + (f"?{query}" if query else ""), None, headers
+            return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
+        except UnicodeEncodeError:
+            raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
+
+    def _check(self, exchange: Exchange) -> None:
+        if "x-request-id" not in exchange.headers:
+            raise NoAnswer("it is another server")
+
+    def _unreachable(self, trouble: Exception) -> MuxError:
+        return MuxError(
+            "unreachable",
+            f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {launch.typed()} serve",
+        )
+
+
+def _refusal(exchange: Exchange, answer: Any) -> MuxError:
+    facts = answer["error"]
+    code, message, wait = facts.pop("code"), facts.pop("message"), exchange.headers.get("retry-after", "")
+    known = code if code in FAILURES else "internal"
+    return MuxError(known, message, retry_after=int(wait) if wait.isdecimal() else None, **facts)
+
+
+def _patience(operation: Operation, given: Mapping[str, Any]) -> float:
+    if operation.kind == "act":
+        return ACT_S
+    wait = given.get("timeout", operation.by_name["timeout"].default) if "timeout" in operation.by_name else 0
+    return PATIENCE_S + (min(max(wait, 0), 86_400) if isinstance(wait, int) else 0)
+
+
+def _in_query(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(str(entry) for entry in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,344 @@
+"""Operations as words of a command line, and back.
+
+`msg.send` is typed `stonemux msg send`, its parameter `reply_to` as `--reply-to`. What an operation requires, and a
+content, may also stand without its flag, in the order of the table with the acting agent last: `stonemux state set KEY
+VALUE`. A flag that takes a value takes the next word whatever it is, so that a content may begin with a dash. What is
+refused here is what cannot be called at all (an unknown flag, a value without its flag's form); limits are the daemon's
+to check.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from stonemux.errors import MuxError, nearest
+from stonemux.flags import PLACE, Flag
+from stonemux.schema import Operation, Param, shown
+
+ALIASES: Mapping[str, str] = {"message": "msg"}
+"""Other spellings of areas, as documents write them."""
+
+OUTPUT = (
+    Flag("json", "", "the daemon's answer as it is, for programs; a refusal, too"),
+    Flag("quiet", "", "print ids only"),
+    Flag("help", "", "print this"),
+)
+WATCH = (
+    Flag("watch", "", "ask again and again, until interrupted"),
+    Flag("interval", "SECONDS", "how long to wait before asking again (default 2)"),
+)
+KEY = Flag("idempotency_key", "KEY", "makes repeating the call safe: within 24 hours it has no second effect")
+
+SHORT = {"-h": "--help", "-q": "--quiet"}
+WIDTH = 100
+
+_DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
+
+
+class Typed(NamedTuple):
+    """A command line that was understood."""
+
+    operation: Operation
+    given: dict[str, Any]
+    options: Any
+    """The flags that are no parameters, by name."""
+
+
+# --- which operation
+
+
+def areas(operations: Iterable[Operation]) -> dict[str, dict[str, Operation]]:
+    """Area, verb, operation; the verb of an operation with one name is empty."""
+    found: dict[str, dict[str, Operation]] = {}
+    for operation in operations:
+        area, _, verb = operation.name.partition(".")
+        found.setdefault(area, {})[verb] = operation
+    return found
+
+
+def typed(operation: Operation) -> str:
+    """How the operation is typed."""
+    return f"stonemux {operation.name.replace('.', ' ')}"
+
+
+def unknown(area: str, verb: str, here: Iterable[str]) -> str:
+    """What to say of a verb that an area does not have."""
+    known = [known for known in here if known]
+    return (
+        f"{area} has no verb {shown(verb)}; did you mean {nearest(verb, known, most=1)[0]}? It has: {', '.join(known)}"
+    )
+
+
+# --- what is given
+
+
+def flag(param: Param) -> str:
+    """A parameter's flag."""
+    return "--" + param.name.replace("_", "-")
+
+
+def slots(operation: Operation) -> list[Param]:
+    """The parameters that may stand without their flag, in order; a sender or poster is no such."""
+    loose = [param for param in operation.params if param.required or param.name == "content"]
+    acting = [param for param in loose if param.name == operation.actor == "agent_id"]
+    return [param for param in loose if param.name != operation.actor] + acting
+
+
+def common(operation: Operation) -> tuple[Flag, ...]:
+    """The flags of an operation that are no parameters."""
+    return (*([KEY] if operation.changes else []), *OUTPUT, *(WATCH if operation.kind == "read" else ()), *PLACE)
+
+
+def read(
+    operation: Operation, words: Sequence[str], *, agent: str | None = None, stdin: Callable[[], str] = lambda: ""
+) -> Typed:
+    """Understand the words after the verb.
+
+    `agent` is the acting agent where none is named. A text that is `-` is what `stdin` returns. Raises `unknown_field`,
+    `missing_field`, `invalid_field` or `not_understood`.
+    """
+    line = _Line(operation, stdin)
+    line.take(words)
+    if line.options.help:
+        return Typed(operation, line.given, line.options)
+    line.place()
+    if agent and operation.actor:
+        line.given.setdefault(operation.actor, agent)
+    for param in operation.needed:
+        if param.name not in line.given:
+            raise MuxError("missing_field", f"{flag(param)} is required: {param.doc}", parameter=param.name)
+    return Typed(operation, line.given, line.options)
+
+
+class _Line:
+    """Words on their way into `given` and `options`."""
+
+    def __init__(self, operation: Operation, stdin: Callable[[], str]) -> None:
+        self.given: dict[str, Any] = {}
+        self.options = SimpleNamespace()
+        self._operation = operation
+        self._params = {flag(param): param for param in operation.params}
+        self._common = {one.typed: one for one in common(operation)}
+        for one in (*OUTPUT, *WATCH, KEY, *PLACE):
+            setattr(self.options, one.name, None if one.metavar else False)
+        self._loose: list[str] = []
+        self._stdin = stdin
+        self._stdin_of = ""
+
+    def take(self, words: Iterable[str]) -> None:
+        """Take every flag with its value, and keep the words that are none."""
+        rest = iter(words)
+        for word in rest:
+            if word == "--":
+                self._loose += rest
+            elif word.startswith("-") and len(word) > 1:
+                self._take_flag(word, rest)
+            else:
+                self._loose.append(word)
+
+    def place(self) -> None:
+        """Hand the words without a flag to the parameters that are required and not given yet."""
+        words = iter(self._loose)
+        for param in slots(self._operation):
+            if param.name not in self.given and (word := next(words, None)) is not None:
+                self._put(param, self._value(param, word))
+        for word in words:
+            raise MuxError("not_understood", f"one word too many: {shown(word)}")
+
+    def _take_flag(self, word: str, rest: Iterator[str]) -> None:
+        name, given, text = word.partition("=")
+        name = SHORT.get(name, name.replace("_", "-"))
+        positive = self._params.get("--" + name.removeprefix("--no-"))
+        if (param := self._params.get(name)) is not None:
+            if param.kind == "boolean" and not given:
+                self._put(param, True)
+            else:
+                self._put(param, self._value(param, text if given else _next(name, rest)))
+        elif positive is not None and positive.kind == "boolean" and not given:
+            self._put(positive, False)
+        elif (option := self._common.get(name)) is None:
+            raise self._unknown(name)
+        elif option.metavar:
+            setattr(self.options, option.name, text if given else _next(name, rest))
+        else:
+            setattr(self.options, option.name, True)
+
+    def _put(self, param: Param, value: Any) -> None:
+        before = self.given.get(param.name)
+        if isinstance(before, list) and isinstance(value, list):
+            value = before + value
+        elif isinstance(before, dict) and isinstance(value, dict):
+            value = before | value
+        elif before is not None:
+            raise MuxError("invalid_field", f"{flag(param)} is given twice", parameter=param.name)
+        self.given[param.name] = value
+
+    def _value(self, param: Param, text: str) -> Any:
+        if text == "-" and param.kind in ("text", "object"):
+            if self._stdin_of:
+                raise MuxError("invalid_field", f"{self._stdin_of} and {flag(param)} cannot both read standard input")
+            self._stdin_of = flag(param)
+            text = self._stdin()
+        return VALUES[param.kind](param, text)
+
+    def _unknown(self, name: str) -> MuxError:
+        close = nearest(name, [*self._params, *self._common], most=1)[0]
+        accepted = [param.name for param in self._operation.params] + [KEY.name] * self._operation.changes
+        return MuxError(
+            "unknown_field",
+            f"there is no flag {name[:80]}; did you mean {close}?",
+            parameter=name.removeprefix("--").replace("-", "_")[:128],
+            nearest=self._params[close].name if close in self._params else None,
+            accepted=accepted,
+        )
+
+
+def _next(name: str, rest: Iterator[str]) -> str:
+    for word in rest:
+        return word
+    raise MuxError("invalid_field", f"{name} needs a value", parameter=name.removeprefix("--").replace("-", "_"))
+
+
+# --- values, one function a kind of parameter
+
+
+def _integer(param: Param, text: str) -> Any:
+    return int(text) if _DECIMAL.match(text) else text  # what is no integer is the daemon's to refuse
+
+
+def _boolean(param: Param, text: str) -> Any:
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _text(param: Param, text: str) -> Any:
+    return text
+
+
+def _names(param: Param, text: str) -> Any:
+    return _json(param, text, list) if text.startswith("[") else text.split(",")
+
+
+def _integers(param: Param, text: str) -> Any:
+    return [_integer(param, part) for part in text.split(",")]
+
+
+def _object(param: Param, text: str) -> Any:
+    name, given, value = text.partition("=")
+    return {name: value} if given and not name.lstrip().startswith("{") else _json(param, text, dict)
+
+
+def _json(param: Param, text: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if type(value) is not kind:
+        told = "a JSON list" if kind is list else "a JSON object or NAME=TEXT"
+        raise MuxError("invalid_field", f"{flag(param)} must be {told}, not {shown(text)}", parameter=param.name)
+    return value
+
+
+VALUES: Mapping[str, Callable[[Param, str], Any]] = {
+    "integer": _integer,
+    "boolean": _boolean,
+    "text": _text,
+    "name": _text,
+    "names": _names,
+    "integers": _integers,
+    "object": _object,
+}
+
+METAVARS: Mapping[str, str] = {
+    "integer": "N",
+    "text": "TEXT",
+    "name": "NAME",
+    "names": "NAME,...",
+    "integers": "N,...",
+    "object": "JSON",
+}
+
+
+# --- for people
+
+
+def example(operation: Operation) -> str:
+    """The operation's example as a command line."""
+    words = [typed(operation)]
+    for name, value in operation.example.items():
+        words += _example_words(operation.by_name[name], value)
+    return " ".join(words)
+
+
+def _example_words(param: Param, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag(param) if value else "--no-" + flag(param).removeprefix("--")]
+    if isinstance(value, list | tuple):
+        value = ",".join(str(entry) for entry in value)
+    elif isinstance(value, dict):
+        value = json.dumps(value)
+    return [flag(param), shlex.quote(str(value))]
+
+
+def listed(area: str, here: Mapping[str, Operation]) -> str:
+    """The verbs of an area, with what they do."""
+    rows = aligned((verb, operation.summary) for verb, operation in here.items())
+    return "\n".join(["verbs:", *rows, "", f"Each explains itself: stonemux {area} VERB --help"])
+
+
+def verb_help(operation: Operation) -> str:
+    """How an operation is typed, and what each flag means."""
+    loose = "".join(f" [{param.name.upper()}]" for param in slots(operation))
+    rows = [(_shape(param), _meaning(operation, param)) for param in operation.params]
+    others = [(f"{one.typed} {one.metavar}".rstrip(), one.help) for one in common(operation)]
+    return "\n".join(
+        [
+            f"usage: {typed(operation)}{loose} [--flag value ...]",
+            "",
+            *textwrap.wrap(operation.doc.replace("`", ""), WIDTH),
+            "",
+            *(["parameters:", *aligned(rows), ""] if rows else []),
+            "output and daemon:",
+            *aligned(others),
+            "",
+            "example:",
+            f"  {example(operation)}",
+        ]
+    )
+
+
+def _shape(param: Param) -> str:
+    return flag(param) if param.kind == "boolean" else f"{flag(param)} {METAVARS[param.kind]}"
+
+
+def _meaning(operation: Operation, param: Param) -> str:
+    told = [param.doc.replace("`", "")]
+    if param.choices:
+        told.append(f"One of: {', '.join(param.choices)}.")
+    if param.required:
+        told.append("Required.")
+    elif param.default not in (None, False):
+        told.append(f"Default: {param.default}.")
+    if param.name == operation.actor:
+        told.append("STONEMUX_AGENT, unless given.")
+    return " ".join(told)
+
+
+def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Two columns; the right one is wrapped, and begins a line further down when the left one is too long."""
+    rows = list(rows)
+    width = min(28, max(len(left) for left, _ in rows) + 4)
+    lines = []
+    for left, right in rows:
+        first, *more = textwrap.wrap(right, WIDTH - width) or [""]
+        if len(left) + 4 > width:
+            lines += [f"  {left}", f"{'':{width}}{first}"]
+        else:
+            lines.append(f"  {left:<{width - 2}}{first}")
+        lines += [f"{'':{width}}{line}" for line in more]
+    return lines
