@@ -19,7 +19,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -62,6 +62,8 @@ class Setting(NamedTuple):
     most: int = 0
     choices: tuple[str, ...] = ()
     environment: str = ""
+    live: bool = False
+    """Whether a running daemon takes a new value over; the others wait for its next start."""
 
     @property
     def name(self) -> str:
@@ -165,6 +167,7 @@ class Settings:
             "the others by mistake.",
             least=1,
             most=20_000,
+            live=True,
         ),
     )
     allowed_hosts: tuple[str, ...] = field(
@@ -221,6 +224,7 @@ class Settings:
             unit="bytes",
             least=256,
             most=1_000_000,
+            live=True,
         ),
     )
     max_document_size: int = field(
@@ -232,6 +236,7 @@ class Settings:
             unit="bytes",
             least=256,
             most=16_000_000,
+            live=True,
         ),
     )
     poll_timeout_max: int = field(
@@ -243,6 +248,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=3600,
+            live=True,
         ),
     )
     task_claim_timeout: int = field(
@@ -254,6 +260,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=43_200,
+            live=True,
         ),
     )
     heartbeat_interval: int = field(
@@ -264,6 +271,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=86_400,
+            live=True,
         ),
     )
     stale_threshold: int = field(
@@ -274,6 +282,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=604_800,
+            live=True,
         ),
     )
     inbox_limit: int = field(
@@ -285,6 +294,7 @@ class Settings:
             unit="messages",
             least=1,
             most=1_000_000,
+            live=True,
         ),
     )
     max_deliveries: int = field(
@@ -296,6 +306,7 @@ class Settings:
             unit="deliveries",
             least=1,
             most=1000,
+            live=True,
         ),
     )
     message_retention: int = field(
@@ -307,6 +318,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=_DECADE,
+            live=True,
         ),
     )
     task_retention: int = field(
@@ -317,6 +329,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=_DECADE,
+            live=True,
         ),
     )
     sse_keepalive: int = field(
@@ -328,6 +341,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=300,
+            live=True,
         ),
     )
     max_event_buffer: int = field(
@@ -350,6 +364,7 @@ class Settings:
             unit="seconds",
             least=1,
             most=_YEAR,
+            live=True,
         ),
     )
     webhooks_timeout: int = field(
@@ -435,6 +450,7 @@ class Settings:
             key="level",
             kind="text",
             choices=("debug", "info", "warning", "error"),
+            live=True,
         ),
     )
     log_format: str = field(
@@ -445,6 +461,7 @@ class Settings:
             key="format",
             kind="text",
             choices=("text", "json"),
+            live=True,
         ),
     )
     auth_tokens: str = field(
@@ -486,6 +503,7 @@ class Settings:
             "replace them.",
             key="",
             kind="routing",
+            live=True,
         ),
     )
 
@@ -529,6 +547,19 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     _refuse_contradictions(settings)
     _refuse_unbuilt(settings)
     return settings
+
+
+def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[Setting]]:
+    """What a daemon that runs with `old` goes on with when its settings are read again as `new`.
+
+    Returns that, what changes with it, and what waits for the next start. Raises `bad_setting` when the mixture of old
+    and new would contradict itself.
+    """
+    changed = [setting for setting in SETTINGS if getattr(old, setting.attribute) != getattr(new, setting.attribute)]
+    live = [setting for setting in changed if setting.live]
+    settings = replace(old, **{setting.attribute: getattr(new, setting.attribute) for setting in live})
+    _refuse_contradictions(settings)
+    return settings, live, [setting for setting in changed if not setting.live]
 
 
 def check_safe(settings: Settings) -> None:
@@ -840,7 +871,8 @@ def example() -> str:
     head = (
         "Settings of stonemux, all at their defaults. Copy what you change to config.toml in the data directory, or "
         "name a file with --config or STONEMUX_CONFIG. The environment wins over the file, flags win over both. A "
-        "relative path counts from the file's folder. This file is generated from stonemux/config.py."
+        "relative path counts from the file's folder. A running daemon takes over what is marked * when it is sent "
+        "SIGHUP. This file is generated from stonemux/config.py."
     )
     blocks = [_comment(head)]
     for section in _SECTIONS:
@@ -852,8 +884,8 @@ def example() -> str:
 def _example_entry(setting: Setting) -> str:
     if setting.kind == "routing":
         lines = [f"{kind} = {_toml(role)}\n" for kind, role in setting.default.items()]
-        return _comment(setting.doc) + "".join(lines)
-    facts = f"({setting.limits}{', ' + setting.environment if setting.environment else ''})"
+        return _comment(setting.doc + " *" * setting.live) + "".join(lines)
+    facts = f"({setting.limits}{', ' + setting.environment if setting.environment else ''}){' *' * setting.live}"
     return _comment(f"{setting.doc} {facts}") + f"{setting.key} = {_toml(setting.default)}\n"
 
 
@@ -863,11 +895,12 @@ def _comment(text: str) -> str:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table: name, default, limits, meaning."""
+    """All settings as a Markdown table: name, default, limits (with a star when SIGHUP reads it again), meaning."""
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for setting in SETTINGS:
         doc = f"{setting.doc} Environment: `{setting.environment}`." if setting.environment else setting.doc
-        rows.append(f"| {_table_name(setting)} | {_table_default(setting)} | {setting.limits} | {doc} |")
+        limits = f"{setting.limits} \\*" if setting.live else setting.limits
+        rows.append(f"| {_table_name(setting)} | {_table_default(setting)} | {limits} | {doc} |")
     return "\n".join(rows) + "\n"
 
 

@@ -4,12 +4,14 @@ Order of the start: settings, data directory (locked), store (checked, migrated)
 the banner. The stop goes backwards: no new connections, parked calls answered, streams told, queued changes committed,
 write-ahead log folded in, lock given back.
 
-A signal only writes to a pipe that the main thread reads; everything else happens in order, on that thread.
+A signal only writes to a pipe that the main thread reads; everything else happens in order, on that thread. SIGTERM and
+SIGINT end the daemon, SIGHUP lets it read its settings again, or ends it when its terminal is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -20,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from stonemux import VERSION, launch, operations, timekeeper
+from stonemux import VERSION, config, launch, logs, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.datadir import DataDir
@@ -89,16 +91,37 @@ class Daemon:
             os.write(self._end, b"x")
 
     def heed_signals(self) -> None:
-        """Let SIGTERM and SIGINT end `serve`."""
-        signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        """Let SIGTERM and SIGINT end `serve`, and SIGHUP make it read the settings again."""
+        signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)  # which writes the signal's number
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
-    def serve(self) -> int:
-        """Wait for the end, then shut down in order; returns the exit status."""
-        os.read(self._ending, 1)
+    def serve(self, reread: Callable[[], Settings] | None = None) -> int:
+        """Wait for the end, then shut down in order; returns the exit status. `reread` gives the settings anew."""
+        while os.read(self._ending, 1)[0] == signal.SIGHUP and not _terminal_is_gone():
+            if reread is not None:
+                self.reload(reread)
         self.close()
         return self.failure.failure.exit if self.failure is not None else 0
+
+    def reload(self, reread: Callable[[], Settings]) -> None:
+        """Take over what has changed in the settings, and say in the log what did and what waits for a restart."""
+        old = self.mux.settings
+        try:
+            settings, live, waiting = config.reread(old, reread())
+        except MuxError as error:
+            log.error("the settings stay as they were: %s", error.message)
+            return
+        self.mux.heed(settings)
+        self.server.heed()
+        logs.set_up(settings.log_level, settings.log_format)
+        for setting in live:
+            was, now = (getattr(one, setting.attribute) for one in (old, settings))
+            log.warning("%s went from %s to %s", setting.name, was, now)
+        for setting in waiting:
+            log.warning("%s changes when the daemon is started again", setting.name)
+        log.warning("the settings were read again: %d changed, %d at the next start", len(live), len(waiting))
 
     def close(self) -> None:
         """Shut down: answers what waits, commits what is queued, and gives the data directory back."""
@@ -112,8 +135,17 @@ class Daemon:
         self._directory.close()
 
 
-def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], None]) -> int:
-    """Run a daemon until SIGTERM or SIGINT and return the exit status; `say` is called once it listens."""
+def serve(
+    settings: Settings,
+    *,
+    accept_rollback: bool,
+    say: Callable[[Daemon], None],
+    reread: Callable[[], Settings] | None = None,
+) -> int:
+    """Run a daemon until SIGTERM or SIGINT and return the exit status.
+
+    `say` is called once it listens, `reread` at SIGHUP for the settings as they stand then.
+    """
     daemon = Daemon(settings, accept_rollback=accept_rollback)
     _calm_collector()
     daemon.heed_signals()
@@ -123,9 +155,20 @@ def serve(settings: Settings, *, accept_rollback: bool, say: Callable[[Daemon], 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     launch.load_rest()
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
-    status = daemon.serve()
+    status = daemon.serve(reread)
     log.info("stonemux has stopped")
     return status
+
+
+def _terminal_is_gone() -> bool:
+    """Whether this ran in a terminal that was closed: that sends SIGHUP, too, and means the end."""
+    for fd in range(3):
+        try:
+            os.tcgetpgrp(fd)
+        except OSError as trouble:
+            if trouble.errno == errno.EIO:
+                return True
+    return False
 
 
 def _calm_collector() -> None:

@@ -148,6 +148,11 @@ class Server(ThreadingHTTPServer):
             self._openapi = payload.write_json(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
         return self._openapi
 
+    def heed(self) -> None:
+        """Tell of the program's settings as they are now."""
+        self._openapi = b""
+        self.mcp.registry = offer.registry(self.mux.settings)
+
     def request_id(self) -> str:
         """A name for one request, unique while the daemon runs and hard to mistake for another run's."""
         return f"{self._boot}-{next(self._request_numbers):x}"

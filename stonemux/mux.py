@@ -93,6 +93,10 @@ class Waiters:
         self._by_agent: dict[str, int] = {}
         self.count = 0
 
+    def heed(self, settings: Settings) -> None:
+        """Go by other limits from now on; nobody is sent away."""
+        self._settings = settings
+
     def take(self, agent_id: str = "") -> None:
         """Take a place; "" for one that belongs to no agent. Raises `too_many_waiters` when there is none left."""
         with self._lock:
@@ -152,9 +156,12 @@ class Alarm:
             self._at = 2**62
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Mux:
-    """Everything that an operation may need; there are no globals, so one process may hold several."""
+    """Everything that an operation may need; there are no globals, so one process may hold several.
+
+    Only `settings` is ever replaced, by `heed`: read it from here each time.
+    """
 
     settings: Settings
     clock: Clock
@@ -195,10 +202,19 @@ class Mux:
         mux.tokens.listeners.append(lambda: mux.hub.wake([TOPIC]))
         return mux
 
+<<<<<<< HEAD
     @property
     def tier(self) -> str:
         """What the license in force allows; changes at run time."""
         return self.entitlement.tier
+=======
+    def heed(self, settings: Settings) -> None:
+        """Go on with other settings; they differ only in what may change while the daemon runs (`config.reread`)."""
+        self.settings = settings
+        self.waiters.heed(settings)
+        self.presence.heed(settings.stale_threshold)
+        self.alarm.set(self.clock.now_ms())  # what is due next may have become another
+>>>>>>> d0c19b8 (SIGHUP: a running daemon takes over the settings that may change, and tells which do not; a closed terminal still ends it)
 
     def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
         """After a commit: let the event log, the waiters and one waiter an offer know."""

@@ -68,6 +68,10 @@ class Presence:
         """When this agent was last heard of; 0 if it is not registered."""
         return self._seen.get(agent_id, 0)
 
+    def heed(self, threshold_s: int) -> None:
+        """Go by another threshold from now on."""
+        self._threshold = threshold_s * 1000
+
     def status(self, agent_id: str) -> str:
         """`active`, or `stale` when nothing was heard for the threshold."""
         return "active" if self.last(agent_id) + self._threshold > self._clock.now_ms() else "stale"

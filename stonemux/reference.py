@@ -85,6 +85,12 @@ _KEY_DOC = (
     "Makes repeating the call safe: within 24 hours the same key and body give the first answer again and have no "
     "second effect."
 )
+SETTINGS_HEAD = """\
+## Settings
+
+A running daemon takes over those marked \\* when it is sent SIGHUP; the others wait for its next start.
+
+"""
 
 
 def own_errors(operation: Operation) -> tuple[str, ...]:
@@ -297,7 +303,7 @@ def markdown(operations: Sequence[Operation], settings: Settings) -> str:
     for area in _areas(operations):
         parts.append(f"## {area}")
         parts += [_section(operation, settings) for operation in operations if _area(operation) == area]
-    parts += [_error_table(), _event_table(operations), "## Settings\n\n" + settings_table()]
+    parts += [_error_table(), _event_table(operations), SETTINGS_HEAD + settings_table()]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

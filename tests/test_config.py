@@ -19,6 +19,7 @@ from stonemux.config import (
     check_safe,
     example,
     load,
+    reread,
     settings_table,
 )
 from stonemux.errors import MuxError
@@ -284,3 +285,35 @@ def test_every_default_lies_within_its_limits() -> None:
         if setting.kind == "integer":
             assert setting.least <= setting.default <= setting.most
         assert setting.doc.endswith(".")
+
+
+def test_what_a_running_daemon_takes_over_and_what_waits():
+    old = Settings()
+    new = replace(old, inbox_limit=5, port=4000, routing={**old.routing, "question": "steward"})
+    settings, live, waiting = reread(old, new)
+    assert (settings.inbox_limit, settings.port, settings.routing["question"]) == (5, old.port, "steward")
+    assert [setting.name for setting in live] == ["coordination.inbox_limit", "routing"]
+    assert [setting.name for setting in waiting] == ["server.port"]
+    assert reread(old, old) == (old, [], [])
+
+
+def test_a_mixture_of_old_and_new_must_not_contradict_itself():
+    old = Settings()
+    with pytest.raises(MuxError, match="max_waiters_per_agent"):
+        reread(old, replace(old, max_connections=2000, max_waiters=1000, max_waiters_per_agent=900))
+
+
+def test_where_and_how_it_listens_waits_for_a_start():
+    """So does all that is opened, measured out or checked once."""
+    live = {setting.attribute for setting in SETTINGS if setting.live}
+    once = {
+        "host",
+        "port",
+        "data_dir",
+        "unix_socket",
+        "max_connections",
+        "max_waiters",
+        "default_tier",
+        "max_event_buffer",
+    }
+    assert not live & once

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.server
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -14,6 +16,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +27,7 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from daemons import ROOT, ChildDaemon, running_daemon
+from daemons import ROOT, SERVE, ChildDaemon, running_daemon
 from faces import Direct
 from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
@@ -164,7 +167,7 @@ def test_a_stop_right_after_the_start_is_heard(data):
 
 def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
     """As it is then: the system has noted it, but Python's handler has had no chance to run."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def say(_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)
@@ -177,6 +180,61 @@ def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
         for number, handler in before.items():
             signal.signal(number, handler)
         threading.stack_size(0)
+
+
+def until_said(daemon: ChildDaemon, what: str) -> list[str]:
+    """The log's lines up to the first that says this."""
+    said = []
+    for line in daemon.process.stderr:
+        said.append(json.loads(line)["message"])
+        if what in said[-1]:
+            return said
+    raise AssertionError(said)
+
+
+def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
+    config = data.parent / "settings.toml"
+    config.write_text("[coordination]\nmax_message_size = 300\n")
+    with running_daemon(data, "--config", str(config)) as daemon:
+        introduce(daemon)
+        letter = post("/msg/send", {"from": "ann", "to": "bob", "content": "x" * 400})
+        assert ask(daemon, letter).status == 413
+        config.write_text(
+            '[coordination]\nmax_message_size = 500\n[server]\nmax_connections = 600\n[logging]\nlevel = "debug"'
+        )
+        daemon.process.send_signal(signal.SIGHUP)
+        said = until_said(daemon, "were read again: 2 changed, 1 at the next start")
+        assert "coordination.max_message_size went from 300 to 500" in said
+        assert "logging.level went from info to debug" in said
+        assert "server.max_connections changes when the daemon is started again" in said
+        assert ask(daemon, letter).status == 200
+        assert '"maxLength":500' in ask(daemon, get("/openapi.json")).body.decode().replace(" ", "")
+        config.write_text("[coordination]\nmax_mesage_size = 600\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "did you mean coordination.max_message_size" in until_said(daemon, "stay as they were")[-1]
+        assert ask(daemon, letter).status == 200
+
+
+def test_a_daemon_ends_with_its_terminal(data):
+    """A closed terminal sends SIGHUP, too."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [*SERVE, "--port", "0", "--data-dir", str(data)],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "HOME": str(data.parent)},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its)
+    said = b""
+    while b"stop" not in said:
+        said += os.read(ours, 1024)
+    os.close(ours)
+    assert process.wait(STOP_S) == 0
+    assert not (data / "daemon.pid").exists()
 
 
 def test_i1_what_was_acknowledged_survives_a_kill(data):

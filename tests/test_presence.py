@@ -34,6 +34,15 @@ def test_an_agent_is_stale_when_the_threshold_has_passed_and_not_before(presence
     assert presence.counts() == (0, 1)
 
 
+def test_another_threshold_counts_at_once(presence, clock):
+    clock.advance(1000)
+    presence.heed(1)
+    assert presence.status("ann") == "stale"
+    presence.heed(2)
+    assert presence.status("ann") == "active"
+    assert presence.next_stale() == clock.now_ms() + 1000
+
+
 def test_any_sign_of_life_starts_the_time_anew(presence, clock):
     clock.advance(THRESHOLD_MS - 1)
     assert presence.beat("ann") == clock.now_ms()

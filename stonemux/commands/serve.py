@@ -29,5 +29,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = flags.settings(options, environ)
     logs.set_up(settings.log_level, settings.log_format)
     return daemon.serve(
-        settings, accept_rollback=options.accept_rollback, say=lambda running: print(daemon.banner(running), flush=True)
+        settings,
+        accept_rollback=options.accept_rollback,
+        say=lambda running: print(daemon.banner(running), flush=True),
+        reread=lambda: flags.settings(options, environ),
     )
