@@ -4,8 +4,9 @@ pip finds the functions of PEP 517 and PEP 660 here (`build_wheel`, `build_sdist
 reaches no index can install from these files alone. They are called in the folder that holds `pyproject.toml`.
 
 The same files give the same bytes: names are sorted, dates and modes fixed, and nothing of the machine goes in. (Only
-another version of zlib may pack otherwise.) The runnable file holds the modules as text. Bytecode beside it would serve
-one version of Python only and make the file more than three times as large, to save a tenth of a second at a start.
+another version of zlib may pack otherwise.) The runnable file holds the modules as text, without comments and each line
+where it was, which makes it a quarter smaller. Bytecode beside it would serve one version of Python only and make it
+more than three times as large, to save a tenth of a second at a start.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import io
 import sys
 import tarfile
+import tokenize
 import tomllib
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -45,12 +47,37 @@ Config = Mapping[str, Any] | None
 
 def build_pyz(folder: Path) -> Path:
     """Make `stonemux.pyz`: `python stonemux.pyz serve`, or `./stonemux.pyz serve`."""
-    files = {name: data for name, data in _package().items() if name != "stonemux/__main__.py"}
-    files["__main__.py"] = Path("stonemux/__main__.py").read_bytes()
+    files = {name: _bare(name, data) for name, data in _package().items()}
+    files["__main__.py"] = files.pop("stonemux/__main__.py")
     made = folder / "stonemux.pyz"
     made.write_bytes(_zip(files, SHEBANG))
     made.chmod(0o755)
     return made
+
+
+def _bare(name: str, data: bytes) -> bytes:
+    """A module without comments and docstrings, every line in its place; what the commands say of themselves stays."""
+    if not name.endswith(".py"):
+        return data
+    lines = data.decode().splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
+    told = [token for token in tokens if token.type not in (tokenize.NL, tokenize.COMMENT)]
+    texts = [
+        text
+        for before, text, after in zip([None, *told], told, told[1:], strict=False)
+        if text.type == tokenize.STRING and after.type == tokenize.NEWLINE
+        if before is None or before.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    ]
+    if name.startswith("stonemux/commands/"):
+        texts = texts[1:]
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    for token in sorted(texts + comments, reverse=True, key=lambda token: token.start):
+        (first, left), (last, right) = token.start, token.end
+        rest = lines[last - 1][right:]
+        kept = lines[first - 1][:left]
+        lines[first - 1] = (kept.rstrip() if token in comments else kept + '""') + ("\n" if last > first else rest)
+        lines[first:last] = ["\n"] * (last - first)
+    return "".join(lines).encode()
 
 
 # -- what pip asks (PEP 517, PEP 660)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import csv
 import email
@@ -10,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+import tokenize
 import tomllib
 import zipfile
 from pathlib import Path
@@ -71,6 +73,33 @@ def test_nothing_of_the_machine_goes_in(in_root, tmp_path, monkeypatch):
     expected = release.build_pyz(tmp_path).read_bytes()
     monkeypatch.chdir(copied)
     assert release.build_pyz(tmp_path).read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "module", sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "stonemux").rglob("*.py"))
+)
+def test_a_module_without_comments_is_the_same_program_line_by_line(module):
+    whole = (ROOT / module).read_text()
+    bare = release._bare(module, whole.encode()).decode()
+    assert bare.count("\n") == whole.count("\n")
+    assert not [
+        token for token in tokenize.generate_tokens(io.StringIO(bare).readline) if token.type == tokenize.COMMENT
+    ]
+    command = module.startswith("stonemux/commands/")
+    assert ast.get_docstring(ast.parse(bare)) == (ast.get_docstring(ast.parse(whole)) if command else "")
+    assert without_texts(bare) == without_texts(whole)
+
+
+def without_texts(source: str) -> str:
+    """What a module does and where, without the texts that stand alone."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+            node.value.end_lineno = node.value.end_col_offset = node.end_lineno = node.end_col_offset = 0
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            node.end_lineno = node.end_col_offset = 0
+    return ast.dump(tree, include_attributes=True)
 
 
 def test_a_wheel_holds_the_package_and_what_pip_asks_of_it(wheel):
