@@ -1,69 +1,39 @@
 """The Python client: `from stonemux import Client`.
 
-A `Client` speaks to one daemon, for any number of threads, over connections that are kept. Each operation is a method
-(`methods`, generated from the table): `client.msg_send(to="writer", content="hi")`. A refusal raises `MuxError`, with
-the daemon's code, message and facts, and the HTTP status.
-
-**Trying again is safe, so it is done.** Every changing call carries an idempotency key; when the connection breaks, or
-the daemon answers 429 or 503, the same request goes out again after a growing, scattered pause, `Retry-After` at the
-least, until `timeout` seconds are used up. So a daemon that restarts is not noticed. A client that has never reached a
-daemon gives up after two seconds: then nobody is restarting, nobody is there.
-
-**Waiting calls** (msg_poll, task_claim, state_watch, events_list) wait as long as they are asked to, also beyond the
-daemon's maximum: an answer with nothing in it before the time is over leads to another request.
+Each operation is a method (`methods`, generated from the table), called as `calls` says; what stands here makes the
+common loops short: messages and tasks that are extended while one works on them and settled afterwards (`consume`),
+keys and events that are followed over restarts of the daemon (`follow`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, NamedTuple, Self
-from urllib.parse import urlencode, urlsplit
+from typing import Self
 
-from stonemux.clock import Clock
-from stonemux.config import load
-from stonemux.errors import MuxError, nearest
-from stonemux.methods import Methods
-from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
-from stonemux.schema import IDEMPOTENCY_KEY, Operation, shown
-
-FIRST_CONTACT_MS = 2000
-"""How long a client that never had an answer tries."""
-PAUSES_MS = (0, 50, 100, 200, 400, 800, 1000)
-"""Pauses before trying again; an idle connection that was just closed costs none. The last one repeats."""
-ACT_MS = 600_000
-"""How long an act, such as a backup, may take."""
-MOST_WAIT = 31_536_000
-"""Seconds that a call may ask to wait; more is as good as this year."""
-WAITING = {"msg.poll": "messages", "task.claim": "task_id", "state.watch": "changed", "events.list": "events"}
-"""The calls that wait, and the field of the answer that says whether something came."""
-_KEY = re.compile(IDEMPOTENCY_KEY)
+from stonemux import consume, follow
+from stonemux.calls import Calls
+from stonemux.consume import Claim, Messages
+from stonemux.follow import StreamedEvent
+from stonemux.keeper import Keeper
+from stonemux.methods import Names, Record, StateWatchAnswer
 
 
-class _Request(NamedTuple):
-    method: str
-    path: str
-    body: bytes | None
-    headers: dict[str, str]
-    receipt: bool = False
-    """Whether the daemon waits to hear that the answer arrived."""
-
-
-class Client(Methods):
-    """A connection to a daemon, or several: see the head of this module.
+class Client(Calls):
+    """A connection to a daemon, for any number of threads.
 
     `url` is `http://HOST:PORT`, or just `HOST:PORT`; without one, STONEMUX_HOST and STONEMUX_PORT, then the settings
     file decide, as they do for every command. `agent` is who acts where a call does not say (STONEMUX_AGENT), `token`
     what shows that one may (STONEMUX_TOKEN). `timeout` is how many seconds a call may take, trying again included,
     beyond the time that it is asked to wait; 0 tries once.
 
-    Any thread may use a client. A process that was forked uses its own. `close`, or leaving the `with` block, ends the
-    calls that are running in other threads.
+    Each operation is a method, `client.msg_send(to="writer", content="hi")`, which answers a dict or raises `MuxError`.
+    `close`, or leaving the `with` block, ends the calls that are running in other threads. A process that was forked
+    may go on with its copy.
     """
 
     def __init__(
@@ -75,20 +45,12 @@ class Client(Methods):
         timeout: float = 15.0,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        host, port = _address(url, environ)
-        self.agent = agent or environ.get("STONEMUX_AGENT") or None
-        self._token = token or environ.get("STONEMUX_TOKEN") or None
-        self._budget_ms = round(timeout * 1000)
-        self._clock = Clock()
-        self._pool = Pool(host, port)
-        self._reached = False
-        self._closed = False
-        self._lock = threading.Lock()
-        self._closing = threading.Condition(self._lock)
-        self._running: set[Exchange] = set()
+        super().__init__(url, agent=agent, token=token, timeout=timeout, environ=environ)
+        self._keeper = Keeper(self._clock)
+        _CLIENTS.add(self)
 
     def __repr__(self) -> str:
-        return f"Client({f'http://{self._pool.authority}'!r}, agent={self.agent!r})"
+        return f"Client({self.url!r}, agent={self.agent!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -100,210 +62,99 @@ class Client(Methods):
 
     def close(self) -> None:
         """Close the connections; calls that run in other threads end with `unreachable`."""
-        with self._lock:
-            self._closed = True
-            self._closing.notify_all()
-            running = list(self._running)
-        for exchange in running:
-            exchange.abort()
-        self._pool.close()
+        self._keeper.close()
+        super().close()
 
-    # -- calls
+    def messages(
+        self,
+        agent: str | None = None,
+        *,
+        channel: str | None = None,
+        types: Names | None = None,
+        lease: int = 60,
+        timeout: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Messages:
+        """Loop over an agent's messages, each acknowledged when the loop's body is done with it.
 
-    def call(
-        self, operation: str, given: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
-    ) -> Any:
-        """Call an operation by its name in the reference, with the wire's names: `call("msg.send", {"from": ...})`.
-
-        For programs that choose operations at run time. It tries again as the typed methods do, but a wait ends when
-        the daemon ends it.
+        While the body works, the lease of `lease` seconds is extended. An exception, or `break`, puts the message back,
+        to be delivered again at once; what was delivered too often becomes a dead letter. The loop ends when nothing
+        came for `timeout` seconds, or within a second of `stop` being set; otherwise never.
         """
-        row = BY_NAME.get(operation)
-        if row is None or row.kind == "stream":
-            close = nearest(operation, [name for name, one in BY_NAME.items() if one.kind != "stream"], most=1)[0]
-            raise MuxError(
-                "not_found", f"{shown(operation)} is no operation to call; did you mean {close}?", nearest=close
-            )
-        told = self._completed(row, dict(given or {}))
-        return self._round(row, told, self._key(row, told, idempotency_key), 1000 * _waited(row, told))
-
-    def _call(self, name: str, given: dict[str, Any], key: str | None = None) -> Any:
-        operation = BY_NAME[name]
-        told = {}
-        for param in operation.params:
-            value, usual = given[param.name], param.default
-            if value is not None and (type(value) is not type(usual) or value != usual):
-                told[param.name] = value
-        told = self._completed(operation, told)
-        key, wait = self._key(operation, told, key), _waited(operation, told)
-        if not wait:
-            return self._round(operation, told, key, 0)
-        deadline = self._clock.ticks_ms() + wait * 1000
-        first, number = key, 1
-        while True:
-            answer = self._round(operation, told, key, wait * 1000)
-            wait = -((self._clock.ticks_ms() - deadline) // 1000)
-            if wait <= 0 or answer[WAITING[name]] or "reset" in answer or "gap" in answer:
-                return answer
-            told["timeout"] = wait
-            number += 1
-            key = first and f"{first}.{number}"  # an answer with nothing in it is remembered, too
-
-    def _completed(self, operation: Operation, given: dict[str, Any]) -> dict[str, Any]:
-        if self.agent is not None and operation.actor and given.get(operation.actor) is None:
-            given[operation.actor] = self.agent
-        return given
-
-    def _key(self, operation: Operation, given: Mapping[str, Any], key: str | None) -> str | None:
-        return self._clock.new_id() if key is None and operation.changes and "idempotency_key" not in given else key
-
-    def _round(self, operation: Operation, given: Mapping[str, Any], key: str | None, wait_ms: int) -> Any:
-        """One request, sent again while that helps and there is time."""
-        request = self._request(operation, given, key)
-        patience_ms = wait_ms + (max(self._budget_ms, ACT_MS) if operation.kind == "act" else self._budget_ms)
-        begun = self._clock.ticks_ms()
-        deadline = None
-        tries = 0
-        while True:
-            pause = 0
-            try:
-                return self._once(operation, request, patience_ms)
-            except NoAnswer as trouble:
-                failure = self._unreachable(str(trouble), operation, key)
-            except MuxError as error:
-                if error.status not in (429, 503):
-                    raise
-                failure, pause = error, (error.retry_after or 0) * 1000
-            now = self._clock.ticks_ms()
-            if deadline is None:
-                most = self._budget_ms if self._reached else min(self._budget_ms, FIRST_CONTACT_MS)
-                deadline = now + most - max(0, now - begun - wait_ms)
-            pause = max(pause, self._scattered(PAUSES_MS[min(tries, len(PAUSES_MS) - 1)]))
-            tries += 1
-            if now + pause >= deadline:
-                raise failure
-            self._pause(now + pause)
-
-    def _once(self, operation: Operation, request: _Request, patience_ms: int) -> Any:
-        exchange = self._pool.exchange()
-        with self._lock:
-            self._refuse_closed()
-            self._running.add(exchange)
-        try:
-            with exchange:
-                exchange.request(*request[:4], timeout=max(patience_ms, 1000) / 1000)
-                answer = self._read(operation, exchange)
-                if request.receipt and exchange.status == 200 and answer["messages"]:
-                    exchange.part()
-        except Aborted:
-            raise self._closed_error() from None
-        finally:
-            with self._lock:
-                self._running.discard(exchange)
-        if isinstance(answer, MuxError):
-            raise answer
-        return answer
-
-    def _request(self, operation: Operation, given: Mapping[str, Any], key: str | None) -> _Request:
-        headers = {}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        try:
-            if operation.method == "GET":
-                query = urlencode({name: _in_query(value) for name, value in given.items() if value is not None})
-                receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
-                return _Request("GET", operation.path + (f"?{query}" if query else ""), None, headers, receipt)
-        except UnicodeEncodeError:
-            raise MuxError("invalid_unicode", "a text holds half a surrogate pair; send whole characters") from None
-        headers["Content-Type"] = "application/json"
-        if key is not None:
-            if not isinstance(key, str) or not _KEY.fullmatch(key):
-                raise MuxError(
-                    "invalid_idempotency_key",
-                    "an idempotency key has 1 to 128 printable ASCII characters without blanks",
-                )
-            headers["Idempotency-Key"] = key
-        return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
-
-    def _read(self, operation: Operation, exchange: Exchange) -> Any:
-        """The answer, or the refusal, of an exchange that has ended."""
-        if "x-request-id" not in exchange.headers:
-            raise self._unreachable("it is another server", operation, None)
-        self._reached = True
-        if operation.kind == "text" and exchange.status == 200:
-            return exchange.body.decode()
-        try:
-            answer = json.loads(exchange.body)
-            return answer if exchange.status == 200 else _refusal(exchange, answer["error"])
-        except (ValueError, KeyError, TypeError) as trouble:
-            raise self._unreachable(f"it answered what is no JSON: {trouble}", operation, None) from trouble
-
-    def _unreachable(self, trouble: str, operation: Operation, key: str | None) -> MuxError:
-        message = f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: stonemux serve"
-        if key is None or not self._reached:
-            return MuxError("unreachable", message)
-        return MuxError(
-            "unreachable",
-            f"{message}. Whether {operation.name} happened is unknown; repeating it with the same idempotency_key is "
-            "safe",
-            idempotency_key=key,
+        return Messages(
+            self, self._keeper, agent, channel=channel, types=types, lease=lease, timeout=timeout, stop=stop
         )
 
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise self._closed_error()
+    def claimed(
+        self,
+        agent: str | None = None,
+        *,
+        channel: str = "default",
+        timeout: int = 0,
+        task_id: str | None = None,
+        retry: bool = False,
+    ) -> AbstractContextManager[Claim | None]:
+        """Claim a task for the length of a `with` block; None when there is none, after waiting `timeout` seconds.
 
-    def _closed_error(self) -> MuxError:
-        return MuxError("unreachable", "this client was closed; make a new one")
+        While the block runs, the claim is extended. At its end the task is completed with `task.result`; an exception
+        fails it with the exception's text (with `retry`, puts it back to be tried again after a while) and goes on; an
+        interruption (KeyboardInterrupt, SystemExit) gives it back. `task.cancelled` says that nobody wants it any more.
+        """
+        return consume.claimed(
+            self, self._keeper, agent, channel=channel, timeout=timeout, task_id=task_id, retry=retry
+        )
 
-    def _scattered(self, pause_ms: int) -> int:
-        """Between half of a pause and all of it, so that many clients do not come back at once."""
-        return pause_ms - int(self._clock.token(2), 16) * pause_ms // 0x1FFFF
+    def watch(
+        self,
+        key: str,
+        *,
+        channel: str = "default",
+        after_version: int = 0,
+        timeout: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[StateWatchAnswer]:
+        """The versions of a key as they are written, the one after `after_version` first; quick ones may be skipped.
 
-    def _pause(self, until_ms: int) -> None:
-        with self._lock:
-            while not self._closed and self._clock.ticks_ms() < until_ms:
-                self._clock.wait(self._closing, until_ms)
+        Ends when nothing changed for `timeout` seconds, or within a second of `stop` being set; otherwise never. A
+        version with `reset` says that the daemon's counting is behind what was known, as after a restore.
+        """
+        return follow.watch(self, key, channel=channel, after_version=after_version, timeout=timeout, stop=stop)
+
+    def update(
+        self, key: str, function: Callable[[str | None], str | None], *, channel: str = "default"
+    ) -> Record | None:
+        """Change a key to what the function makes of its value, so that no other change is lost; the new record.
+
+        The function gets None where the key does not exist, is called again when somebody else was faster, and
+        returns None to leave the key alone, which answers None.
+        """
+        return follow.update(self, key, function, channel=channel)
+
+    def events(
+        self,
+        after: int | None = None,
+        *,
+        types: Names | None = None,
+        channel: str | None = None,
+        agent_id: str | None = None,
+        timeout: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[StreamedEvent]:
+        """Events as they happen, those after the id `after` first (0: all that are kept).
+
+        Goes on where it was when the daemon restarts. `gap` is an event that says what is no longer kept, `reset` one
+        that says that the id lies in the future; read everything anew then. Ends when nothing came for `timeout`
+        seconds, or within a second of `stop` being set; otherwise never.
+        """
+        return follow.events(self, after, types=types, channel=channel, agent_id=agent_id, timeout=timeout, stop=stop)
 
 
-def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int]:
-    if url is None:
-        settings = load(None, environ, {})
-        return settings.host, settings.port
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = None, None, None
-    if parts is None or not host or parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.username:
-        raise MuxError("bad_setting", f"{shown(url)} is no daemon's address; it looks like http://127.0.0.1:3392")
-    return host, 3392 if port is None else port
+_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def _waited(operation: Operation, given: Mapping[str, Any]) -> int:
-    """How many seconds a call asks the daemon to wait."""
-    if operation.name not in WAITING:
-        return 0
-    wait = given.get("timeout", operation.by_name["timeout"].default)
-    return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
+def _after_fork() -> None:
+    for client in _CLIENTS:
+        client.forget()
 
 
-def _in_query(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is nothing that JSON knows")
-
-
-def _refusal(exchange: Exchange, told: dict[str, Any]) -> MuxError:
-    error = MuxError(told.pop("code"), told.pop("message"))
-    error.status = exchange.status
-    error.facts.update(told)
-    after = exchange.headers.get("retry-after", "")
-    error.retry_after = int(after) if after.isdecimal() else None
-    return error
+os.register_at_fork(after_in_child=_after_fork)

@@ -27,9 +27,11 @@ DUE_AT_ONCE = 500
 """Leases settled by one transaction."""
 
 
-def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int, lease: int) -> dict[str, Any] | None:
+def take(
+    mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int, lease: int
+) -> dict[str, Any] | None:
     """Hand out queued messages on a lease of so many seconds; None when there are none."""
-    rows, more = messages.choose(mux, agent_id, channel, limit)
+    rows, more = messages.choose(mux, agent_id, channel, types, limit)
     if not rows:
         return None
     ids = [row["id"] for row in rows]

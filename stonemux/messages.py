@@ -44,6 +44,9 @@ _OPEN = (
     "order by d.priority desc, d.message_id limit ?3"
 )
 _OPEN_IN_CHANNEL = _OPEN.replace("order by", "and d.channel = ?4 order by")
+_OPEN_OF_TYPES = _OPEN.replace(
+    "order by", "and (?4 is null or d.channel = ?4) and m.type in (select value from json_each(?5)) order by"
+)
 _AFTER = (
     f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
     "where d.agent_id = ?1 and d.message_id > ?4 and d.state < 3 and (m.expires_at is null or m.expires_at > ?2) "
@@ -273,21 +276,26 @@ def wait_for_mail(mux: Mux, agent_id: str, timeout: int, look: Callable[[], dict
     return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id)
 
 
-def take(mux: Mux, caller: Caller, agent_id: str, channel: str | None, limit: int) -> dict[str, Any] | None:
+def take(
+    mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int
+) -> dict[str, Any] | None:
     """A plain poll's look: queued messages, settled when the answer has arrived."""
-    rows, more = choose(mux, agent_id, channel, limit)
+    rows, more = choose(mux, agent_id, channel, types, limit)
     if not rows:
         return None
     caller.flight = _Arrival(mux, agent_id, [row["id"] for row in rows])
     return answer(rows, more=more)
 
 
-def choose(mux: Mux, agent_id: str, channel: str | None, limit: int) -> tuple[list[Any], bool]:
+def choose(mux: Mux, agent_id: str, channel: str | None, types: list[str] | None, limit: int) -> tuple[list[Any], bool]:
     """Take queued messages into flight, so that no other poll gets them; returns them, and whether there are more."""
     with mux.flights.of(agent_id) as held:
         with mux.store.read() as rx:
             values = (agent_id, rx.now, limit + 1 + len(held))
-            rows = rx.sql(_OPEN, *values) if channel is None else rx.sql(_OPEN_IN_CHANNEL, *values, channel)
+            if types is not None:
+                rows = rx.sql(_OPEN_OF_TYPES, *values, channel, dumps(types))
+            else:
+                rows = rx.sql(_OPEN, *values) if channel is None else rx.sql(_OPEN_IN_CHANNEL, *values, channel)
         free = [row for row in rows if row["id"] not in held] if held else rows
         taken = free[:limit]
         held.update(row["id"] for row in taken)

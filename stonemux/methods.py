@@ -986,6 +986,7 @@ class Methods:
         agent_id: str | None = None,
         timeout: int = 30,
         channel: str | None = None,
+        types: Names | None = None,
         limit: int = 100,
         after: int | None = None,
         ack: Literal["plain", "manual"] | None = None,
@@ -1001,6 +1002,7 @@ class Methods:
         - `timeout`: Seconds to wait; more than the daemon's maximum is taken as the maximum (0 to 120 (setting
           poll_timeout_max); more is taken as the most).
         - `channel`: Only messages of this channel (1 to 128 characters).
+        - `types`: Only messages of these types; the others stay queued (up to 256 entries).
         - `limit`: How many to return at most (1 to 1000).
         - `after`: The last id that was processed (at least 0).
         - `ack`: manual: hand out on a lease and wait for msg.ack.
@@ -1016,6 +1018,7 @@ class Methods:
                 "agent_id": agent_id,
                 "timeout": timeout,
                 "channel": channel,
+                "types": types,
                 "limit": limit,
                 "after": after,
                 "ack": ack,

@@ -482,6 +482,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _agent(doc="Whose inbox."),
             _timeout(30),
             _channel(None, "Only messages of this channel."),
+            Param("types", "names", doc="Only messages of these types; the others stay queued.", listed=False),
             _limit(),
             Param("after", "integer", least=0, most=MOST_INTEGER, doc="The last id that was processed."),
             Param("ack", "text", choices=("plain", "manual"), doc="manual: hand out on a lease and wait for msg.ack."),

@@ -19,6 +19,7 @@ def poll(
     agent_id: str,
     timeout: int,
     channel: str | None,
+    types: list[str] | None,
     limit: int,
     ack: str | None,
     lease: int,
@@ -37,6 +38,12 @@ def poll(
             "after and ack=manual are two ways of acknowledging; use one of them",
             parameter="after",
         )
+    if after is not None and types is not None:
+        raise MuxError(
+            "invalid_field",
+            "a cursor acknowledges all that it passes, so it cannot leave types out; use types without after",
+            parameter="types",
+        )
     if redeliver:
         mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
 
@@ -44,8 +51,8 @@ def poll(
         if after is not None:
             return messages.read_after(mux, agent_id, channel, limit, after)
         if (ack or mux.presence.ack_mode(agent_id)) == "manual":
-            return leases.take(mux, caller, agent_id, channel, limit, lease)
-        return messages.take(mux, caller, agent_id, channel, limit)
+            return leases.take(mux, caller, agent_id, channel, types, limit, lease)
+        return messages.take(mux, caller, agent_id, channel, types, limit)
 
     if after is not None:
         messages.acknowledge_through(mux, agent_id, after, channel)

@@ -28,6 +28,8 @@ KEPT = 8
 KEPT_MS = 10_000
 """How long an idle connection is trusted; the daemon closes it after 15 s."""
 CONNECT_S = 5.0
+HEAD_S = 30.0
+"""How long a stream's head may take."""
 RECEIVE = 64 * 1024
 
 
@@ -79,6 +81,11 @@ class Pool:
                 self._idle.append((self._clock.ticks_ms(), sock))
                 return
         sock.close()
+
+    def forget(self) -> None:
+        """In a process that was forked: the connections are its parent's, and a lock may have been held."""
+        self._lock = threading.Lock()
+        self.close()
 
     def close(self) -> None:
         """Close what is idle."""
@@ -133,15 +140,19 @@ class Exchange:
             raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
         self._check()
 
-    def stream(self, path: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """Send a GET, read the head of its answer, and return what yields its body as it comes. Raises as `request`."""
-        sock = self._connect(None)
+    def stream(self, path: str, headers: Mapping[str, str], *, timeout: float | None = None) -> Iterator[bytes]:
+        """Send a GET, read the head of its answer, and return what yields its body as it comes. Raises as `request`.
+
+        With a timeout, an empty piece says that nothing came for so many seconds.
+        """
+        sock = self._connect(HEAD_S)
         try:
             sock.sendall(_request(self._pool.authority, "GET", path, None, headers))
             data, wanted = self._receive_head(sock)
         except (OSError, ValueError) as trouble:
             self._check()
             raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
+        sock.settimeout(timeout)
         return self._pieces(sock, data, wanted)
 
     def received(self) -> None:
@@ -161,9 +172,14 @@ class Exchange:
                 return
             try:
                 data = sock.recv(RECEIVE)
+            except TimeoutError:
+                data = b""
+                yield data
+                continue
             except OSError as trouble:
                 self._check()
                 raise NoAnswer(str(trouble)) from trouble
+            self._check()
             if not data and wanted is not None:
                 raise NoAnswer("the connection ended before the answer did")
             if not data:

@@ -52,10 +52,10 @@ def spawn(
 
 @contextmanager
 def running_daemon(
-    data: Path, *flags: str, environ: Mapping[str, str] | None = None, command: Sequence[str] = SERVE
+    data: Path, *flags: str, environ: Mapping[str, str] | None = None, command: Sequence[str] = SERVE, port: int = 0
 ) -> Iterator[ChildDaemon]:
     """A daemon that listens; it is ended with SIGTERM, or killed if that is not enough."""
-    process = spawn(data, *flags, environ=environ, command=command)
+    process = spawn(data, *flags, environ=environ, command=command, port=port)
     assert process.stdout is not None
     try:
         said = []

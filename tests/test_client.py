@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import Program
+from daemons import running_daemon
 from faces import OverHttp, join
+from fake_clock import FakeClock
+from raw import eventually
+from scripted import Scripted, answer, refusal
 
 import stonemux
+from stonemux import client as client_module
 from stonemux import methods, methodtext, operations
-from stonemux.client import WAITING, Client
+from stonemux.calls import WAITING
+from stonemux.client import Client
+from stonemux.clock import Clock
 from stonemux.errors import MuxError
+from stonemux.follow import Frames
+from stonemux.keeper import Keeper
 
 CALLED = [operation for operation in operations.OPERATIONS if operation.kind != "stream"]
 
@@ -67,7 +81,7 @@ def test_importing_the_package_imports_no_client():
         text=True,
         check=True,
     )
-    assert told.stdout == "['stonemux']\n"
+    assert "stonemux.client" not in told.stdout
     assert stonemux.Client is Client
     assert stonemux.MuxError is MuxError
     with pytest.raises(AttributeError):
@@ -106,3 +120,478 @@ def test_settings_come_from_the_environment_as_for_commands(tmp_path: Path):
 )
 def test_an_address_that_is_none_is_refused(url):
     assert "127.0.0.1:3392" in refused("bad_setting", Client, url=url, environ={}).message
+
+
+# --- trying again
+
+
+@contextmanager
+def scripted(*answers: bytes | None, timeout: float = 15.0) -> Iterator[tuple[Scripted, Client]]:
+    with Scripted(*answers) as server, Client(f"127.0.0.1:{server.port}", timeout=timeout, environ={}) as client:
+        yield server, client
+
+
+def on_fake_time(client: Client) -> FakeClock:
+    """From now on the client's pauses take no time, and move this clock."""
+    client._clock = clock = FakeClock()
+    client.pause = clock.advance
+    return clock
+
+
+SENT = answer(200, {"message_id": 1, "sent_at": "now"})
+
+
+def test_a_change_whose_connection_broke_is_sent_again_with_the_same_key__P6():
+    with scripted(None, None, SENT) as (server, client):
+        assert client.msg_send(sender="ann", to="bob", content="hi")["message_id"] == 1
+        assert len(server.asked) == 3
+        assert len({(one.body, one.headers["idempotency-key"]) for one in server.asked}) == 1
+        client.msg_send(sender="ann", to="bob", content="hi")
+        assert server.asked[3].headers["idempotency-key"] != server.asked[2].headers["idempotency-key"]
+        client.msg_send(sender="ann", to="bob", content="hi", idempotency_key="mine")
+        assert server.asked[4].headers["idempotency-key"] == "mine"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_daemon_that_is_busy_is_asked_again_when_it_said(status, background):
+    clock = FakeClock()
+    with scripted(refusal(status, "inbox_full", Retry_After="3"), SENT) as (server, client):
+        client._clock = clock
+        sending = background(client.msg_send, sender="ann", to="bob", content="hi")
+        clock.until_parked(1)
+        clock.advance(2_999)
+        assert len(server.asked) == 1
+        clock.advance(1)
+        assert sending.result(5)["message_id"] == 1
+
+
+def test_a_daemon_that_asks_for_more_patience_than_there_is_is_not_waited_for():
+    with scripted(refusal(503, "storage_busy", Retry_After="16")) as (server, client):
+        error = refused("storage_busy", client.health)
+        assert (error.retry_after, error.status, len(server.asked)) == (16, 503, 1)
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422, 500, 507])
+def test_a_refusal_that_stays_is_raised_at_once(status):
+    with scripted(refusal(status, "a_code_of_tomorrow")) as (server, client):
+        error = refused("a_code_of_tomorrow", client.health)
+        assert (error.status, error.failure.exit, error.facts) == (status, 1, {"request_id": "r1"})
+        assert len(server.asked) == 1
+
+
+def test_trying_ends_when_the_time_is_over_and_says_that_the_outcome_is_unknown():
+    with scripted(SENT, None) as (server, client):
+        clock = on_fake_time(client)
+        begun = clock.ticks_ms()
+        client.msg_send(sender="ann", to="bob", content="hi")
+        error = refused("unreachable", client.msg_send, sender="ann", to="bob", content="hi", idempotency_key="mine")
+        assert error.facts == {"idempotency_key": "mine"}
+        assert "unknown" in error.message
+        assert 14_000 <= clock.ticks_ms() - begun < 15_000
+        assert 15 <= len(server.asked) <= 40
+
+
+def test_without_a_daemon_the_first_call_says_so_after_two_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with Client(f"127.0.0.1:{port}", environ={}) as client:
+        clock = on_fake_time(client)
+        begun = clock.ticks_ms()
+        error = refused("unreachable", client.health)
+        assert "start one with: stonemux serve" in error.message
+        assert "unknown" not in error.message
+        assert 1_000 <= clock.ticks_ms() - begun < 2_000
+
+
+def test_no_time_means_one_try():
+    with scripted(None, timeout=0) as (server, client):
+        refused("unreachable", client.health)
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 15\r\n\r\n" + b'{"error": "no"}',
+    ],
+)
+def test_another_server_is_no_daemon(told):
+    with scripted(told) as (server, client):
+        assert "another server" in refused("unreachable", client.health).message
+        assert len(server.asked) == 1
+
+
+def test_closing_ends_what_other_threads_wait_for(http: OverHttp, clock: FakeClock, background):
+    join(http, "bob")
+    client = Client(f"127.0.0.1:{http.port}", environ={})
+    waiting = background(client.msg_poll, agent_id="bob", timeout=60)
+    clock.until_parked(1)
+    client.close()
+    assert isinstance(error := waiting.exception(5), MuxError)
+    assert "closed" in error.message
+    assert "closed" in refused("unreachable", client.health).message
+
+
+def test_a_forked_process_leaves_its_parents_connections_alone(client: Client):
+    client.health()
+    assert client._pool._idle
+    client_module._after_fork()
+    assert not client._pool._idle
+    assert client.health()["status"] == "ok"
+
+
+# --- waiting longer than the daemon does
+
+
+@pytest.mark.settings(poll_timeout_max=5)
+def test_a_wait_beyond_the_maximum_goes_on(client: Client, http: OverHttp, clock: FakeClock, background):
+    client._clock = clock
+    join(http, "ann", "bob")
+    waiting = background(client.msg_poll, agent_id="bob", timeout=12)
+    for _ in range(2):
+        clock.until_parked(1)
+        clock.advance(5_000)
+    clock.until_parked(1)
+    http.call("msg.send", from_="ann", to="bob", content="at last")
+    assert waiting.result(5)["messages"][0]["content"] == "at last"
+
+
+@pytest.mark.settings(poll_timeout_max=5)
+def test_a_wait_ends_when_it_was_asked_to(client: Client, http: OverHttp, clock: FakeClock, background):
+    client._clock = clock
+    join(http, "bob")
+    waiting = background(client.msg_poll, agent_id="bob", timeout=7)
+    clock.until_parked(1)
+    clock.advance(5_000)
+    clock.until_parked(1)
+    clock.advance(1_999)
+    assert clock.parked == 1
+    clock.advance(1)
+    assert waiting.result(5) == {"messages": []}
+
+
+@pytest.mark.settings(poll_timeout_max=5)
+def test_each_round_of_a_claim_has_a_key_of_its_own__P2(client: Client, http: OverHttp, clock: FakeClock, background):
+    client._clock = clock
+    join(http, "ann")
+    waiting = background(client.task_claim, agent_id="ann", timeout=12, idempotency_key="mine")
+    clock.until_parked(1)
+    clock.advance(5_000)
+    clock.until_parked(1)
+    posted = http.call("task.post", description="work", posted_by="ann")
+    assert waiting.result(5)["task_id"] == posted["task_id"]
+    assert client.task_claim(agent_id="ann", timeout=7, idempotency_key="mine.2")["task_id"] == posted["task_id"]
+
+
+# --- messages
+
+
+@pytest.fixture
+def mail(client: Client) -> Client:
+    """A client, and three messages for bob."""
+    for agent_id in ("ann", "bob"):
+        client.agent_register(agent_id=agent_id)
+    for number in range(3):
+        client.msg_send(sender="ann", to="bob", content=str(number), type=f"type-{number}")
+    return client
+
+
+def unread(client: Client, agent_id: str = "bob") -> int:
+    return client.agent_get(agent_id=agent_id)["agent"]["unread"]
+
+
+def test_a_message_is_acknowledged_when_the_next_is_asked_for(mail: Client):
+    seen = []
+    for message in mail.messages("bob", timeout=0):
+        assert unread(mail) == 3 - len(seen)
+        seen.append(message["content"])
+    assert seen == ["0", "1", "2"]
+    assert unread(mail) == 0
+
+
+def test_only_messages_of_the_wanted_types_are_taken(mail: Client):
+    seen = [message["content"] for message in mail.messages("bob", types=["type-2", "type-0"], timeout=0)]
+    assert (seen, unread(mail)) == (["0", "2"], 1)
+
+
+def test_an_exception_in_the_loop_puts_the_message_back(mail: Client):
+    def work():
+        for message in mail.messages("bob", timeout=0):
+            raise ValueError(message["content"])
+
+    with pytest.raises(ValueError, match="0"):
+        work()
+    eventually(lambda: mail.msg_status(id=1)["recipients"][0]["status"] == "queued")
+    again = next(mail.messages("bob", timeout=0))
+    assert (again["content"], again["deliveries"], again["redelivered"]) == ("0", 2, True)
+
+
+def test_leaving_the_loop_puts_back_unless_it_was_acknowledged(mail: Client):
+    with mail.messages("bob", timeout=0) as inbox:
+        for message in inbox:
+            if message["content"] == "1":
+                inbox.ack()
+                break
+        for message in inbox:
+            assert message["content"] == "2"
+            break
+    assert list(inbox) == []
+    assert [message["content"] for message in mail.messages("bob", timeout=0)] == ["2"]
+
+
+def test_a_loop_that_was_left_with_a_message_begins_with_it_again(mail: Client):
+    inbox = mail.messages("bob", timeout=0)
+    for _message in inbox:
+        break
+    assert [message["content"] for message in inbox] == ["0", "1", "2"]
+
+
+def test_a_message_may_be_put_back_for_later(mail: Client, program: Program):
+    inbox = mail.messages("bob", timeout=0)
+    assert next(inbox)["content"] == "0"
+    inbox.nack(delay=30)
+    assert [message["content"] for message in inbox] == ["1", "2"]
+    program.clock.advance(30_000)
+    program.timekeeper.tick()
+    assert [message["content"] for message in mail.messages("bob", timeout=0)] == ["0"]
+
+
+def test_a_lease_is_extended_while_the_body_works(mail: Client, program: Program):
+    inbox = mail.messages("bob", lease=60, timeout=0)
+    next(inbox)
+    for _ in range(3):
+        program.clock.advance(40_000)
+        inbox._hand.renew()
+        program.timekeeper.tick()
+    assert mail.msg_status(id=1)["recipients"][0]["status"] == "fetched"
+    mail.msg_ack(agent_id="bob", ids=[1])
+    inbox._hand.renew()  # what is settled is left alone
+    assert next(inbox)["content"] == "1"
+
+
+def test_the_keeper_renews_what_is_held_until_it_is_over():
+    class Thing:
+        every_ms, over = 1, False
+        renewed, returned = 0, threading.Event()
+
+        def renew(self):
+            self.renewed += 1
+
+        def put_back(self):
+            self.returned.set()
+
+    thing, keeper = Thing(), Keeper(Clock())
+    keeper.keep(thing)
+    eventually(lambda: thing.renewed > 3)
+    keeper.put_back(thing)
+    assert thing.returned.wait(5)
+    renewed = thing.renewed
+    keeper.keep(other := Thing())
+    eventually(lambda: other.renewed > 3)
+    assert thing.renewed == renewed
+    keeper.close()
+    eventually(lambda: not keeper._thread.is_alive())
+
+
+def test_a_stop_ends_the_loop_after_the_message_in_hand(mail: Client):
+    stop, seen = threading.Event(), []
+    for message in mail.messages("bob", stop=stop):
+        seen.append(message["content"])
+        stop.set()
+    assert (seen, unread(mail)) == (["0"], 2)
+
+
+# --- tasks
+
+
+@pytest.fixture
+def pool(client: Client) -> Client:
+    """A client, and a task of ann that bob may claim."""
+    for agent_id in ("ann", "bob"):
+        client.agent_register(agent_id=agent_id)
+    client.task_post(description="work", posted_by="ann", metadata={"n": 1})
+    return client
+
+
+def only_task(client: Client):
+    [task] = client.task_list()["tasks"]
+    return task
+
+
+def test_a_claimed_task_is_completed_with_its_result(pool: Client):
+    with pool.claimed("bob") as task:
+        assert task is not None
+        assert (task.description, task.metadata, only_task(pool)["status"]) == ("work", {"n": 1}, "claimed")
+        task.result = "done"
+    assert (only_task(pool)["status"], only_task(pool)["result"]) == ("complete", "done")
+    with pool.claimed("bob") as task:
+        assert task is None
+
+
+def test_an_exception_fails_the_task_and_goes_on(pool: Client):
+    with pytest.raises(ZeroDivisionError), pool.claimed("bob"):
+        1 / 0  # noqa: B018
+    assert (only_task(pool)["status"], only_task(pool)["result"]) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_an_exception_with_retry_puts_the_task_back(pool: Client):
+    with pytest.raises(ZeroDivisionError), pool.claimed("bob", retry=True):
+        1 / 0  # noqa: B018
+    assert (only_task(pool)["status"], only_task(pool)["attempts"]) == ("pending", 1)
+
+
+def test_an_interruption_gives_the_task_back(pool: Client):
+    with pytest.raises(KeyboardInterrupt), pool.claimed("bob"):
+        raise KeyboardInterrupt
+    assert (only_task(pool)["status"], only_task(pool)["attempts"]) == ("pending", 0)
+
+
+def test_a_task_may_be_ended_by_hand(pool: Client):
+    with pool.claimed("bob") as task:
+        task.release(reason="not mine")
+    assert only_task(pool)["status"] == "pending"
+    with pool.claimed("bob") as task:
+        task.complete("early")
+    assert only_task(pool)["result"] == "early"
+
+
+def test_a_cancelled_task_is_seen_and_its_end_is_no_error(pool: Client):
+    with pool.claimed("bob") as task:
+        assert task.check()
+        pool.task_cancel(task_id=task.task_id, by="ann")
+        assert not task.check()
+    assert task.cancelled
+    pool.task_requeue(task_id=task.task_id)
+    with pool.claimed("bob") as task:
+        pool.task_cancel(task_id=task.task_id, by="ann")
+    assert task.cancelled
+
+
+def test_a_claim_is_extended_and_one_that_went_to_another_is_lost__T5(pool: Client, program: Program):
+    def work():
+        with pool.claimed("bob") as task:
+            assert task.every_ms == 100_000
+            program.clock.advance(200_000)
+            task.renew()
+            program.clock.advance(200_000)
+            assert pool.task_claim(agent_id="ann")["task"] is None
+            program.clock.advance(100_000)
+            assert pool.task_claim(agent_id="ann")["task"] is not None
+            task.renew()
+            assert task.lost
+            assert not task.check()
+
+    refused("stale_claim", work)
+
+
+# --- state
+
+
+def test_a_key_is_watched_version_by_version(client: Client):
+    client.state_set(key="k", value="a")
+    seen = []
+    for record in client.watch("k", timeout=0):
+        seen.append((record["version"], record.get("value")))
+        if len(seen) == 1:
+            client.state_set(key="k", value="b")
+        if len(seen) == 2:
+            client.state_delete(key="k")
+    assert seen == [(1, "a"), (2, "b"), (3, None)]
+
+
+def test_a_watch_that_knows_more_than_the_daemon_is_told(client: Client):
+    client.state_set(key="k", value="a")
+    [reset] = client.watch("k", after_version=7, timeout=0)
+    assert (reset["reset"], reset["version"]) == (True, 1)
+
+
+def test_updates_from_many_threads_lose_nothing(client: Client, background):
+    def more(value):
+        return str(int(value or 0) + 1)
+
+    def count():
+        for _ in range(5):
+            client.update("n", more)
+
+    for done in [background(count) for _ in range(6)]:
+        done.result(20)
+    assert client.state_get(key="n")["value"] == "30"
+    assert client.update("n", lambda value: None) is None
+    assert client.state_get(key="n")["version"] == 30
+
+
+# --- events
+
+
+def test_events_are_followed_as_they_happen(client: Client, background):
+    client.agent_register(agent_id="ann")
+    told = list(client.events(after=0, timeout=0.05))
+    assert [event["type"] for event in told] == ["channel_created", "channel_created", "agent_registered"]
+    following = client.events(types=["state_changed"], timeout=5)
+    first = background(next, following)
+    eventually(lambda: client.stats()["waiters"])
+    client.agent_heartbeat(agent_id="ann")
+    client.state_set(key="k", value="v")
+    assert first.result(5)["data"]["key"] == "k"
+    following.close()
+
+
+def test_a_future_id_is_told_as_a_reset(client: Client):
+    [reset] = client.events(after=99, timeout=0)
+    assert (reset["type"], reset["id"], reset["data"]["requested"]) == ("reset", 1, 99)
+
+
+def test_a_refused_stream_raises(client: Client):
+    with pytest.raises(MuxError, match="nobody"):
+        next(client.events(agent_id="nobody"))
+
+
+def test_frames_are_whole_wherever_they_are_cut():
+    data = b': head 4\n\nid: 5\nevent: message\ndata: {"a": "b: c"}\n\n: ka\n\nevent: shutdown\ndata: {}\n\n'
+    wanted = [{"id": 5, "type": "message", "data": {"a": "b: c"}}, {"id": 0, "type": "shutdown", "data": {}}]
+    for cut in range(len(data)):
+        frames = Frames()
+        assert [*frames.take(data[:cut]), *frames.take(data[cut:])] == wanted
+
+
+# --- a real daemon that is restarted
+
+
+def test_a_restart_is_not_noticed(tmp_path: Path, background):
+    """Sending, receiving and following go on over a kill and a new start; each message comes once."""
+    data, wanted = tmp_path / "data", 30
+    received: list[str] = []
+    followed: list[str] = []
+    with running_daemon(data) as daemon, Client(f"127.0.0.1:{daemon.port}", environ={}) as client:
+        for agent_id in ("ann", "bob"):
+            client.agent_register(agent_id=agent_id)
+
+        def send():
+            for number in range(wanted):
+                client.msg_send(sender="ann", to="bob", content=str(number))
+
+        def receive():
+            for message in client.messages("bob", lease=1, timeout=10):
+                received.append(message["content"])
+                if len(set(received)) == wanted:
+                    return
+
+        def follow():
+            for event in client.events(after=0, types=["message"], timeout=10):
+                followed.append(str(event["data"]["content"]))
+                if len(followed) == wanted:
+                    return
+
+        working = [background(one) for one in (receive, follow, send)]
+        eventually(lambda: len(received) > 5)
+        daemon.process.kill()
+        daemon.process.wait()
+        with running_daemon(data, port=daemon.port):
+            for one in working:
+                one.result(30)
+    assert followed == [str(number) for number in range(wanted)]
+    assert sorted(set(received), key=int) == followed

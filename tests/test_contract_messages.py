@@ -476,3 +476,33 @@ def test_a_typed_message_without_to_passes_over_agents_that_have_gone_stale(face
     face.call("agent.register", agent_id="new", role="director")
     sent = face.call("msg.send", from_="worker-1", type="question", content="which one?")
     assert sent["recipients"] == [{"agent_id": "new", "status": "active"}]
+
+
+# --- polling for types
+
+
+@pytest.mark.parametrize("ack", ["plain", "manual"])
+def test_a_poll_for_types_leaves_the_others_queued(face, ack):
+    join(face, "ann", "bob")
+    for kind in ("question", None, "report", "question"):
+        face.call("msg.send", from_="ann", to="bob", content=str(kind), type=kind)
+    got = face.call("msg.poll", agent_id="bob", timeout=0, types=["question", "alert"], ack=ack)
+    assert [message["type"] for message in got["messages"]] == ["question", "question"]
+    assert face.call("msg.poll", agent_id="bob", timeout=0, types=["report"], channel="agent-bob") == {"messages": []}
+    got = face.call("msg.poll", agent_id="bob", timeout=0)
+    assert [message["content"] for message in got["messages"]] == ["None", "report"]
+
+
+def test_a_poll_for_types_waits_for_one_of_them(face, clock, background):
+    join(face, "ann", "bob")
+    waiting = background(face.call, "msg.poll", agent_id="bob", timeout=60, types=["alert"])
+    clock.until_parked(1)
+    face.call("msg.send", from_="ann", to="bob", content="hi")
+    face.call("msg.send", from_="ann", to="bob", content="fire", type="alert")
+    assert [message["content"] for message in waiting.result(5)["messages"]] == ["fire"]
+
+
+def test_a_cursor_cannot_leave_types_out(face):
+    join(face, "bob")
+    error = refusal(face, "invalid_field", "msg.poll", agent_id="bob", timeout=0, after=0, types=["alert"])
+    assert error.facts["parameter"] == "types"

@@ -37,16 +37,23 @@ LAYERS: tuple[set[str], ...] = (
         "probe",
         "local",
         "methods",
+        "keeper",
         "parser",
         "addresses",
         "endpoints",
         "signature",
     },
     {"transaction", "opening", "payload", "pool", "mcp", "setup", "operations", "flags", "screen"},
+    # the Python client
+    {"calls"},
+    {"consume"},
+    {"follow"},
+    {"client"},
+    # what is kept
     {"copies", "verbs", "remote", "courier", "runner", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference"},
     {"store"},
-    {"events", "directory", "wire", "starter", "client", "methodtext"},
+    {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
     {"mux", "channels", "documents", "doorbells"},
     # what it does

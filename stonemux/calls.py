@@ -1,0 +1,323 @@
+"""How the Python client calls a daemon: one request, sent again while that helps.
+
+Every changing call carries an idempotency key, so sending it again is safe. When the connection breaks, or the daemon
+answers 429 or 503, the same request goes out after a growing, scattered pause (`Retry-After` at the least) until the
+time for it is used up; so a daemon that restarts is not noticed. A client that has never reached a daemon gives up
+after two seconds: then nobody is restarting, nobody is there.
+
+Waiting calls (`WAITING`) wait as long as they are asked to, also beyond the daemon's maximum: an answer with nothing in
+it before the time is over leads to another request. Those are rounds of one call; a claim's further rounds have keys of
+their own, because the empty answer of the first is remembered, too.
+
+`_lock` guards the exchanges that run and whether the client is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+from stonemux.clock import Clock
+from stonemux.config import load
+from stonemux.errors import MuxError, nearest
+from stonemux.methods import Methods
+from stonemux.operations import BY_NAME
+from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
+from stonemux.schema import IDEMPOTENCY_KEY, Operation, shown
+
+FIRST_CONTACT_MS = 2000
+"""How long a client that never had an answer tries."""
+PAUSES_MS = (0, 50, 100, 200, 400, 800, 1000)
+"""Pauses before trying again; an idle connection that was just closed costs none. The last one repeats."""
+ACT_MS = 600_000
+"""How long an act, such as a backup, may take."""
+MOST_WAIT = 31_536_000
+"""Seconds that a call may ask to wait; more is as good as this year."""
+WAITING = {"msg.poll": "messages", "task.claim": "task_id", "state.watch": "changed", "events.list": "events"}
+"""The calls that wait, and the field of the answer that says whether something came."""
+Answer = TypeVar("Answer")
+_KEY = re.compile(IDEMPOTENCY_KEY)
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    body: bytes | None
+    headers: dict[str, str]
+    receipt: bool = False
+    """Whether the daemon waits to hear that the answer arrived."""
+
+
+class Calls(Methods):
+    """A client's calls; `client.Client` says what its parameters mean."""
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        agent: str | None,
+        token: str | None,
+        timeout: float,
+        environ: Mapping[str, str],
+    ) -> None:
+        host, port = _address(url, environ)
+        self.agent = agent or environ.get("STONEMUX_AGENT") or None
+        self._token = token or environ.get("STONEMUX_TOKEN") or None
+        self._budget_ms = round(timeout * 1000)
+        self._clock = Clock()
+        self._pool = Pool(host, port)
+        self._reached = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._closing = threading.Condition(self._lock)
+        self._running: set[Exchange] = set()
+
+    @property
+    def url(self) -> str:
+        """Where the daemon is."""
+        return f"http://{self._pool.authority}"
+
+    def forget(self) -> None:
+        """In a process that was forked: nothing of the parent's goes on here."""
+        self._lock = threading.Lock()
+        self._closing = threading.Condition(self._lock)
+        self._running = set()
+        self._pool.forget()
+
+    def ticks_ms(self) -> int:
+        """What the waits are measured with."""
+        return self._clock.ticks_ms()
+
+    def close(self) -> None:
+        """Close the connections; calls that run in other threads end with `unreachable`."""
+        with self._lock:
+            self._closed = True
+            self._closing.notify_all()
+            running = list(self._running)
+        for exchange in running:
+            exchange.abort()
+        self._pool.close()
+
+    # -- calls
+
+    def call(
+        self, operation: str, given: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Any:
+        """Call an operation by its name in the reference, with the wire's names: `call("msg.send", {"from": ...})`.
+
+        For programs that choose operations at run time. It tries again as the typed methods do, but a wait ends when
+        the daemon ends it.
+        """
+        row = BY_NAME.get(operation)
+        if row is None or row.kind == "stream":
+            close = nearest(operation, [name for name, one in BY_NAME.items() if one.kind != "stream"], most=1)[0]
+            raise MuxError(
+                "not_found", f"{shown(operation)} is no operation to call; did you mean {close}?", nearest=close
+            )
+        told = self._completed(row, dict(given or {}))
+        return self._round(row, told, self._key(row, told, idempotency_key), 1000 * _waited(row, told))
+
+    def _call(self, name: str, given: dict[str, Any], key: str | None = None) -> Any:
+        operation = BY_NAME[name]
+        told = {}
+        for param in operation.params:
+            value, usual = given[param.name], param.default
+            if value is not None and (type(value) is not type(usual) or value != usual):
+                told[param.name] = value
+        told = self._completed(operation, told)
+        key, wait = self._key(operation, told, key), _waited(operation, told)
+        if not wait:
+            return self._round(operation, told, key, 0)
+        deadline = self._clock.ticks_ms() + wait * 1000
+        first, number = key, 1
+        while True:
+            answer = self._round(operation, told, key, wait * 1000)
+            wait = -((self._clock.ticks_ms() - deadline) // 1000)
+            if wait <= 0 or answer[WAITING[name]] or "reset" in answer or "gap" in answer:
+                return answer
+            told["timeout"] = wait
+            number += 1
+            key = first and f"{first}.{number}"  # an answer with nothing in it is remembered, too
+
+    def _completed(self, operation: Operation, given: dict[str, Any]) -> dict[str, Any]:
+        if self.agent is not None and operation.actor and given.get(operation.actor) is None:
+            given[operation.actor] = self.agent
+        return given
+
+    def _key(self, operation: Operation, given: Mapping[str, Any], key: str | None) -> str | None:
+        return self._clock.new_id() if key is None and operation.changes and "idempotency_key" not in given else key
+
+    def _round(self, operation: Operation, given: Mapping[str, Any], key: str | None, wait_ms: int) -> Any:
+        """One request, sent again while that helps and there is time."""
+        request = self._request(operation, given, key)
+        patience_ms = wait_ms + (max(self._budget_ms, ACT_MS) if operation.kind == "act" else self._budget_ms)
+        return self.persist(operation.name, key, wait_ms, lambda: self._once(operation, request, patience_ms))
+
+    def persist(self, name: str, key: str | None, wait_ms: int, attempt: Callable[[], Answer]) -> Answer:
+        """Attempt until there is an answer or a refusal that stays; what may pass is tried again for a while."""
+        begun = self._clock.ticks_ms()
+        deadline = None
+        tries = 0
+        while True:
+            pause = 0
+            try:
+                return attempt()
+            except Aborted:
+                raise self._closed_error() from None
+            except NoAnswer as trouble:
+                failure = self.unreachable(str(trouble), name, key)
+            except MuxError as error:
+                if error.status not in (429, 503):
+                    raise
+                failure, pause = error, (error.retry_after or 0) * 1000
+            now = self._clock.ticks_ms()
+            if deadline is None:
+                most = self._budget_ms if self._reached else min(self._budget_ms, FIRST_CONTACT_MS)
+                deadline = now + most - max(0, now - begun - wait_ms)
+            pause = max(pause, self._scattered(PAUSES_MS[min(tries, len(PAUSES_MS) - 1)]))
+            tries += 1
+            if now + pause >= deadline:
+                raise failure
+            self.pause(pause)
+
+    def _once(self, operation: Operation, request: _Request, patience_ms: int) -> Any:
+        with self.exchange() as exchange:
+            exchange.request(*request[:4], timeout=max(patience_ms, 1000) / 1000)
+            answer = self._read(operation, exchange)
+            if request.receipt and exchange.status == 200 and answer["messages"]:
+                exchange.part()
+        if isinstance(answer, MuxError):
+            raise answer
+        return answer
+
+    @contextmanager
+    def exchange(self) -> Iterator[Exchange]:
+        """An exchange that ends when the client is closed."""
+        exchange = self._pool.exchange()
+        with self._lock:
+            if self._closed:
+                raise self._closed_error()
+            self._running.add(exchange)
+        try:
+            with exchange:
+                yield exchange
+        finally:
+            with self._lock:
+                self._running.discard(exchange)
+
+    def headers(self) -> dict[str, str]:
+        """What every request says."""
+        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+
+    def _request(self, operation: Operation, given: Mapping[str, Any], key: str | None) -> _Request:
+        headers = self.headers()
+        try:
+            if operation.method == "GET":
+                query = urlencode({name: _in_query(value) for name, value in given.items() if value is not None})
+                receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
+                return _Request("GET", operation.path + (f"?{query}" if query else ""), None, headers, receipt)
+        except UnicodeEncodeError:
+            raise MuxError("invalid_unicode", "a text holds half a surrogate pair; send whole characters") from None
+        headers["Content-Type"] = "application/json"
+        if key is not None:
+            if not isinstance(key, str) or not _KEY.fullmatch(key):
+                raise MuxError(
+                    "invalid_idempotency_key",
+                    "an idempotency key has 1 to 128 printable ASCII characters without blanks",
+                )
+            headers["Idempotency-Key"] = key
+        return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
+
+    def _read(self, operation: Operation, exchange: Exchange) -> Any:
+        """The answer, or the refusal, of an exchange that has ended."""
+        if exchange.status != 200:
+            return self.refusal(exchange, operation.name)
+        answer = self._decoded(exchange, operation.name) if operation.kind != "text" else exchange.body.decode()
+        if "x-request-id" not in exchange.headers:
+            raise self.unreachable("it is another server", operation.name, None)
+        self._reached = True
+        return answer
+
+    def refusal(self, exchange: Exchange, name: str) -> MuxError:
+        """The error that the daemon answered."""
+        try:
+            told = self._decoded(exchange, name)["error"]
+            error = MuxError(told.pop("code"), told.pop("message"))
+        except (KeyError, TypeError, AttributeError):
+            raise self.unreachable("it is another server", name, None) from None
+        self._reached = True
+        error.status = exchange.status
+        error.facts.update(told)
+        after = exchange.headers.get("retry-after", "")
+        error.retry_after = int(after) if after.isdecimal() else None
+        return error
+
+    def _decoded(self, exchange: Exchange, name: str) -> Any:
+        try:
+            return json.loads(exchange.body)
+        except ValueError:
+            raise self.unreachable("it is another server", name, None) from None
+
+    def unreachable(self, trouble: str, name: str, key: str | None) -> MuxError:
+        """The error for a daemon that could not be reached, or that did not answer."""
+        message = f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: stonemux serve"
+        if key is None or not self._reached:
+            return MuxError("unreachable", message)
+        return MuxError(
+            "unreachable",
+            f"{message}. Whether {name} happened is unknown; repeating it with the same idempotency_key is safe",
+            idempotency_key=key,
+        )
+
+    def _closed_error(self) -> MuxError:
+        return MuxError("unreachable", "this client was closed; make a new one")
+
+    def _scattered(self, pause_ms: int) -> int:
+        """Between half of a pause and all of it, so that many clients do not come back at once."""
+        return pause_ms - int(self._clock.token(2), 16) * pause_ms // 0x1FFFF
+
+    def pause(self, ms: int) -> None:
+        """Do nothing for so long, or until the client is closed."""
+        until = self._clock.ticks_ms() + ms
+        with self._lock:
+            while not self._closed and self._clock.ticks_ms() < until:
+                self._clock.wait(self._closing, until)
+
+
+def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int]:
+    if url is None:
+        settings = load(None, environ, {})
+        return settings.host, settings.port
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = None, None, None
+    if parts is None or not host or parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.username:
+        raise MuxError("bad_setting", f"{shown(url)} is no daemon's address; it looks like http://127.0.0.1:3392")
+    return host, 3392 if port is None else port
+
+
+def _waited(operation: Operation, given: Mapping[str, Any]) -> int:
+    """How many seconds a call asks the daemon to wait."""
+    if operation.name not in WAITING:
+        return 0
+    wait = given.get("timeout", operation.by_name["timeout"].default)
+    return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
+
+
+def _in_query(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON knows")

@@ -1,0 +1,164 @@
+"""Following what changes, through the Python client: a key of shared state, and the log of events.
+
+Both go on by themselves where they were when the daemon was away.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypedDict
+from urllib.parse import urlencode
+
+from stonemux.calls import Calls
+from stonemux.consume import STOP_S, waits
+from stonemux.errors import MuxError
+from stonemux.methods import Names, Record, StateWatchAnswer
+from stonemux.operations import BY_NAME
+from stonemux.pool import Aborted, Exchange, NoAnswer
+
+QUIET_S = 60
+"""A stream that says nothing for so long, not even that it is alive, is opened anew."""
+CONFLICTS = 1000
+"""How often `update` may lose before it gives up."""
+
+
+class StreamedEvent(TypedDict):
+    """An event as the stream shows it; `gap` and `reset` are types, too."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+def watch(
+    calls: Calls,
+    key: str,
+    *,
+    channel: str,
+    after_version: int,
+    timeout: float | None,
+    stop: threading.Event | None,
+) -> Iterator[StateWatchAnswer]:
+    """Each version of a key that is seen, until nothing changes for `timeout` seconds."""
+    version = after_version
+    while True:
+        for wait in waits(calls, timeout, stop):
+            answer = calls.state_watch(key=key, channel=channel, after_version=version, timeout=wait)
+            if answer["changed"] or answer.get("reset"):
+                break
+        else:
+            return
+        version = answer["version"]
+        yield answer
+
+
+def update(calls: Calls, key: str, function: Callable[[str | None], str | None], *, channel: str) -> Record | None:
+    """Read, ask the function for the new value, write if nobody was faster; again if somebody was."""
+    for lost in range(CONFLICTS):
+        value, version = _current(calls, key, channel)
+        wanted = function(value)
+        if wanted is None:
+            return None
+        try:
+            return calls.state_set(key=key, value=wanted, channel=channel, expected_version=version)
+        except MuxError as error:
+            if error.code != "version_conflict" or lost + 1 == CONFLICTS:
+                raise
+            calls.pause(min(lost, 20))
+    return None
+
+
+def _current(calls: Calls, key: str, channel: str) -> tuple[str | None, int]:
+    try:
+        record = calls.state_get(key=key, channel=channel)
+    except MuxError as error:
+        if error.code != "key_not_found":
+            raise
+        return None, 0
+    return record["value"], record["version"]
+
+
+# --- events
+
+
+def events(
+    calls: Calls,
+    after: int | None,
+    *,
+    types: Names | None,
+    channel: str | None,
+    agent_id: str | None,
+    timeout: float | None,
+    stop: threading.Event | None,
+) -> Iterator[StreamedEvent]:
+    """Events as they happen; those after an id first, if one is given."""
+    filters = {"types": ",".join(types) if types else None, "channel": channel, "agent_id": agent_id}
+    query = urlencode({name: value for name, value in filters.items() if value is not None})
+    path = BY_NAME["events.stream"].path + (f"?{query}" if query else "")
+    patience = min(QUIET_S if timeout is None else timeout, QUIET_S if stop is None else STOP_S) + 0.001
+    last, heard = after, calls.ticks_ms()
+    while True:
+        with calls.exchange() as exchange:
+            attempt = partial(_open, calls, exchange, path, last, patience)
+            last, pieces = calls.persist("events.stream", None, 0, attempt)
+            with suppress(NoAnswer, Aborted):  # go on where it ended
+                for event in _events(calls, pieces):
+                    if event is not None and event["type"] == "shutdown":
+                        break
+                    if event is not None:
+                        last = event["id"]
+                        yield event
+                        heard = calls.ticks_ms()
+                    if stop is not None and stop.is_set():
+                        return
+                    if timeout is not None and calls.ticks_ms() - heard >= timeout * 1000:
+                        return
+
+
+def _open(
+    calls: Calls, exchange: Exchange, path: str, last: int | None, patience: float
+) -> tuple[int, Iterator[bytes]]:
+    """Open the stream; returns the id that it begins after, and its bytes."""
+    headers = {"Accept": "text/event-stream", **calls.headers()}
+    if last is not None:
+        headers["Last-Event-ID"] = str(last)
+    pieces = exchange.stream(path, headers, timeout=patience)
+    if exchange.status != 200:
+        exchange.body = b"".join(pieces)
+        raise calls.refusal(exchange, "events.stream")
+    return last if last is not None else int(exchange.headers["x-stonemux-last-event-id"]), pieces
+
+
+def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | None]:
+    """The events of one stream; None between them, so that its reader can look at the time. Ends when the stream does, or is silent."""
+    frames = Frames()
+    alive = calls.ticks_ms()
+    for piece in pieces:
+        yield from frames.take(piece)
+        yield None
+        if piece:
+            alive = calls.ticks_ms()
+        elif calls.ticks_ms() - alive > QUIET_S * 1000:
+            return
+
+
+class Frames:
+    """Server-sent events out of bytes, wherever they were cut (WHATWG HTML, "Server-sent events").
+
+    Only what a daemon sends: lines end in a line feed, and `data` is one line of JSON.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def take(self, data: bytes) -> Iterator[StreamedEvent]:
+        """The events that are whole with these bytes."""
+        *whole, self._rest = (self._rest + data).split(b"\n\n")
+        for frame in whole:
+            fields = dict(line.split(": ", 1) for line in frame.decode().split("\n") if not line.startswith(":"))
+            if "event" in fields:
+                yield {"id": int(fields.get("id", 0)), "type": fields["event"], "data": json.loads(fields["data"])}
