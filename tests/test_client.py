@@ -44,6 +44,7 @@ def refused(code, call, **given):
 def client(http: OverHttp):
     with Client(f"http://127.0.0.1:{http.port}", environ={}) as client:
         yield client
+        client.health()  # the receipt of what was polled last, for which a clock that stands still would wait
 
 
 # --- what is generated
