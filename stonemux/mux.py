@@ -202,19 +202,17 @@ class Mux:
         mux.tokens.listeners.append(lambda: mux.hub.wake([TOPIC]))
         return mux
 
-<<<<<<< HEAD
     @property
     def tier(self) -> str:
         """What the license in force allows; changes at run time."""
         return self.entitlement.tier
-=======
+
     def heed(self, settings: Settings) -> None:
         """Go on with other settings; they differ only in what may change while the daemon runs (`config.reread`)."""
         self.settings = settings
         self.waiters.heed(settings)
         self.presence.heed(settings.stale_threshold)
         self.alarm.set(self.clock.now_ms())  # what is due next may have become another
->>>>>>> d0c19b8 (SIGHUP: a running daemon takes over the settings that may change, and tells which do not; a closed terminal still ends it)
 
     def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
         """After a commit: let the event log, the waiters and one waiter an offer know."""
