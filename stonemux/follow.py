@@ -134,7 +134,10 @@ def _open(
 
 
 def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | None]:
-    """The events of one stream; None between them, so that its reader can look at the time. Ends when the stream does, or is silent."""
+    """The events of one stream, and None now and then, so that its reader can look at the time.
+
+    Ends when the stream does, or when it is silent.
+    """
     frames = Frames()
     alive = calls.ticks_ms()
     for piece in pieces:
