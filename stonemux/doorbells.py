@@ -17,9 +17,9 @@ from typing import Any
 from stonemux import addresses, attempts, runner, signature
 from stonemux.addresses import Policy
 from stonemux.clock import rfc3339
-from stonemux.directory import dumps
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
+from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
 
 SOON_MS = 5_000
