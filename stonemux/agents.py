@@ -16,7 +16,8 @@ FREE_AGENTS = 2
 """How many agents the free tier has."""
 
 
-def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
+def view(rx: Snapshot, row: Any) -> dict[str, Any]:
+    """An agent as it is shown."""
     shown: dict[str, Any] = {
         "id": row["id"],
         "role": row["role"],
@@ -97,7 +98,7 @@ def register(
         channel=channel,
         agents=(agent_id,),
     )
-    shown = _view(tx, directory.agent(tx, agent_id))
+    shown = view(tx, directory.agent(tx, agent_id))
     shown["status"] = "active"  # the directory in memory learns of it after the commit
     shown["last_heartbeat"] = rfc3339(tx.now)
     answer: dict[str, Any] = {"agent": shown, "created": created}
@@ -190,14 +191,14 @@ def discover(
         where.append("exists (select 1 from member where channel = ? and agent_id = agent.id)")
         values.append(name)
     wanted = (status,) if status else ("active", "stale") if include_stale else ("active",)
-    found = (_view(rx, row) for row in rx.sql(f"select * from agent where {' and '.join(where)} order by id", *values))
+    found = (view(rx, row) for row in rx.sql(f"select * from agent where {' and '.join(where)} order by id", *values))
     return {"agents": [agent for agent in found if agent["status"] in wanted]}
 
 
 def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
     """One agent with its unread mail, claims and channels."""
     row = directory.agent(rx, agent_id)
-    shown = _view(rx, row)
+    shown = view(rx, row)
     shown["unread"] = messages.unread(rx, agent_id)
     shown["claimed_tasks"] = rx.one("select count(*) from task where owner = ? and status = 'claimed'", agent_id)[0]
     shown["channels"] = directory.channels_of(rx, agent_id)

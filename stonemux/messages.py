@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stonemux import directory, doorbells
+from stonemux import directory, doorbells, handoff
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
@@ -103,8 +103,7 @@ def post(
     if reply_to is not None:
         thread = _thread_of(tx, reply_to, thread)
     for agent_id in recipients:
-        if backlog(tx, agent_id) >= tx.mux.settings.inbox_limit:
-            raise _full(tx, agent_id)
+        check_room(tx, agent_id)
     message_id = tx.deal_message_id()
     stored_metadata = dumps(metadata) if metadata else None
     expires_at = tx.now + ttl_seconds * 1000 if ttl_seconds is not None else None
@@ -129,6 +128,8 @@ def post(
             dumps(mentions) if mentions else None,
         ),
     )
+    if thread is not None:
+        handoff.answered(tx, thread, sender, message_id)
     for agent_id in recipients:
         tx.insert("delivery", (agent_id, message_id, channel, priority))
         tx.backlog[agent_id] += 1
@@ -192,6 +193,17 @@ def unread(rx: Snapshot, agent_id: str) -> int:
         rx.now,
     )[0]
     return count
+
+
+def check_room(tx: Tx, agent_id: str, count: int = 1) -> None:
+    """Refuse what an inbox has no room for."""
+    if backlog(tx, agent_id) + count > tx.mux.settings.inbox_limit:
+        raise _full(tx, agent_id)
+
+
+def find(rx: Snapshot, message_id: int) -> Any:
+    """A message's row, as `view` takes it; None when there is none."""
+    return rx.one(f"select {FIELDS} from message m where m.id = ?", message_id)
 
 
 def _full(tx: Tx, agent_id: str) -> MuxError:

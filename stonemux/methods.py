@@ -235,6 +235,17 @@ class MsgSearchAnswer(TypedDict):
     results: list[MsgSearchAnswerResult]
 
 
+class TaskHandoff(TypedDict):
+    """A record that several operations answer with."""
+
+    agent_id: str
+    note: str
+    at: str
+    branch: NotRequired[str]
+    worktree: NotRequired[str]
+    waiting_on: NotRequired[int]
+
+
 class Task(TypedDict):
     """A record that several operations answer with."""
 
@@ -256,6 +267,8 @@ class Task(TypedDict):
     completed_at: str | None
     max_attempts: int
     error: NotRequired[str]
+    handoff: NotRequired[TaskHandoff]
+    waiting_on: NotRequired[int]
     available_at: NotRequired[str]
 
 
@@ -295,6 +308,31 @@ class TaskExtendAnswer(TypedDict):
     lease_expires_at: NotRequired[str]
     cancelled: NotRequired[bool]
     task: Task
+
+
+class TaskDispatchAnswerResultChannel(TypedDict):
+    """Part of what task.dispatch answers."""
+
+    id: str
+    name: str
+
+
+class TaskDispatchAnswerResult(TypedDict):
+    """Part of what task.dispatch answers."""
+
+    task: Task
+    agent: Agent
+    channel: TaskDispatchAnswerResultChannel
+    notification: Message
+    is_new_assignment: bool
+    dispatched_at: str
+    claim_token: NotRequired[str]
+
+
+class TaskDispatchAnswer(TypedDict):
+    """What task.dispatch answers."""
+
+    results: list[TaskDispatchAnswerResult]
 
 
 class TaskListAnswer(TypedDict):
@@ -1420,6 +1458,100 @@ class Methods:
             idempotency_key,
         )
 
+    def task_handoff(
+        self,
+        *,
+        task_id: str,
+        agent_id: str | None = None,
+        note: str,
+        branch: str | None = None,
+        worktree: str | None = None,
+        waiting_on: int | None = None,
+        claim_token: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Ended:
+        """End a claim and put the task back into the pool, with a note that whoever claims it next is shown as
+        `handoff`; an assignment ends. With `waiting_on` the task is waiting until somebody else has replied in that
+        message's thread, or for 24 hours.
+
+        - `task_id`: The task's UUID (1 to 64 characters).
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `note`: What whoever goes on has to know (up to 65536 (setting max_message_size) bytes).
+        - `branch`: The branch that the work is on (up to 1024 bytes).
+        - `worktree`: The folder that the work is in (up to 4096 bytes).
+        - `waiting_on`: A message whose answer is needed first (at least 0).
+        - `claim_token`: The token that task.claim answered; without it the agent id must be the holder's (1 to 128
+          characters).
+
+        Answers `Ended`. `POST /task/handoff`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
+        upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 message_not_found, 404
+        task_not_found, 409 already_complete, 409 stale_claim, 409 task_conflict, 413 message_too_large.
+        """
+        return self._call(
+            "task.handoff",
+            {
+                "task_id": task_id,
+                "agent_id": agent_id,
+                "note": note,
+                "branch": branch,
+                "worktree": worktree,
+                "waiting_on": waiting_on,
+                "claim_token": claim_token,
+            },
+            idempotency_key,
+        )
+
+    def task_dispatch(
+        self,
+        *,
+        task_id: str | None = None,
+        task_ids: Names | None = None,
+        agent_id: str,
+        priority: int | None = None,
+        restart: bool = False,
+        mark_as_started: bool = False,
+        notification_message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        dispatched_by: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskDispatchAnswer:
+        """Assign one or many tasks to an agent and notify it in its own channel: all or none. The notice's metadata
+        says type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart,
+        dispatched_at, dispatched_by, and what `metadata` adds. A task that another agent holds is left to it, unless
+        `restart` ends that claim.
+
+        - `task_id`: The task's UUID (1 to 64 characters).
+        - `task_ids`: The UUIDs of many tasks (up to 100 entries).
+        - `agent_id`: The agent that is to do them (1 to 120 characters).
+        - `priority`: The tasks' priority from now on (-1000000 to 1000000).
+        - `restart`: Begin anew: a live claim ends, whoever holds it.
+        - `mark_as_started`: Claim them for the agent; the notice has the claim_token.
+        - `notification_message`: What the notice says; the task's description if left out (up to 65536 (setting
+          max_message_size) bytes).
+        - `metadata`: More for the notice, such as branch, worktree and session_id.
+        - `dispatched_by`: Who dispatches; the daemon itself if left out (1 to 120 characters); the client's agent if
+          left out.
+
+        Answers `TaskDispatchAnswer`. `POST /task/dispatch`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
+        402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict, 413
+        message_too_large, 429 inbox_full.
+        """
+        return self._call(
+            "task.dispatch",
+            {
+                "task_id": task_id,
+                "task_ids": task_ids,
+                "agent_id": agent_id,
+                "priority": priority,
+                "restart": restart,
+                "mark_as_started": mark_as_started,
+                "notification_message": notification_message,
+                "metadata": metadata,
+                "dispatched_by": dispatched_by,
+            },
+            idempotency_key,
+        )
+
     def task_list(
         self,
         *,
@@ -1993,9 +2125,9 @@ class Methods:
 
         - `after`: The last id that was seen (at least 0).
         - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
-          task_failed, task_released, task_requeued, task_cancelled, state_changed, agent_registered,
-          agent_deregistered, agent_stale, channel_created, channel_joined, channel_left, document_created,
-          webhook_disabled).
+          task_failed, task_released, task_requeued, task_cancelled, task_assigned, task_ready, state_changed,
+          agent_registered, agent_deregistered, agent_stale, channel_created, channel_joined, channel_left,
+          document_created, webhook_disabled).
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only events that concern this agent (1 to 120 characters).
         - `limit`: How many to return at most (1 to 1000).

@@ -184,6 +184,15 @@ TASK = {
     "completed_at": "time|null",
     "max_attempts": "integer",
     "error?": "string",
+    "handoff?": {
+        "agent_id": "string",
+        "note": "string",
+        "at": "time",
+        "branch?": "string",
+        "worktree?": "string",
+        "waiting_on?": "integer",
+    },
+    "waiting_on?": "integer",
     "available_at?": "time",
 }
 HISTORY = {"at": "time", "act": "string", "agent_id": "string|null", "attempt?": "integer", "note?": "string"}
@@ -434,7 +443,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "message_too_large",
             "inbox_full",
         ),
-        emits=("message",),
+        emits=("message", "task_ready"),
         example={"from": "researcher", "to": "writer", "content": "Analysis complete."},
     ),
     Operation(
@@ -465,7 +474,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "message_too_large",
             "inbox_full",
         ),
-        emits=("message",),
+        emits=("message", "task_ready"),
         example={"from": "researcher", "content": "Freeze at noon."},
     ),
     Operation(
@@ -693,7 +702,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST",
         "/task/claim",
         "change",
-        "tasks.claim",
+        "claims.claim",
         "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly "
         "one agent gets it. Both fields are null when nothing fits.",
         params=(
@@ -702,7 +711,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _timeout(0),
             Param("task_id", "name", most=64, doc="Claim this task and no other."),
         ),
-        waiter="tasks.await_claim",
+        waiter="claims.await_claim",
         nothing=NO_TASK,
         returns={"task_id": "string|null", "task": (TASK, "null"), "claim_token?": "string"},
         tool="mux_task_claim",
@@ -752,7 +761,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "already_complete",
             "task_conflict",
         ),
-        emits=("task_completed", "task_failed", "task_released"),
+        emits=("task_completed", "task_failed", "task_released", "task_ready"),
         example={"task_id": "00000000-0000-4000-8000-000000000000", "agent_id": "writer", "result": "3 pages drafted"},
     ),
     Operation(
@@ -799,6 +808,105 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         emits=("task_released",),
         example={"task_id": "00000000-0000-4000-8000-000000000000", "agent_id": "writer", "delay": 60},
+    ),
+    Operation(
+        "task.handoff",
+        "POST",
+        "/task/handoff",
+        "change",
+        "handoff.hand_off",
+        "End a claim and put the task back into the pool, with a note that whoever claims it next is shown as "
+        "`handoff`; an assignment ends. With `waiting_on` the task is waiting until somebody else has replied in that "
+        "message's thread, or for 24 hours.",
+        params=(
+            TASK_ID,
+            _agent(),
+            Param(
+                "note",
+                "text",
+                REQUIRED,
+                least=1,
+                most="max_message_size",
+                too_large="message_too_large",
+                doc="What whoever goes on has to know.",
+            ),
+            Param("branch", "text", most=1024, doc="The branch that the work is on."),
+            Param("worktree", "text", most=4096, doc="The folder that the work is in."),
+            Param("waiting_on", "integer", least=0, most=MOST_INTEGER, doc="A message whose answer is needed first."),
+            CLAIM_TOKEN,
+        ),
+        returns=ENDED,
+        tier="pro",
+        actor="agent_id",
+        errors=(
+            "agent_not_found",
+            "task_not_found",
+            "message_not_found",
+            "not_claim_owner",
+            "stale_claim",
+            "already_complete",
+            "task_conflict",
+            "message_too_large",
+        ),
+        emits=("task_released",),
+        example={
+            "task_id": "00000000-0000-4000-8000-000000000000",
+            "agent_id": "writer",
+            "note": "Chapters 1 and 2 are done; which title?",
+            "waiting_on": 42,
+        },
+    ),
+    Operation(
+        "task.dispatch",
+        "POST",
+        "/task/dispatch",
+        "change",
+        "dispatch.dispatch",
+        "Assign one or many tasks to an agent and notify it in its own channel: all or none. The notice's metadata "
+        "says type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart, "
+        "dispatched_at, dispatched_by, and what `metadata` adds. A task that another agent holds is left to it, unless "
+        "`restart` ends that claim.",
+        params=(
+            Param("task_id", "name", most=64, doc="The task's UUID.", either="task_ids"),
+            Param("task_ids", "names", most=100, longest=64, doc="The UUIDs of many tasks."),
+            _agent(doc="The agent that is to do them."),
+            Param("priority", "integer", least=-1_000_000, most=1_000_000, doc="The tasks' priority from now on."),
+            Param("restart", "boolean", False, doc="Begin anew: a live claim ends, whoever holds it."),
+            Param("mark_as_started", "boolean", False, doc="Claim them for the agent; the notice has the claim_token."),
+            Param(
+                "notification_message",
+                "text",
+                least=1,
+                most="max_message_size",
+                too_large="message_too_large",
+                doc="What the notice says; the task's description if left out.",
+            ),
+            Param("metadata", "object", doc="More for the notice, such as branch, worktree and session_id."),
+            _agent("dispatched_by", None, "Who dispatches; the daemon itself if left out."),
+        ),
+        returns={
+            "results": [
+                {
+                    "task": TASK,
+                    "agent": AGENT,
+                    "channel": {"id": "string", "name": "string"},
+                    "notification": MESSAGE,
+                    "is_new_assignment": "boolean",
+                    "dispatched_at": "time",
+                    "claim_token?": "string",
+                }
+            ]
+        },
+        tier="pro",
+        actor="dispatched_by",
+        errors=("agent_not_found", "task_not_found", "task_conflict", "inbox_full", "message_too_large"),
+        emits=("task_assigned", "task_released", "task_claimed", "message"),
+        example={
+            "task_id": "00000000-0000-4000-8000-000000000000",
+            "agent_id": "writer",
+            "priority": 3,
+            "metadata": {"branch": "writer/report"},
+        },
     ),
     Operation(
         "task.list",

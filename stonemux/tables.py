@@ -127,6 +127,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create table token_revoked (jti text primary key, until integer not null) strict, without rowid",
         "create table token_epoch (agent_id text primary key, epoch integer not null) strict, without rowid",
     ),
+    (
+        # who handed it off with what note; the thread whose answer it waits for; whether the daemon assigned it
+        "alter table task add column handoff text",
+        "alter table task add column waiting_thread text",
+        "alter table task add column auto integer",
+        "create index task_waiting on task (waiting_thread) where waiting_thread is not null",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -31,10 +31,8 @@ from stonemux import directory
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
-from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
-from stonemux.transaction import Job, Snapshot, Tx, Work
-from stonemux.vocabulary import NO_TASK
+from stonemux.transaction import Snapshot, Tx
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -45,6 +43,9 @@ MOVES: dict[tuple[str, str], str] = {
     ("claimed", "extend"): "claimed",
     ("pending", "extend"): "claimed",  # likewise
     ("claimed", "release"): "pending",
+    ("claimed", "hand off"): "pending",
+    ("pending", "hand off"): "pending",  # likewise
+    ("claimed", "restart"): "pending",
     ("claimed", "expire"): "pending",
     ("claimed", "cancel"): "cancelled",
     ("pending", "cancel"): "cancelled",
@@ -73,7 +74,6 @@ def claim_token(row: Any) -> str:
 def view(row: Any) -> dict[str, Any]:
     """A task as it is shown."""
     status = "pending" if row["status"] == "delayed" else row["status"]
-    held = status == "claimed"
     shown: dict[str, Any] = {
         "task_id": row["id"],
         "description": row["description"],
@@ -84,23 +84,28 @@ def view(row: Any) -> dict[str, Any]:
         "metadata": json.loads(row["metadata"]) if row["metadata"] else {},
         "status": status,
         "assigned_to": row["assigned_to"],
-        "claimed_by": row["owner"] if held or status in FINAL else None,
+        "claimed_by": row["owner"] if status == "claimed" or status in FINAL else None,
         "attempts": row["attempts"],
         "result": row["result"],
         "created_at": rfc3339(row["created_at"]),
         "claimed_at": rfc3339(row["claimed_at"]) if row["claimed_at"] else None,
-        "lease_expires_at": rfc3339(row["due_at"]) if held else None,
+        "lease_expires_at": rfc3339(row["due_at"]) if status == "claimed" else None,
         "completed_at": rfc3339(row["completed_at"]) if row["completed_at"] else None,
         "max_attempts": row["max_attempts"],
     }
     if row["error"]:
         shown["error"] = row["error"]
-    if row["status"] == "delayed":
+    if row["handoff"]:
+        shown["handoff"] = json.loads(row["handoff"])
+    if row["waiting_thread"]:
+        shown["waiting_on"] = shown["handoff"]["waiting_on"]
+    if row["status"] in ("delayed", "waiting") and row["due_at"]:
         shown["available_at"] = rfc3339(row["due_at"])
     return shown
 
 
-def _find(rx: Snapshot, task_id: str) -> Any:
+def find(rx: Snapshot, task_id: str) -> Any:
+    """The task's row; raises `task_not_found`."""
     row = rx.one("select * from task where id = ?", task_id)
     if row is None:
         raise MuxError(
@@ -111,7 +116,8 @@ def _find(rx: Snapshot, task_id: str) -> Any:
     return row
 
 
-def _move(row: Any, act: str) -> str:
+def move(row: Any, act: str) -> str:
+    """The status after an act; raises `task_conflict` where there is none."""
     after = MOVES.get((row["status"], act))
     if after is None:
         status = "pending" if row["status"] == "delayed" else row["status"]
@@ -124,7 +130,8 @@ def _move(row: Any, act: str) -> str:
     return after
 
 
-def _note(tx: Tx, seq: int, act: str, agent_id: str | None, fence: int, note: str | None = None) -> None:
+def note_down(tx: Tx, seq: int, act: str, agent_id: str | None, fence: int, note: str | None = None) -> None:
+    """Put a line into the task's history."""
     tx.run(
         "insert into task_history (task, at, act, agent_id, fence, note) values (?, ?, ?, ?, ?, ?)",
         seq,
@@ -143,7 +150,7 @@ def _topic(channel: str, required_capability: str | None, assigned_to: str | Non
     return ("task", channel, required_capability)
 
 
-def _offer(tx: Tx, row: Any) -> None:
+def offer(tx: Tx, row: Any) -> None:
     """Wake one of those who could claim this task."""
     tx.offer(_topic(row["channel"], row["required_capability"], row["assigned_to"]))
 
@@ -170,7 +177,7 @@ def post(
     channel = directory.channel(tx, channel)["name"]
     if assigned_to is not None:
         directory.agent(tx, assigned_to, "assigned_to")
-    needs = [_find(tx, task_id) for task_id in depends_on or ()]
+    needs = [find(tx, task_id) for task_id in depends_on or ()]
     unmet = [need["seq"] for need in needs if need["status"] != "complete"]
     task_id = tx.mux.clock.new_id()
     seq = tx.run(
@@ -199,87 +206,23 @@ def post(
         "priority": priority,
         "channel": channel,
     }
-    tx.emit("task_posted", dumps(told), channel=channel, agents=_about(posted_by, assigned_to))
+    tx.emit("task_posted", dumps(told), channel=channel, agents=about(posted_by, assigned_to))
     if not unmet:
         tx.offer(_topic(channel, required_capability, assigned_to))
     row = tx.one("select * from task where seq = ?", seq)
     return {"task_id": task_id, "task": view(row)}
 
 
-def _about(*agents: str | None) -> tuple[str, ...]:
+def about(*agents: str | None) -> tuple[str, ...]:
+    """The agents that an event concerns."""
     return tuple(dict.fromkeys(agent_id for agent_id in agents if agent_id))
 
 
-# -- claiming
+# -- holding
 
 
-def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: int = 0) -> dict[str, Any] | None:
-    """Claim the best task that fits, at once; None when there is none."""
-    row = _claim_one(tx, agent_id, channel, task_id)
-    return None if row is None else {"task_id": row["id"], "claim_token": claim_token(row), "task": view(row)}
-
-
-def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_id: str | None, timeout: int) -> Wait:
-    """Claim the best task that fits, waiting up to `timeout` seconds for one. A task wakes one waiter only."""
-
-    def work(tx: Tx) -> dict[str, Any] | None:
-        return claim(tx, agent_id=agent_id, channel=channel, task_id=task_id)
-
-    def attempt(got: Any) -> Any:
-        if got is None:
-            # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
-            return None if _claim_topics(mux, agent_id, channel) == topics else dict(NO_TASK)
-        if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
-            caller.flight = _Claim(mux, got["claim_token"])
-        return got
-
-    def pass_on() -> None:
-        with mux.store.read() as rx:
-            still_open = [topic for topic in topics if _is_open(rx, topic)]
-        for topic in still_open:
-            mux.hub.offer(topic)
-
-    topics = _claim_topics(mux, agent_id, channel)
-    deadline = mux.clock.ticks_ms() + timeout * 1000
-    once: Work = work if caller.once is None else caller.once(work)
-    awaited = (*topics, ("agent", agent_id))
-    return Wait(awaited, attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on, once)
-
-
-def _claim_topics(mux: Mux, agent_id: str, channel: str) -> list[Topic]:
-    with mux.store.read() as rx:
-        row = directory.agent(rx, agent_id)
-        channel = directory.channel(rx, channel)["name"]
-    return [("task-for", channel, agent_id)] + [("task", channel, capability) for capability in _capabilities(row)]
-
-
-def _is_open(rx: Snapshot, topic: Topic) -> bool:
-    """Whether there is a task for those who wait for this topic."""
-    kind, channel, what = topic
-    if kind == "task-for":
-        query = (
-            "select 1 from task indexed by task_assigned where status = 'pending' and assigned_to = ?2 and channel = ?1"
-        )
-    else:
-        query = (
-            "select 1 from task indexed by task_open where status = 'pending' and assigned_to is null "
-            "and channel = ?1 and required_capability is ?2"
-        )
-    return rx.one(query + " limit 1", channel, what) is not None
-
-
-def _capabilities(row: Any) -> list[str | None]:
-    """What an agent can do, and None: tasks that ask for nothing are for everybody."""
-    return [None, *json.loads(row["capabilities"])]
-
-
-def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
-    agent = directory.agent(tx, agent_id)
-    channel = directory.channel(tx, channel)["name"]
-    settle_due(tx)
-    seq = _best(tx, agent, channel) if task_id is None else _named(tx, agent, task_id)
-    if seq is None:
-        return None
+def take(tx: Tx, seq: int, agent_id: str) -> Any:
+    """Claim a pending task for an agent: the fence rises, and the lease begins. Returns the row."""
     row = tx.sql(
         "update task set status = 'claimed', owner = ?, fence = fence + 1, claimed_at = ?, "
         "due_at = ? + coalesce(claim_timeout_ms, ?) where seq = ? and status = 'pending' returning *",
@@ -294,12 +237,12 @@ def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Any:
 
 
 def _tell_claimed(tx: Tx, row: Any, act: str) -> None:
-    _note(tx, row["seq"], act, row["owner"], row["fence"])
+    note_down(tx, row["seq"], act, row["owner"], row["fence"])
     tx.emit(
         "task_claimed",
         dumps({"task_id": row["id"], "agent_id": row["owner"], "channel": row["channel"], "attempt": row["fence"]}),
         channel=row["channel"],
-        agents=_about(row["owner"], row["posted_by"]),
+        agents=about(row["owner"], row["posted_by"]),
     )
     _set_alarm(tx, row)
 
@@ -310,81 +253,10 @@ def _set_alarm(tx: Tx, row: Any) -> None:
     tx.after(lambda: tx.mux.alarm.set(due_at))
 
 
-def _best(tx: Tx, agent: Any, channel: str) -> int | None:
-    """The seq of the most urgent, then oldest, pending task that this agent may claim; one index seek a capability.
-
-    The indexes are named because SQLite, which knows no statistics here, would rather scan another one.
-    """
-    found = tx.sql(
-        "select priority, seq from task indexed by task_assigned "
-        "where status = 'pending' and assigned_to = ? and channel = ? "
-        "and (required_capability is null or required_capability in (select value from json_each(?))) "
-        "order by priority desc, seq limit 1",
-        agent["id"],
-        channel,
-        agent["capabilities"],
-    )
-    for capability in _capabilities(agent):
-        found += tx.sql(
-            "select priority, seq from task indexed by task_open "
-            "where status = 'pending' and assigned_to is null and channel = ? "
-            "and required_capability is ? order by priority desc, seq limit 1",
-            channel,
-            capability,
-        )
-    return min(((-row[0], row[1]) for row in found), default=(0, None))[1]
-
-
-def _named(tx: Tx, agent: Any, task_id: str) -> int:
-    row = _find(tx, task_id)
-    _move(row, "claim")
-    if row["assigned_to"] not in (None, agent["id"]):
-        raise MuxError(
-            "task_conflict",
-            f"task {task_id} is assigned to {row['assigned_to']!r}",
-            status=row["status"],
-            task_id=task_id,
-        )
-    wanted = row["required_capability"]
-    if wanted is not None and wanted not in json.loads(agent["capabilities"]):
-        raise MuxError(
-            "task_conflict",
-            f"task {task_id} needs the capability {wanted!r}, which {agent['id']!r} did not register",
-            status=row["status"],
-            task_id=task_id,
-        )
-    return int(row["seq"])
-
-
-class _Claim:
-    """A claim whose answer is on its way: given back, as if it had not happened, when the answer is lost."""
-
-    __slots__ = ("_mux", "_token")
-
-    def __init__(self, mux: Mux, token: str) -> None:
-        self._mux, self._token = mux, token
-
-    def landed(self) -> None:
-        pass  # the claim stands
-
-    def lost(self) -> None:
-        def undo(tx: Tx) -> None:
-            task_id, _, fence = self._token.rpartition(".")
-            row = tx.one("select * from task where id = ? and fence = ? and status = 'claimed'", task_id, int(fence))
-            if row is not None:
-                _put_back(tx, row, "pending", note="the claimer hung up")
-
-        # Nobody waits for it, and nobody may: whoever tells us may be the thread that leads the commits.
-        self._mux.store.submit(Job(undo, lambda value, error: None))
-
-
-# -- holding
-
-
-def _held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
+def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Any:
     """The task's row, if this agent (or this token) has the latest claim of it."""
     directory.agent(tx, agent_id)
-    row = _find(tx, task_id)
+    row = find(tx, task_id)
     if token is not None:
         match = _TOKEN.match(token)
         if match is None or match[1] != task_id:
@@ -426,12 +298,12 @@ def complete(
     tx: Tx, *, task_id: str, agent_id: str, result: str | None, status: str, retry: bool, claim_token: str | None
 ) -> dict[str, Any]:
     """End a claimed task as complete or failed; a failed one with `retry` goes back to the pool after a while."""
-    row = _held(tx, task_id, agent_id, claim_token)
+    row = held(tx, task_id, agent_id, claim_token)
     if row["status"] in FINAL:
         return _completed_before(row, agent_id, result, status)
     if status == "failed" and retry:
         return _retry(tx, row, agent_id, result)
-    after = _move(row, "complete" if status == "complete" else "fail")
+    after = move(row, "complete" if status == "complete" else "fail")
     row = _finish(tx, row, after, result=result, note=None, agent_id=agent_id)
     return {"task_id": task_id, "status": after, "task": view(row)}
 
@@ -470,8 +342,8 @@ def _finish(
     error: str | None = None,
 ) -> Any:
     after = tx.sql(
-        "update task set status = ?, result = ?, error = ?, attempts = attempts + ?, completed_at = ?, due_at = null "
-        "where seq = ? returning *",
+        "update task set status = ?, result = ?, error = ?, attempts = attempts + ?, completed_at = ?, due_at = null, "
+        "waiting_thread = null where seq = ? returning *",
         status,
         result,
         error,
@@ -479,14 +351,14 @@ def _finish(
         tx.now,
         row["seq"],
     )[0]
-    _note(tx, row["seq"], status, agent_id, row["fence"], note or error)
+    note_down(tx, row["seq"], status, agent_id, row["fence"], note or error)
     told: dict[str, Any] = {"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "status": status}
     if result is not None:
         told["result"] = result
     if error is not None:
         told["error"] = error
     kind = {"complete": "task_completed", "failed": "task_failed", "cancelled": "task_cancelled"}[status]
-    tx.emit(kind, dumps(told), channel=row["channel"], agents=_about(agent_id, row["posted_by"], row["owner"]))
+    tx.emit(kind, dumps(told), channel=row["channel"], agents=about(agent_id, row["posted_by"], row["owner"]))
     if status == "complete":
         _free_dependents(tx, row["seq"])
     return after
@@ -500,19 +372,30 @@ def _free_dependents(tx: Tx, seq: int) -> None:
     tx.run("delete from task_need where needs = ?", seq)
     for dependent in dependents:
         if tx.one("select 1 from task_need where task = ?", dependent) is None:
-            for row in tx.sql(
-                "update task set status = 'pending' where seq = ? and status = 'waiting' returning *", dependent
-            ):
-                _offer(tx, row)
+            resume(tx, dependent, "dependencies")
+
+
+def resume(tx: Tx, seq: int, why: str, *, agent_id: str | None = None, note: str | None = None) -> None:
+    """What a task waited for has come, or its time is up: it is pending again, unless it was cancelled meanwhile."""
+    for row in tx.sql(
+        "update task set status = 'pending', due_at = null, waiting_thread = null "
+        "where seq = ? and status = 'waiting' returning *",
+        seq,
+    ):
+        if note is not None:
+            note_down(tx, seq, "resumed", agent_id, row["fence"], note)
+        told = {"task_id": row["id"], "channel": row["channel"], "reason": why}
+        tx.emit("task_ready", dumps(told), channel=row["channel"], agents=about(row["posted_by"], row["assigned_to"]))
+        offer(tx, row)
 
 
 def _retry(tx: Tx, row: Any, agent_id: str, result: str | None) -> dict[str, Any]:
-    _move(row, "fail")
+    move(row, "fail")
     if _exhausted(row):
         row = _finish(tx, row, "failed", result=result, note=result, agent_id=agent_id, error="max_attempts_exceeded")
         return {"task_id": row["id"], "status": "failed", "task": view(row)}
     delay = BACKOFF_MS[min(row["attempts"], len(BACKOFF_MS) - 1)]
-    row = _put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
+    row = put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
     return {"task_id": row["id"], "status": "pending", "task": view(row)}
 
 
@@ -521,7 +404,7 @@ def _exhausted(row: Any) -> bool:
     return bool(row["max_attempts"]) and row["attempts"] + 1 >= row["max_attempts"]
 
 
-def _put_back(
+def put_back(
     tx: Tx,
     row: Any,
     status: str,
@@ -529,37 +412,67 @@ def _put_back(
     due_at: int | None = None,
     note: str | None = None,
     act: str = "released",
+    handoff: dict[str, Any] | None = None,
+    thread: str | None = None,
 ) -> Any:
+    """End a claim without finishing the task; returns the row.
+
+    An assignment stays, unless the task is handed off or the assignment was the daemon's own. A task with a `thread`
+    waits for somebody to answer in it.
+    """
     after = tx.sql(
-        "update task set status = ?, due_at = ?, owner = ?, claimed_at = null, attempts = attempts + ? "
-        "where seq = ? returning *",
+        "update task set status = ?, due_at = ?, owner = ?, claimed_at = null, attempts = attempts + ?, "
+        "handoff = coalesce(?, handoff), waiting_thread = ?, "
+        "assigned_to = case when auto or ? then null else assigned_to end, auto = null where seq = ? returning *",
         status,
         due_at,
         row["owner"] if act == "expired" else None,
-        int(act != "released"),
+        int(act in ("expired", "retry")),
+        dumps(handoff) if handoff else None,
+        thread,
+        handoff is not None,
         row["seq"],
     )[0]
-    _note(tx, row["seq"], act, row["owner"], row["fence"], note)
+    note_down(tx, row["seq"], act, row["owner"], row["fence"], note)
     told: dict[str, Any] = {"task_id": row["id"], "agent_id": row["owner"], "channel": row["channel"], "reason": act}
     if note:
         told["note"] = note
-    tx.emit("task_released", dumps(told), channel=row["channel"], agents=_about(row["owner"], row["posted_by"]))
+    tx.emit("task_released", dumps(told), channel=row["channel"], agents=about(row["owner"], row["posted_by"]))
     if status == "pending":
-        _offer(tx, after)
+        offer(tx, after)
     else:
         _set_alarm(tx, after)
     return after
 
 
+def assign(
+    tx: Tx, row: Any, agent_id: str, *, priority: int | None = None, by: str | None = None, auto: bool = False
+) -> Any:
+    """Let only this agent claim a task; returns the row. Who holds it goes on holding it."""
+    after = tx.sql(
+        "update task set assigned_to = ?, priority = coalesce(?, priority), auto = ? where seq = ? returning *",
+        agent_id,
+        priority,
+        1 if auto else None,
+        row["seq"],
+    )[0]
+    note_down(tx, row["seq"], "assigned", agent_id, row["fence"], f"by {by}" if by else None)
+    told = {"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "by": by}
+    tx.emit("task_assigned", dumps(told), channel=row["channel"], agents=about(agent_id, row["posted_by"], by))
+    if after["status"] == "pending":
+        offer(tx, after)
+    return after
+
+
 def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> dict[str, Any]:
     """Restart the full lease; the answer says `cancelled` when the poster no longer wants the work."""
-    row = _held(tx, task_id, agent_id, claim_token)
+    row = held(tx, task_id, agent_id, claim_token)
     if row["status"] == "cancelled":
         return {"task_id": task_id, "cancelled": True, "task": view(row)}
     if row["status"] in FINAL:
         raise _over(row)
     ran_out = row["status"] != "claimed"
-    status = _move(row, "extend")
+    status = move(row, "extend")
     row = tx.sql(
         "update task set status = ?, due_at = ? + coalesce(claim_timeout_ms, ?), "
         "claimed_at = coalesce(claimed_at, ?) where seq = ? returning *",
@@ -580,12 +493,12 @@ def release(
     tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None, delay: int, reason: str | None
 ) -> dict[str, Any]:
     """Give a claimed task back to the pool, claimable at once or after `delay` seconds."""
-    row = _held(tx, task_id, agent_id, claim_token)
-    _move(row, "release")
+    row = held(tx, task_id, agent_id, claim_token)
+    move(row, "release")
     if delay:
-        row = _put_back(tx, row, "delayed", due_at=tx.now + delay * 1000, note=reason)
+        row = put_back(tx, row, "delayed", due_at=tx.now + delay * 1000, note=reason)
     else:
-        row = _put_back(tx, row, "pending", note=reason)
+        row = put_back(tx, row, "pending", note=reason)
     return {"task_id": task_id, "status": "pending", "task": view(row)}
 
 
@@ -593,7 +506,7 @@ def release_all(tx: Tx, agent_id: str, reason: str) -> int:
     """Give back everything an agent holds; returns how many."""
     rows = tx.sql("select * from task where owner = ? and status = 'claimed' order by seq", agent_id)
     for row in rows:
-        _put_back(tx, row, "pending", note=reason)
+        put_back(tx, row, "pending", note=reason)
     return len(rows)
 
 
@@ -602,7 +515,7 @@ def release_all(tx: Tx, agent_id: str, reason: str) -> int:
 
 def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
     """Withdraw a task; its holder learns of it when it extends or completes."""
-    row = _find(tx, task_id)
+    row = find(tx, task_id)
     if by is not None:
         directory.agent(tx, by, "by")
         if by != row["posted_by"]:
@@ -613,7 +526,7 @@ def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
             )
     if row["status"] == "cancelled":
         return {"task_id": task_id, "status": "cancelled", "task": view(row)}
-    after = _move(row, "cancel")
+    after = move(row, "cancel")
     row = _finish(tx, row, after, result=None, note=None, agent_id=by or row["posted_by"])
     return {"task_id": task_id, "status": after, "task": view(row)}
 
@@ -622,8 +535,8 @@ def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
     """Put a failed or cancelled task back into the pool with its attempts counted anew; the fence goes on rising."""
     if by is not None:
         directory.agent(tx, by, "by")
-    row = _find(tx, task_id)
-    after = _move(row, "requeue")
+    row = find(tx, task_id)
+    after = move(row, "requeue")
     if tx.one("select 1 from task_need where task = ?", row["seq"]) is not None:
         after = "waiting"
     row = tx.sql(
@@ -632,15 +545,15 @@ def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
         after,
         row["seq"],
     )[0]
-    _note(tx, row["seq"], "requeued", by, row["fence"])
+    note_down(tx, row["seq"], "requeued", by, row["fence"])
     tx.emit(
         "task_requeued",
         dumps({"task_id": task_id, "agent_id": by, "channel": row["channel"]}),
         channel=row["channel"],
-        agents=_about(by, row["posted_by"]),
+        agents=about(by, row["posted_by"]),
     )
     if after == "pending":
-        _offer(tx, row)
+        offer(tx, row)
     return {"task_id": task_id, "status": after, "task": view(row)}
 
 
@@ -654,12 +567,14 @@ def settle_due(tx: Tx) -> None:
             if _exhausted(row):
                 _finish(tx, row, "failed", result=None, note=None, agent_id=row["owner"], error="max_attempts_exceeded")
             else:
-                _put_back(tx, row, _move(row, "expire"), note="the lease ran out", act="expired")
+                put_back(tx, row, move(row, "expire"), note="the lease ran out", act="expired")
+        elif row["status"] == "waiting":
+            resume(tx, row["seq"], "time", note="nobody answered in time")
         else:
             for ripe in tx.sql(
-                "update task set status = ?, due_at = null where seq = ? returning *", _move(row, "ripen"), row["seq"]
+                "update task set status = ?, due_at = null where seq = ? returning *", move(row, "ripen"), row["seq"]
             ):
-                _offer(tx, ripe)
+                offer(tx, ripe)
 
 
 def next_due(rx: Snapshot) -> int | None:
@@ -723,7 +638,7 @@ def listed(
         where.append("required_capability = ?")
         values.append(capability)
     if after is not None:
-        last = _find(rx, after)
+        last = find(rx, after)
         where.append("(priority < ? or (priority = ? and seq > ?))")
         values += [last["priority"], last["priority"], last["seq"]]
     rows = rx.sql(
@@ -737,7 +652,7 @@ def listed(
 
 def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:
     """A task with what happened to it."""
-    row = _find(rx, task_id)
+    row = find(rx, task_id)
     shown = view(row)
     needs = rx.sql(
         "select t.id from task_need n join task t on t.seq = n.needs where n.task = ? order by t.seq", row["seq"]

@@ -14,6 +14,8 @@ EVENT_KINDS = (
     "task_released",
     "task_requeued",
     "task_cancelled",
+    "task_assigned",
+    "task_ready",
     "state_changed",
     "agent_registered",
     "agent_deregistered",

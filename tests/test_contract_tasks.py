@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from faces import join, refusal
 
-from stonemux import tasks
+from stonemux import claims, tasks
 from stonemux.mux import Caller
 
 LEASE = 300_000
@@ -220,7 +220,7 @@ def test_one_claimer_that_is_woken_for_two_tasks_hands_the_other_on__T13(crew, c
 
 def test_a_claimer_that_leaves_hands_its_wake_up_on__T13(mux, direct, clock, background):
     join(direct, "ann", "bob", "cat")
-    wait = tasks.await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=0)
+    wait = claims.await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=0)
     wait.work = lambda tx: None
     rivals = []
 

@@ -57,9 +57,11 @@ LAYERS: tuple[set[str], ...] = (
     # the program as one record
     {"mux", "channels", "documents", "doorbells"},
     # what it does
-    {"messages", "tasks", "state", "door", "connection", "parking"},
+    {"tasks", "state", "door", "connection", "parking"},
+    {"handoff", "claims"},
+    {"messages"},
     {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
-    {"polling"},
+    {"polling", "dispatch"},
     # what runs by itself; streams
     {"timekeeper", "sse", "outbound"},
     # faces

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
             "status": "pending",
             "owner": None,
             "owners": set(),
+            "assigned": None,
             "fence": 0,
             "attempts": 0,
             "due": None,
@@ -212,7 +214,8 @@ class ProgramAgainstModel(RuleBasedStateMachine):
             assert answer == "agent_not_found"
             return
         self.settle()
-        ready = [task for task in self.tasks.values() if task["status"] == "pending"]
+        mine = [task for task in self.tasks.values() if task["assigned"] in (None, name)]
+        ready = [task for task in mine if task["status"] == "pending"]
         if not ready:
             assert answer == {"task_id": None, "task": None}
             return
@@ -239,7 +242,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
     @rule(
         name=agents,
         which=st.integers(0, 9),
-        act=st.sampled_from(("complete", "fail", "retry", "release", "extend")),
+        act=st.sampled_from(("complete", "fail", "retry", "release", "extend", "handoff")),
         stale_token=st.sampled_from((False, False, False, True)),
     )
     def act(self, name: str, which: int, act: str, stale_token: bool) -> None:
@@ -251,6 +254,8 @@ class ProgramAgainstModel(RuleBasedStateMachine):
         expected = self.holding(name, task, stale_token)
         if act in ("release", "extend"):
             answer = self.call(f"task.{act}", **given)
+        elif act == "handoff":
+            answer = self.call("task.handoff", note="n", **given)
         else:
             status = "complete" if act == "complete" else "failed"
             answer = self.call("task.complete", status=status, retry=act == "retry", **given)
@@ -262,7 +267,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
             self.act_on_held(task, act, answer)
 
     def act_on_finished(self, task: dict[str, Any], act: str, answer: Any) -> None:
-        if act == "release":
+        if act in ("release", "handoff"):
             assert answer == "task_conflict"
         elif act == task.get("ended") or (act == "retry" and task.get("ended") == "fail"):
             assert answer["replayed"] is True
@@ -273,8 +278,9 @@ class ProgramAgainstModel(RuleBasedStateMachine):
         """Its owner acts on a task that it holds, or whose lease ran out without another taking it."""
         if act == "release" and task["status"] == "pending":
             assert answer == "task_conflict"
-        elif act == "release":
+        elif act in ("release", "handoff"):
             self.give_back(task)
+            task["assigned"] = None if act == "handoff" else task["assigned"]
         elif act == "extend":
             self.events += task["status"] == "pending"
             task |= {"status": "claimed", "due": self.program.clock.now_ms() + LEASE}
@@ -286,6 +292,48 @@ class ProgramAgainstModel(RuleBasedStateMachine):
             task |= {"status": "complete" if act == "complete" else "failed", "due": None}
             task["ended"] = act if act != "retry" else None
             self.events += 1
+
+    @precondition(lambda self: self.tasks)
+    @rule(
+        name=agents,
+        which=st.sets(st.integers(0, 9), min_size=1, max_size=2),
+        restart=st.booleans(),
+        start=st.booleans(),
+    )
+    def dispatch(self, name: str, which: set[int], restart: bool, start: bool) -> None:
+        wanted = list({n % len(self.tasks): None for n in sorted(which)})
+        wanted_ids = [list(self.tasks)[n] for n in wanted]
+        answer = self.call("task.dispatch", task_ids=wanted_ids, agent_id=name, restart=restart, mark_as_started=start)
+        if name not in self.known:
+            assert answer == "agent_not_found"
+            return
+        before, events = deepcopy(self.tasks), self.events
+        self.settle()
+        for task in (self.tasks[one] for one in wanted_ids):
+            held = task["status"] == "claimed" and task["owner"] != name and not restart
+            if held or task["status"] in ("complete", "failed") or (start and task["status"] == "delayed"):
+                assert answer == "task_conflict"
+                self.tasks, self.events = before, events  # nothing was changed, nor settled on the way
+                return
+        for one, result in zip(wanted_ids, answer["results"], strict=True):
+            self.give(self.tasks[one], name, restart, start, result)
+
+    def give(self, task: dict[str, Any], name: str, restart: bool, start: bool, result: dict[str, Any]) -> None:
+        before = {task["assigned"], task["owner"]} - {None}
+        assert result["is_new_assignment"] == (not before)
+        if restart and task["status"] == "claimed":
+            self.give_back(task)
+        task["assigned"] = name
+        self.events += 1
+        if start and task["status"] == "pending":
+            task |= {"status": "claimed", "owner": name, "fence": task["fence"] + 1}
+            task["due"] = self.program.clock.now_ms() + LEASE
+            task["owners"].add(name)
+            self.events += 1
+        assert result.get("claim_token") == (f"{task['id']}.{task['fence']}" if start else None)
+        kind = "task-reassignment" if before - {name} else "task-assignment"
+        assert result["notification"]["metadata"]["type"] == kind
+        self.deliver(result["notification"]["id"], [name], 0)
 
     @precondition(lambda self: self.tasks)
     @rule(which=st.integers(0, 9))

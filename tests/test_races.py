@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from faces import Direct, join
 
-from stonemux import agents, door, messages, operations, sse, state, tasks
+from stonemux import agents, claims, door, messages, operations, sse, state
 from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.hub import Hangup, Hub
@@ -215,7 +215,7 @@ def test_of_two_claims_of_one_task_one_gets_it(mux, direct, background, once_aft
     direct.call("task.post", description="x", posted_by="ann")
     rivals: list[Future[Any]] = []
     once_after(
-        tasks,
+        claims,
         "_best",
         lambda: rivals.append(queued_behind(mux, background, direct.call, "task.claim", agent_id="cid")),
     )
@@ -493,16 +493,16 @@ def test_a_stream_passes_over_ids_that_were_left_out(mux, direct):
 
 
 @pytest.fixture
-def claims(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Who tried to claim, in order."""
     tried: list[str] = []
-    real = tasks._claim_one
+    real = claims._claim_one
 
     def counting(tx: Any, agent_id: str, *rest: Any) -> Any:
         tried.append(agent_id)
         return real(tx, agent_id, *rest)
 
-    monkeypatch.setattr(tasks, "_claim_one", counting)
+    monkeypatch.setattr(claims, "_claim_one", counting)
     return tried
 
 
@@ -524,16 +524,16 @@ def post(direct: Direct, description: str = "x", **given: Any) -> str:
     return answer
 
 
-def test_a_task_wakes_the_one_who_has_waited_longest_and_nobody_else(direct, clock, waiting, claims):
+def test_a_task_wakes_the_one_who_has_waited_longest_and_nobody_else(direct, clock, waiting, tries):
     """T13."""
     names = [f"w{n}" for n in range(5)]
     join(direct, "ann", *names)
     futures = [waiting(name) for name in names]
-    claims.clear()
+    tries.clear()
     for n in range(len(names)):
         post(direct, f"task {n}")
         assert futures[n].result(5)["task"]["description"] == f"task {n}"
-        assert claims == names[: n + 1], "one woke and looked, nobody else did"
+        assert tries == names[: n + 1], "one woke and looked, nobody else did"
         assert clock.parked == 4 - n
 
 

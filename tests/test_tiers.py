@@ -18,7 +18,7 @@ FREE = pytest.mark.settings(default_tier="free")
 PRO = {
     *("msg.broadcast", "events.stream", "events.list"),
     *("task.post", "task.claim", "task.complete", "task.extend", "task.release", "task.list", "task.get"),
-    *("task.cancel", "task.requeue", "token.obtain"),
+    *("task.cancel", "task.requeue", "task.handoff", "task.dispatch", "token.obtain"),
     *("state.get", "state.set", "state.watch", "state.delete", "state.list", "state.history"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from stonemux import cli, connection, door, leases, messages, mux, operations, state, store, tasks, transaction
+from stonemux import claims, cli, connection, door, leases, messages, mux, operations, state, store, tasks, transaction
 
 STRETCH_S = 0.004
 
@@ -75,18 +75,18 @@ def claim_race() -> None:
         tx.run("update task set status = 'pending', fence = ? where seq = ?", row["fence"], row["seq"])
         return row["seq"]
 
-    tasks._best = chosen_early
+    claims._best = chosen_early
 
 
 def zombie_complete() -> None:
     """A completion is accepted from whoever once held the task."""
-    held = tasks._held
+    held = tasks.held
 
     def anybody(tx: Any, task_id: str, agent_id: str, token: str | None) -> Any:
-        row = tasks._find(tx, task_id)
+        row = tasks.find(tx, task_id)
         return row if token is not None and row["status"] == "claimed" else held(tx, task_id, agent_id, token)
 
-    tasks._held = anybody
+    tasks.held = anybody
 
 
 def no_idempotency() -> None:

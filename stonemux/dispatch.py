@@ -1,0 +1,143 @@
+"""Dispatch: giving tasks to an agent, and telling it.
+
+Assignments and notices of one call are one transaction: all of its tasks are dispatched, or none is. A notice goes into
+the agent's own channel, to it alone, and carries what the agent needs to begin in its metadata.
+
+A live claim is never taken from another agent, unless `restart` says so: then the claim ends, and what its holder still
+does with it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stonemux import agents, directory, messages, tasks
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.transaction import Tx
+from stonemux.vocabulary import generate_agent_channel_name
+
+SHOWN = 200
+"""Characters of a description that a notice without a text of its own says."""
+
+
+def dispatch(
+    tx: Tx,
+    *,
+    task_id: str | None,
+    task_ids: list[str] | None,
+    agent_id: str,
+    priority: int | None,
+    restart: bool,
+    mark_as_started: bool,
+    notification_message: str | None,
+    metadata: dict[str, Any] | None,
+    dispatched_by: str | None,
+) -> dict[str, Any]:
+    """Assign tasks to an agent, claim them for it if they are to be started, and notify it."""
+    agent = directory.agent(tx, agent_id)
+    if dispatched_by is not None:
+        directory.agent(tx, dispatched_by, "dispatched_by")
+    wanted = [task_id] if task_id is not None else task_ids or []
+    for one in wanted:
+        tasks.find(tx, one)
+    messages.check_room(tx, agent_id, len(wanted))
+    tasks.settle_due(tx)  # a claim that ran out is nobody's any more
+    rows = [tasks.find(tx, one) for one in wanted]
+    for row in rows:
+        _check(row, agent, restart, mark_as_started)
+    results = [
+        give(
+            tx,
+            row,
+            agent,
+            priority=priority,
+            restart=restart,
+            start=mark_as_started,
+            text=notification_message,
+            metadata=metadata or {},
+            by=dispatched_by,
+        )
+        for row in rows
+    ]
+    return {"results": results}
+
+
+def _check(row: Any, agent: Any, restart: bool, start: bool) -> None:
+    holder = row["owner"] if row["status"] == "claimed" else None
+    wanted = row["required_capability"]
+    if row["status"] in tasks.FINAL:
+        problem = f"is {row['status']}; task.requeue puts a failed or cancelled one back into the pool"
+    elif holder not in (None, agent["id"]) and not restart:
+        problem = f"is claimed by {holder!r} until {rfc3339(row['due_at'])}; restart=true takes it away"
+    elif wanted is not None and wanted not in json.loads(agent["capabilities"]):
+        problem = f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
+    elif start and row["status"] in ("waiting", "delayed"):
+        problem = f"is {tasks.view(row)['status']} and cannot be started yet; dispatch it without mark_as_started"
+    else:
+        return
+    raise MuxError(
+        "task_conflict",
+        f"task {row['id']} {problem}. Nothing was dispatched",
+        task_id=row["id"],
+        status=tasks.view(row)["status"],
+        claimed_by=holder,
+    )
+
+
+def give(
+    tx: Tx,
+    row: Any,
+    agent: Any,
+    *,
+    priority: int | None = None,
+    restart: bool = False,
+    start: bool = False,
+    text: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    by: str | None = None,
+    auto: bool = False,
+) -> dict[str, Any]:
+    """Give one task that may be given to an agent; returns what happened."""
+    agent_id = agent["id"]
+    before = {row["assigned_to"], row["owner"]} - {None}
+    kind = "task-reassignment" if before - {agent_id} else "task-assignment"
+    if restart and row["status"] == "claimed":
+        row = tasks.put_back(tx, row, tasks.move(row, "restart"), note=f"dispatched to {agent_id}", act="restarted")
+    row = tasks.assign(tx, row, agent_id, priority=priority, by=by, auto=auto)
+    if start and row["status"] == "pending":
+        row = tasks.take(tx, row["seq"], agent_id)
+    told = (metadata or {}) | {
+        "type": kind,
+        "task_id": row["id"],
+        "priority": row["priority"],
+        "restart": restart,
+        "dispatched_at": rfc3339(tx.now),
+        "dispatched_by": by or directory.SYSTEM,
+    }
+    result: dict[str, Any] = {"task": tasks.view(row), "agent": agents.view(tx, agent)}
+    if start:
+        told["claim_token"] = result["claim_token"] = tasks.claim_token(row)
+    channel = generate_agent_channel_name(agent_id)
+    message_id = messages.post(
+        tx,
+        sender=by or directory.SYSTEM,
+        to=agent_id,
+        content=text or _sentence(kind, row["description"]),
+        channel=channel,
+        recipients=[agent_id],
+        type=kind,
+        metadata=told,
+    )
+    return result | {
+        "channel": {"id": directory.channel(tx, channel)["id"], "name": channel},
+        "notification": messages.view(messages.find(tx, message_id)),
+        "is_new_assignment": not before,
+        "dispatched_at": told["dispatched_at"],
+    }
+
+
+def _sentence(kind: str, description: str) -> str:
+    short = description if len(description) <= SHOWN else description[: SHOWN - 1] + "…"
+    return f"{'Task assigned' if kind == 'task-assignment' else 'Task reassigned'}: {short}"

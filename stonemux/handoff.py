@@ -1,0 +1,84 @@
+"""Handing a claimed task on: back to the pool with a note, and, if that is wanted, not before somebody has answered.
+
+    claimed ──(handoff)──────────────────────────────────────────────> pending
+       └─────(handoff, waiting on a message)──> waiting ──(a reply)───────┤
+                                                   └─────(24 hours)───────┘
+
+An agent that asked something ends its session so, instead of waiting for the answer. The reply wakes the task in its
+own transaction. What counts as one: any later message in the thread of the message that was asked, by anybody but the
+agent that handed the task off. An answer that was faster than the handoff counts as well.
+
+Messages without a thread cost nothing; those with one look into a remembered set of the threads that are waited for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stonemux import tasks
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.transaction import Tx
+
+PATIENCE_MS = 24 * 3600 * 1000
+"""How long a task waits for an answer."""
+
+_AWAITED = ("awaited threads",)
+
+
+def hand_off(
+    tx: Tx,
+    *,
+    task_id: str,
+    agent_id: str,
+    note: str,
+    branch: str | None,
+    worktree: str | None,
+    waiting_on: int | None,
+    claim_token: str | None,
+) -> dict[str, Any]:
+    """Give a claimed task back with a note for whoever claims it next; any assignment ends."""
+    row = tasks.held(tx, task_id, agent_id, claim_token)
+    after = tasks.move(row, "hand off")
+    thread = _thread(tx, waiting_on, agent_id) if waiting_on is not None else None
+    told: dict[str, Any] = {"agent_id": agent_id, "note": note, "at": rfc3339(tx.now)}
+    for name, extra in (("branch", branch), ("worktree", worktree), ("waiting_on", waiting_on)):
+        if extra:
+            told[name] = extra
+    tx.cache.pop(_AWAITED, None)
+    if thread is None:
+        row = tasks.put_back(tx, row, after, note=note, act="handoff", handoff=told)
+    else:
+        until = tx.now + PATIENCE_MS
+        row = tasks.put_back(tx, row, "waiting", due_at=until, note=note, act="handoff", handoff=told, thread=thread)
+    return {"task_id": task_id, "status": row["status"], "task": tasks.view(row)}
+
+
+def _thread(tx: Tx, message_id: int, agent_id: str) -> str | None:
+    """The thread in which an answer to the message is awaited; None if there is one already."""
+    message = tx.one("select thread from message where id = ?", message_id)
+    if message is None:
+        raise MuxError(
+            "message_not_found",
+            f"waiting_on names message {message_id}, which does not exist (any more); give the id that msg.send "
+            "answered. The task is still yours",
+            id=message_id,
+        )
+    thread: str = message[0] or str(message_id)
+    answer = "select 1 from message where thread = ? and id > ? and sender <> ? limit 1"
+    return thread if tx.one(answer, thread, message_id, agent_id) is None else None
+
+
+def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
+    """A message was put into a thread: tasks that waited for it may be claimed again."""
+    awaited = tx.cache.get(_AWAITED)
+    if awaited is None:
+        rows = tx.sql("select distinct waiting_thread from task where waiting_thread is not null")
+        awaited = tx.cache[_AWAITED] = frozenset(row[0] for row in rows)
+    if thread not in awaited:
+        return
+    for row in tx.sql("select * from task where waiting_thread = ? order by seq", thread):
+        if json.loads(row["handoff"])["agent_id"] != sender:
+            tasks.resume(tx, row["seq"], "reply", agent_id=sender, note=f"answered by message {message_id}")
+    tx.cache.pop(_AWAITED, None)
