@@ -61,13 +61,14 @@ class Calls(Methods):
         url: str | None,
         *,
         agent: str | None,
-        token: str | None,
+        token: str | Callable[[], str] | None,
         timeout: float,
         environ: Mapping[str, str],
     ) -> None:
         host, port = _address(url, environ)
         self.agent = agent or environ.get("STONEMUX_AGENT") or None
-        self._token = token or environ.get("STONEMUX_TOKEN") or None
+        self._fresh_token = token if callable(token) else None
+        self._token = (None if callable(token) else token) or environ.get("STONEMUX_TOKEN") or None
         self._budget_ms = round(timeout * 1000)
         self._clock = Clock()
         self._pool = Pool(host, port)
@@ -162,6 +163,7 @@ class Calls(Methods):
         """Attempt until there is an answer or a refusal that stays; what may pass is tried again for a while."""
         begun = self._clock.ticks_ms()
         deadline = None
+        renewed = False
         tries = 0
         while True:
             pause = 0
@@ -172,6 +174,9 @@ class Calls(Methods):
             except NoAnswer as trouble:
                 failure = self.unreachable(str(trouble), name, key)
             except MuxError as error:
+                if error.status == 401 and self._fresh_token is not None and not renewed:
+                    self._token, renewed = self._fresh_token(), True
+                    continue
                 if error.status not in (429, 503):
                     raise
                 failure, pause = error, (error.retry_after or 0) * 1000
@@ -187,7 +192,8 @@ class Calls(Methods):
 
     def _once(self, operation: Operation, request: _Request, patience_ms: int) -> Any:
         with self.exchange() as exchange:
-            exchange.request(*request[:4], timeout=max(patience_ms, 1000) / 1000)
+            headers = request.headers | self.headers()
+            exchange.request(request.method, request.path, request.body, headers, timeout=max(patience_ms, 1000) / 1000)
             answer = self._read(operation, exchange)
             if request.receipt and exchange.status == 200 and answer["messages"]:
                 exchange.part()
@@ -211,11 +217,13 @@ class Calls(Methods):
                 self._running.discard(exchange)
 
     def headers(self) -> dict[str, str]:
-        """What every request says."""
+        """What every request says: the token, made by the caller's function when there is one."""
+        if self._token is None and self._fresh_token is not None:
+            self._token = self._fresh_token()
         return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
     def _request(self, operation: Operation, given: Mapping[str, Any], key: str | None) -> _Request:
-        headers = self.headers()
+        headers: dict[str, str] = {}
         try:
             if operation.method == "GET":
                 query = urlencode({name: _in_query(value) for name, value in given.items() if value is not None})

@@ -28,8 +28,9 @@ class Client(Calls):
 
     `url` is `http://HOST:PORT`, or just `HOST:PORT`; without one, STONEMUX_HOST and STONEMUX_PORT, then the settings
     file decide, as they do for every command. `agent` is who acts where a call does not say (STONEMUX_AGENT), `token`
-    what shows that one may (STONEMUX_TOKEN). `timeout` is how many seconds a call may take, trying again included,
-    beyond the time that it is asked to wait; 0 tries once.
+    what shows that one may (STONEMUX_TOKEN), or a function that gets one, called again when a token has run out.
+    `timeout` is how many seconds a call may take, trying again included, beyond the time that it is asked to wait; 0
+    tries once.
 
     Each operation is a method, `client.msg_send(to="writer", content="hi")`, which answers a dict or raises `MuxError`.
     `close`, or leaving the `with` block, ends the calls that are running in other threads. A process that was forked
@@ -41,7 +42,7 @@ class Client(Calls):
         url: str | None = None,
         *,
         agent: str | None = None,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         timeout: float = 15.0,
         environ: Mapping[str, str] = os.environ,
     ) -> None:

@@ -204,6 +204,21 @@ def test_without_a_daemon_the_first_call_says_so_after_two_seconds():
         assert 1_000 <= clock.ticks_ms() - begun < 2_000
 
 
+def test_a_token_is_shown_and_a_new_one_got_when_it_ran_out():
+    expired = refusal(401, "token_expired")
+    with scripted(expired, SENT, expired) as (server, client):
+        client._fresh_token = iter(["one", "two", "three"]).__next__
+        client.msg_send(sender="ann", to="bob", content="hi")
+        refused("token_expired", client.health)
+        shown = [one.headers["authorization"] for one in server.asked]
+        assert shown == [f"Bearer {token}" for token in ("one", "two", "two", "three")]
+    with scripted(SENT) as (server, client):
+        for token, environ in (("t", {}), (None, {"STONEMUX_TOKEN": "u"})):
+            with Client(f"127.0.0.1:{server.port}", token=token, environ=environ) as other:
+                other.health()
+        assert [one.headers["authorization"] for one in server.asked] == ["Bearer t", "Bearer u"]
+
+
 def test_no_time_means_one_try():
     with scripted(None, timeout=0) as (server, client):
         refused("unreachable", client.health)
