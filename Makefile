@@ -35,6 +35,12 @@ conformance:  ## the MCP conformance suite, from npm
 bench: $(VENV)/.bench  ## measure, side by side with the baseline
 	$(BIN)/python -m bench.run
 
+PEERS := redis-server beanstalkd etcd-server nats-server
+bench-peers: $(VENV)/.bench  ## measure beside redis, beanstalkd, etcd, nats and FastAPI; writes docs/benchmarks.md
+	if [ "$$(id -u)" = 0 ]; then apt-get install -qq -y --no-install-recommends $(PEERS); \
+	else echo "what is not installed is left out (apt install $(PEERS))"; fi
+	$(BIN)/python -m bench.against --report docs
+
 docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example, stonemux/methods.py
 	$(PYTHON) -m stonemux reference > docs/reference.md
 	$(PYTHON) -m stonemux reference --config > stonemux.toml.example
@@ -50,5 +56,5 @@ clean:  ## remove what was made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help serve test lint check deep conformance bench docs pyz release clean
+.PHONY: help serve test lint check deep conformance bench bench-peers docs pyz release clean
 .SECONDARY:
