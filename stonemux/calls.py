@@ -245,7 +245,11 @@ class Calls(Methods):
         """The answer, or the refusal, of an exchange that has ended."""
         if exchange.status != 200:
             return self.refusal(exchange, operation.name)
-        answer = self._decoded(exchange, operation.name) if operation.kind != "text" else exchange.body.decode()
+        answer = (
+            self._decoded(exchange, operation.name)
+            if operation.kind not in ("text", "lines")
+            else exchange.body.decode()
+        )
         if "x-request-id" not in exchange.headers:
             raise self.unreachable("it is another server", operation.name, None)
         self._reached = True

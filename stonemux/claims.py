@@ -12,7 +12,7 @@ from stonemux import directory, tasks
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.mux import Caller, Mux, Wait
-from stonemux.transaction import Job, Snapshot, Tx, Work
+from stonemux.transaction import Job, Snapshot, Tx
 from stonemux.vocabulary import NO_TASK
 
 
@@ -46,7 +46,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     topics = _claim_topics(mux, agent_id, channel)
     deadline = mux.clock.ticks_ms() + timeout * 1000
-    once: Work = work if caller.once is None else caller.once(work)
+    once = caller.through(work)
     awaited = (*topics, ("agent", agent_id))
     return Wait(awaited, attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on, once)
 

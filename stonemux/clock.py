@@ -75,6 +75,14 @@ class Clock:
         return os.urandom(n_bytes).hex()
 
 
+def moment(text: str) -> int:
+    """Milliseconds since the epoch of an RFC 3339 time; raises ValueError for anything else."""
+    told = datetime.fromisoformat(text.upper())
+    if told.tzinfo is None:
+        raise ValueError("a time needs its offset, like Z")
+    return int(told.timestamp() * 1000)
+
+
 @lru_cache(maxsize=64)  # what one transaction writes and answers has one time
 def rfc3339(ms: int) -> str:
     """Milliseconds since the epoch as RFC 3339 in UTC, for example `2026-06-10T04:30:00.000Z`."""

@@ -494,6 +494,29 @@ class Settings:
             kind="boolean",
         ),
     )
+    audit_enabled: bool = field(
+        default=True,
+        metadata=_about(
+            "audit",
+            "Whether every changing call and every refusal is entered in the audit log; true, because what was not "
+            "recorded cannot be looked up later.",
+            key="enabled",
+            kind="boolean",
+        ),
+    )
+    audit_retention_days: int = field(
+        default=30,
+        metadata=_about(
+            "audit",
+            "How long records are kept, 0 for ever; a month, at half a kilobyte for each changing call. A signed "
+            "checkpoint stands for what was purged.",
+            key="retention_days",
+            live=True,
+            unit="days",
+            least=0,
+            most=3650,
+        ),
+    )
     routing: Mapping[str, str] = field(
         default_factory=lambda: DEFAULT_ROUTING,
         hash=False,

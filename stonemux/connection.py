@@ -467,6 +467,18 @@ class Connection:
         self.sock.close()
 
 
+def end(sock: socket.socket, *, whole: bool) -> None:
+    """Close a socket that was detached: in good order after a whole answer, else so that nobody takes it for whole."""
+    with contextlib.suppress(OSError):
+        if whole:
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(DRAIN_MS / 1000)
+            sock.recv(RECEIVE)  # unread bytes would turn the orderly end into a reset
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 def _has_ended(sock: socket.socket) -> bool:
     """Whether the client has closed its side already (nothing is taken from the socket)."""
     try:

@@ -2,8 +2,9 @@
 
 One process per directory, held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
 second daemon, and `fcntl` locks vanish when any descriptor of the file is closed. Beside the database lie `CREATED`
-(this directory once held a database, so an empty one is a loss and not a beginning) and `head.json` (how far the event
-log and the messages had come, so that a database that went back in time is noticed, and no id is dealt again).
+(this directory once held a database, so an empty one is a loss and not a beginning), `head.json` (how far the event
+log, the messages and the audit log had come, so that a database that went back in time is noticed, and no id is dealt
+again) and, once something was purged, `audit.key`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ DATABASE = "stonemux.db"
 MARKER = "CREATED"
 HEAD = "head.json"
 PID = "daemon.pid"
+AUDIT_KEY = "audit.key"
 
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
 
@@ -33,6 +35,10 @@ class Head(NamedTuple):
     message_seq: int = 0
     at: int = 0
     """When that was noted (`Clock.now_ms`)."""
+    audit_seq: int = 0
+    """The last record of the audit log."""
+    audit_head: str = ""
+    """Its hash; "" where there is none."""
 
 
 class DataDir:
@@ -84,6 +90,14 @@ class DataDir:
             os.fsync(file.fileno())
         os.replace(temporary, self.path / name)
 
+    def audit_key(self) -> bytes:
+        """What signs the checkpoints of the audit log: outside of the database, mode 0600, made when first needed."""
+        try:
+            return read_audit_key(self.path / AUDIT_KEY)
+        except FileNotFoundError:
+            self.write_file(AUDIT_KEY, os.urandom(32).hex() + "\n")
+            return read_audit_key(self.path / AUDIT_KEY)
+
     def read_head(self) -> Head:
         """What the sidecar remembers."""
         return read_head(self.path)
@@ -109,11 +123,25 @@ class DataDir:
         os.close(self._fd)
 
 
+def read_audit_key(file: Path) -> bytes:
+    """The key in a file; raises OSError, or ValueError for a file that holds none."""
+    key = bytes.fromhex(file.read_text().strip())
+    if len(key) != 32:
+        raise ValueError(f"{file} holds no key of 32 bytes")
+    return key
+
+
 def read_head(path: Path) -> Head:
     """What the sidecar in a data directory remembers, which need not be locked."""
     try:
         found = json.loads((path / HEAD).read_text())
-        return Head(int(found["event_seq"]), int(found.get("message_seq", 0)), int(found.get("at", 0)))
+        return Head(
+            int(found["event_seq"]),
+            int(found.get("message_seq", 0)),
+            int(found.get("at", 0)),
+            int(found.get("audit_seq", 0)),
+            str(found.get("audit_head", "")),
+        )
     except FileNotFoundError:
         return Head()
     except (ValueError, KeyError, TypeError):

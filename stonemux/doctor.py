@@ -24,7 +24,7 @@ from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.errors import MuxError
-from stonemux.opening import check_sound, open_unchanged, stand
+from stonemux.opening import check_sound, gone_back, open_unchanged, stand
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 
@@ -286,11 +286,12 @@ def _rollback(patient: Patient) -> Iterator[Finding]:
     remembered = datadir.read_head(patient.path)  # first: the database may only be ahead of it
     with patient.open() as db:
         stands = stand(db)
-    if remembered.event_seq > stands.event_seq:
+        problem = gone_back(db, remembered, stands)
+    if problem:
         yield Finding(
             "history",
             PROBLEM,
-            f"the database ends at event {stands.event_seq}, but this directory has seen {remembered.event_seq}",
+            f"the database {problem}",
             "put the right file back, or start once with: stonemux serve --accept-rollback",
         )
     else:

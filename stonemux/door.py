@@ -1,6 +1,6 @@
 """The one door through which every face calls an operation.
 
-It does, in this order: tier, token, idempotency key, parameters, run. Faces translate and nothing else.
+It does, in this order: tier, token, idempotency key, parameters, run, audit. Faces translate and nothing else.
 
 **Once.** A changing call with an idempotency key is remembered in the transaction of its effect: the same key with the
 same body answers what was answered before, for 24 hours; with another body it is refused. Successes are remembered,
@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stonemux import audit, chain
 from stonemux.errors import MuxError
+from stonemux.hub import Hangup
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, shown
@@ -24,6 +26,8 @@ from stonemux.transaction import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _KEY = re.compile(IDEMPOTENCY_KEY)
+GUARDED = (401, 403)
+"""Statuses of refusals that are audited even where only reading was asked for."""
 
 # -- the door
 
@@ -36,7 +40,7 @@ class Call:
     Exactly one of three ways to run it is right: `queue` when `work` is set, else `attempt` or `answer`.
     """
 
-    __slots__ = ("_args", "_caller", "_mux", "operation", "work")
+    __slots__ = ("_args", "_audited", "_caller", "_digest", "_mux", "operation", "work")
 
     def __init__(
         self,
@@ -49,6 +53,18 @@ class Call:
         key: str | None = None,
     ) -> None:
         """Check tier, token, idempotency key and parameters; raises MuxError for what is refused before it runs."""
+        self._mux, self._caller, self.operation = mux, caller, operation
+        self._audited = operation.changes and not mux.blotter.off
+        self._digest = ""
+        try:
+            self._check(given, textual=textual, key=key)
+        except MuxError as error:
+            if (self._audited or error.failure.http in GUARDED) and not mux.blotter.off:
+                audit.note_unread(mux, operation, given, caller, error.code)
+            raise
+
+    def _check(self, given: Mapping[str, Any], *, textual: bool, key: str | None) -> None:
+        mux, caller, operation = self._mux, self._caller, self.operation
         admit(mux, operation, caller)
         if operation.changes and ("idempotency_key" in given or key is not None):
             given = dict(given)
@@ -58,11 +74,14 @@ class Call:
             _check_agent(operation, args, caller.principal.agent)
         if mux.tier == "free":
             _check_params(mux, operation, args)
-        self._mux, self._caller, self._args = mux, caller, args
-        self.operation = operation
+        self._args = args
         self._heard_of()
+        if key is not None or self._audited:
+            self._digest = chain.sha256(audit.body_of(given))
+        if self._audited:
+            caller.enter = audit.enter(operation, args, caller, self._digest)
         if key is not None:
-            caller.once = _once(operation, given, args, key, caller)
+            caller.once = _once(operation, args, key, bytes.fromhex(self._digest), caller)
         self.work: Work | None = None
         """The piece of work, if this is a change that does not wait."""
         if operation.kind == "change" and (operation.wait is None or not args["timeout"]):
@@ -71,7 +90,7 @@ class Call:
             def work(tx: Tx) -> Any:
                 return run(tx, **args)
 
-            self.work = work if caller.once is None else caller.once(work)
+            self.work = caller.through(work)
 
     def _heard_of(self) -> None:
         if self.operation.by:
@@ -94,33 +113,75 @@ class Call:
                     value, error = None, value
                 elif value is None:
                     value = self.operation.nothing
+            self._noted(error)
             done(value, error)
 
         self._mux.store.submit(Job(self.work, outcome, not self.operation.frees))
 
+    def _noted(self, error: BaseException | None) -> None:
+        """Note what had no effect: a refusal, or the answer of an earlier call."""
+        if error is not None:
+            outcome = error.code if isinstance(error, MuxError) else "internal"
+        elif self._caller.replayed:
+            outcome = "replayed"
+        else:
+            return
+        if self._audited and not isinstance(error, Hangup):
+            audit.note(self._mux, self.operation, self._args, self._caller, outcome, self._digest)
+
     def start(self) -> Any:
         """Run what is no change: the answer, or a `Wait` that has not been tried yet."""
+        try:
+            started = self._start()
+        except Exception as error:
+            self._noted(error)
+            raise
+        if not isinstance(started, Wait):
+            self._noted(None)
+        return started
+
+    def _start(self) -> Any:
         operation = self.operation
         if operation.kind in ("read", "text"):
             with self._mux.store.read() as rx:
                 return operation.run(rx, **self._args)
+        if operation.kind == "lines":
+            return operation.run(self._mux, **self._args)
         started = (operation.wait or operation.run)(self._mux, self._caller, **self._args)
+        if operation.kind == "act" and self._audited and not self._caller.replayed:
+            self._mux.store.write(audit.act(operation, self._args, started, self._caller, self._digest), grows=True)
         if self._caller.principal is not None and isinstance(started, Wait):
             return _while_good(self._mux, started, self._caller.principal)
         return started
 
-    def waited(self, answer: Any) -> Any:
-        """The answer of a wait that has ended with this."""
-        self._heard_of()
-        return _opened(answer)
+    def waited(self, answer: Any, error: BaseException | None = None) -> Any:
+        """The answer of a wait that has ended so; raises what it was refused with."""
+        if error is None:
+            self._heard_of()
+        return self._ended(answer, error)
+
+    def _ended(self, answer: Any, error: BaseException | None) -> Any:
+        if isinstance(answer, MuxError):  # a stored refusal travels through the commit as a value
+            error = answer
+        self._noted(error)
+        if error is not None:
+            raise error
+        return answer
 
     def answer(self) -> Any:
         """Run to the end, blocking."""
-        if self.work is not None:
-            found = _opened(self._mux.store.write(self.work, grows=not self.operation.frees))
-            return self.operation.nothing if found is None else found
-        started = self.start()
-        return self.waited(self._mux.wait(self._caller, started)) if isinstance(started, Wait) else started
+        if self.work is None:
+            started = self.start()
+            return self.waited(*_outcome(self._mux.wait, self._caller, started)) if type(started) is Wait else started
+        found = self._ended(*_outcome(self._mux.store.write, self.work, grows=not self.operation.frees))
+        return self.operation.nothing if found is None else found
+
+
+def _outcome(run: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return run(*args, **named), None
+    except Exception as error:
+        return None, error
 
 
 def call(
@@ -134,13 +195,6 @@ def call(
 ) -> Any:
     """Run an operation and return its answer; raises MuxError, or Hangup when the caller of a wait went away."""
     return Call(mux, operation, given, caller, textual=textual, key=key).answer()
-
-
-def _opened(answer: Any) -> Any:
-    """A stored refusal travels through the commit as a value and is raised here."""
-    if isinstance(answer, MuxError):
-        raise answer
-    return answer
 
 
 def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
@@ -246,17 +300,13 @@ def _one_key(in_body: Any, in_header: str | None) -> str | None:
 
 
 def _once(
-    operation: Operation, given: Mapping[str, Any], args: Mapping[str, Any], key: str, caller: Caller
+    operation: Operation, args: Mapping[str, Any], key: str, digest: bytes, caller: Caller
 ) -> Callable[[Work], Work]:
     """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
     actor = args.get(operation.by) if operation.by else None
     if caller.principal is not None and caller.principal.agent:
         actor = caller.principal.agent
     scope = (actor or "", operation.path, key)
-    from hashlib import sha256  # loads OpenSSL, which calls without a key need not wait for
-
-    body = json.dumps({k: v for k, v in given.items() if v is not None}, sort_keys=True, separators=(",", ":"))
-    digest = sha256(body.encode()).digest()
 
     def wrap(work: Work) -> Work:
         def once(tx: Tx) -> Any:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stonemux import door, monitor, operations, payload, sse, wire
-from stonemux.connection import Connection
+from stonemux.connection import SEND_MS, Connection, end
 from stonemux.errors import MuxError, nearest
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Caller, Flight, Wait
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from stonemux.httpd import Server
 
 log = logging.getLogger("stonemux")
+
+LINES_TYPE = "application/jsonl"
+EVENT_STREAM = ("text/event-stream", "X-Accel-Buffering: no")
 
 ROUTES: Mapping[str, Mapping[str, Operation]] = {
     path: {operation.method: operation for operation in operations.OPERATIONS if operation.path == path}
@@ -36,8 +39,8 @@ class HttpCaller(Caller):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
+    def __init__(self, connection: Connection, request_id: str) -> None:
+        super().__init__(request_id)
         self._connection = connection
 
     @contextmanager
@@ -62,7 +65,7 @@ class Exchange:
         self._request_id = server.request_id()
         self._extra: tuple[tuple[str, str], ...] = ()
         self._close = not head.keep_alive or connection.last or server.stopping
-        self._caller = HttpCaller(connection)
+        self._caller = HttpCaller(connection, self._request_id)
         self._caller.bearer = head.headers.get("authorization")
         self._given: Mapping[str, Any] = {}
 
@@ -125,6 +128,8 @@ class Exchange:
         )
         if call.work is not None:
             call.queue(self._done)
+        elif operation.kind == "lines":
+            self._server.aside(lambda: self._run_lines(call))
         elif operation.slow:
             self._server.aside(lambda: self._run_aside(call))
         else:
@@ -165,12 +170,9 @@ class Exchange:
     def _waited(self, call: door.Call, answer: Any, error: BaseException | None) -> None:
         """A wait has ended."""
         try:
-            if error is None:
-                self._answer(call.waited(answer))
+            self._answer(call.waited(answer, error))
         except Exception as fault:
-            error = fault
-        if error is not None:
-            self._refuse(error)
+            self._refuse(fault)
 
     def _run_aside(self, call: door.Call) -> None:
         """Run on a thread of its own what may take its time."""
@@ -178,6 +180,38 @@ class Exchange:
             self._answer(call.answer())
         except Exception as error:
             self._refuse(error)
+
+    def _run_lines(self, call: door.Call) -> None:
+        """Send an answer of any length bit by bit, on a thread of its own, as fast as the client takes it."""
+        server = self._server
+        try:
+            pieces = call.start()
+            if self._head.method == "HEAD":
+                self._send(200, b"", content_type=LINES_TYPE)
+                return
+            server.mux.waiters.take()
+        except Exception as error:
+            self._refuse(error)
+            return
+        sock, whole = self._connection.detach(), False
+        try:
+            sock.settimeout(SEND_MS / 1000)
+            sock.sendall(self._open_head(LINES_TYPE))
+            for piece in pieces:
+                if server.stopping:
+                    break
+                sock.sendall(piece.encode())
+            else:
+                whole = True
+        except OSError:
+            pass  # the client has gone, or takes nothing
+        except MuxError as error:
+            log.warning("request %s was cut off: %s", self._request_id, error.message)
+        except Exception:
+            log.exception("request %s failed", self._request_id)
+        finally:
+            server.mux.waiters.give()
+            end(sock, whole=whole)
 
     def _stream(self, operation: Operation) -> None:
         """Check the request, then hand the socket to the streamer."""
@@ -197,7 +231,7 @@ class Exchange:
             self._send(200, b"", content_type="text/event-stream")
             return
         mux.waiters.take()
-        opening = self._stream_head() + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
+        opening = self._open_head(*EVENT_STREAM) + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
         try:
             permit = sse.Permit(operation.tier, self._caller.principal)
             server.streamer.add(self._connection.detach(), wanted, after, opening, permit)
@@ -205,13 +239,14 @@ class Exchange:
             mux.waiters.give()
             raise
 
-    def _stream_head(self) -> bytes:
+    def _open_head(self, content_type: str, *more: str) -> bytes:
+        """The head of an answer whose length nobody knows yet."""
         lines = [
             "HTTP/1.1 200 OK",
-            "Content-Type: text/event-stream",
+            f"Content-Type: {content_type}",
             "Cache-Control: no-store",
             "X-Content-Type-Options: nosniff",
-            "X-Accel-Buffering: no",
+            *more,
             "Connection: close",
             f"X-Request-Id: {self._request_id}",
             *(f"{name}: {value}" for name, value in self._extra),

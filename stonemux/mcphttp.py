@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stonemux import door, mcp, messages, payload, wire
 from stonemux.connection import Connection
 from stonemux.errors import MuxError
-from stonemux.exchange import Exchange, HttpCaller
+from stonemux.exchange import EVENT_STREAM, Exchange, HttpCaller
 from stonemux.hub import Hangup, Watch
 from stonemux.mcp import Fault, Request
 from stonemux.mux import Caller, Mux
@@ -41,7 +41,7 @@ class McpExchange(Exchange):
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server, connection, head)
-        self._caller = _McpCaller(connection, self)
+        self._caller = _McpCaller(connection, self._request_id, self)
         self._caller.bearer = head.headers.get("authorization")
         self._streaming = False
 
@@ -128,7 +128,7 @@ class McpExchange(Exchange):
             return
         self._streaming = True
         beat_ms = self._server.mux.settings.sse_keepalive * 1000
-        self._connection.begin(self._stream_head() + COMMENT, beat=COMMENT, beat_ms=beat_ms)
+        self._connection.begin(self._open_head(*EVENT_STREAM) + COMMENT, beat=COMMENT, beat_ms=beat_ms)
 
     def _notify(self, message: dict[str, Any]) -> None:
         self.stream()
@@ -164,8 +164,8 @@ class _McpCaller(HttpCaller):
 
     __slots__ = ("_exchange",)
 
-    def __init__(self, connection: Connection, exchange: McpExchange) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: Connection, request_id: str, exchange: McpExchange) -> None:
+        super().__init__(connection, request_id)
         self._exchange = exchange
 
     @contextmanager

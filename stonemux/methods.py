@@ -2259,6 +2259,30 @@ class Methods:
             idempotency_key,
         )
 
+    def audit_export(
+        self,
+        *,
+        since: str | None = None,
+        format: Literal["jsonl"] = "jsonl",
+    ) -> str:
+        """The audit log as JSON lines: each changing call and each refusal, in a chain of hashes, without contents;
+        then a trailer with the count and the last hash. `stonemux audit verify` checks such a file.
+
+        - `since`: The number of the last record that is known already, or a time (RFC 3339) to begin at (1 to 64
+          characters).
+        - `format`: How the records are written.
+
+        Answers `str`. `GET /audit/export`, tier enterprise. Refusals: 400 invalid_field, 402 upgrade_required, 503
+        too_many_waiters.
+        """
+        return self._call(
+            "audit.export",
+            {
+                "since": since,
+                "format": format,
+            },
+        )
+
     def admin_backup(
         self,
         *,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stonemux.blotter import Blotter
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.endpoints import Endpoints
@@ -39,9 +40,11 @@ class Flight(Protocol):
 class Caller:
     """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
 
-    __slots__ = ("bearer", "flight", "once", "principal", "replayed")
+    __slots__ = ("bearer", "enter", "flight", "once", "principal", "replayed", "request_id")
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str = "") -> None:
+        self.request_id = request_id
+        """What the face calls this request, in its answer and in the log."""
         self.bearer: str | None = None
         """The Authorization header, as it came."""
         self.principal: Principal | None = None
@@ -50,8 +53,16 @@ class Caller:
         """What was handed out with the answer, to be told whether the answer arrived."""
         self.once: Callable[[Work], Work] | None = None
         """Makes a piece of writing happen once for the call's idempotency key."""
+        self.enter: Callable[[Work], Work] | None = None
+        """Enters a piece of writing in the audit log."""
         self.replayed = False
         """The answer is the stored one of an earlier call with the same key."""
+
+    def through(self, work: Work) -> Work:
+        """A piece of writing as it is to run for this call: audited, and once for its key."""
+        if self.enter is not None:
+            work = self.enter(work)
+        return work if self.once is None else self.once(work)
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
@@ -176,11 +187,13 @@ class Mux:
     tokens: Tokens
     throttle: Throttle
     entitlement: Entitlement
+    blotter: Blotter
     started_at: int
 
     @classmethod
     def assemble(cls, settings: Settings, clock: Clock, store: Store) -> Mux:
         """Build a program around an open store and tie the two together."""
+        alarm = Alarm(clock)
         mux = cls(
             settings=settings,
             clock=clock,
@@ -190,7 +203,8 @@ class Mux:
             presence=Presence(clock, settings.stale_threshold),
             flights=Flights(),
             waiters=Waiters(settings),
-            alarm=Alarm(clock),
+            alarm=alarm,
+            blotter=Blotter(clock, alarm.set if settings.audit_enabled else None),
             endpoints=Endpoints(),
             tokens=Tokens(clock, settings),
             throttle=Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts"),

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from stonemux.chain import COLUMNS, START, Entry, links
 from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.tables import APPLICATION_ID, MIGRATIONS
@@ -93,7 +94,7 @@ def _look(directory: DataDir, accept_rollback: bool) -> bool:
     try:
         with contextlib.closing(open_unchanged(path)) as db:
             if check_sound(db, path, directory.marked):
-                seen_beyond(directory, stand(db).event_seq, accept_rollback)
+                seen_beyond(directory, db, accept_rollback)
     except sqlite3.OperationalError:
         return False
     return True
@@ -112,20 +113,37 @@ def stand(db: sqlite3.Connection) -> Head:
     meta = dict(db.execute("select key, value from meta where key in ('floor', 'clock')").fetchall())
     event = db.execute("select id, at from event order by id desc limit 1").fetchone() or (0, 0)
     message = db.execute("select seq from sqlite_sequence where name = 'message'").fetchone() or (0,)
-    return Head(max(event[0], int(meta.get("floor", 0))), message[0], max(event[1], int(meta.get("clock", 0))))
+    seq, digest = audited(db)
+    at = max(event[1], int(meta.get("clock", 0)))
+    return Head(max(event[0], int(meta.get("floor", 0))), message[0], at, seq, digest)
+
+
+def audited(db: sqlite3.Connection) -> tuple[int, str]:
+    """The last record of a database's audit log and its hash; a copy from an older version may have no such log."""
+    if _has_audit(db):
+        row = db.execute("select seq, hash from audit order by seq desc limit 1").fetchone()
+        if row is not None:
+            return (row[0], row[1].hex())
+    return (0, START)
+
+
+def _has_audit(db: sqlite3.Connection) -> bool:
+    return db.execute("select 1 from sqlite_master where type = 'table' and name = 'audit'").fetchone() is not None
 
 
 def leap(db: sqlite3.Connection, *seen: Head) -> Head:
     """Let a database that went back in time go on where no id was ever dealt; returns where that is.
 
     `seen` are all that were ever seen of it. Its events go, since ids between them and the next would look as if
-    nothing had been missed: whoever resumes gets a gap.
+    nothing had been missed: whoever resumes gets a gap. Its audit log goes on where it ends, with a record of this, and
+    of the last one that was lost.
     """
     at = max(head.at for head in seen)
     to = Head(max(h.event_seq for h in seen) + SKIPPED, max(h.message_seq for h in seen) + SKIPPED, at)
     db.execute("BEGIN IMMEDIATE")
     try:
         own = stand(db).message_seq
+        _record_leap(db, max(seen, key=lambda head: head.audit_seq), at)
         db.execute("delete from event")
         db.execute("delete from sqlite_sequence where name = 'message'")
         db.execute("insert into sqlite_sequence (name, seq) values ('message', ?)", (to.message_seq,))
@@ -141,20 +159,56 @@ def leap(db: sqlite3.Connection, *seen: Head) -> Head:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
-    return to
+    seq, digest = audited(db)
+    return to._replace(audit_seq=seq, audit_head=digest)
 
 
-def seen_beyond(directory: DataDir, head: int, accept: bool) -> bool:
-    """Whether the directory remembers events beyond the database's last; raises if so, unless that is accepted."""
-    remembered = directory.read_head().event_seq
-    if remembered > head and not accept:
+def _record_leap(db: sqlite3.Connection, furthest: Head, at: int) -> None:
+    if not _has_audit(db):
+        return
+    seq, prev = audited(db)
+    lost = f"{furthest.audit_seq} {furthest.audit_head}" if furthest.audit_seq > seq else ""
+    (row,) = links([Entry("storage.went_back", target=lost)], seq, prev, at)
+    db.execute(f"insert into audit ({COLUMNS}) values ({', '.join('?' * len(row))})", row)
+
+
+def seen_beyond(directory: DataDir, db: sqlite3.Connection, accept: bool) -> bool:
+    """Whether the directory remembers more than the database holds; raises if so, unless that is accepted."""
+    remembered, stands = directory.read_head(), stand(db)
+    problem = gone_back(db, remembered, stands)
+    if problem and not accept:
         raise MuxError(
             "data_refused",
-            f"{directory.database} ends at event {head}, but this directory has seen event {remembered}: the database "
-            "is older than it was (a lost write-ahead log, or a restored copy). Put the right file back, or start once "
-            "with --accept-rollback to go on from here",
+            f"{directory.database} {problem}. Put the right file back, or start once with --accept-rollback to go on "
+            "from here",
         )
-    return remembered > head
+    return bool(problem)
+
+
+def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
+    """What a database lacks that its directory remembers, as the rest of a sentence; "" if it lacks nothing."""
+    if remembered.event_seq > stands.event_seq:
+        return (
+            f"ends at event {stands.event_seq}, but this directory has seen event {remembered.event_seq}: the database "
+            "is older than it was (a lost write-ahead log, or a restored copy)"
+        )
+    if stands.event_seq >= remembered.event_seq + SKIPPED:  # a restore was interrupted before it could note where it is
+        return ""
+    if remembered.audit_seq > stands.audit_seq:
+        return (
+            f"has an audit log that ends at record {stands.audit_seq}, but this directory has seen record "
+            f"{remembered.audit_seq}: the database is older than it was, or records were removed"
+        )
+    if remembered.audit_head and _has_audit(db):
+        row = db.execute("select hash from audit where seq = ?", (remembered.audit_seq,)).fetchone()
+        if (
+            row is not None and row[0].hex() != remembered.audit_head
+        ):  # where it was purged, there is nothing to compare
+            return (
+                f"has an audit log whose record {remembered.audit_seq} is not the one that this directory has seen: it "
+                "was rewritten, or is that of another database"
+            )
+    return ""
 
 
 def _way_back(path: Path) -> str:

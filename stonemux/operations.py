@@ -7,7 +7,8 @@ Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *
 on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
 program and returns its answer, or what is to be waited for; a change that has a `waiter` does that when it is given
 a timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside of the database. *text* is a
-read that answers plain text; *stream* and *document* belong to the HTTP face.
+read that answers plain text; *lines* gets the whole program and returns the lines of its answer bit by bit; *stream*
+and *document* belong to the HTTP face.
 """
 
 from __future__ import annotations
@@ -1462,6 +1463,28 @@ OPERATIONS: tuple[Operation, ...] = (
         frees=True,
         errors=("missing_field",),
         example={"agent_id": "writer"},
+    ),
+    Operation(
+        "audit.export",
+        "GET",
+        "/audit/export",
+        "lines",
+        "audit.export",
+        "The audit log as JSON lines: each changing call and each refusal, in a chain of hashes, without contents; "
+        "then a trailer with the count and the last hash. `stonemux audit verify` checks such a file.",
+        slow=True,
+        params=(
+            Param(
+                "since",
+                "name",
+                most=64,
+                doc="The number of the last record that is known already, or a time (RFC 3339) to begin at.",
+            ),
+            Param("format", "text", "jsonl", choices=("jsonl",), doc="How the records are written."),
+        ),
+        tier="enterprise",
+        errors=("too_many_waiters",),
+        example={"since": "0"},
     ),
     Operation(
         "admin.backup",

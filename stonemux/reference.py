@@ -234,6 +234,8 @@ def _api_answer(operation: Operation) -> dict[str, Any]:
         kind, schema = "text/event-stream", {"type": "string"}
     elif operation.kind == "text":
         kind, schema = "text/plain", {"type": "string"}
+    elif operation.kind == "lines":
+        kind, schema = "application/jsonl", {"type": "string"}
     else:
         kind, schema = "application/json", shape_schema(operation.returns or "object")
     told: dict[str, Any] = {"description": "Done.", "content": {kind: {"schema": schema}}}
@@ -453,6 +455,8 @@ def _answer(operation: Operation) -> str:
         return "Answer: `text/event-stream`, each event with `id`, `event` and `data` (JSON)."
     if operation.kind == "text":
         return "Answer: `text/plain`."
+    if operation.kind == "lines":
+        return "Answer: `application/jsonl`, a JSON object a line."
     return "Answer (`?` marks what may be absent):\n\n```text\n" + sketch(operation.returns or "object") + "\n```"
 
 

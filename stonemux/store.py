@@ -41,7 +41,7 @@ from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.migration import migrate
-from stonemux.opening import BUSY_S, Connect, Row, leap, open_checked, seen_beyond, stand
+from stonemux.opening import BUSY_S, Connect, Row, audited, leap, open_checked, seen_beyond, stand
 from stonemux.transaction import Event, Job, Outcome, Snapshot, Tx, Work
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Store:
         Raises `data_refused` for a database that is damaged, empty although one was made here, made by a newer
         stonemux, or older than the directory remembers (unless `accept_rollback`).
         """
-        self._directory = directory
+        self.directory = directory
         self._path = str(directory.database)
         self._connect = connect
         self._clock = clock
@@ -146,7 +146,7 @@ class Store:
         try:
             self.migrated_from = migrate(self._db, directory, clock.now_ms())
             standing = stand(self._db)
-            if seen_beyond(directory, standing.event_seq, accept_rollback):
+            if seen_beyond(directory, self._db, accept_rollback):
                 standing = leap(self._db, standing, directory.read_head())
             self.head: int = standing.event_seq
             self.newest: int = standing.at
@@ -156,7 +156,7 @@ class Store:
             checked = self._meta("checked").split()
             self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
             """When every page was last read, and the last event then."""
-            self._tx = Tx(self._db, self.mux, standing.message_seq)
+            self._tx = Tx(self._db, self.mux, standing.message_seq, audited(self._db))
             self.copying = threading.Lock()
             """Held while a copy of the database is made: one at a time."""
             clock.anchor(self.newest)
@@ -423,10 +423,16 @@ class Store:
 
         return {"database_bytes": measured(self._path), "wal_bytes": measured(self._path + "-wal")}
 
+    @property
+    def audited(self) -> tuple[int, str]:
+        """The last record of the audit log: its number and its hash."""
+        return self._tx.audited
+
     def note_head(self) -> None:
         """Let the data directory remember how far the event log has come."""
         if self.fatal is None:
-            self._directory.write_head(Head(self.head, self._tx.last_message, self._clock.now_ms()))
+            seq, digest = self.audited
+            self.directory.write_head(Head(self.head, self._tx.last_message, self._clock.now_ms(), seq, digest))
 
     def fold(self) -> bool:
         """Take the write-ahead log into the database and cut it; False if somebody is writing or reading.

@@ -134,6 +134,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "alter table task add column auto integer",
         "create index task_waiting on task (waiting_thread) where waiting_thread is not null",
     ),
+    (
+        # what was hashed is rendered from these, see `chain`; `at` is the commit, so it never falls
+        """create table audit (
+            seq integer primary key, at integer not null, ts integer not null, action text not null,
+            actor text not null, target text not null, channel text not null, outcome text not null,
+            request_id text not null, body blob not null, calls integer not null, hash blob not null) strict""",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

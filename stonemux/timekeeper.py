@@ -9,7 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 
-from stonemux import agents, attempts, auth, directory, documents, door, doorbells, events, leases, messages, tasks
+from stonemux import (
+    VERSION,
+    agents,
+    attempts,
+    audit,
+    auth,
+    directory,
+    documents,
+    door,
+    doorbells,
+    events,
+    leases,
+    messages,
+    tasks,
+)
+from stonemux.chain import Entry
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.transaction import Tx, Work
@@ -25,7 +40,8 @@ NOTE_HEAD_MS = 5_000
 at that moment waits for it: once a second, that was one wake-up in a hundred."""
 LARGE_LOG_BYTES = 16 * 1024 * 1024
 """A write-ahead log that has grown beyond this, because of a long read or a large write, is cut when all is quiet."""
-CHECK_MS = 7 * 86_400_000
+DAY_MS = 86_400_000
+CHECK_MS = 7 * DAY_MS
 """How often every page of the database is read, if anything has happened since."""
 
 DUE = ((tasks.next_due, tasks.settle_due), (leases.next_due, leases.settle_due))
@@ -40,6 +56,8 @@ def boot(mux: Mux) -> None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
         tasks.renew_leases(tx)
         auth.boot(tx)
+        if not mux.settings.audit_enabled:
+            audit.enter_off(tx)
         return agents.registered(tx)
 
     for agent_id, ack in mux.store.write(start):
@@ -47,6 +65,7 @@ def boot(mux: Mux) -> None:
     with mux.store.read() as rx:
         for endpoint in doorbells.load(rx):
             mux.endpoints.put(endpoint)
+    mux.blotter.note(Entry("daemon.start", target=VERSION))
 
 
 class Timekeeper:
@@ -56,7 +75,9 @@ class Timekeeper:
         self._mux = mux
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
-        self._noted_head = mux.store.head
+        self._noted = (mux.store.head, mux.store.audited)
+        self._noted_at = 0
+        self._told_audit_at = 0
         self._thread = threading.Thread(target=self._run, name="timekeeper", daemon=True)
         self._checker: threading.Thread | None = None
 
@@ -71,6 +92,7 @@ class Timekeeper:
         self._mux.alarm.set(0)
         self._thread.join()
         self.end_check()
+        audit.enter_noted(self._mux, all_of_it=True)
         self._note_heartbeats()
 
     def end_check(self) -> None:
@@ -105,11 +127,14 @@ class Timekeeper:
         if mux.flights.owed:
             messages.settle_owed(mux)
         mux.endpoints.wake()
-        self._note_head()
+        if (at := mux.blotter.next_due()) is not None and at <= now:
+            audit.enter_noted(mux)
+        self._note_head(now)
         if self._housekeeping_at <= now:
             self._housekeeping_at = now + HOUSEKEEPING_MS
             self._note_heartbeats()
             self._purge(now)
+            self._tell_audit(now)
             self._look_after_the_disk(now)
         self._set_alarm(now)
 
@@ -144,12 +169,13 @@ class Timekeeper:
                 presence.not_told(gone)
                 raise
 
-    def _note_head(self) -> None:
-        head = self._mux.store.head
-        if head != self._noted_head:
+    def _note_head(self, now: int) -> None:
+        head = (self._mux.store.head, self._mux.store.audited)
+        # Records of refusals alone can wait: flushing the sidecar after each would hold up whoever commits.
+        if head[0] != self._noted[0] or (head != self._noted and now >= self._noted_at + NOTE_HEAD_MS):
             try:
                 self._mux.store.note_head()
-                self._noted_head = head
+                self._noted, self._noted_at = head, now
             except OSError as error:  # the sidecar is a second witness only; what frees space must go on
                 log.warning("the head of the event log could not be noted: %s", error.strerror)
 
@@ -161,6 +187,9 @@ class Timekeeper:
         # Agents are told stale in batches: with a thousand of them, one wake-up each would be a thousand.
         moments += [max(stale, now + 1000)] if stale is not None else []
         moments += [now + 1000] if self._mux.flights.owed else []
+        moments += [at] if (at := self._mux.blotter.next_due()) is not None else []
+        if self._mux.store.audited != self._noted[1]:
+            moments.append(max(now, self._noted_at) + NOTE_HEAD_MS)
         self._mux.alarm.set(min(moments))
 
     def _note_heartbeats(self) -> None:
@@ -179,6 +208,23 @@ class Timekeeper:
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
         self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))
+
+        if settings.audit_retention_days:
+            self._purge_audit(now - settings.audit_retention_days * DAY_MS)
+
+    def _purge_audit(self, before: int) -> None:
+        try:
+            key = self._mux.store.directory.audit_key()
+        except (OSError, ValueError) as error:
+            log.warning("the audit log is not purged, because its key cannot be read or made: %s", error)
+            return
+        self._in_pages(lambda tx: audit.purge(tx, before, PURGED_AT_ONCE, key))
+
+    def _tell_audit(self, now: int) -> None:
+        """Once a day, let the log carry where the audit log stands: outside of the database it is a witness."""
+        if now >= self._told_audit_at + DAY_MS:
+            self._told_audit_at = now
+            log.info("audit_head %d %s", *self._mux.store.audited)
 
     def _in_pages(self, purge: Work, page: int = PURGED_AT_ONCE) -> None:
         while self._mux.store.write(purge) == page:

@@ -6,6 +6,9 @@ become visible behind a larger id.
 **Few statements.** Each statement gives the interpreter lock away and has to win it back from every thread that is
 parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
 (`Tx.insert`) and written together, many rows a statement, at the next other statement or at the commit.
+
+**The audit log** is chained at the commit, too: what `Tx.record` noted gets its number and its hash there, in the
+order of the batch, so a call that was taken back leaves no hole.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stonemux.chain import COLUMNS, START, Entry, links
 from stonemux.hub import Topic
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ INSERTS = {
     "sent_at, expires_at, content_ref, truncated, mentions",
     "delivery": "agent_id, message_id, channel, priority",
     "event": "id, kind, channel, agents, data, at",
+    "audit": COLUMNS,
 }
 """The tables that `Tx.insert` takes rows for, and their columns."""
 
@@ -79,6 +84,7 @@ class Tx(Snapshot):
     __slots__ = (
         "_changes",
         "_db",
+        "_entries",
         "_hooks",
         "_next_message",
         "_noted",
@@ -86,14 +92,20 @@ class Tx(Snapshot):
         "_pending",
         "_topics",
         "_written",
+        "audited",
         "backlog",
         "cache",
         "last_message",
     )
 
-    def __init__(self, db: sqlite3.Connection, mux: Mux, last_message: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, mux: Mux, last_message: int, audited: tuple[int, str] = (0, START)
+    ) -> None:
         super().__init__(db, mux, 0)
         self._db = db
+        self.audited = audited
+        """The last record of the audit log that was ever committed: its number and its hash."""
+        self._entries: list[Entry] = []
         self.last_message = last_message
         """The highest message id that was ever committed."""
         self._next_message = last_message + 1
@@ -157,6 +169,11 @@ class Tx(Snapshot):
         """Put an event (`data` is JSON text) into the log, in this transaction."""
         self._pending.append((kind, channel, agents, data))
 
+    def record(self, entry: Entry, *, even_off: bool = False) -> None:
+        """Put an entry into the audit log, in this transaction. Nothing is entered where the settings say so."""
+        if even_off or self.mux.settings.audit_enabled:
+            self._entries.append(entry)
+
     def touch(self, topic: Topic) -> None:
         """After the commit, wake everybody who waits for this topic."""
         self._topics.append(topic)
@@ -175,9 +192,8 @@ class Tx(Snapshot):
 
     @property
     def changes(self) -> int:
-        """How many rows this connection has changed; differs after a write."""
-        self._write_noted()
-        return self._db.total_changes
+        """How many rows this connection has changed, or will have with what is noted; differs after a write."""
+        return self._db.total_changes + sum(map(len, self._noted.values()))
 
     def begin(self, now: int) -> None:
         """Open the transaction (the leader's business)."""
@@ -199,6 +215,7 @@ class Tx(Snapshot):
             len(self._topics),
             len(self._offers),
             len(self._hooks),
+            len(self._entries),
             self._next_message,
         )
 
@@ -208,8 +225,9 @@ class Tx(Snapshot):
         False if rows were changed since, which only a rollback undoes. Rows that were noted before the mark and have
         been written meanwhile do no harm: they belong to others.
         """
-        changes, written, noted, events, topics, offers, hooks, next_message = mark
+        changes, written, noted, events, topics, offers, hooks, entries, next_message = mark
         del self._pending[events:], self._topics[topics:], self._offers[offers:], self._hooks[hooks:]
+        del self._entries[entries:]
         written_since = self._written - written
         if (
             not self._db.in_transaction
@@ -231,18 +249,31 @@ class Tx(Snapshot):
             for n, (kind, channel, agents, data) in enumerate(self._pending, 1)
         ]
         self._noted["event"] = [(e.id, e.kind, e.channel, "\n".join(e.agents) or None, e.data, e.at) for e in events]
+        audited = self._chain()
         self._write_noted()
         if self._db.total_changes == self._changes:
             self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
         else:
             self._execute("COMMIT")
+        self.audited = audited
+        self._entries = []
         self.last_message = self._next_message - 1
         announced = (events, self._topics, self._offers, self._hooks)
         self._pending, self._topics, self._offers, self._hooks = [], [], [], []
         return announced
 
+    def _chain(self) -> tuple[int, str]:
+        """Give the entries their places in the audit log; returns the last one's."""
+        seq, prev = self.audited
+        if self._entries:
+            rows = links(self._entries, seq, prev, self.now)
+            self._noted["audit"] = rows
+            seq, prev = rows[-1][0], rows[-1][-1].hex()
+        return seq, prev
+
     def abandon(self) -> None:
         """Roll back; nothing of this transaction remains."""
+        self._entries = []
         self._pending, self._topics, self._offers, self._hooks = [], [], [], []
         for rows in self._noted.values():
             rows.clear()
@@ -253,7 +284,7 @@ class Tx(Snapshot):
             self._execute("ROLLBACK")
 
 
-Mark = tuple[int, int, list[int], int, int, int, int, int]
+Mark = tuple[int, int, list[int], int, int, int, int, int, int]
 Work = Callable[[Tx], Any]
 Outcome = Callable[[Any, BaseException | None], None]
 

@@ -168,7 +168,7 @@ def test_a_send_to_an_agent_without_a_doorbell_pays_nothing__H1(program, direct,
     send(direct, to="cat")
     program.store._db.set_trace_callback(None)
     assert not [statement for statement in executed if "webhook" in statement], executed
-    assert len(executed) == 5, executed  # begin, message, delivery, event, commit
+    assert len(executed) == 6, executed  # begin, message, delivery, event, audit, commit
 
 
 def test_the_ring_is_in_the_transaction_of_its_message__H1(program, direct):

@@ -438,6 +438,8 @@ def test_head_answers_like_get_without_a_body(served):
         got = raw.ask(request("HEAD", target), head=True)
         if operation.kind == "stream":
             assert (got.status, got.headers["content-type"]) == (200, "text/event-stream")
+        elif operation.kind == "lines":
+            assert (got.status, got.headers["content-type"]) == (200, "application/jsonl")
         elif "timeout=30" in target:
             assert got.status == 200, target  # at once, although GET waits
         else:

@@ -25,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "release"},
     # one subject each, none knows of the program
     {
+        "chain",
         "hub",
         "mentions",
         "presence",
@@ -43,7 +44,7 @@ LAYERS: tuple[set[str], ...] = (
         "endpoints",
         "signature",
     },
-    {"transaction", "opening", "payload", "pool", "mcp", "setup", "operations", "flags", "screen"},
+    {"transaction", "opening", "blotter", "payload", "pool", "mcp", "setup", "operations", "flags", "screen"},
     # the Python client
     {"calls"},
     {"consume"},
@@ -56,6 +57,7 @@ LAYERS: tuple[set[str], ...] = (
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
     {"mux", "channels", "documents", "doorbells"},
+    {"audit"},
     # what it does
     {"tasks", "state", "door", "connection", "parking"},
     {"handoff", "claims"},
@@ -101,7 +103,9 @@ SHARED = {
     # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
     "event": {"transaction", "opening", "events"},
     "member": {"agents", "channels", "directory"},
-    "meta": {"migration", "opening", "store"},  # what a database is; and the time it has seen
+    # what a database is; the time it has seen; what stands for purged records
+    "meta": {"migration", "opening", "store", "audit"},
+    "audit": {"transaction", "opening", "audit"},  # the leader chains; a leap is recorded; old records go
 }
 """Tables that more than one module writes."""
 
@@ -179,6 +183,7 @@ def test_each_table_is_written_by_one_module():
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "tx.insert":
                 writers[ast.literal_eval(node.args[0])].add(module)
     writers["event"].add("transaction")
+    writers["audit"].add("transaction")
     assert all(writers.values()), "somebody writes each table"
     for table, modules in writers.items():
         assert len(modules) == 1 or modules <= SHARED.get(table, set()), table

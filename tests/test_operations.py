@@ -47,7 +47,7 @@ def test_names_paths_and_tools_are_unique():
 def test_a_row_is_complete_and_consistent(operation):
     assert operation.doc.endswith(".")
     assert operation.method in ("GET", "POST")
-    assert operation.kind in ("read", "change", "wait", "act", "text", "stream", "document")
+    assert operation.kind in ("read", "change", "wait", "act", "text", "lines", "stream", "document")
     assert operation.changes == (operation.kind in ("change", "act"))
     assert operation.slow or operation.kind != "act", "an act must not run at the door"
     assert operation.tier in TIERS
@@ -57,7 +57,7 @@ def test_a_row_is_complete_and_consistent(operation):
     assert not operation.actor or operation.actor in operation.by_name
     if "." in operation.name and operation.kind != "stream":
         assert operation.path == "/" + operation.name.replace(".", "/")
-    if operation.kind not in ("text", "stream", "document"):
+    if operation.kind not in ("text", "lines", "stream", "document"):
         assert shape_schema(operation.returns)["type"] == "object"
 
 

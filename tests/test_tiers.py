@@ -25,7 +25,7 @@ PRO = {
 
 def test_the_table_gives_each_operation_the_tier_of_the_contract():
     assert {operation.name for operation in OPERATIONS if operation.tier == "pro"} == PRO
-    assert {operation.name for operation in OPERATIONS if operation.tier == "enterprise"} == set()
+    assert {operation.name for operation in OPERATIONS if operation.tier == "enterprise"} == {"audit.export"}
     assert [(o.name, p.name, p.tier) for o, p in PAID_PARAMS] == [
         ("agent.register", "webhook_url", "pro"),
         ("agent.register", "webhook_secret", "pro"),

@@ -29,7 +29,7 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
     settings = flags.settings(typed.options, environ)
     try:
         with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
-            if typed.operation.kind in ("stream", "document"):
+            if typed.operation.kind in ("stream", "document", "lines"):
                 return _copy(remote.stream(typed.operation, typed.given))
             return _ask(remote, typed, environ)
     except MuxError as error:

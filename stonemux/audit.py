@@ -1,0 +1,254 @@
+"""The audit log: who changed what, and who was refused, in a chain that shows whether it was tampered with (`chain`).
+
+A changing call is entered in the transaction of its effect: both happen, or neither. What had no effect (refusals, and
+replays of an earlier answer) goes through the `blotter` and is entered within a second or so. A call that changed
+nothing and was not refused (a heartbeat, a claim that found nothing) is not entered, and neither are reads.
+
+Records hold names, ids and one hash: `body_sha256`, over the call's parameters as canonical JSON, without nulls and the
+idempotency key, so it is the same over every face. Contents, tokens and keys never get here.
+
+Whoever changes something that is no operation enters it himself, in his transaction:
+`tx.record(Entry("sigil.die", target=license_id))`. What has no transaction goes to `mux.blotter.note(Entry(...))`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from json import JSONEncoder
+from typing import Any
+
+from stonemux import chain
+from stonemux.chain import START, Entry
+from stonemux.clock import moment
+from stonemux.errors import MuxError
+from stonemux.mux import Caller, Mux
+from stonemux.schema import Operation, shown
+from stonemux.transaction import Snapshot, Tx, Work
+
+log = logging.getLogger("stonemux")
+
+TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "agent_id")
+"""What a call acts on: the first of these that its parameters hold, else its answer."""
+
+_ENCODER = JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False)
+
+
+def body_of(given: Mapping[str, Any]) -> bytes:
+    """The canonical JSON of a call's parameters."""
+    if None in given.values():
+        given = {name: value for name, value in given.items() if value is not None}
+    return _ENCODER.encode(given).encode("utf-8", "surrogatepass")
+
+
+# -- calls
+
+
+def enter(operation: Operation, args: Mapping[str, Any], caller: Caller, body_sha256: str) -> Callable[[Work], Work]:
+    """What makes a changing call's piece of work enter itself in the log."""
+
+    def wrap(work: Work) -> Work:
+        def entered(tx: Tx) -> Any:
+            changes = tx.changes
+            answer = work(tx)
+            if tx.changes != changes and answer is not None:
+                tx.record(_entry(operation, args, answer, "ok", caller, body_sha256))
+            return answer
+
+        return entered
+
+    return wrap
+
+
+def act(operation: Operation, args: Mapping[str, Any], answer: Any, caller: Caller, body_sha256: str) -> Work:
+    """The work that enters an act, whose effect lies outside of the database and is done by now."""
+    return lambda tx: tx.record(_entry(operation, args, answer, "ok", caller, body_sha256))
+
+
+def _entry(
+    operation: Operation, args: Mapping[str, Any], answer: Any, outcome: str, caller: Caller, body_sha256: str
+) -> Entry:
+    targets = _targets(operation)
+    target = args.get(targets[0]) if targets else None
+    if type(target) is not str:
+        target = _target(targets, args, answer)
+    return Entry(
+        operation.name,
+        _actor(args.get(operation.by) if operation.by else None, caller),
+        target,
+        args.get("channel") or "",
+        outcome,
+        caller.request_id,
+        body_sha256,
+    )
+
+
+def _actor(named: str | None, caller: Caller) -> str:
+    """Who acts: whom the token belongs to, and whom the call names if that is somebody else."""
+    if caller.principal is None:
+        return named or ""
+    whose = caller.principal.name
+    return whose if named is None or named == whose else f"{whose} as {named}"
+
+
+_TARGETS: dict[str, tuple[str, ...]] = {}
+
+
+def _targets(operation: Operation) -> tuple[str, ...]:
+    """The parameters that may hold what is acted on."""
+    found = _TARGETS.get(operation.name)
+    if found is None:
+        found = tuple(name for name in TARGETS if name in operation.by_name and name != operation.actor)
+        _TARGETS[operation.name] = found
+    return found
+
+
+def _target(targets: tuple[str, ...], args: Mapping[str, Any], answer: Any) -> str:
+    found = [args[name] for name in targets]
+    if type(answer) is dict:
+        found += [answer.get(name) for name in TARGETS]
+    return next((str(one) for one in found if type(one) in (str, int)), "")
+
+
+def note(
+    mux: Mux, operation: Operation, args: Mapping[str, Any], caller: Caller, outcome: str, body_sha256: str
+) -> None:
+    """Note a call that had no effect: refused with the code `outcome`, or `replayed`."""
+    mux.blotter.note(_entry(operation, args, None, outcome, caller, body_sha256))
+
+
+def note_unread(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller, outcome: str) -> None:
+    """Note a call that was refused before its parameters were known to be good: none of them is entered."""
+    actor = given.get(operation.actor) if operation.actor else None
+    known = actor if isinstance(actor, str) and mux.presence.knows(actor) else None
+    mux.blotter.note(Entry(operation.name, _actor(known, caller), outcome=outcome, request_id=caller.request_id))
+
+
+def enter_noted(mux: Mux, *, all_of_it: bool = False) -> None:
+    """Enter what the blotter holds; raises what the store raises, and then it is kept for the next time."""
+    entries = mux.blotter.take(all_of_it=all_of_it)
+    if not entries:
+        return
+
+    def work(tx: Tx) -> None:
+        for entry in entries:
+            tx.record(entry)
+
+    try:
+        mux.store.write(work, grows=True)
+    except BaseException:
+        mux.blotter.give_back(entries)
+        raise
+
+
+def enter_off(tx: Tx) -> None:
+    """Enter that nothing is entered from here on, once."""
+    last = tx.one("select action from audit order by seq desc limit 1")
+    if last is not None and last["action"] != "audit.off":
+        tx.record(Entry("audit.off"), even_off=True)
+
+
+# -- reading
+
+
+READ_AT_ONCE = 500
+"""Records read in one snapshot; a client may take as long as it wants between two."""
+
+
+def export(mux: Mux, *, since: str | None, format: str) -> Iterator[str]:
+    """The log as JSON lines: a checkpoint if something before was purged, the records, a trailer with their count."""
+    with mux.store.read() as rx:
+        first, last = _ends(rx)
+        after = _after(rx, since, first, last)
+        opening = ""
+        if after < first - 1:
+            opening, after = _checkpoint(rx) + "\n", first - 1
+        prev, head = _hash(rx, after, first), _hash(rx, last, first)
+    return _lines(mux, opening, after, prev, last, head)
+
+
+def _hash(rx: Snapshot, seq: int, first: int) -> str:
+    """The hash of a record, which may be the last one that was purged."""
+    if seq >= first:
+        found: bytes = rx.one("select hash from audit where seq = ?", seq)["hash"]
+        return found.hex()
+    return START if seq == 0 else chain.checkpointed(_checkpoint(rx))
+
+
+def _lines(mux: Mux, opening: str, after: int, prev: str, last: int, head: str) -> Iterator[str]:
+    if opening:
+        yield opening
+    count = 0
+    while after < last:
+        with mux.store.read() as rx:
+            rows = rx.sql(
+                f"select {chain.COLUMNS} from audit where seq > ? and seq <= ? order by seq limit ?",
+                after,
+                last,
+                READ_AT_ONCE,
+            )
+        if not rows or rows[0]["seq"] != after + 1:
+            raise MuxError("storage_busy", "records were purged while they were exported; export again", retry_after=1)
+        after = rows[-1]["seq"]
+        count += len(rows)
+        told = []
+        for row in rows:
+            told.append(chain.exported(row, prev) + "\n")
+            prev = row["hash"].hex()
+        yield "".join(told)
+    yield chain.trailer(count, head) + "\n"
+
+
+def _ends(rx: Snapshot) -> tuple[int, int]:
+    """The first and the last record that is kept; (1, 0) when there is none."""
+    first, last = rx.one("select (select min(seq) from audit), (select max(seq) from audit)")
+    return (first, last) if last is not None else (1, 0)
+
+
+def _after(rx: Snapshot, since: str | None, first: int, last: int) -> int:
+    """The number of the record before the first one that is asked for."""
+    if since is None:
+        return 0
+    if since.isascii() and since.isdigit():
+        return min(int(since[:19]), last)
+    try:
+        at = moment(since)
+    except ValueError:
+        raise MuxError(
+            "invalid_field",
+            f"since is {shown(since)}; it must be the number of the last record you have, or a time like "
+            "2026-06-10T04:30:00Z",
+            parameter="since",
+        ) from None
+    low, high = first, last + 1  # times never fall, so the first one that is not earlier is found by halving
+    while low < high:
+        middle = (low + high) // 2
+        if rx.one("select at from audit where seq = ?", middle)["at"] < at:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1 if low > first else 0
+
+
+# -- retention
+
+
+def purge(tx: Tx, before: int, most: int, key: bytes) -> int:
+    """Remove up to `most` of the oldest records that are older than `before`; a signed checkpoint stands for them.
+
+    The newest record always stays, so that the chain has an end to go on from. Returns how many.
+    """
+    first, last = _ends(tx)
+    young = tx.one("select min(seq) from audit where seq >= ? and seq < ? and at >= ?", first, first + most, before)[0]
+    through = min(first + most - 1 if young is None else young - 1, last - 1)
+    if through < first:
+        return 0
+    told = chain.checkpoint(through, _hash(tx, through, first), tx.now, key)
+    tx.run("insert or replace into meta values ('audit_checkpoint', ?)", told)
+    return tx.run("delete from audit where seq <= ?", through).rowcount
+
+
+def _checkpoint(rx: Snapshot) -> str:
+    """What stands for the records that were purged."""
+    told: str = rx.one("select value from meta where key = 'audit_checkpoint'")["value"]
+    return told

@@ -1,0 +1,671 @@
+"""The audit log: what is entered, when, in which order, and that no tampering with an export goes unseen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from faces import Direct, OverHttp, OverMcp, join, refusal
+from hypothesis import given
+from hypothesis import strategies as some
+
+from stonemux import audit, blotter, chain, copies
+from stonemux.chain import Anchor, Broken, Entry, verify
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.timekeeper import PURGED_AT_ONCE
+from stonemux.transaction import Job
+
+CANARY = "canary-7f3a"
+
+
+def exported(face: Direct | OverHttp, **given: object) -> list[bytes]:
+    return face.call("audit.export", **given).encode().splitlines(keepends=True)
+
+
+def records(face: Direct | OverHttp, **given: object) -> list[dict]:
+    """What is in the log, the start of the daemon apart."""
+    told = [json.loads(line) for line in exported(face, **given)[:-1]]
+    return [record for record in told if record.get("action") != "daemon.start"]
+
+
+def brief(face: Direct | OverHttp) -> list[tuple[str, str, str, str]]:
+    return [(r["action"], r["actor"], r["target"], r["outcome"]) for r in records(face)]
+
+
+def enter_noted(program) -> None:
+    program.clock.advance(blotter.ENTERED_MS)
+    program.timekeeper.tick()
+
+
+# -- what is entered
+
+
+def test_every_changing_call_is_entered_with_who_what_and_where(face):
+    join(face, "ann", "bob")
+    face.call("msg.send", from_="ann", to="bob", content="x")
+    face.call("msg.broadcast", from_="ann", content="x")
+    task_id = face.call("task.post", description="x", posted_by="ann")["task_id"]
+    face.call("task.claim", agent_id="bob")
+    face.call("task.complete", task_id=task_id, agent_id="bob", result="y")
+    face.call("state.set", key="k", value="v", updated_by="ann")
+    face.call("channel.create", name="team", created_by="ann")
+    face.call("channel.join", channel="team", agent_id="bob")
+    assert brief(face) == [
+        ("agent.register", "ann", "", "ok"),
+        ("agent.register", "bob", "", "ok"),
+        ("msg.send", "ann", "bob", "ok"),
+        ("msg.broadcast", "ann", "", "ok"),
+        ("task.post", "ann", task_id, "ok"),
+        ("task.claim", "bob", task_id, "ok"),
+        ("task.complete", "bob", task_id, "ok"),
+        ("state.set", "ann", "k", "ok"),
+        ("channel.create", "ann", "team", "ok"),
+        ("channel.join", "bob", "", "ok"),
+    ]
+    assert {record["channel"] for record in records(face)} == {"default", "team", ""}
+
+
+def test_a_waiting_claim_is_entered_once_when_it_gets_a_task(face, mux, background):
+    join(face, "ann", "bob")
+    waiting = background(face.call, "task.claim", agent_id="bob", timeout=30)
+    while not mux.waiters.count:
+        pass
+    face.call("task.post", description="x", posted_by="ann")
+    got = waiting.result(5)
+    assert [entry for entry in brief(face) if entry[0] == "task.claim"] == [("task.claim", "bob", got["task_id"], "ok")]
+
+
+def test_a_backup_is_entered_although_it_changes_nothing_here(face):
+    face.call("admin.backup", path="one.db")
+    assert brief(face) == [("admin.backup", "", "one.db", "ok")]
+
+
+def test_what_changed_nothing_and_was_not_refused_is_not_entered(face, program):
+    join(face, "ann")
+    before = brief(face)
+    for _ in range(3):
+        face.call("agent.heartbeat", agent_id="ann")
+        face.call("task.claim", agent_id="ann")
+        face.call("msg.poll", agent_id="ann", timeout=0)
+        face.call("stats")
+    enter_noted(program)
+    assert brief(face) == before
+
+
+def test_the_hash_of_the_body_is_the_same_over_every_face(open_program):
+    def body(open_face) -> str:
+        with open_face as face:
+            join(face, "ann", "bob")
+            face.call("msg.send", from_="ann", to="bob", content="Grüße \U0001f600", subject=None, idempotency_key="k")
+            return records(face)[-1]["body_sha256"]
+
+    hashes = [body(kind(open_program().mux)) for kind in (Direct, OverHttp, OverMcp)]
+    canonical = '{"content":"Grüße \U0001f600","from":"ann","to":"bob"}'
+    assert hashes == [chain.sha256(canonical.encode())] * 3
+
+
+def test_the_request_id_is_that_of_the_answer(http):
+    body = json.dumps({"agent_id": "ann"}).encode()
+    _, headers, _ = http.request("POST", "/agent/register", body, {"Content-Type": "application/json"})
+    assert records(http)[0]["request_id"] == headers["x-request-id"]
+
+
+def test_a_refusal_is_entered_within_a_second_with_its_code(face, program):
+    join(face, "ann")
+    refusal(face, "agent_not_found", "msg.send", from_="ann", to="ghost", content="x")
+    refusal(face, "missing_field", "msg.send", from_="ann", to="ann")
+    refusal(face, "key_not_found", "state.get", key="reading is not audited")
+    assert brief(face) == [("agent.register", "ann", "", "ok")]
+    enter_noted(program)
+    assert brief(face)[1:] == [
+        ("msg.send", "ann", "ghost", "agent_not_found"),
+        ("msg.send", "ann", "", "missing_field"),
+    ]
+
+
+@pytest.mark.settings(default_tier="free")
+def test_a_refusal_for_the_tier_is_entered(face, program, open_program):
+    refusal(face, "upgrade_required", "task.post", description="x", posted_by="ann")
+    refusal(face, "upgrade_required", "audit.export")
+    enter_noted(program)
+    with program.store.read() as rx:
+        told = [tuple(row) for row in rx.sql("select action, outcome, actor from audit where action = 'task.post'")]
+    assert told == [("task.post", "upgrade_required", "")], "nobody of that name is registered"
+
+
+def test_a_replay_is_entered_as_such_and_the_call_itself_once(face, program):
+    join(face, "ann")
+    sent = {"from_": "ann", "to": "ann", "content": "x", "idempotency_key": "k"}
+    for _ in range(3):
+        face.call("msg.send", **sent)
+    enter_noted(program)
+    assert [outcome for action, _, _, outcome in brief(face) if action == "msg.send"] == ["ok", "replayed", "replayed"]
+
+
+def test_a_flood_of_refusals_is_counted_and_nothing_is_dropped_silently(face, program):
+    join(face, "ann")
+    enter_noted(program)
+    program.clock.advance(10_000)
+    calls = blotter.AT_ONCE + 50
+    for _ in range(calls):
+        refusal(face, "agent_not_found", "msg.send", from_="ann", to="ghost", content="x")
+    enter_noted(program)
+    assert len(brief(face)) == 1 + blotter.AT_ONCE
+    program.clock.advance(blotter.COUNTED_MS)
+    program.timekeeper.tick()
+    refused = [record for record in records(face) if record["outcome"] == "agent_not_found"]
+    assert sum(record.get("count", 1) for record in refused) == calls
+    assert len(refused) == blotter.AT_ONCE + 1
+    verify(exported(face))
+
+
+def test_refusals_wait_for_no_flush(direct, mux, program):
+    join(direct, "ann")
+    statements: list[str] = []
+    program.store._db.set_trace_callback(statements.append)
+    for _ in range(5):
+        refusal(direct, "agent_not_found", "msg.send", from_="ann", to="ghost", content="x")
+    assert "COMMIT" not in statements
+    enter_noted(program)
+    assert statements.count("COMMIT") <= 2, "one for all of them, and housekeeping"
+
+
+def test_a_stop_enters_what_was_noted(program):
+    direct = Direct(program.mux)
+    join(direct, "ann")
+    refusal(direct, "agent_not_found", "msg.send", from_="ann", to="ghost", content="x")
+    program.timekeeper.start()
+    program.timekeeper.stop()
+    assert brief(Direct(program.reopen()))[-1] == ("msg.send", "ann", "ghost", "agent_not_found")
+
+
+def test_what_cannot_be_entered_now_is_entered_later(direct, mux, program, monkeypatch):
+    mux.blotter.note(Entry("msg.send", outcome="agent_not_found"))
+
+    def full(*_: object, **__: object) -> None:
+        raise MuxError("storage_full", "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mux.store, "write", full)
+        with pytest.raises(MuxError):
+            audit.enter_noted(mux, all_of_it=True)
+    audit.enter_noted(mux)
+    assert brief(direct) == [("msg.send", "", "", "agent_not_found")]
+
+
+def test_a_blotter_is_bounded(clock):
+    woken: list[int] = []
+    notes = blotter.Blotter(clock, woken.append)
+    for number in range(5_000):
+        notes.note(Entry(f"area.verb{number % 200}", outcome="invalid_field"))
+        clock.advance(1000)
+    taken = notes.take(all_of_it=True)
+    assert len(taken) <= blotter.MOST_KEPT + blotter.MOST_COUNTED + 1
+    assert sum(entry.calls for entry in taken) == 5_000
+    assert notes.next_due() is None
+
+
+@pytest.mark.settings(audit_enabled=False)
+def test_it_can_be_turned_off(face, program):
+    join(face, "ann")
+    refusal(face, "agent_not_found", "msg.send", from_="ann", to="ghost", content="x")
+    enter_noted(program)
+    assert records(face) == []
+
+
+def test_turning_it_off_is_entered_once(open_program):
+    program = open_program()
+    join(Direct(program.mux), "ann")
+    program.settings = replace(program.settings, audit_enabled=False)
+    for _ in range(2):
+        mux = program.reopen()
+        join(Direct(mux), "bob")
+    assert [entry[0] for entry in brief(Direct(mux))] == ["agent.register", "audit.off"]
+    program.settings = replace(program.settings, audit_enabled=True)
+    direct = Direct(program.reopen())
+    join(direct, "cat")
+    assert [entry[0] for entry in brief(direct)] == ["agent.register", "audit.off", "agent.register"]
+    verify(exported(direct))
+
+
+def test_no_content_gets_into_the_log(face, program):
+    """A canary in every text that carries contents, in calls that succeed and in calls that are refused."""
+    join(face, "ann", "bob", metadata={"m": CANARY})
+    task_id = face.call("task.post", description=CANARY, posted_by="ann", metadata={"m": CANARY})["task_id"]
+    for name, given_ in (
+        ("msg.send", {"from_": "ann", "to": "bob", "content": CANARY, "subject": CANARY, "metadata": {"m": CANARY}}),
+        ("msg.broadcast", {"from_": "ann", "content": CANARY}),
+        ("agent.heartbeat", {"agent_id": "ann", "status": CANARY}),
+        ("state.set", {"key": "k", "value": CANARY}),
+        ("channel.create", {"name": "team", "description": CANARY}),
+        ("task.claim", {"agent_id": "bob"}),
+        ("task.release", {"task_id": task_id, "agent_id": "bob", "reason": CANARY}),
+        ("task.claim", {"agent_id": "bob"}),
+        ("task.complete", {"task_id": task_id, "agent_id": "bob", "result": CANARY}),
+    ):
+        face.call(name, **given_)
+    refusal(face, "unknown_field", "msg.send", from_="ann", **{CANARY: 1})
+    refusal(face, "agent_not_found", "msg.send", from_="ann", to="ghost", content=CANARY)
+    refusal(face, "invalid_field", "state.set", key=[CANARY], value=CANARY)
+    refusal(face, "missing_field", "msg.send", from_="ann", content=CANARY)
+    refusal(face, "unknown_field", "msg.send", from_=f"nobody {CANARY}", text=CANARY)
+    enter_noted(program)
+    assert CANARY not in face.call("audit.export")
+    assert len(records(face)) >= 14
+
+
+def test_every_operation_that_names_a_target_names_no_content():
+    for operation in OPERATIONS:
+        for name in audit.TARGETS:
+            if operation.changes and name in operation.by_name:
+                assert operation.by_name[name].kind in ("name", "integer"), (operation.name, name)
+
+
+# -- one transaction
+
+
+def test_a_change_that_fails_leaves_no_record_and_no_hole(direct, mux, program):
+    join(direct, "ann")
+
+    def torn(tx) -> None:
+        tx.run("update agent set role = 'x'")
+        tx.record(Entry("torn"))
+        raise MuxError("task_conflict", "after it wrote")
+
+    def refused(tx) -> None:
+        tx.record(Entry("refused"))
+        raise MuxError("task_conflict", "before it wrote")
+
+    told: list[object] = []
+    mux.store.gatherers.add(threading.get_ident())  # so that all four are one batch
+    for work in (torn, lambda tx: tx.record(Entry("first")), refused, lambda tx: tx.record(Entry("second"))):
+        mux.store.submit(Job(work, lambda value, error: told.append(error)))
+    mux.store.lead()
+    mux.store.gatherers.clear()
+    assert [type(error) for error in told] == [MuxError, type(None), MuxError, type(None)]
+    assert [entry[0] for entry in brief(direct)] == ["agent.register", "first", "second"]
+    verify(exported(direct))
+
+
+def test_many_at_once_make_one_chain(face):
+    join(face, *(f"a{n}" for n in range(8)))
+
+    def talk(n: int) -> None:
+        for _ in range(10):
+            face.call("msg.send", from_=f"a{n}", to=f"a{(n + 1) % 8}", content="x")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(talk, range(8)))
+    found = verify(exported(face))
+    assert found.records == found.last
+    assert len([entry for entry in brief(face) if entry[0] == "msg.send"]) == 80
+
+
+def test_the_chain_goes_on_after_a_restart(open_program):
+    program = open_program()
+    join(Direct(program.mux), "ann")
+    seq, digest = program.store.audited
+    direct = Direct(program.reopen())
+    join(direct, "bob")
+    assert verify(exported(direct), anchor=Anchor(seq, digest)).last > seq
+
+
+# -- export
+
+
+def test_an_export_begins_after_a_number_or_at_a_time(face, clock):
+    moments = []
+    for name in ("ann", "bob", "cat", "dan"):
+        moments.append(clock.now_ms())
+        join(face, name)
+        clock.advance(1000)
+    everything = [record["actor"] for record in records(face)]
+    assert everything == ["ann", "bob", "cat", "dan"]
+    assert [record["actor"] for record in records(face, since="2")] == ["cat", "dan"]
+    assert records(face, since="99") == []
+    for skipped, at in enumerate(moments):
+        since = chain.rfc3339(at)
+        assert [record["actor"] for record in records(face, since=since)] == everything[skipped:]
+        verify(exported(face, since=since))
+    assert records(face, since="2999-01-01T00:00:00+02:00") == []
+    assert len(records(face, since="1999-01-01T00:00:00Z")) == 4
+    for bad in ("yesterday", "-1", "2026-06-10", "2026-06-10T04:30:00", "1e3", "٣"):
+        assert refusal(face, "invalid_field", "audit.export", since=bad).facts["parameter"] == "since"
+
+
+def test_an_empty_export_has_its_trailer(face):
+    (only,) = exported(face)
+    assert json.loads(only) == {"count": 0, "head": chain.START}
+    assert verify([only]).records == 0
+    join(face, "ann")
+    (only,) = exported(face, since="1")
+    assert verify([only], head=chain.sha256(b"")[:0] or json.loads(only)["head"]).head == json.loads(only)["head"]
+
+
+def fill(mux, count: int) -> None:
+    def work(tx) -> None:
+        for number in range(count):
+            tx.record(Entry("test.filled", target=str(number)))
+
+    mux.store.write(work)
+
+
+def test_an_export_is_read_in_pieces_and_holds_no_snapshot_between_them(mux, program):
+    fill(mux, 2 * audit.READ_AT_ONCE + 7)
+    pieces = audit.export(mux, since=None, format="jsonl")
+    first = next(pieces)
+    fill(mux, 100)  # what comes later is not in it
+    assert program.store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, "no reader is in the way"
+    rest = list(pieces)
+    assert [first.count("\n"), *(piece.count("\n") for piece in rest)] == [500, 500, 7, 1]
+    assert verify("".join([first, *rest]).encode().splitlines(keepends=True)).records == 1007
+
+
+def read_to_the_end(sock: socket.socket) -> None:
+    while sock.recv(1 << 16):
+        pass
+
+
+def test_a_slow_reader_of_an_export_holds_nobody_up_and_an_export_that_is_cut_off_is_no_whole_answer(http, program):
+    fill(http.mux, 20_000)
+    with socket.create_connection(("127.0.0.1", http.port)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(b"GET /audit/export HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        join(http, "ann", "bob")
+        http.call("msg.send", from_="ann", to="bob", content="x")
+        assert http.mux.waiters.count == 1
+        http.server.stopping = True
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(sock)
+    http.server.stopping = False
+    while http.mux.waiters.count:
+        pass
+
+
+def test_head_of_an_export_has_no_body(http):
+    join(http, "ann")
+    status, headers, body = http.request("HEAD", "/audit/export")
+    assert (status, headers["content-type"], body) == (200, "application/jsonl", b"")
+
+
+def test_an_export_needs_a_place_among_the_waiters(http, monkeypatch):
+    monkeypatch.setattr(http.mux.waiters, "count", 10**6)
+    refusal(http, "too_many_waiters", "audit.export")
+
+
+# -- tampering
+
+
+def sample(length: int = 12) -> list[bytes]:
+    lines, prev = [], chain.START
+    for seq in range(1, length + 1):
+        entry = Entry("msg.send", f"agent {seq % 3}", 'to "him" \\ \u2028', "default", calls=1 + seq % 2)
+        (row,) = chain.links([entry], seq - 1, prev, 1_780_000_000_000 + seq)
+        lines.append(f"{chain.exported(row, prev)}\n".encode())
+        prev = row[-1].hex()
+    return [*lines, f"{chain.trailer(length, prev)}\n".encode()]
+
+
+WHOLE = sample()
+HEAD = json.loads(WHOLE[-1])["head"]
+
+
+def test_a_record_is_canonical_json_and_its_hash_can_be_computed_by_anybody():
+    import hashlib
+
+    for line in WHOLE[:-1]:
+        told = json.loads(line)
+        assert json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n" == line
+        digest = told.pop("hash")
+        canonical = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256(canonical.encode()).hexdigest() == digest
+
+
+def test_what_was_exported_is_good():
+    found = verify(WHOLE, head=HEAD, anchor=Anchor(5, json.loads(WHOLE[4])["hash"]))
+    assert (found.records, found.first, found.last, found.head) == (12, 1, 12, HEAD)
+
+
+@given(some.integers(0, sum(map(len, WHOLE)) - 1), some.integers(1, 255))
+def test_a_changed_byte_is_detected(position, mask):
+    data = bytearray(b"".join(WHOLE))
+    data[position] ^= mask
+    with pytest.raises(Broken) as caught:
+        verify(bytes(data).splitlines(keepends=True) if 0x0D not in data else _lines(bytes(data)))
+    changed = data[:position].count(b"\n") + 1
+    assert caught.value.line in (0, changed, changed + 1)
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return [line + b"\n" for line in data.split(b"\n")[:-1]] + ([rest] if (rest := data.rsplit(b"\n", 1)[-1]) else [])
+
+
+@given(some.integers(0, 12))
+def test_a_removed_line_is_detected(at):
+    with pytest.raises(Broken):
+        verify(WHOLE[:at] + WHOLE[at + 1 :])
+
+
+@given(some.integers(0, 12), some.integers(0, 12))
+def test_swapped_lines_are_detected(a, b):
+    lines = list(WHOLE)
+    lines[a], lines[b] = lines[b], lines[a]
+    if a != b:
+        with pytest.raises(Broken):
+            verify(lines)
+
+
+@given(some.integers(0, 12), some.integers(0, 13))
+def test_a_duplicated_line_is_detected(which, to):
+    with pytest.raises(Broken):
+        verify([*WHOLE[:to], WHOLE[which], *WHOLE[to:]])
+
+
+@given(some.integers(0, sum(map(len, WHOLE)) - 1))
+def test_a_cut_tail_is_detected(at):
+    with pytest.raises(Broken):
+        verify(b"".join(WHOLE)[:at].splitlines(keepends=True))
+
+
+def test_the_first_bad_record_is_named():
+    lines = list(WHOLE)
+    lines[6] = lines[6].replace(b"agent 1", b"agent 2")
+    with pytest.raises(Broken, match="line 7, record 7: its hash does not fit"):
+        verify(lines)
+    with pytest.raises(Broken, match="line 4, record 5: it follows record 3: removed or swapped: 4"):
+        verify(WHOLE[:3] + WHOLE[4:])
+    with pytest.raises(Broken, match="line 6, record 5: it follows record 5: it stands twice"):
+        verify(WHOLE[:5] + WHOLE[4:])
+    with pytest.raises(Broken, match="the trailer is missing after 8 records"):
+        verify(WHOLE[:8])
+
+
+def forged(upto: int) -> list[bytes]:
+    """A file whose end was computed anew, as whoever can write the database could do."""
+    told = json.loads(WHOLE[upto - 1])
+    prev = told["hash"]
+    (row,) = chain.links([Entry("forged")], upto, prev, 1_780_000_000_000)
+    return [
+        *WHOLE[:upto],
+        f"{chain.exported(row, prev)}\n".encode(),
+        f"{chain.trailer(upto + 1, row[-1].hex())}\n".encode(),
+    ]
+
+
+def test_only_an_anchor_shows_what_was_computed_anew():
+    verify(forged(8))
+    with pytest.raises(Broken, match="record 9: it is not the record that the anchor has seen"):
+        verify(forged(8), anchor=Anchor(9, json.loads(WHOLE[8])["hash"]))
+    with pytest.raises(Broken, match="the anchor has seen record 12, but the file ends at 9"):
+        verify(forged(8), anchor=Anchor(12, HEAD))
+    with pytest.raises(Broken, match="the file ends with"):
+        verify(forged(8), head=HEAD)
+    verify(forged(8), anchor=Anchor(8, json.loads(WHOLE[7])["hash"]))
+
+
+def test_an_anchor_from_before_the_file_ties_it_only_if_it_touches():
+    later = [*WHOLE[6:-1], f"{chain.trailer(6, HEAD)}\n".encode()]
+    verify(later)
+    verify(later, anchor=Anchor(6, json.loads(WHOLE[5])["hash"]))
+    with pytest.raises(Broken, match="it is not the record that the anchor has seen"):
+        verify(later, anchor=Anchor(6, json.loads(WHOLE[4])["hash"]))
+    with pytest.raises(Broken, match="begins after record 3"):
+        verify(later, anchor=Anchor(3, json.loads(WHOLE[2])["hash"]))
+
+
+@given(
+    some.lists(
+        some.sampled_from([b"{}\n", b"[]\n", b"1\n", b"\xff\n", b"\n", b"[" * 5000 + b"\n", *WHOLE[:3], WHOLE[-1]])
+    )
+)
+def test_any_lines_are_good_or_broken_and_nothing_else(lines):
+    with contextlib.suppress(Broken):
+        verify(lines)
+
+
+# -- retention, restore, rollback
+
+
+KEY = bytes(range(32))
+
+
+def test_purged_records_leave_a_signed_checkpoint(open_program, clock):
+    program = open_program(audit_retention_days=1)
+    direct = Direct(program.mux)
+    join(direct, "ann", "bob")
+    seq, digest = program.store.audited
+    program.clock.advance(2 * 86_400_000)
+    join(direct, "cat")
+    program.timekeeper.tick()
+    lines = exported(direct)
+    key = program.directory.audit_key()
+    assert oct(os.stat(program.path / "audit.key").st_mode & 0o777) == "0o600"
+    found = verify(lines, key=key)
+    assert (found.purged, found.signed) == (seq, True)
+    assert [r["actor"] for r in records(direct) if "actor" in r] == ["cat"]
+    verify(lines, anchor=Anchor(seq, digest))
+    assert verify(lines).signed is False
+    with pytest.raises(Broken, match="not signed with this key"):
+        verify(lines, key=KEY)
+    with pytest.raises(Broken):
+        verify([lines[0].replace(b'"seq":', b'"seq":1'), *lines[1:]], key=key)
+    with pytest.raises(Broken, match="line 2"):
+        verify([lines[0], *lines[2:]], key=key)
+    assert key.hex() not in "".join(map(str, lines))
+    program.clock.advance(10 * 86_400_000)
+    program.timekeeper.tick()
+    assert len(exported(direct)) == 3, "the newest record stays"
+    direct = Direct(program.reopen())
+    join(direct, "dan")
+    verify(exported(direct), key=key)
+    assert verify(exported(direct, since=str(found.last))).purged == 0
+
+
+def test_a_log_of_exactly_one_page_is_purged_and_the_rest_kept(mux, program):
+    fill(mux, PURGED_AT_ONCE + 10)
+    now = program.clock.now_ms()
+    counts = [mux.store.write(lambda tx: audit.purge(tx, now + 1, PURGED_AT_ONCE, KEY)) for _ in range(3)]
+    assert counts == [PURGED_AT_ONCE, 9, 0]
+    assert verify(exported(Direct(mux)), key=KEY).records == 1
+
+
+def test_nothing_is_purged_where_the_key_cannot_be_made(open_program, caplog):
+    program = open_program(audit_retention_days=1)
+    join(Direct(program.mux), "ann", "bob")
+    (program.path / "audit.key").write_text("no key\n")
+    program.clock.advance(3 * 86_400_000)
+    program.timekeeper.tick()
+    assert "the audit log is not purged" in caplog.text
+    assert verify(exported(Direct(program.mux))).first == 1
+
+
+def restored(program, copy: Path) -> None:
+    program.close()
+    directory = DataDir(program.path)
+    copies.restore(directory, copy, program.clock.now_ms())
+    directory.close()
+    program._open()
+
+
+def test_a_restored_log_goes_on_and_says_what_was_lost(open_program):
+    program = open_program()
+    direct = Direct(program.mux)
+    join(direct, "ann")
+    copy = Path(direct.call("admin.backup", path="copy.db")["path"])
+    join(direct, "bob", "cat")
+    seq, digest = program.store.audited
+    restored(program, copy)
+    direct = Direct(program.mux)
+    join(direct, "dan")
+    assert [r["actor"] or r["action"] for r in records(direct)] == ["ann", "storage.went_back", "dan"]
+    assert records(direct)[1]["target"] == f"{seq} {digest}"
+    verify(exported(direct))
+    with pytest.raises(Broken, match="the anchor has seen"):
+        verify(exported(direct), anchor=Anchor(seq, digest))
+    program.reopen()
+
+
+@pytest.mark.parametrize("tamper", ["delete from audit where seq > 1", "update audit set hash = x'00' where seq = 2"])
+def test_a_log_that_was_cut_or_rewritten_is_noticed_at_the_start(open_program, tamper):
+    program = open_program()
+    join(Direct(program.mux), "ann", "bob")
+    program.close()
+    with sqlite3.connect(program.path / "stonemux.db") as db:
+        assert db.execute(tamper).rowcount
+    db.close()
+    with pytest.raises(MuxError, match="audit log") as caught:
+        program._open()
+    assert caught.value.code == "data_refused"
+    program.directory.close()
+    program._open(accept_rollback=True)
+    assert records(Direct(program.mux))[-1]["action"] == "storage.went_back"
+
+
+def test_the_log_of_the_daemon_carries_the_head_once_a_day(open_program, caplog):
+    caplog.set_level("INFO", "stonemux")
+    program = open_program()
+    join(Direct(program.mux), "ann")
+    for _ in range(26):
+        program.clock.advance(3_600_000)
+        program.timekeeper.tick()
+    heads = [record.getMessage() for record in caplog.records if "audit_head" in record.getMessage()]
+    assert len(heads) == 2
+    assert heads[-1] == "audit_head {} {}".format(*program.store.audited)
+
+
+def test_random_traffic_verifies_and_loses_nothing(direct, program):
+    dice = random.Random(7)
+    join(direct, "ann", "bob")
+    sent = 0
+    for _ in range(200):
+        to = dice.choice(["bob", "ann", "ghost"])
+        try:
+            direct.call("msg.send", from_="ann", to=to, content="x")
+            sent += 1
+        except MuxError:
+            pass
+        if dice.random() < 0.1:
+            enter_noted(program)
+    program.clock.advance(blotter.COUNTED_MS + 1)
+    program.timekeeper.tick()
+    told = [record for record in records(direct) if record["action"] == "msg.send"]
+    verify(exported(direct))
+    assert sum(record["outcome"] == "ok" for record in told) == sent
+    assert sum(record.get("count", 1) for record in told) == 200
+
+
+def test_the_chain_names_only_operations_that_exist(direct):
+    join(direct, "ann")
+    assert {record["action"] for record in records(direct)} <= set(BY_NAME)
