@@ -37,9 +37,14 @@ COMMANDS: tuple[Command, ...] = (
     Command("setup", "connect a client: claude, codex, gemini, cursor, vscode", "setup"),
     Command("mcp", "serve MCP on standard input and output", "mcp"),
     Command("service", "let the system run the daemon", "service"),
+    Command("inbox", "look at an agent's inbox, or follow it", "inbox", beside=True),
+    Command("show", "show one thing by its id: message, inbox item, document, task, channel", "show"),
+    Command("events", "print events, or follow them", "events", beside=True),
+    Command("top", "watch agents, tasks, queues and rates", "top"),
     Command("backup", "copy the database, also while the daemon runs", "backup"),
     Command("restore", "put a backup in the place of the database", "restore"),
     Command("doctor", "look for what is wrong, and say what to do", "doctor"),
+    Command("completion", "make a shell complete what is typed", "completion"),
     Command("reference", "print the reference", "reference"),
 )
 
@@ -49,15 +54,17 @@ HELP = ("-h", "--help")
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Run one command and return its exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments, environ)
+            return _run(words, environ)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a reader that went away is no surprise
     except MuxError as error:
-        print(f"stonemux: {error.message}", file=sys.stderr)
-        return error.failure.exit
+        from stonemux import output
+
+        return output.refusal(error, as_json="--json" in words)
     except BrokenPipeError:
         _mute()  # nobody reads any more
         return EXIT_OK

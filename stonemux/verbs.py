@@ -92,7 +92,17 @@ def slots(operation: Operation) -> list[Param]:
 
 def common(operation: Operation) -> tuple[Flag, ...]:
     """The flags of an operation that are no parameters."""
-    return (*([KEY] if operation.changes else []), *OUTPUT, *(WATCH if operation.kind == "read" else ()), *PLACE)
+    return (*([KEY] if operation.changes else []), *OUTPUT, *(WATCH if _is_look(operation) else ()), *PLACE)
+
+
+def _is_look(operation: Operation) -> bool:
+    """Whether asking again and again makes sense: it neither takes nor waits."""
+    return (
+        operation.method == "GET"
+        and operation.kind in ("read", "wait")
+        and not operation.takes
+        and "timeout" not in operation.by_name
+    )
 
 
 def read(

@@ -53,7 +53,7 @@ LAYERS: tuple[set[str], ...] = (
     # what is kept
     {"copies", "verbs", "remote", "courier", "runner", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference"},
-    {"store"},
+    {"store", "following", "progress", "output"},
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
     {"mux", "channels", "documents", "doorbells"},
@@ -72,8 +72,9 @@ LAYERS: tuple[set[str], ...] = (
     {"httpd"},
     # its life, and the command
     {"daemon", "upkeep", "doctor", "service"},
-    COMMANDS,
+    COMMANDS - {"commands.completion"},
     {"cli"},
+    {"commands.completion"},  # it tells of all commands; the command line finds it by its name
     {"__main__"},
 )
 
@@ -86,12 +87,12 @@ ONLY = {
     "sqlite3": {"opening", "migration", "transaction", "store", "search", "copies", "doctor"},
     "socket": {"addresses", "connection", "courier", "httpd", "local", "pool", "sse"},
     "socketserver": {"httpd"},
-    "select": {"pool", "readiness", "sse", "probe"},
+    "select": {"pool", "readiness", "sse", "probe", "commands.top"},
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
     "subprocess": {"probe", "runner", "service", "setup", "starter"},
-    "signal": {"daemon", "runner", "stdio"},
+    "signal": {"daemon", "runner", "stdio", "commands.top"},
     "asyncio": set(),
     "multiprocessing": set(),
 }

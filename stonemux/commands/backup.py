@@ -20,9 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Make the copy and say where it is."""
-    from stonemux import upkeep
+    from stonemux import progress, upkeep
+    from stonemux.copies import FOLDER
+    from stonemux.datadir import DATABASE
 
-    made = upkeep.backup(flags.settings(options, environ), options.output)
+    settings = flags.settings(options, environ)
+    database = settings.data_dir / DATABASE
+    folder = options.output.absolute().parent if options.output else settings.data_dir / FOLDER
+    with progress.growing("copying", folder, ".*.new", database.stat().st_size if database.exists() else 0):
+        made = upkeep.backup(settings, options.output)
     if options.json:
         print(json.dumps(made))
     else:

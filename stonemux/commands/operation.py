@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from stonemux import flags, screen, verbs
+from stonemux import flags, output, screen, verbs
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
@@ -18,22 +17,17 @@ from stonemux.schema import Operation
 def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Call an operation with what the words say, and print the answer."""
     try:
-        typed = verbs.read(operation, words, agent=environ.get("STONEMUX_AGENT"), stdin=standard_input)
-        if typed.options.help:
-            print(verbs.verb_help(operation))
-            return EXIT_OK
-        typed = as_broadcast(typed)
+        typed = as_broadcast(verbs.read(operation, words, agent=environ.get("STONEMUX_AGENT"), stdin=standard_input))
     except MuxError as error:
         error.message += f" (see {verbs.typed(operation)} --help)"
-        return refused(error, "--json" in words)
-    settings = flags.settings(typed.options, environ)
-    try:
-        with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
-            if typed.operation.kind in ("stream", "document", "lines"):
-                return _copy(remote.stream(typed.operation, typed.given))
-            return _ask(remote, typed, environ)
-    except MuxError as error:
-        return refused(error, typed.options.json)
+        raise
+    if typed.options.help:
+        print(verbs.verb_help(operation))
+        return EXIT_OK
+    with Remote(flags.settings(typed.options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+        if typed.operation.kind in ("stream", "document", "lines"):
+            return _copy(remote.stream(typed.operation, typed.given))
+        return _ask(remote, typed, environ)
 
 
 def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
@@ -47,17 +41,6 @@ def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
             problem = f"{verbs.flag(operation.by_name[name])} needs --to; without it this goes to the whole channel"
             raise MuxError("missing_field", problem, parameter="to")
     return verbs.Typed(broadcast, given, options)
-
-
-def refused(error: MuxError, as_json: bool) -> int:
-    """Tell a refusal, and return its exit status."""
-    print(f"stonemux: {screen.safe(error.message)}", file=sys.stderr)
-    if as_json:
-        told = error.body()
-        if error.retry_after is not None:
-            told["error"]["retry_after"] = error.retry_after
-        print(screen.as_json(told, sys.stdout))
-    return error.failure.exit
 
 
 def standard_input() -> str:
@@ -78,7 +61,7 @@ def _ask(remote: Remote, typed: verbs.Typed, environ: Mapping[str, str]) -> int:
     while True:
         with remote.asked(operation, given) as answer:
             look = screen.look(sys.stdout, environ, clock.now_ms())
-            text = shown(operation, answer, options, look)
+            text = output.answer(operation, answer, options, look)
             if options.watch and look.width is not None:
                 sys.stdout.write("\x1b[H\x1b[2J")
             if text and text != before:
@@ -90,17 +73,6 @@ def _ask(remote: Remote, typed: verbs.Typed, environ: Mapping[str, str]) -> int:
             return EXIT_OK
         before = text if look.width is None else None
         clock.pause(interval)
-
-
-def shown(operation: Operation, answer: Any, options: Any, look: screen.Look) -> str:
-    """An answer in the form that was asked for."""
-    if isinstance(answer, str):
-        return answer.rstrip("\n")
-    if options.json:
-        return screen.as_json(answer, sys.stdout)
-    if options.quiet:
-        return "\n".join(screen.ids(answer))
-    return screen.answer(operation, answer, look)
 
 
 def _copy(pieces: Iterable[bytes]) -> int:

@@ -25,14 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Show, ask, and replace."""
-    from stonemux import upkeep
+    from stonemux import progress, upkeep
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
-    done = upkeep.restore(
-        flags.settings(options, environ), options.file, say=say, agreed=lambda: options.yes or _is_agreed()
-    )
+    settings = flags.settings(options, environ)
+    size = options.file.stat().st_size if options.file.is_file() else 0
+    with progress.growing("restoring", settings.data_dir, ".restore.new", size):
+        done = upkeep.restore(settings, options.file, say=say, agreed=lambda: options.yes or _is_agreed())
     if options.json:
         print(json.dumps(done))
         return EXIT_OK

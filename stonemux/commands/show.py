@@ -1,0 +1,77 @@
+"""Show one thing by its id; takes nothing and marks nothing as read.
+
+Ids are numbers (messages), UUIDs (tasks), inbox-... (items), doc-... (documents) and ch-... (channels).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from stonemux import flags, screen
+from stonemux.clock import Clock
+from stonemux.errors import EXIT_OK, MuxError
+from stonemux.operations import BY_NAME
+from stonemux.remote import Remote
+
+KINDS = (
+    (re.compile(r"inbox-.+"), "inbox.show", "id"),
+    (re.compile(r"doc-.+"), "document.get", "id"),
+    (re.compile(r"ch-.+"), "channel.get", "channel"),
+    (re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"), "task.get", "task_id"),
+    (re.compile(r"[0-9]{1,19}"), "msg.status", "id"),
+)
+"""What an id looks like, the operation that shows it, and the parameter that takes it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The id, and the form of the answer."""
+    parser.add_argument("id", metavar="ID", help="what to show")
+    parser.add_argument("--json", action="store_true", help="the daemon's answer, for programs")
+    parser.add_argument("--raw", action="store_true", help="nothing but the content, as it is")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Ask, and print."""
+    found = next(((name, param) for form, name, param in KINDS if form.fullmatch(options.id)), None)
+    if found is None:
+        raise MuxError(
+            "not_understood", f"{options.id[:80]!r} is no id: a number, a task's UUID, or inbox-..., doc-..., ch-..."
+        )
+    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+        answer = remote.ask(BY_NAME[found[0]], {found[1]: options.id})
+        if found[0] == "msg.status":
+            answer = {"message": _message(remote, int(options.id)), "recipients": answer["recipients"]}
+    if options.raw:
+        sys.stdout.write(_content(options.id, answer))
+    elif options.json:
+        print(screen.as_json(answer, sys.stdout))
+    else:
+        print(_text(found[0], answer, screen.look(sys.stdout, environ, Clock().now_ms())))
+    return EXIT_OK
+
+
+def _message(remote: Remote, number: int) -> dict[str, Any]:
+    for message in remote.ask(BY_NAME["msg.list"], {"before": number + 1, "limit": 1})["messages"]:
+        if message["id"] == number:
+            found: dict[str, Any] = message
+            return found
+    raise MuxError("message_not_found", f"message {number} is no longer kept")
+
+
+def _content(wanted: str, answer: Mapping[str, Any]) -> str:
+    for thing in answer.values():
+        if isinstance(thing, dict) and isinstance(thing.get("content"), str):
+            return str(thing["content"])
+    raise MuxError("not_found", f"{wanted} has no content; leave --raw out")
+
+
+def _text(name: str, answer: Mapping[str, Any], look: screen.Look) -> str:
+    if name == "msg.status":
+        recipients = screen.answer(BY_NAME[name], {"recipients": answer["recipients"]}, look)
+        return screen.letter(answer["message"], look) + "\n\n" + recipients
+    return screen.letter(answer["item"], look) if "item" in answer else screen.answer(BY_NAME[name], answer, look)

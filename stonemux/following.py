@@ -1,0 +1,74 @@
+"""Following the event log: batch after batch, also over restarts of the daemon.
+
+Each batch begins where the one before ended, so nothing is missed while the daemon is away; what it no longer keeps it
+says itself, as a gap.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from stonemux.clock import Clock
+from stonemux.errors import MuxError
+from stonemux.operations import BY_NAME
+from stonemux.remote import Remote
+from stonemux.schema import Operation
+
+WAIT_S = 25
+AWAY_MS = 500
+"""How often a daemon that went away is looked for."""
+AWAY = ("unreachable", "shutting_down")
+
+
+class Follower:
+    """A place in the event log; `after` is the last id that was seen."""
+
+    def __init__(self, remote: Remote, given: Mapping[str, Any]) -> None:
+        self.after = 0
+        self.head = 0
+        self._remote = remote
+        self._given = dict(given)
+        self._clock = Clock()
+        self._away = False
+
+    def begin(self, after: int | None = None, *, back: int = 0) -> None:
+        """Begin after an id, else `back` ids before the newest."""
+        self.head = self._remote.ask(BY_NAME["events.list"], {"limit": 1})["head"]
+        self.after = after if after is not None else max(0, self.head - back)
+
+    def next(self, timeout: int = WAIT_S) -> list[dict[str, Any]]:
+        """The events after the last ones; waits for the first of them, and returns none when none came in time."""
+        answer = self.ask(
+            BY_NAME["events.list"], self._given | {"after": self.after, "timeout": timeout, "limit": 1000}
+        )
+        self.after = answer["next"]
+        for sign in ("gap", "reset"):
+            if sign in answer:
+                print(f"stonemux: {_told(sign, answer[sign])}", file=sys.stderr, flush=True)
+        found: list[dict[str, Any]] = answer["events"]
+        return found
+
+    def ask(self, operation: Operation, given: Mapping[str, Any]) -> Any:
+        """Ask, as long as it takes for a daemon that went away to come back."""
+        while True:
+            try:
+                answer = self._remote.ask(operation, given)
+            except MuxError as error:
+                if error.code not in AWAY:
+                    raise
+                if not self._away:
+                    print("stonemux: the daemon went away; waiting for it", file=sys.stderr, flush=True)
+                self._away = True
+                self._clock.pause(AWAY_MS)
+                continue
+            self._away = False
+            return answer
+
+
+def _told(sign: str, facts: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{name} {value}" for name, value in facts.items())
+    if sign == "gap":
+        return f"some events are no longer kept ({listed})"
+    return f"the event log began anew ({listed})"

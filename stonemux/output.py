@@ -1,0 +1,32 @@
+"""What a command says in the end: an answer in the form that was asked for, or a refusal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from stonemux import screen
+from stonemux.errors import MuxError
+from stonemux.schema import Operation
+
+
+def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> str:
+    """The answer of an operation: text as it is; JSON, ids, or what people read."""
+    if isinstance(told, str):
+        return told.rstrip("\n")
+    if options.json:
+        return screen.as_json(told, sys.stdout)
+    if options.quiet:
+        return "\n".join(screen.ids(told))
+    return screen.answer(operation, told, look)
+
+
+def refusal(error: MuxError, *, as_json: bool) -> int:
+    """Tell a refusal, to programs with all of its facts; returns the exit status."""
+    print(f"stonemux: {screen.safe(error.message)}", file=sys.stderr)
+    if as_json:
+        told = error.body()
+        if error.retry_after is not None:
+            told["error"]["retry_after"] = error.retry_after
+        print(screen.as_json(told, sys.stdout))
+    return error.failure.exit

@@ -1,0 +1,478 @@
+"""The commands that look at what the daemon has: inbox, show, events, top, completion, and operations as typed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from daemons import ROOT, running_daemon
+from faces import OverHttp, join
+
+from stonemux import cli, flags, following, progress, verbs
+from stonemux.commands import top
+from stonemux.commands.completion import SHELLS, tree
+from stonemux.errors import MuxError
+from stonemux.operations import OPERATIONS
+from stonemux.screen import Look
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(http: OverHttp, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command at a daemon that has ann and bob; answers status, output and errors."""
+    join(http, "ann", "bob")
+
+    def run(*words: str, **environ: str) -> tuple[int, str, str]:
+        status = cli.main(words, {"HOME": "/nowhere", "STONEMUX_PORT": str(http.port), **environ})
+        return status, *capsys.readouterr()
+
+    return run
+
+
+# --- operations
+
+
+def test_statuses_tell_what_kind_of_refusal_it_was(typed, http):
+    assert typed("msg", "send", "hi", "--from", "ann", "--to", "bob", "--priority", "9999")[0] == 2  # 400
+    assert typed("msg", "send", "hi", "--from", "ann", "--to", "nobody")[0] == 3  # 404
+    assert typed("channel", "create", "default")[0] == 1  # 409
+    assert typed("health", STONEMUX_PORT="1")[0] == 6
+    status, out, err = typed("agent", "get", "nobody", "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (3, "agent_not_found")
+    assert err.startswith("stonemux: ")
+
+
+def test_the_acting_agent_comes_from_the_environment(typed):
+    assert typed("msg", "send", "hi", "--to", "bob", "-q", STONEMUX_AGENT="ann") == (0, "1\n", "")
+    assert "1  ann to bob" in typed("msg", "poll", "--timeout", "0", STONEMUX_AGENT="bob")[1]
+
+
+def test_the_documents_spellings_work(typed):
+    assert typed("message", "send", "--from", "ann", "--to", "bob", "--content", "one", "-q")[1] == "1\n"
+    assert typed("channel", "create", "--name", "sec", "--description", "Security", "--members", "ann,bob")[0] == 0
+    assert "sec " in typed("channel", "list")[1]
+    assert "recipient ids  bob" in typed("message", "send", "--from", "ann", "--channel", "sec", "--content", "two")[1]
+    assert "one" in typed("inbox", "bob")[1]
+    assert "  two" in typed("inbox", "bob", "--full")[1]
+    assert typed("show", "inbox-1-bob")[1].startswith("inbox-1-bob  ann  default")
+
+
+def test_a_call_that_was_made_before_says_so(typed):
+    words = ("msg", "send", "hi", "--from", "ann", "--to", "bob", "-q", "--idempotency-key", "k")
+    assert typed(*words) == (0, "1\n", "")
+    assert typed(*words) == (0, "1\n", "stonemux: this was done before; here is the first answer again\n")
+
+
+def test_a_content_is_read_from_standard_input(typed, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\nü\n".encode())))
+    typed("msg", "send", "--content", "-", "--from", "ann", "--to", "bob")
+    assert typed("show", "1", "--raw")[1] == "a\nü\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert typed("msg", "send", "--content", "-", "--from", "ann", "--to", "bob")[0] == 2
+
+
+def test_a_poll_whose_output_fails_takes_nothing(typed, http, clock, monkeypatch):
+    typed("msg", "send", "hi", "--from", "ann", "--to", "bob")
+
+    class Broken(io.StringIO):
+        def flush(self) -> None:
+            raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        with pytest.raises(RuntimeError):
+            typed("msg", "poll", "bob", "--timeout", "0")
+    deadline = time.monotonic() + 5
+    while http.mux.flights.held("bob") and time.monotonic() < deadline:
+        clock.advance(100)
+        time.sleep(0.001)
+    assert typed("msg", "poll", "bob", "--timeout", "0", "-q")[1] == "1\n"
+
+
+def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
+    status, out, _ = typed("task", "--help")
+    assert status == 0
+    assert "\n  requeue " in out
+    assert typed("task")[0] == 2
+    status, _, err = typed("task", "requeu")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "did you mean requeue?" in err
+    assert "did you mean --priority?" in typed("task", "post", "x", "--priorty", "1")[2]
+    assert typed("help", "task", "post")[1].startswith("usage: stonemux task post [DESCRIPTION] [--flag")
+
+
+def test_watching_prints_again_when_the_answer_changes(typed, http, monkeypatch):
+    rounds = iter(range(3))
+
+    def pause(self: object, ms: int) -> None:
+        assert ms == 500
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+        http.call("state.set", key="k", value="v")
+
+    monkeypatch.setattr("stonemux.clock.Clock.pause", pause)
+    status, out, _ = typed("state", "list", "--watch", "--interval", "0.5", "-q")
+    assert (status, out) == (130, "k\n")
+    assert typed("state", "list", "--watch", "--interval", "0")[0] == 2
+    assert "--watch" not in typed("msg", "poll", "--help")[1]
+
+
+def test_texts_and_documents_are_printed_as_they_are(typed):
+    assert typed("metrics")[1].startswith("# HELP stonemux_info")
+    assert json.loads(typed("openapi")[1])["openapi"] == "3.1.0"
+
+
+# --- show
+
+
+def test_each_kind_of_id_is_shown(typed, http):
+    http.call("msg.send", from_="ann", to="bob", content="hello", subject="News")
+    task = http.call("task.post", description="write", posted_by="ann")["task_id"]
+    document = http.call("document.create", content="all of it\n")["document"]["id"]
+    channel = http.call("channel.get", channel="default")["channel"]["id"]
+    told = typed("show", "1")[1].splitlines()
+    assert told[0].startswith("1  ann to bob  default, ")
+    assert told[1:] == ["  News", "  hello", "", "Agent  Status", "bob    queued"]
+    assert "description   write" in typed("show", task)[1]
+    assert typed("show", document, "--raw")[1] == "all of it\n"
+    assert "name        default" in typed("show", channel)[1]
+    assert json.loads(typed("show", "1", "--json")[1])["message"]["content"] == "hello"
+    assert typed("inbox", "bob", "-q")[1] == "inbox-1-bob\n", "nothing was taken"
+
+
+def test_what_is_no_id_or_not_there_is_refused(typed):
+    assert typed("show", "nonsense")[0] == 2
+    assert typed("show", "99")[0] == 3
+    assert typed("show", "doc-99")[0] == 3
+    assert typed("show", "inbox-99-bob")[0] == 3
+    assert typed("show", "9" * 19)[0] in (2, 3)
+
+
+def test_what_has_no_content_has_no_raw_form(typed, http):
+    task = http.call("task.post", description="write", posted_by="ann")["task_id"]
+    assert typed("show", task, "--raw")[0] == 3
+
+
+# --- inbox and events
+
+
+def test_an_inbox_is_listed_by_status(typed, http):
+    for text in ("one", "two"):
+        http.call("msg.send", from_="ann", to="bob", content=text)
+    http.call("inbox.update", agent_id="bob", ids=["inbox-1-bob"], status="read")
+    assert typed("inbox", STONEMUX_AGENT="bob")[1].splitlines()[1].startswith("inbox-2-bob")
+    assert typed("inbox", "bob", "--status", "read", "-q")[1] == "inbox-1-bob\n"
+    assert json.loads(typed("inbox", "bob", "--json")[1])["unread"] == 1
+    assert typed("inbox", "ann")[1] == "no items\n\nunread  0\n"
+    assert typed("inbox")[0] == 2
+    assert typed("inbox", "nobody")[0] == 3
+    assert typed("inbox", "bob", "--limit", "0")[0] == 2
+
+
+def test_the_newest_events_are_a_line_each(typed, http):
+    http.call("msg.send", from_="ann", to="bob", content="a\x1b[2J\nb")
+    lines = typed("events", "--types", "message")[1].splitlines()
+    assert len(lines) == 1
+    assert "message" in lines[0]
+    assert "content a\\x1b[2J b" in lines[0]
+    (event,) = map(json.loads, typed("events", "--types", "message", "--json")[1].splitlines())
+    assert event["data"]["to"] == "bob"
+    assert typed("events", "--after", str(event["id"]))[1] == ""
+    assert typed("events", "--types", "nonsense")[0] == 2
+    assert typed("events", "--after", "x")[0] == 2
+
+
+class AFollowed:
+    """A daemon that answers what it was told to."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[dict[str, Any]] = []
+
+    def ask(self, operation: Any, given: dict[str, Any]) -> Any:
+        self.asked.append(given)
+        answer = self.answers.pop(0)
+        if isinstance(answer, MuxError):
+            raise answer
+        return answer
+
+
+def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monkeypatch):
+    monkeypatch.setattr(following, "AWAY_MS", 0)
+    away = MuxError("unreachable", "no")
+    daemon = AFollowed(
+        {"head": 30},
+        {"events": [{"id": 11}], "next": 11},
+        away,
+        MuxError("shutting_down", "no"),
+        {"events": [{"id": 12}], "next": 12, "gap": {"from": 5, "to": 9}},
+        away,
+        {"events": [], "next": 12, "reset": {"head": 3}},
+    )
+    follower = following.Follower(daemon, {"channel": "c"})  # type: ignore[arg-type]
+    follower.begin(10)
+    assert [follower.next(), follower.next(), follower.next()] == [[{"id": 11}], [{"id": 12}], []]
+    assert [asked["after"] for asked in daemon.asked[1:]] == [10, 11, 11, 11, 12, 12]
+    assert capsys.readouterr().err.splitlines() == [
+        "stonemux: the daemon went away; waiting for it",
+        "stonemux: some events are no longer kept (from 5, to 9)",
+        "stonemux: the daemon went away; waiting for it",
+        "stonemux: the event log began anew (head 3)",
+    ]
+
+
+def test_following_ends_with_a_real_refusal():
+    daemon = AFollowed({"head": 30}, MuxError("upgrade_required", "no"))
+    follower = following.Follower(daemon, {})  # type: ignore[arg-type]
+    follower.begin(back=20)
+    assert follower.after == 10
+    with pytest.raises(MuxError):
+        follower.next()
+
+
+def test_inbox_and_events_are_followed_until_an_interrupt(tmp_path):
+    with running_daemon(tmp_path / "data") as daemon:
+        environ = {"PATH": os.defpath, "HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port)}
+        environ |= {"PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "stonemux"]
+
+        def call(*words: str) -> None:
+            assert cli.main([*words, "--quiet"], environ) == 0
+
+        for agent in ("ann", "bob"):
+            call("agent", "register", agent)
+        call("msg", "send", "before", "--from", "ann", "--to", "bob")
+        followers = [
+            subprocess.Popen([*command, *words], cwd=ROOT, env=environ, stdout=-1, stderr=-1, text=True)
+            for words in (["inbox", "bob", "--follow"], ["events", "--follow", "--types", "message", "--json"])
+        ]
+        try:
+            inbox, events = (follower.stdout for follower in followers)
+            assert inbox is not None
+            assert events is not None
+            assert [inbox.readline() for _ in range(3)][1] == "  before\n"
+            assert json.loads(events.readline())["data"]["content"] == "before"
+            call("msg", "send", "after", "--from", "ann", "--to", "bob")
+            assert [inbox.readline() for _ in range(3)][1] == "  after\n"
+            assert json.loads(events.readline())["data"]["content"] == "after"
+            for follower in followers:
+                follower.send_signal(signal.SIGINT)
+                assert follower.communicate(timeout=10)[1] == ""
+                assert follower.returncode == 130
+        finally:
+            for follower in followers:
+                follower.kill()
+                follower.communicate()
+
+
+# --- top
+
+STATS = {
+    "version": "1",
+    "tier": "pro",
+    "uptime": 61,
+    "agents": {"active": 2, "stale": 0},
+    "messages": {"sent": 10, "unread": 3},
+    "tasks": {"pending": 1, "claimed": 0},
+    "state_keys": 4,
+    "channels": 5,
+    "waiters": 6,
+    "events": {"head": 100},
+}
+AT = "2025-12-06T05:43:40.000Z"
+AGENTS = [{"id": f"agent{n}", "status": "active", "unread": n, "claimed": 0, "last_heartbeat": AT} for n in range(9)]
+TASKS = [{"task_id": f"t{n}", "status": "pending", "description": "x" * 99, "created_at": AT} for n in range(9)]
+
+
+def test_rates_are_told_by_two_views():
+    before = top.View(1000, STATS, [], [])
+    now = STATS | {"messages": {"sent": 15, "unread": 3}, "events": {"head": 103}}
+    look = Look(None, False, 0)
+    told = "\n".join(top.frame("here", top.View(3000, now, [], []), before, look, 99))
+    assert "messages  15 sent (2.5/s), 3 unread" in told
+    assert "events    103 (1.5/s), 6 calls waiting, 4 keys, 5 channels" in told
+    assert "(" not in "\n".join(top.frame("here", before, None, look, 99))
+
+
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+@pytest.mark.parametrize("height", range(1, 40))
+def test_a_view_fits_the_terminal(width, height):
+    lines = top.frame("here", top.View(0, STATS, AGENTS, TASKS), None, Look(width, False, 0), height)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    if (width, height) == (80, 30):
+        assert sum("agent" in line for line in lines) == 10
+        assert sum("xxx" in line for line in lines) == 9
+    if (width, height) == (80, 15):
+        assert "more" in "\n".join(lines)
+
+
+def test_top_prints_one_view_where_there_is_no_terminal(typed, http):
+    http.call("msg.send", from_="ann", to="bob", content="x")
+    http.call("task.post", description="write", posted_by="ann")
+    status, out, err = typed("top")
+    assert (status, err) == (0, "")
+    assert "agents    2 active, 0 stale" in out
+    assert [line.split()[:4] for line in out.splitlines() if line.startswith("bob")] == [["bob", "active", "1", "0"]]
+    assert "pending" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.settings(default_tier="free")
+def test_top_leaves_out_what_the_tier_does_not_allow(typed):
+    assert "2 active" in typed("top")[1]
+
+
+@contextlib.contextmanager
+def terminal(*words: str, environ: dict[str, str], size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """A command on a terminal of its own: process id and the terminal's other end."""
+    pid, end = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "-m", "stonemux", *words], environ)
+    try:
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        yield pid, end
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(end)
+
+
+def read_until(end: int, wanted: bytes) -> bytes:
+    found = b""
+    while wanted not in found:
+        assert select.select([end], [], [], 10)[0], found
+        try:
+            found += os.read(end, 65536)
+        except OSError:
+            break
+    return found
+
+
+def test_top_draws_on_a_terminal_follows_its_size_and_leaves_it_as_it_was(tmp_path):
+    with running_daemon(tmp_path / "data") as daemon:
+        environ = {"HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port), "TERM": "xterm"}
+        with terminal("top", environ=environ, size=(24, 80)) as (pid, end):
+            usual = termios.tcgetattr(end)
+            read_until(end, b"\x1b[J")
+            fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 30, 0, 0))
+            time.sleep(0.01)
+            assert "…".encode() in read_until(end, b"\x1b[J")
+            os.write(end, b"q")
+            assert read_until(end, top.LEAVE.encode()).endswith(top.LEAVE.encode())
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert termios.tcgetattr(end) == usual
+
+
+# --- completion
+
+
+def completed(*words: str) -> list[str]:
+    """What a real bash offers for the last word."""
+    script = f"""
+    {SHELLS["bash"](tree())}
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _stonemux; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["se"], ["serve", "setup", "service"]),
+        (["mess"], ["message"]),
+        (["message", "bro"], ["broadcast"]),
+        (["msg", "send", "--pri"], ["--priority"]),
+        (["msg", "send", "--from", "ann", "--prio"], ["--priority"]),
+        (["task", "list", "--status", "cl"], ["claimed"]),
+        (["task", "list", "--limit", ""], []),
+        (["stats", "--js"], ["--json"]),
+        (["inbox", "li"], ["list"]),
+        (["inbox", "--fol"], ["--follow"]),
+        (["setup", "cu"], ["cursor"]),
+        (["nonsense", ""], []),
+    ],
+)
+def test_bash_completes(words, offered):
+    assert completed("stonemux", *words) == offered
+
+
+def test_bash_completes_files_where_a_flag_takes_one(tmp_path):
+    (tmp_path / "copy.db").touch()
+    assert completed("stonemux", "backup", "--output", f"{tmp_path}/co") == [f"{tmp_path}/copy.db"]
+
+
+def test_every_command_verb_and_flag_can_be_completed():
+    known = tree()
+    assert {row.name for row in cli.COMMANDS} | set(verbs.areas(OPERATIONS)) <= {word.text for word in known[""]}
+    for operation in OPERATIONS:
+        offered = {word.text for word in known[operation.name.replace(".", " ")]}
+        assert {verbs.flag(param) for param in operation.params} <= offered
+        assert {flag.typed for flag in (*flags.PLACE, *verbs.OUTPUT)} <= offered
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_names_everything(shell, capsys):
+    assert cli.main(["completion", shell], {}) == 0
+    told = capsys.readouterr().out
+    for text in ("requeue", "restore", "message", "accept-rollback", "claimed"):
+        assert text in told
+    assert not any(ord(one) < 32 and one != "\n" for one in told)
+
+
+# --- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_is_drawn_on_a_terminal_only_and_wiped_away():
+    stream = Terminal()
+    with progress.Progress("copying", 200, stream) as bar:
+        bar.show(50, "1 MiB")
+        bar.show(60, "2 MiB")
+    assert stream.getvalue() == "\rcopying  [######------------------]  25 %  1 MiB\x1b[K\r\x1b[K"
+    silent = io.StringIO()
+    with progress.Progress("copying", 200, silent) as bar:
+        bar.show(50)
+    assert silent.getvalue() == ""
+
+
+def test_a_bar_never_passes_its_end_and_tells_the_time_left():
+    bar = progress.Progress("x", 100, io.StringIO())
+    assert bar.line(500, "", 0) == f"x  [{'#' * 24}] 100 %"
+    assert bar.line(25, "a", 10_000) == f"x  [{'#' * 6}{'-' * 18}]  25 %  a, 30 s left"
+    assert progress.Progress("x", 0, io.StringIO()).line(7, "", 3000) == "x  7  3 s"
+
+
+def test_a_growing_file_is_watched(tmp_path, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.growing("copying", tmp_path, ".*.new", 4 * 2**20):
+        (tmp_path / ".a.new").write_bytes(bytes(2**20))
+        deadline = time.monotonic() + 5
+        while "25 %" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "copying  [######------------------]  25 %  1 MiB" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
