@@ -65,13 +65,13 @@ class Calls(Methods):
         timeout: float,
         environ: Mapping[str, str],
     ) -> None:
-        host, port = _address(url, environ)
+        host, port, tls_cert = _address(url, environ)
         self.agent = agent or environ.get("STONEMUX_AGENT") or None
         self._fresh_token = token if callable(token) else None
         self._token = (None if callable(token) else token) or environ.get("STONEMUX_TOKEN") or None
         self._budget_ms = round(timeout * 1000)
         self._clock = Clock()
-        self._pool = Pool(host, port)
+        self._pool = Pool(host, port, tls_cert)
         self._reached = False
         self._closed = False
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class Calls(Methods):
     @property
     def url(self) -> str:
         """Where the daemon is."""
-        return f"http://{self._pool.authority}"
+        return f"{self._pool.scheme}://{self._pool.authority}"
 
     def forget(self) -> None:
         """In a process that was forked: nothing of the parent's goes on here."""
@@ -301,18 +301,25 @@ class Calls(Methods):
                 self._clock.wait(self._closing, until)
 
 
-def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int]:
+def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str]:
+    """Host, port, and the file with the certificate, "" for a daemon without TLS."""
     if url is None:
         settings = load(None, environ, {})
-        return settings.host, settings.port
+        return settings.host, settings.port, settings.tls_cert
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
     except ValueError:
         parts, host, port = None, None, None
-    if parts is None or not host or parts.scheme != "http" or parts.path.strip("/") or parts.query or parts.username:
+    known = parts is not None and parts.scheme in ("http", "https")
+    if parts is None or not host or not known or parts.path.strip("/") or parts.query or parts.username:
         raise MuxError("bad_setting", f"{shown(url)} is no daemon's address; it looks like http://127.0.0.1:3392")
-    return host, 3392 if port is None else port
+    tls_cert = load(None, environ, {}).tls_cert if parts.scheme == "https" else ""
+    if parts.scheme == "https" and not tls_cert:
+        raise MuxError(
+            "bad_setting", f"{shown(url)} needs the daemon's certificate; name its file in STONEMUX_TLS_CERT"
+        )
+    return host, 3392 if port is None else port, tls_cert
 
 
 def _waited(operation: Operation, given: Mapping[str, Any]) -> int:

@@ -26,7 +26,8 @@ from stonemux.methods import Names, Record, StateWatchAnswer
 class Client(Calls):
     """A connection to a daemon, for any number of threads.
 
-    `url` is `http://HOST:PORT`, or just `HOST:PORT`; without one, STONEMUX_HOST and STONEMUX_PORT, then the settings
+    `url` is `http://HOST:PORT`, or just `HOST:PORT`, or `https://HOST:PORT` for a daemon with the certificate that
+    STONEMUX_TLS_CERT or the settings file names; without one, STONEMUX_HOST and STONEMUX_PORT, then the settings
     file decide, as they do for every command. `agent` is who acts where a call does not say (STONEMUX_AGENT), `token`
     what shows that one may (STONEMUX_TOKEN), or a function that gets one, called again when a token has run out.
     `timeout` is how many seconds a call may take, trying again included, beyond the time that it is asked to wait; 0

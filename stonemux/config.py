@@ -105,7 +105,8 @@ class Settings:
         default="127.0.0.1",
         metadata=_about(
             "server",
-            "Address to listen on; loopback only, because this version has no tokens to tell callers apart.",
+            "Address to listen on. Beyond loopback, callers need tokens, and the port TLS or insecure_http; the names "
+            "by which they come then belong in allowed_hosts.",
             kind="text",
             environment="STONEMUX_HOST",
         ),
@@ -137,6 +138,36 @@ class Settings:
             "A Unix socket to listen on, too, which only this user can reach; empty for none, because the port on "
             "loopback serves everybody.",
             kind="place",
+        ),
+    )
+    tls_cert: str = field(
+        default="",
+        metadata=_about(
+            "server",
+            "File with the certificate (and those between it and its root) as PEM: the port then speaks TLS, 1.2 or "
+            "newer. Commands on this machine and clients trust what stands in it. Empty for none, because on loopback "
+            "nobody listens in; read at start.",
+            kind="place",
+            environment="STONEMUX_TLS_CERT",
+        ),
+    )
+    tls_key: str = field(
+        default="",
+        metadata=_about(
+            "server",
+            "File with the certificate's key as PEM, not encrypted; empty when it stands in tls_cert. Clients do not "
+            "need it.",
+            kind="place",
+            environment="STONEMUX_TLS_KEY",
+        ),
+    )
+    insecure_http: bool = field(
+        default=False,
+        metadata=_about(
+            "server",
+            "Whether a host beyond loopback may be listened on without TLS; false, because everybody on the way could "
+            "read and change what is said. True where something else encrypts, such as a VPN or a proxy.",
+            kind="boolean",
         ),
     )
     max_connections: int = field(
@@ -530,6 +561,11 @@ class Settings:
         ),
     )
 
+    @property
+    def scheme(self) -> str:
+        """How its addresses begin."""
+        return "https" if self.tls_cert else "http"
+
 
 def _settings() -> tuple[Setting, ...]:
     defaults = Settings()
@@ -586,18 +622,26 @@ def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[
 
 
 def check_safe(settings: Settings) -> None:
-    """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) with `unsafe_environment`.
+    """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) unprotected, with `unsafe_environment`.
 
-    Whoever can connect may act as any agent, because this version has no tokens.
+    Tokens say who calls, and TLS keeps them, and all else that is said, between the two.
     """
     if is_loopback(settings.host):
         return
-    raise MuxError(
-        "unsafe_environment",
-        f"server.host is {_shown(settings.host)}, which is not on loopback: anybody who reaches it could act as any "
-        "agent, because this version has no tokens; use 127.0.0.1, ::1 or localhost",
-        setting="server.host",
-    )
+    if settings.auth_tokens == "off":
+        raise MuxError(
+            "unsafe_environment",
+            f"server.host is {_shown(settings.host)}, which is not on loopback, and auth.tokens is off: anybody who "
+            'reaches it could act as any agent; set auth.tokens to "auto", or listen on 127.0.0.1, ::1 or localhost',
+            setting="auth.tokens",
+        )
+    if not settings.tls_cert and not settings.insecure_http:
+        raise MuxError(
+            "unsafe_environment",
+            f"server.host is {_shown(settings.host)}, which is not on loopback: everybody on the way could read and "
+            "change what is said there; set server.tls_cert, or --insecure-http where something else encrypts",
+            setting="server.host",
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -869,6 +913,12 @@ _ORDER = (
 
 
 def _refuse_contradictions(settings: Settings) -> None:
+    if settings.tls_key and not settings.tls_cert:
+        raise MuxError(
+            "bad_setting",
+            "server.tls_key is set and server.tls_cert is not, so nothing would be encrypted; name both",
+            setting="server.tls_key",
+        )
     for small, large, why in _ORDER:
         low, high = getattr(settings, small), getattr(settings, large)
         if low > high:

@@ -33,6 +33,8 @@ from stonemux.readiness import Ready
 from stonemux.schema import BODY_LIMIT
 
 RECEIVE = 16 * 1024
+HEARD_OUT = 64 * 1024
+"""Bytes of later requests that are read ahead of an answer that hands something out."""
 IDLE_MS = 15_000
 HEAD_MS = 5_000
 BODY_MS = 10_000
@@ -42,6 +44,44 @@ DRAIN_BYTES = 256 * 1024
 VERDICT_MS = 3
 MOST_REQUESTS = 1000
 """Requests served on one connection."""
+
+
+class Socket(Protocol):
+    """What a connection needs of a socket: the system's own, or one that speaks TLS (`tls`)."""
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+
+    def fileno(self) -> int:
+        """The descriptor; system calls on it concern the bytes that travel."""
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Whether calls may wait."""
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """Let calls wait so long."""
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
+        """Set an option."""
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """Read an option."""
+
+    def recv(self, most: int, flags: int = ..., /) -> bytes:
+        """What has come, b"" after the peer's end; raises BlockingIOError when there is nothing yet."""
+
+    def send(self, data: bytes, /) -> int:
+        """How many of these bytes are on their way; raises BlockingIOError when none can be, to be called again."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Send all of it, waiting as long as it takes; not to be mixed with `send`."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Door(Protocol):
@@ -106,7 +146,7 @@ class Connection:
         "sock",
     )
 
-    def __init__(self, door: Door, sock: socket.socket) -> None:
+    def __init__(self, door: Door, sock: Socket) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -353,8 +393,8 @@ class Connection:
         with self.lock:
             if flight is not None:
                 self._flights.append(flight)
-                if not self._closed and _has_ended(self.sock):
-                    self._close(arrived=False)
+                if not self._closed:
+                    self._hear_out()
             self._closing = self._closing or close
             self._answering = True
             if self._closed:
@@ -367,6 +407,21 @@ class Connection:
         self._tell()
         if again:
             self._door.revisit(self)
+
+    def _hear_out(self) -> None:
+        """Take in what the client has said so far: only what it says after an answer can be a receipt for it."""
+        while len(self._buffer) < HEARD_OUT:
+            try:
+                data = self.sock.recv(RECEIVE)
+            except BlockingIOError:
+                self._drained = True
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._close(arrived=False)
+                return
+            self._buffer += data
 
     def _put(self, data: bytes) -> None:
         self._unsent += data
@@ -397,11 +452,15 @@ class Connection:
         if self._closing or self._door.stopping:
             self._draining, self._phase = True, "draining"
             self._due(SEND_MS if self._flights else DRAIN_MS)
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
+            self._end_output()
         else:
             self._phase = "idle"
             self._due(IDLE_MS)
+
+    def _end_output(self) -> None:
+        """Tell the client that nothing more comes."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def park(self, watch: Watch) -> None:
         """The running request is about to sleep on `watch`; raises Hangup when the client is gone already."""
@@ -422,7 +481,7 @@ class Connection:
             self._close(arrived=False)
         self._tell()
 
-    def detach(self) -> socket.socket:
+    def detach(self) -> Socket:
         """Give the socket away; this connection is over without closing it.
 
         Nobody will know whether an answer that was pipelined before arrived, so what went with it is lost.
@@ -467,7 +526,7 @@ class Connection:
         self.sock.close()
 
 
-def end(sock: socket.socket, *, whole: bool) -> None:
+def end(sock: Socket, *, whole: bool) -> None:
     """Close a socket that was detached: in good order after a whole answer, else so that nobody takes it for whole."""
     with contextlib.suppress(OSError):
         if whole:
@@ -479,7 +538,7 @@ def end(sock: socket.socket, *, whole: bool) -> None:
     sock.close()
 
 
-def _has_ended(sock: socket.socket) -> bool:
+def _has_ended(sock: Socket) -> bool:
     """Whether the client has closed its side already (nothing is taken from the socket)."""
     try:
         return not sock.recv(1, socket.MSG_PEEK)
@@ -489,7 +548,7 @@ def _has_ended(sock: socket.socket) -> bool:
         return True
 
 
-def _has_taken_all(sock: socket.socket) -> bool:
+def _has_taken_all(sock: Socket) -> bool:
     """Whether the client is there and its system has acknowledged every byte; False where that cannot be told."""
     if not sys.platform.startswith("linux") or _has_ended(sock):
         return False

@@ -77,7 +77,7 @@ class Daemon:
     def url(self) -> str:
         """Where it listens."""
         host = self.settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+        return f"{self.settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
 
     def _fail(self, error: MuxError) -> None:
         """The storage can no longer be trusted: stop, with its exit status."""

@@ -227,11 +227,16 @@ def _marker(patient: Patient) -> Iterator[Finding]:
         yield Finding("database", OK, "there is none yet")
 
 
+def _ask_health(settings: Settings) -> dict[str, Any]:
+    health = operations.BY_NAME["health"]
+    return pool.ask(settings.host, settings.port, health, {}, tls_cert=settings.tls_cert, timeout=3)
+
+
 def _daemon(patient: Patient) -> Iterator[Finding]:
     holder = datadir.noted_pid(patient.path)
     who = f"pid {holder}" if holder else "pid unknown"
     try:
-        health = pool.ask(patient.settings.host, patient.settings.port, operations.BY_NAME["health"], {}, timeout=3)
+        health = _ask_health(patient.settings)
     except MuxError as error:
         if patient.held:
             found = f"a daemon ({who}) holds {patient.path}, but none answers at {_address(patient)}"

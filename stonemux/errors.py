@@ -50,6 +50,7 @@ FAILURES: dict[str, Failure] = {
     "missing_field": Failure(400, 2, "A required parameter is missing."),
     "reserved_name": Failure(400, 2, "The name is kept for agent channels or for the daemon."),
     "te_and_cl": Failure(400, 2, "The request has both Transfer-Encoding and Content-Length."),
+    "tls_required": Failure(400, 2, "The port speaks TLS, and the request came without."),
     "truncated_body": Failure(400, 2, "The connection ended before the body did."),
     "unknown_field": Failure(400, 2, "The operation has no parameter of that name; the nearest one is told."),
     "webhook_url_forbidden": Failure(400, 2, "The URL is malformed, or leads where nothing may be delivered."),

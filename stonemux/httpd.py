@@ -30,6 +30,7 @@ import socketserver
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +50,7 @@ from stonemux.schema import BODY_LIMIT
 log = logging.getLogger("stonemux")
 
 _T = TypeVar("_T")
+_Connect = Callable[[socket.socket], Connection]
 
 SWEEP_MS = 250
 """Deadlines of connections are looked at no more often than this, and only while there are any."""
@@ -60,6 +62,8 @@ STOP_MS = 1000
 """How long running requests may take to end when the daemon stops."""
 IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
+"""A fatal "internal error": all that can be said to a TLS client without a handshake."""
 
 
 class Server(ThreadingHTTPServer):
@@ -73,6 +77,15 @@ class Server(ThreadingHTTPServer):
         """Bind to the address in the settings; raises `address_in_use` when somebody else listens there."""
         self.mux = mux
         self.ticks_ms = mux.clock.ticks_ms
+        self.stopping = False
+        self._connect: _Connect = partial(Connection, self)
+        self._secure: _Connect = self._connect
+        """What makes a connection of a socket that came over the network."""
+        if mux.settings.tls_cert:
+            from stonemux import tls  # nobody else need wait for it
+
+            secrets = tls.context(mux.settings.tls_cert, mux.settings.tls_key)
+            self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
         host, port = mux.settings.host, mux.settings.port
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -106,11 +119,10 @@ class Server(ThreadingHTTPServer):
         local = frozenset(f"{name.lower()}:{self.port}" for name in names)
         # A browser always names a port that is not 80, so a Host without one comes from a program.
         self.hosts = local | frozenset(name.lower() for name in names)
-        self.origins = frozenset(f"http://{name}" for name in local)
+        self.origins = frozenset(f"{mux.settings.scheme}://{name}" for name in local)
         self.streamer = sse.Streamer(mux)
         self.lot = Lot(mux, self._ring_from_elsewhere)
         """The calls that wait."""
-        self.stopping = False
         self._openapi = b""
         self.mcp = mcp.Layer(offer.registry(mux.settings))
         """What answers MCP; a test may put a layer with other things in its place."""
@@ -279,14 +291,14 @@ class Server(ThreadingHTTPServer):
             if self.stopping:
                 sock.close()
                 return
-            self._welcome(sock)
+            self._welcome(sock, self._secure if listener is self.socket else self._connect)
 
-    def _welcome(self, sock: socket.socket) -> None:
+    def _welcome(self, sock: socket.socket, connect: _Connect) -> None:
         """Take a new connection in, or refuse it when there is no room to be made."""
         if len(self._connections) >= self.mux.settings.max_connections and not self._make_room():
-            self._turn_away(sock)
+            self._turn_away(sock, TLS_ALERT if connect is not self._connect else b"")
             return
-        connection = Connection(self, sock)
+        connection = connect(sock)
         with self._lock:
             self._connections[sock.fileno()] = connection
         self._ready.add(sock.fileno())
@@ -301,7 +313,7 @@ class Server(ThreadingHTTPServer):
         min(idle, key=lambda pair: pair[0])[1].hang_up()
         return True
 
-    def _turn_away(self, sock: socket.socket) -> None:
+    def _turn_away(self, sock: socket.socket, words: bytes) -> None:
         error = MuxError(
             "too_many_connections",
             f"the daemon has {self.mux.settings.max_connections} connections, the limit (server.max_connections), and "
@@ -311,7 +323,7 @@ class Server(ThreadingHTTPServer):
         )
         sock.setblocking(False)
         with contextlib.suppress(OSError):
-            sock.send(refusal(error, self.request_id()))
+            sock.send(words or refusal(error, self.request_id()))
             sock.shutdown(socket.SHUT_WR)
             sock.recv(65536)  # unread bytes would turn the orderly end into a reset and destroy the answer
         sock.close()

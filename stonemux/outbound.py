@@ -181,6 +181,7 @@ class Outbound:
             "STONEMUX_HOST": settings.host,
             "STONEMUX_MESSAGE_ID": str(row["message_id"]),
             "STONEMUX_PORT": str(self._mux.endpoints.own_port or settings.port),
+            **({"STONEMUX_TLS_CERT": settings.tls_cert} if settings.tls_cert else {}),
             "STONEMUX_UNREAD": str(row["unread"]),
             "STONEMUX_WEBHOOK_ID": row["wire_id"],
         }

@@ -15,13 +15,16 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from stonemux import launch
 from stonemux.clock import Clock
 from stonemux.errors import FAILURES, MuxError
 from stonemux.schema import Operation
+
+if TYPE_CHECKING:
+    from stonemux.trust import Trust
 
 KEPT = 8
 """Most idle connections in a pool."""
@@ -44,10 +47,14 @@ class NoAnswer(Exception):
 class Pool:
     """Connections to one daemon, for any number of threads. `_lock` guards the idle ones."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls_cert: str = "") -> None:
+        """`tls_cert` is a file with the certificate of a daemon that speaks TLS."""
         self.host = host
         self.port = port
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.scheme = "https" if tls_cert else "http"
+        self._tls_cert = tls_cert
+        self._trust: Trust | None = None
         self._clock = Clock()
         self._lock = threading.Lock()
         self._idle: list[tuple[int, socket.socket]] = []
@@ -69,10 +76,21 @@ class Pool:
             sock.close()
         try:
             sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
-        except OSError as trouble:
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return self._secured(sock) if self._tls_cert else sock
+            except BaseException:
+                sock.close()
+                raise
+        except (OSError, ValueError) as trouble:
             raise NoAnswer(str(trouble)) from trouble
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
+
+    def _secured(self, sock: socket.socket) -> socket.socket:
+        if self._trust is None:
+            from stonemux.trust import Trust  # loads OpenSSL
+
+            self._trust = Trust(self._tls_cert, self.host)
+        return self._trust.secure(sock)
 
     def keep(self, sock: socket.socket) -> None:
         """Take an idle connection back."""
@@ -285,7 +303,15 @@ def _is_quiet(sock: socket.socket) -> bool:
     return not poller.poll(0)
 
 
-def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
+def ask(
+    host: str,
+    port: int,
+    operation: Operation,
+    given: dict[str, Any],
+    *,
+    tls_cert: str = "",
+    timeout: float = 10.0,
+) -> dict[str, Any]:
     """Call one operation on a daemon and return its answer.
 
     Raises the MuxError that the daemon answered, or `unreachable` when none answers within `timeout` seconds.
@@ -293,7 +319,7 @@ def ask(host: str, port: int, operation: Operation, given: dict[str, Any], *, ti
     query = f"?{urlencode(given)}" if operation.method == "GET" and given else ""
     body = json.dumps(given).encode() if operation.method == "POST" else None
     headers = {"Content-Type": "application/json"} if body is not None else {}
-    pool = Pool(host, port)
+    pool = Pool(host, port, tls_cert)
     try:
         with pool.exchange() as exchange:
             exchange.request(operation.method, operation.path + query, body, headers, timeout=timeout)

@@ -30,7 +30,7 @@ class Remote:
     """A daemon, and the token to show it, if any. `replayed`: whether the last answer was that of an earlier call."""
 
     def __init__(self, settings: Settings, token: str | None) -> None:
-        self._pool = Pool(settings.host, settings.port)
+        self._pool = Pool(settings.host, settings.port, settings.tls_cert)
         self._token = token
         self.replayed = False
 

@@ -281,7 +281,8 @@ class Keeper:
 
     def _answers(self) -> bool:
         try:
-            pool.ask(self._settings.host, self._settings.port, operations.BY_NAME["health"], {}, timeout=2)
+            at = self._settings
+            pool.ask(at.host, at.port, operations.BY_NAME["health"], {}, tls_cert=at.tls_cert, timeout=2)
         except MuxError:
             return False
         return True

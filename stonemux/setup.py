@@ -27,7 +27,7 @@ from stonemux.schema import KINDS, Param
 
 NAME = "stonemux"
 SYNTAXES: Mapping[str, Any] = {"json": jsonc, "toml": tomltext}
-HANDED_ON = ("host", "port", "data_dir", "config")
+HANDED_ON = ("host", "port", "data_dir", "config", "tls_cert")
 """Settings that reach the daemon through the entry's environment, as STONEMUX_HOST and so on."""
 OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *(f"STONEMUX_{name.upper()}" for name in HANDED_ON))
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")

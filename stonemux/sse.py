@@ -22,6 +22,7 @@ import threading
 from typing import Any, NamedTuple
 
 from stonemux import events, monitor
+from stonemux.connection import Socket
 from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
@@ -80,7 +81,7 @@ class Stream:
 
     __slots__ = ("blocked_since", "cursor", "permit", "sock", "spoke_at", "unsent", "wanted")
 
-    def __init__(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
+    def __init__(self, sock: Socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         self.sock = sock
         self.permit = permit
         self.wanted = wanted
@@ -116,7 +117,7 @@ class Streamer:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, sock: socket.socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
+    def add(self, sock: Socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`.
 
         The stream holds a place among the waiters, which is given back when it ends.

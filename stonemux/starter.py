@@ -62,7 +62,7 @@ class Starter:
 
     def answers(self) -> bool:
         """Whether a stonemux daemon answers at the address."""
-        pool = Pool(self._settings.host, self._settings.port)
+        pool = Pool(self._settings.host, self._settings.port, self._settings.tls_cert)
         try:
             with pool.exchange() as exchange:
                 exchange.request("GET", "/health", timeout=HEALTH_S)

@@ -48,7 +48,7 @@ class Pipe:
     def __init__(self, settings: Settings, config: Path | None, environ: Mapping[str, str], output: BinaryIO) -> None:
         self._settings = settings
         self._clock = Clock()
-        self._pool = Pool(settings.host, settings.port)
+        self._pool = Pool(settings.host, settings.port, settings.tls_cert)
         self._starter = Starter(settings, config, environ)
         self._output = output
         self._agent = environ.get("STONEMUX_AGENT", "")

@@ -53,7 +53,7 @@ def _directly(directory: DataDir, output: Path | None) -> dict[str, Any]:
 
 def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, Any]:
     operation = operations.BY_NAME["admin.backup"]
-    answer = pool.ask(settings.host, settings.port, operation, {}, timeout=PATIENCE_S)
+    answer = pool.ask(settings.host, settings.port, operation, {}, tls_cert=settings.tls_cert, timeout=PATIENCE_S)
     made = Path(answer["path"])
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
         raise MuxError(

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
+from raw import OVER_TLS
+from tls_client import CERT, KEY
 
 from stonemux import timekeeper
 from stonemux.config import Settings
@@ -41,6 +43,8 @@ class Program:
     def __init__(self, path: Path, **settings: Any) -> None:
         self.path = path
         self.clock = FakeClock()
+        if OVER_TLS:
+            settings = {"tls_cert": CERT, "tls_key": KEY, **settings}
         self.settings = replace(Settings(), data_dir=path, port=0, **settings)
         if not path.exists():
             shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))

@@ -21,6 +21,8 @@ from urllib.parse import urlencode
 
 import pytest
 import shapes
+from raw import OVER_TLS
+from tls_client import CERT, trusting
 
 from stonemux import cli, door, operations, screen
 from stonemux.client import Client
@@ -47,6 +49,13 @@ def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
     """Register agents."""
     for agent_id in agents:
         face.call("agent.register", agent_id=agent_id, **given)
+
+
+def connect(port: int) -> http.client.HTTPConnection:
+    """A new connection, which speaks TLS where the tests' programs do."""
+    if OVER_TLS:
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting())
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=10)
 
 
 def _exchange(
@@ -128,7 +137,7 @@ class OverHttp:
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own: status, headers (lower-case names) and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = connect(self.port)
         try:
             answer = _exchange(connection, method, path, body, headers or {})
             if path.startswith("/msg/poll"):
@@ -192,10 +201,11 @@ class OverHttp:
 
 def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
     """One POST /mcp, acknowledged without a clock having to move: status, headers (lower-case names) and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = connect(port)
     try:
         connection.request("POST", "/mcp", body, headers)
-        with connection.sock.dup() as sock:
+        sock = connection.sock
+        with sock.makefile():  # which keeps it open when the answer closes the connection
             response = connection.getresponse()
             data = response.read()
             with suppress(BrokenPipeError):
@@ -331,7 +341,7 @@ class OverCli(OverHttp):
     def call(self, name: str, /, **given: Any) -> Any:
         operation = operations.BY_NAME[name]
         given = wire_names(given)
-        environ = {"HOME": "/nowhere", "STONEMUX_PORT": str(self.port)}
+        environ = {"HOME": "/nowhere", "STONEMUX_PORT": str(self.port), "STONEMUX_TLS_CERT": CERT if OVER_TLS else ""}
         with _caught() as (out, err):
             status = cli.main([*name.split("."), *_words(operation, given), "--json"], environ)
         if operation.kind in ("text", "lines") and status == 0:

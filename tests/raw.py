@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import select
 import socket
 import struct
@@ -15,7 +16,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from tls_client import TlsSocket
+
 PATIENCE_S = 5.0
+OVER_TLS = bool(os.environ.get("STONEMUX_TESTS_OVER_TLS"))
+"""Whether the tests' programs have a certificate, and their clients speak TLS (`deep/test_over_tls.py`)."""
 
 
 def eventually(holds: Callable[[], Any], what: str = "") -> Any:
@@ -67,9 +72,11 @@ def post(path: str, fields: dict[str, Any] | bytes, *lines: str) -> bytes:
 class Raw:
     """One connection."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = OVER_TLS) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            self.sock = TlsSocket(self.sock)
         self.buffer = b""
 
     def __enter__(self) -> Raw:
@@ -167,3 +174,8 @@ class Raw:
 def unread(sock: socket.socket) -> int:
     """How many bytes wait in a socket to be read."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes a socket has sent, or is to send, that the other system has not acknowledged."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])

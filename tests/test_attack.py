@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from attack import crash, receipts, wakeups
-from attack.victim import Victim
+from attack.victim import WITH_TLS, Victim
 
 
 def test_fault_33_kills_under_load_lose_and_double_nothing(tmp_path):
@@ -24,6 +24,13 @@ def test_fault_27_polls_left_behind_lose_nothing(victim):
     outcome = receipts.attack(victim.port, seed=27, polls=300)
     assert not outcome.violations
     assert outcome.counts["abandoned"] == 300
+
+
+def test_fault_27_polls_left_behind_over_tls_lose_nothing(tmp_path):
+    with Victim(tmp_path / "data", environ=WITH_TLS) as victim:
+        outcome = receipts.attack(victim.port, seed=27, polls=120, tls=True)
+        assert not outcome.violations
+        assert victim.stop() == 0
 
 
 def test_nobody_sleeps_through_what_he_waits_for(victim):

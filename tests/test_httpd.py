@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import socket
+import ssl
 import threading
 import urllib.error
 import urllib.parse
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 from conftest import Program
 from faces import Direct, OverHttp
-from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
+from raw import OVER_TLS, PATIENCE_S, Answer, Raw, eventually, get, post, request, unacknowledged, unread
+from tls_client import trusting
 
 from stonemux import connection, httpd
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
@@ -30,6 +32,8 @@ from stonemux.transaction import Job
 HEALTH = get("/health")
 POLL = get("/msg/poll?agent_id=bob&timeout=0")
 LONG_POLL = get("/msg/poll?agent_id=bob&timeout=30")
+
+SCHEME = "https" if OVER_TLS else "http"
 
 _numbers = itertools.count()
 
@@ -78,6 +82,23 @@ class Served:
         """Wait until `holds()`, while time passes in steps."""
         eventually(lambda: holds() or (self.pass_time(step) and False))
 
+    def until_acknowledged(self) -> None:
+        """Wait until the clients' systems have acknowledged every byte, which they may put off for 40 ms."""
+        eventually(lambda: not any(unacknowledged(each.sock) for each in list(self.server._connections.values())))
+
+    def turns_away(self) -> None:
+        """A new connection is refused for want of room; over TLS there are no words, only an alert."""
+        if OVER_TLS:
+            with pytest.raises(ssl.SSLError, match="alert internal error"):
+                self.connect()
+            return
+        raw = self.connect()
+        got = raw.answer()
+        assert (got.status, got.code) == (503, "too_many_connections")
+        assert (got.headers["retry-after"], got.headers["connection"]) == ("1", "close")
+        assert got.json["error"]["limit"] == 4
+        assert raw.has_ended()
+
     def settle(self) -> None:
         """Let every connection end whose client has closed it."""
         if not self.server.stopping:
@@ -107,6 +128,11 @@ class Served:
         assert self.contents() == before
         self.still_serves()
         return got
+
+
+def system_socket(sock: Any) -> Any:
+    """What is under the TLS, if there is any."""
+    return getattr(sock, "raw", sock)
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +275,7 @@ def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
     for raw in busy:
         raw.send(message("queued"))
     eventually(lambda: len(served.mux.store._queue) == 4)
-    assert served.ask(HEALTH).code == "too_many_connections"
+    served.turns_away()
     go_on.set()
     assert [raw.answer().status for raw in busy] == [200] * 4
     done.result(PATIENCE_S)
@@ -388,12 +414,7 @@ def test_a_connection_is_refused_when_none_is_idle(serve):
     for raw in parked:
         raw.send(LONG_POLL)
     served.clock.until_parked(4)
-    raw = served.connect()
-    got = raw.answer()
-    assert (got.status, got.code) == (503, "too_many_connections")
-    assert (got.headers["retry-after"], got.headers["connection"]) == ("1", "close")
-    assert got.json["error"]["limit"] == 4
-    assert raw.has_ended()
+    served.turns_away()
     served.pass_time(30_000)
     assert [raw.answer().json for raw in parked] == [{"messages": []}] * 4
     served.still_serves()
@@ -553,11 +574,11 @@ def test_a_configured_name_is_admitted(serve):
     served = serve(allowed_hosts=("mux.example",))
     assert served.ask(request("GET", "/health", host="mux.example")).status == 200
     assert served.ask(request("GET", "/health", host=f"mux.example:{served.port}")).status == 200
-    origin = f"Origin: http://mux.example:{served.port}"
+    origin = f"Origin: {SCHEME}://mux.example:{served.port}"
     assert served.ask(request("GET", "/health", origin, host="mux.example")).status == 200
 
 
-@pytest.mark.parametrize("line", ["Origin: http://localhost:{port}", "Sec-Fetch-Site: same-origin"])
+@pytest.mark.parametrize("line", [f"Origin: {SCHEME}://localhost:{{port}}", "Sec-Fetch-Site: same-origin"])
 def test_pages_of_this_server_are_admitted(served, line):
     assert served.ask(get("/health", line.format(port=served.port))).status == 200
 
@@ -799,7 +820,7 @@ def test_i5_a_client_that_reads_half_and_goes_gets_the_same_again(served):
     message_id = served.send("x" * 1000)
     raw = served.connect()
     taken_by(raw)
-    assert len(raw.sock.recv(100)) == 100
+    assert len(system_socket(raw.sock).recv(100)) == 100
     raw.close()
     assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
 
@@ -856,6 +877,7 @@ def test_i5_silence_after_an_answer_that_arrived_settles(served):
     message_id = served.send()
     raw = served.connect()
     assert len(raw.ask(POLL).json["messages"]) == 1
+    served.until_acknowledged()
     served.eventually(lambda: served.status_of(message_id) == "acked", step=5_000)
 
 
@@ -873,6 +895,7 @@ def test_i5_making_room_for_others_is_no_loss_to_one_who_has_read(serve):
     message_id = served.send()
     raw = served.connect()
     assert len(raw.ask(POLL).json["messages"]) == 1
+    served.until_acknowledged()
     others = []
     while not others or raw.is_silent(0):
         served.pass_time(1)
@@ -1217,7 +1240,7 @@ def test_a_connection_that_fails_harms_no_other(served, monkeypatch, caplog):
     one, other = served.connect(), served.connect()
     assert one.ask(HEALTH).status == other.ask(HEALTH).status == 200
     found = list(served.server._connections.values())
-    (broken,) = [each for each in found if each.sock.getpeername() == one.sock.getsockname()]
+    (broken,) = [each for each in found if system_socket(each.sock).getpeername() == one.sock.getsockname()]
     stir = Connection.stir
 
     def fail_once(self: Connection, ready: Ready) -> None:
@@ -1358,7 +1381,7 @@ class AnewEachTime:
     """As frameworks do it: urllib, a new connection for each call, optional fields sent as null."""
 
     def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
+        self._base = f"{SCHEME}://127.0.0.1:{port}"
 
     def post(self, path: str, **fields: Any) -> tuple[int, Any]:
         operation = next(op for op in OPERATIONS if op.path == path)
@@ -1373,7 +1396,7 @@ class AnewEachTime:
 
     def _call(self, request: urllib.request.Request) -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S, context=trusting()) as response:
                 return response.status, json.loads(response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -1388,6 +1411,8 @@ class KeptAlive:
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("localhost", port, timeout=PATIENCE_S)
+        if OVER_TLS:
+            self._connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE_S, context=trusting())
         self._connection.connect()
         self._sock = self._connection.sock
 

@@ -43,6 +43,7 @@ LAYERS: tuple[set[str], ...] = (
         "addresses",
         "endpoints",
         "signature",
+        "trust",
     },
     {"transaction", "opening", "blotter", "payload", "pool", "mcp", "setup", "operations", "flags", "screen"},
     # the Python client
@@ -67,7 +68,7 @@ LAYERS: tuple[set[str], ...] = (
     # what runs by itself; streams
     {"timekeeper", "sse", "outbound"},
     # faces
-    {"exchange", "offer"},
+    {"exchange", "offer", "tls"},
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
@@ -85,7 +86,8 @@ ONLY = {
     "secrets": {"clock"},
     # search catches what a SQLite without FTS5 raises
     "sqlite3": {"opening", "migration", "transaction", "store", "search", "copies", "doctor"},
-    "socket": {"addresses", "connection", "courier", "httpd", "local", "pool", "sse"},
+    "socket": {"addresses", "connection", "courier", "httpd", "local", "pool", "sse", "tls", "trust"},
+    "ssl": {"courier", "tls", "trust"},
     "socketserver": {"httpd"},
     "select": {"pool", "readiness", "sse", "probe", "commands.top"},
     "http.server": {"httpd"},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from faces import post_mcp
+from raw import Raw as Connected
 
 from stonemux import mcp
 
@@ -95,7 +96,9 @@ def test_whoever_takes_json_is_served(client, accept):
 
 
 def test_a_local_origin_is_welcome(client):
-    assert client.post(ask("ping"), Origin=f"http://localhost:{client.http.port}")[0] == 200
+    assert (
+        client.post(ask("ping"), Origin=f"{client.http.mux.settings.scheme}://localhost:{client.http.port}")[0] == 200
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"a":1,"a":2}', b"[" * 100 + b"]" * 100, b"NaN"])
@@ -221,7 +224,7 @@ class Raw:
 
     def __init__(self, http, message: dict[str, Any], accept: str = BOTH) -> None:
         body = json.dumps(message).encode()
-        self.sock = socket.create_connection(("127.0.0.1", http.port), timeout=5)
+        self.sock = Connected(http.port).sock
         self.sock.sendall(
             b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\n"
             b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b" % (http.port, accept.encode(), len(body), body)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import Program
 from faces import Direct, OverHttp
-from raw import PATIENCE_S, Raw, eventually, get, request
+from raw import OVER_TLS, PATIENCE_S, Raw, eventually, get, request
+from tls_client import TlsSocket
 
 from stonemux import events, sse
 from stonemux.errors import MuxError
@@ -37,6 +38,8 @@ class Reader(Raw):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
             self.sock.settimeout(PATIENCE_S)
             self.sock.connect(("127.0.0.1", port))
+            if OVER_TLS:
+                self.sock = TlsSocket(self.sock)
             self.buffer = b""
         self.send(get(target, "Accept: text/event-stream", *lines))
         self.status, self.headers = self.head()

@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log-format", choices=("text", "json"), help="how log lines look")
     parser.add_argument(
+        "--insecure-http",
+        action="store_const",
+        const="true",
+        help="listen beyond loopback without TLS, where something else encrypts",
+    )
+    parser.add_argument(
         "--accept-rollback",
         action="store_true",
         help="start although the database is older than its directory remembers",

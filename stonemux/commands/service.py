@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux import service, setup
 
     settings = flags.settings(options, environ)
-    given = {name: getattr(options, name) for name in setup.HANDED_ON}
+    given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
     words = service.words_for(environ, given, Path.cwd())
     keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
     if options.action == "install":

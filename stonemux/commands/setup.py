@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     wanted, folder = None, Path.cwd()
     if not options.remove:
         flags.settings(options, environ)  # refuses what the configured command would refuse
-        given = {name: getattr(options, name) for name in setup.HANDED_ON}
+        given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
         wanted = setup.launch_for(environ, given, folder, options.agent)
     job = setup.Job(CLIENTS[options.client], options.scope, wanted, environ, folder)
     setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=print)

@@ -25,8 +25,10 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     settings = flags.settings(options, environ)
     try:
-        health = pool.ask(settings.host, settings.port, operations.BY_NAME["health"], {})
-        stats = pool.ask(settings.host, settings.port, operations.BY_NAME["stats"], {})
+        health, stats = (
+            pool.ask(settings.host, settings.port, operations.BY_NAME[name], {}, tls_cert=settings.tls_cert)
+            for name in ("health", "stats")
+        )
     except MuxError as error:
         if error.code != "unreachable":
             raise

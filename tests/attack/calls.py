@@ -8,6 +8,8 @@ import time
 from typing import Any
 from urllib.parse import urlencode
 
+from tls_client import trusting
+
 
 class NotSentError(Exception):
     """Nobody listened: the call had no effect."""
@@ -20,8 +22,8 @@ class UnknownError(Exception):
 class Client:
     """One kept-alive connection, opened anew after each accident."""
 
-    def __init__(self, port: int, timeout: float = 10) -> None:
-        self._port, self._timeout = port, timeout
+    def __init__(self, port: int, timeout: float = 10, *, tls: bool = False) -> None:
+        self._port, self._timeout, self._tls = port, timeout, tls
         self._connection: http.client.HTTPConnection | None = None
         self.opened = 0
         """How many connections were opened so far."""
@@ -62,6 +64,10 @@ class Client:
     def _connect(self) -> http.client.HTTPConnection:
         if self._connection is None:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
+            if self._tls:
+                connection = http.client.HTTPSConnection(
+                    "127.0.0.1", self._port, timeout=self._timeout, context=trusting()
+                )
             try:
                 connection.connect()
             except OSError as trouble:

@@ -8,18 +8,24 @@ import socket
 import struct
 from typing import Any
 
+from tls_client import TlsSocket
+
 
 class Half:
-    """A poll that was asked for; nothing of its answer is read until somebody does."""
+    """A poll that was asked for; nothing of its answer is read until somebody does.
 
-    def __init__(self, port: int, target: str) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    `tls` says how a client with TLS reads: "gulps" takes what its system has, "sips" one record after the other.
+    """
+
+    def __init__(self, port: int, target: str, tls: str = "") -> None:
+        self.system = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.system.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock: Any = TlsSocket(self.system, sips=tls == "sips") if tls else self.system
         self._data = b""
         try:
             self.ask(target)
         except OSError:
-            self.sock.close()
+            self.system.close()
             raise
 
     def ask(self, target: str) -> None:
@@ -28,8 +34,8 @@ class Half:
 
     def read_some(self, count: int) -> None:
         """Read up to this many bytes of the answer, if there are any yet."""
-        if select.select([self.sock], [], [], 0.05)[0]:
-            self.sock.recv(count)
+        if select.select([self.system], [], [], 0.05)[0]:
+            self.system.recv(count)
 
     def read_all(self) -> list[dict[str, Any]]:
         """The messages of the whole answer; ConnectionError when it never comes to its end."""
@@ -51,13 +57,17 @@ class Half:
 
     def end(self) -> None:
         """An orderly end; with something unread, the system makes a reset of it."""
-        self.sock.close()
+        self.system.close()
+
+    def goodbye(self) -> None:
+        """Over TLS: say that nothing more will be said or read. Many libraries do so just before they close."""
+        self.sock.goodbye()
 
     def reset(self) -> None:
         """A reset."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        self.system.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.system.close()
 
     def half_close(self) -> None:
         """Say that nothing more will be said, and go on reading."""
-        self.sock.shutdown(socket.SHUT_WR)
+        self.system.shutdown(socket.SHUT_WR)

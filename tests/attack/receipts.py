@@ -6,6 +6,7 @@ another request, must never come again.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -21,11 +22,11 @@ SMALL = 200
 class Abandoner(threading.Thread):
     """One inbox, and polls of it of which most are left behind."""
 
-    def __init__(self, port: int, name: str, seed: int, polls: int) -> None:
+    def __init__(self, port: int, name: str, seed: int, polls: int, *, tls: bool) -> None:
         super().__init__(name=name, daemon=True)
-        self.port, self.polls = port, polls
+        self.port, self.polls, self.tls = port, polls, tls
         self.chance = random.Random(f"{seed}/{name}")
-        self.client = Client(port)
+        self.client = Client(port, tls=tls)
         self.sent: list[int] = []
         self.read: dict[int, bool] = {}
         """What was read whole, and whether the daemon must know that."""
@@ -55,11 +56,15 @@ class Abandoner(threading.Thread):
         finally:
             self.client.close()
 
+    def poll(self, timeout: int) -> Half:
+        """A poll of this inbox."""
+        return Half(self.port, f"{self.target}{timeout}", self.chance.choice(("gulps", "sips")) if self.tls else "")
+
     # -- ways to leave
 
     def before(self) -> None:
         """Leave while it waits; the mail comes afterwards."""
-        poll = Half(self.port, self.target + "2")
+        poll = self.poll(2)
         self.pause(2)
         self.leave(poll)
         self.pause(0.3)
@@ -67,7 +72,7 @@ class Abandoner(threading.Thread):
 
     def during(self) -> None:
         """Leave at the moment in which the mail comes."""
-        poll = Half(self.port, self.target + "2")
+        poll = self.poll(2)
         self.pause(2)
         sending = threading.Thread(target=self.send)
         sending.start()
@@ -78,21 +83,21 @@ class Abandoner(threading.Thread):
     def right_after(self) -> None:
         """Leave just after asking, when the answer is ready."""
         self.send()
-        poll = Half(self.port, self.target + "0")
+        poll = self.poll(0)
         self.pause(1.5)
         self.leave(poll)
 
     def half_read(self) -> None:
         """Read a part."""
         self.send()
-        poll = Half(self.port, self.target + "1")
+        poll = self.poll(1)
         poll.read_some(self.chance.randrange(1, SMALL))
         self.leave(poll)
 
     def read_and_reset(self) -> None:
         """Read all of it, and then end with a reset: the daemon may believe that or not."""
         self.send()
-        poll = Half(self.port, self.target + "1")
+        poll = self.poll(1)
         messages = poll.read_all()
         poll.reset()
         self.note([message["id"] for message in messages], certain=False)
@@ -100,7 +105,7 @@ class Abandoner(threading.Thread):
     def half_close(self) -> None:
         """Say at once that nothing more will be asked; whether an answer comes is the daemon's choice."""
         self.send()
-        poll = Half(self.port, self.target + "1")
+        poll = self.poll(1)
         self.pause(0.5)
         poll.half_close()
         try:
@@ -111,6 +116,9 @@ class Abandoner(threading.Thread):
         self.note([message["id"] for message in messages], certain=False)
 
     def leave(self, poll: Half) -> None:
+        if self.tls and self.chance.random() < 0.5:
+            with contextlib.suppress(OSError):  # the daemon was faster
+                poll.goodbye()
         if self.chance.random() < 0.5:
             poll.reset()
         else:
@@ -120,12 +128,14 @@ class Abandoner(threading.Thread):
 
     def honest(self, timeout: int) -> bool:
         """Read until nothing comes; whether anything came."""
-        poll = Half(self.port, f"{self.target}{timeout}")
+        poll = self.poll(timeout)
         ids = [message["id"] for message in poll.read_all()]
         self.note(ids, certain=True)
         if self.chance.random() < 0.5:  # another request is a receipt, and so is an orderly end
             poll.ask("/health")
             poll.read_all()
+        if self.tls and self.chance.random() < 0.5:
+            poll.goodbye()
         poll.end()
         return bool(ids)
 
@@ -147,9 +157,9 @@ class Abandoner(threading.Thread):
             pass
 
 
-def attack(port: int, *, seed: int, polls: int, agents: int = 4) -> Outcome:
+def attack(port: int, *, seed: int, polls: int, agents: int = 4, tls: bool = False) -> Outcome:
     """Leave `polls` polls behind, on several inboxes at once."""
-    abandoners = [Abandoner(port, f"left{seed}-{number}", seed, polls // agents) for number in range(agents)]
+    abandoners = [Abandoner(port, f"left{seed}-{number}", seed, polls // agents, tls=tls) for number in range(agents)]
     for abandoner in abandoners:
         abandoner.start()
     for abandoner in abandoners:

@@ -12,11 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from daemons import ROOT, SERVE, spawn
+from tls_client import CERT, KEY
 
 
 def seeded(defect: str) -> tuple[str, ...]:
     """The command of a daemon that has this defect."""
     return (sys.executable, str(ROOT / "tests/attack/seeded_daemon.py"), defect)
+
+
+WITH_TLS = {"STONEMUX_TLS_CERT": CERT, "STONEMUX_TLS_KEY": KEY}
+"""What makes a daemon speak TLS."""
 
 
 def free_port() -> int:

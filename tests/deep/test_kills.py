@@ -9,7 +9,7 @@ import os
 
 import pytest
 from attack import crash, receipts, wakeups
-from attack.victim import Victim
+from attack.victim import WITH_TLS, Victim
 
 SEED = int(os.environ.get("STONEMUX_SEED", "0"))
 
@@ -28,6 +28,15 @@ def test_fault_27_five_thousand_polls_left_behind(tmp_path):
         print(outcome.counts)
         assert not outcome.violations
         assert outcome.counts["abandoned"] == 5000
+        assert victim.stop() == 0
+
+
+def test_fault_27_two_thousand_polls_left_behind_over_tls(tmp_path):
+    with Victim(tmp_path / "data", environ=WITH_TLS) as victim:
+        outcome = receipts.attack(victim.port, seed=SEED, polls=2000, tls=True)
+        print(outcome.counts)
+        assert not outcome.violations
+        assert outcome.counts["abandoned"] == 2000
         assert victim.stop() == 0
 
 

@@ -1,0 +1,352 @@
+"""TLS: a socket that speaks it without ever waiting, and what is different for a connection over one.
+
+Nothing is wrapped: `Secured` holds the client's socket and OpenSSL's state machine between two memory buffers, and
+moves bytes between the three when it is called. To its caller it is a non-blocking socket. The listening socket knows
+nothing of it, so a client that opens a connection and says nothing holds nobody up: its handshake is a deadline.
+
+**Receipts** are read from the same signs as without TLS, with care for what TLS adds:
+
+* More *data* of the client's means received. Records without data (alerts, changes of keys) say nothing.
+* A client's `close_notify` is written by its library, and what its system says about unread bytes follows when the
+  socket is closed, a moment later. So the verdict waits for the end of the TCP connection, and is given without it only
+  to a client that says nothing more for `PARTING_MS` (several wait for our `close_notify`, some for half a minute).
+* A `close_notify` that came before the answer was written means that nobody will read it, as an end does.
+* Our own records must not remain unread by a client that has read its answer: closing would then make a reset, as if it
+  had not. Hence no `close_notify` before the verdict. An answer that ends with the connection needs one; there it
+  travels in the same segment as the last of the answer, and most libraries take both at once.
+
+Imported only where a certificate is configured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+from pathlib import Path
+
+from stonemux.connection import HEAD_MS, IDLE_MS, Connection, Door
+from stonemux.errors import MuxError
+from stonemux.readiness import Ready
+
+log = logging.getLogger("stonemux")
+
+CHUNK = 64 * 1024
+"""Bytes that are encrypted before some of them must have been sent."""
+READ_AHEAD = 64 * 1024
+"""Bytes of data that are decrypted before somebody asks for them."""
+PARTING_MS = 250
+HANDSHAKE = 0x16
+"""The first byte of whatever a TLS client says."""
+
+
+def context(certificate: str, key: str) -> ssl.SSLContext:
+    """What a server needs of these files (PEM; without `key` the certificate's file holds it).
+
+    Raises `bad_setting` for what cannot be read or does not belong together.
+    """
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.options |= ssl.OP_NO_RENEGOTIATION
+    made.num_tickets = 0  # agents keep their connections, and do not come back to resume one
+    made.set_alpn_protocols(["http/1.1"])
+    for name, path in (("server.tls_cert", certificate), ("server.tls_key", key)):
+        if path:
+            try:
+                Path(path).open("rb").close()
+            except OSError as trouble:
+                raise _refused(name, f"{path} cannot be read: {trouble.strerror}") from trouble
+    try:
+        made.load_cert_chain(certificate, key or None, password=_no_password)
+    except ssl.SSLError as trouble:
+        if trouble.reason == "KEY_VALUES_MISMATCH":
+            raise _refused("server.tls_key", f"{key or certificate} is not the key of {certificate}") from trouble
+        files = f"{certificate} and {key}" if key else f"{certificate} alone (server.tls_key is empty)"
+        raise _refused("server.tls_cert", f"{files} must hold a certificate and its key as PEM text") from trouble
+    return made
+
+
+def _no_password() -> str:
+    raise _refused("server.tls_key", "the key is encrypted, and nobody is there to type its password; decrypt the file")
+
+
+def _refused(setting: str, problem: str) -> MuxError:
+    return MuxError("bad_setting", f"{setting}: {problem}", setting=setting)
+
+
+class Secured:
+    """A client's socket with TLS on it; behaves like a non-blocking socket once `shake` has returned True.
+
+    `send` is to be repeated with the same bytes after BlockingIOError, as a caller does that keeps what is unsent.
+    """
+
+    def __init__(self, sock: socket.socket, secrets: ssl.SSLContext) -> None:
+        self.raw = sock
+        self.farewell = False
+        """Say `close_notify` right behind the next bytes."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = secrets.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._shaken = False
+        self._plain = b""  # decrypted, and not asked for yet
+        self._sealed = b""  # encrypted, and not sent yet
+        self._promised = 0  # how many of the caller's bytes these are
+        self._said_goodbye = False
+        self._ended = False  # the client has said its last
+        self.parted = False
+        """... and has closed the connection, too."""
+        self._failure: OSError | None = None
+
+    # -- what is the same as without TLS
+
+    @property
+    def family(self) -> int:
+        """As a socket's."""
+        return self.raw.family
+
+    def fileno(self) -> int:
+        """As a socket's."""
+        return self.raw.fileno()
+
+    def setblocking(self, flag: bool, /) -> None:
+        """As a socket's."""
+        self.raw.setblocking(flag)
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """As a socket's."""
+        self.raw.settimeout(seconds)
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
+        """As a socket's; who has it linger means to end with a reset, and then there is no `close_notify` either."""
+        self._said_goodbye = self._said_goodbye or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
+        self.raw.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, /) -> int:
+        """As a socket's."""
+        return self.raw.getsockopt(level, option)
+
+    # -- the handshake
+
+    def first_byte(self) -> int | None:
+        """What the client began with; None while it has said nothing. Raises OSError when it has gone."""
+        try:
+            data = self.raw.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise ConnectionResetError
+        return data[0]
+
+    def shake(self) -> bool:
+        """Go on with the handshake as far as it goes; whether it is done. Raises OSError when it failed."""
+        while not self._shaken:
+            try:
+                self._tls.do_handshake()
+                self._shaken = True
+            except ssl.SSLWantReadError:
+                self._flush()
+                try:
+                    if not self._take():
+                        raise ConnectionResetError
+                except BlockingIOError:
+                    return False
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):  # the alert that says why
+                    self._flush()
+                raise
+        self._flush()
+        return True
+
+    # -- reading
+
+    def _take(self) -> bool:
+        """Move what has arrived into OpenSSL's hands; False at the end of the connection."""
+        data = self.raw.recv(READ_AHEAD)
+        self._incoming.write(data)
+        return bool(data)
+
+    def _fill(self, wanted: int) -> None:
+        """Decrypt until there is so much, or nothing more has come."""
+        if self._failure is not None:
+            return
+        try:
+            while len(self._plain) < wanted and not self._ended:
+                try:
+                    data = self._tls.read(wanted - len(self._plain))
+                    self._plain += data
+                    self._ended = not data
+                except ssl.SSLZeroReturnError:
+                    self._ended = True
+                except ssl.SSLWantReadError:
+                    # An end without close_notify is as good: every answer and request says how long it is.
+                    self._ended = self.parted = not self._take()
+            if self._ended and not self.parted:
+                self.parted = not self.raw.recv(READ_AHEAD)
+        except BlockingIOError:
+            pass
+        except OSError as failure:
+            self._failure = failure
+
+    def recv(self, most: int, flags: int = 0, /) -> bytes:
+        """As a socket's, MSG_PEEK included."""
+        if not self._shaken:
+            raise BlockingIOError
+        if len(self._plain) < most:
+            self._fill(most)
+        if not self._plain:
+            if self._failure is not None:
+                raise self._failure
+            if self._ended:
+                return b""
+            raise BlockingIOError
+        data = self._plain[:most]
+        if not flags & socket.MSG_PEEK:
+            self._plain = self._plain[most:]
+        return data
+
+    def listen(self) -> bool:
+        """Read ahead; whether the client has said its last."""
+        self._fill(READ_AHEAD)
+        return self._ended
+
+    # -- writing
+
+    def _flush(self) -> bool:
+        """Send what is encrypted; whether all of it has gone."""
+        if self._outgoing.pending:
+            self._sealed += self._outgoing.read()
+        while self._sealed:
+            try:
+                sent = self.raw.send(self._sealed)
+            except BlockingIOError:
+                return False
+            self._sealed = self._sealed[sent:]
+        return True
+
+    def send(self, data: bytes, /) -> int:
+        """As a socket's; bytes count as sent when the records that hold them have been."""
+        if not self._promised:
+            piece = data[:CHUNK]
+            self._promised = self._tls.write(piece)
+            if self.farewell and len(piece) == len(data):
+                self._say_goodbye()
+        if not self._flush():
+            raise BlockingIOError
+        sent, self._promised = self._promised, 0
+        return sent
+
+    def sendall(self, data: bytes, /) -> None:
+        """As a socket's."""
+        while data:
+            data = data[self.send(data) :]
+
+    def _say_goodbye(self) -> None:
+        if not self._said_goodbye and self._shaken:
+            self._said_goodbye = True
+            with contextlib.suppress(ssl.SSLError, ValueError):  # it would now wait for the client's, which we need not
+                self._tls.unwrap()
+
+    def shutdown(self, how: int, /) -> None:
+        """As a socket's, after our `close_notify`."""
+        self._say_goodbye()
+        self._flush()
+        self.raw.shutdown(how)
+
+    def close(self) -> None:
+        """As a socket's, after our `close_notify`."""
+        self._say_goodbye()
+        with contextlib.suppress(OSError):
+            self._flush()
+        self.raw.close()
+
+
+class SecuredConnection(Connection):
+    """A connection that begins with a handshake. A client that speaks no TLS is told so in the clear, and closed."""
+
+    __slots__ = ("_secured", "_shaken")
+
+    def __init__(self, door: Door, sock: socket.socket, secrets: ssl.SSLContext) -> None:
+        self._secured: Secured | None = Secured(sock, secrets)
+        self._shaken = False
+        super().__init__(door, self._secured)
+        self._phase = "handshake"
+        self._due(HEAD_MS)
+
+    def stir(self, ready: Ready) -> None:
+        """Something happened on the socket; a `close_notify` is an end, too."""
+        if self._shaken and self._secured is not None:
+            with self.lock:
+                if not self._closed and self._secured.listen():
+                    ready = ready._replace(ended=True)
+        super().stir(ready)
+
+    def attend(self) -> None:
+        """Get through the handshake; then read, and serve what has come."""
+        error = None
+        if not self._shaken:
+            with self.lock:
+                try:
+                    error = self._shake()
+                except OSError as trouble:
+                    log.debug("a TLS handshake failed: %s", trouble)
+                    self._close(arrived=False)
+        if error is not None:
+            self._door.refuse(self, error)
+        if self._shaken:
+            super().attend()
+
+    def _shake(self) -> MuxError | None:
+        """Go on with the handshake; returns what to say to a client that has not begun one."""
+        secured = self._secured
+        if self._closed or self._shaken or secured is None:
+            return None
+        if self._phase == "handshake":
+            first = secured.first_byte()
+            if first is None:
+                return None
+            if first != HANDSHAKE:
+                self.sock, self._secured, self._shaken = secured.raw, None, True
+                self._busy, self._phase = True, "busy"
+                self.idle_since = self._deadline = None
+                return MuxError(
+                    "tls_required",
+                    "this port speaks TLS; use https:// in the address, and name the daemon's "
+                    "certificate to stonemux commands (STONEMUX_TLS_CERT)",
+                    close=True,
+                )
+            self._phase = "shaking"
+        if secured.shake():
+            self._shaken = True
+            self._drained = False
+            self._phase = "idle"
+            self._due(IDLE_MS)
+        return None
+
+    def _put(self, data: bytes) -> None:
+        if self._secured is not None and self._answering:
+            self._secured.farewell = self._closing and (not self._flights or self._phase == "streaming")
+        super()._put(data)
+
+    def _end_output(self) -> None:
+        if self._flights and self._secured is not None and not self._secured.farewell:
+            with contextlib.suppress(OSError):
+                self._secured.raw.shutdown(socket.SHUT_WR)
+        else:
+            super()._end_output()
+
+    def _end_of_input(self) -> None:
+        if self._flights and self._secured is not None and not self._secured.parted:
+            self._drained = True
+            if self._phase != "parting":
+                self._phase = "parting"
+                self._due(PARTING_MS)
+        else:
+            super()._end_of_input()
+
+    def overdue(self, now: int) -> int | None:
+        """Act on a deadline that has passed, as every connection does; a client that is parting has then parted."""
+        with self.lock:
+            parted = self._phase == "parting" and self._deadline is not None and self._deadline <= now
+        if parted:
+            self.conclude()
+        return super().overdue(now)

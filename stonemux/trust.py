@@ -1,0 +1,44 @@
+"""Whom a client trusts to be the daemon: who shows the certificate in a file, or one that it has signed.
+
+Nothing else is trusted, so no authority that browsers know can vouch for another. On the same machine the name in the
+certificate says nothing, since there the daemon is found by an address of loopback: it must be the very certificate of
+the file instead. Beyond, the name must be that of the host.
+
+Imported only by clients of a daemon with TLS, since loading OpenSSL takes longer than the rest of a call.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from pathlib import Path
+
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_HERE = re.compile(r"localhost|127\..*|0\.0\.0\.0|::1?", re.IGNORECASE)
+
+
+class Trust:
+    """The certificates in a file, for connections to one host."""
+
+    def __init__(self, certificate: str, host: str) -> None:
+        """Raises OSError, or ValueError, when the file holds no certificates."""
+        self._host, self._file = host, certificate
+        self._here = _HERE.fullmatch(host) is not None
+        text = Path(certificate).read_text(encoding="utf-8", errors="replace")
+        self._known = [ssl.PEM_cert_to_DER_cert(found) for found in _PEM.findall(text)]
+        if not self._known:
+            raise ValueError(f"{certificate} holds no certificate")
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the daemon's own is enough, whoever signed it
+        self._context.check_hostname = not self._here
+        self._context.load_verify_locations(certificate)
+
+    def secure(self, sock: socket.socket) -> ssl.SSLSocket:
+        """Speak TLS on a connected socket. Raises OSError when the other side is not whom it must be."""
+        secured = self._context.wrap_socket(sock, server_hostname=self._host)
+        if self._here and secured.getpeercert(binary_form=True) not in self._known:
+            secured.close()
+            raise OSError(f"the daemon shows another certificate than that of {self._file}; was it started before?")
+        return secured

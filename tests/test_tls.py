@@ -1,0 +1,653 @@
+"""TLS: handshakes that hold nobody up, what a client's end means, and who is trusted.
+
+What a connection does beyond that is tested by running the tests of HTTP, streams and MCP over TLS
+(`deep/test_over_tls.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Program
+from daemons import ROOT, spawn
+from faces import Direct, OverHttp
+from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
+from tls_client import CERT, KEY, TlsSocket, trusting
+
+import stonemux
+from stonemux import config, operations, pool, tls
+from stonemux.config import Settings
+from stonemux.connection import HEAD_MS, VERDICT_MS, end
+from stonemux.errors import MuxError
+from stonemux.tls import PARTING_MS
+
+HEALTH = get("/health")
+POLL = get("/msg/poll?agent_id=bob&timeout=0")
+LAST_POLL = get("/msg/poll?agent_id=bob&timeout=0", "Connection: close")
+LONG_POLL = get("/msg/poll?agent_id=bob&timeout=30")
+
+
+class Client(Raw):
+    """A client that speaks TLS; `sips` as in `TlsSocket`."""
+
+    def __init__(self, port: int, *, sips: bool = False) -> None:
+        self.sock = TlsSocket(plain(port), sips=sips)
+        self.buffer = b""
+
+
+def plain(port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever clients do, the daemon has nothing to complain of itself."""
+    yield
+    assert [r.getMessage() for r in caplog.get_records("call") if r.levelname in ("WARNING", "ERROR")] == []
+
+
+class Served:
+    """A program with a certificate, ann and bob in it, and clients that are closed at the end."""
+
+    def __init__(self, program: Program, face: OverHttp, stack: ExitStack) -> None:
+        self.mux, self.clock = program.mux, program.clock
+        self.server, self.port = face.server, face.port
+        self.direct = Direct(program.mux)
+        self._stack = stack
+        for agent_id in ("ann", "bob"):
+            self.direct.call("agent.register", agent_id=agent_id)
+
+    def connect(self, *, sips: bool = False) -> Client:
+        return self._stack.enter_context(Client(self.port, sips=sips))
+
+    def plain(self) -> socket.socket:
+        return self._stack.enter_context(plain(self.port))
+
+    def ask(self, data: bytes, *, head: bool = False) -> Answer:
+        with Client(self.port) as client:
+            return client.ask(data, head=head)
+
+    def send(self, content: str = "hi") -> int:
+        return int(self.direct.call("msg.send", from_="ann", to="bob", content=content)["message_id"])
+
+    def status_of(self, message_id: int) -> str:
+        return str(self.direct.call("msg.status", id=message_id)["recipients"][0]["status"])
+
+    def pass_time(self, ms: int) -> bool:
+        self.clock.advance(ms)
+        self.server.ring()
+        return True
+
+    def eventually(self, holds: Callable[[], Any], step: int = VERDICT_MS) -> None:
+        """Wait until `holds()`, while time passes in steps."""
+        eventually(lambda: holds() or (self.pass_time(step) and False))
+
+    def settle(self) -> None:
+        """Let every connection end whose client has closed it."""
+        if not self.server.stopping:
+            self.eventually(lambda: not self.server.open_connections)
+
+    def comes_again(self, message_id: int) -> bool:
+        """Whether another poll gets the message, which is then read."""
+        eventually(lambda: not self.mux.flights.held("bob") or (self.pass_time(VERDICT_MS) and False))
+        return [m["id"] for m in self.ask(LONG_POLL).json["messages"]] == [message_id]
+
+
+@pytest.fixture
+def served(open_program: Callable[..., Program]) -> Iterator[Served]:
+    program = open_program(tls_cert=CERT, tls_key=KEY)
+    with OverHttp(program.mux) as face, ExitStack() as stack:
+        opened = Served(program, face, stack)
+        stack.callback(opened.settle)
+        yield opened
+
+
+# --- what is asked and answered --------------------------------------------------------------------------------------
+
+
+def test_requests_are_kept_alive_pipelined_chunked_and_headed(served):
+    client = served.connect()
+    assert client.ask(HEALTH).json["status"] == "ok"
+    client.send(HEALTH + post("/msg/send", {"from": "ann", "to": "bob", "content": "x"}) + get("/nowhere"))
+    assert [client.answer().status for _ in range(3)] == [200, 200, 404]
+    assert client.ask(request("HEAD", "/health"), head=True).status == 200
+    chunked = request("POST", "/msg/send", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    body = json.dumps({"from": "ann", "to": "bob", "content": "y"}).encode()
+    for piece in (chunked, b"%x\r\n" % len(body), body[:7], body[7:] + b"\r\n", b"0\r\n\r\n"):
+        client.send(piece)
+    assert client.answer().status == 200
+    assert [m["content"] for m in client.ask(POLL).json["messages"]] == ["x", "y"]
+
+
+def test_an_answer_larger_than_all_buffers_arrives_whole(served):
+    content = "x" * 60_000
+    for _ in range(100):
+        served.send(content)
+    client = served.connect(sips=True)
+    assert [len(m["content"]) for m in client.ask(POLL).json["messages"]] == [60_000] * 100
+    assert client.ask(HEALTH).status == 200
+
+
+def test_after_a_refusal_the_end_is_said(served):
+    client = served.connect()
+    assert client.ask(request("BREW", "/health")).status == 501
+    assert client.sock.hears_goodbye()
+
+
+def test_e9_a_stream_carries_events_and_ends_with_a_word(served):
+    client = served.connect()
+    client.send(get("/events?last_event_id=0"))
+    assert client.head()[0] == 200
+    assert b"event: agent_registered" in client.read_until(b"agent_registered")
+    served.send("news")
+    client.read_until(b"event: message")
+    served.server.stop()
+    client.read_until(b"event: shutdown")
+    client.read_until(b"\n\n")
+    assert client.sock.hears_goodbye()
+
+
+def test_an_export_is_sent_whole_and_its_end_is_said(served):
+    for number in range(50):
+        served.send(f"{number}")
+    client = served.connect()
+    client.send(get("/audit/export"))
+    assert client.head()[0] == 200
+    client.read_until(b'"count":')
+    assert client.sock.hears_goodbye()
+
+
+@pytest.mark.parametrize(("whole", "said"), [(True, True), (False, False)])
+def test_an_answer_that_was_cut_off_is_not_said_to_be_whole(whole, said):
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as background:
+        ours.setblocking(False)
+        secured = tls.Secured(ours, tls.context(CERT, KEY))
+        theirs.settimeout(PATIENCE_S)
+        client = background.submit(TlsSocket, theirs)
+        eventually(secured.shake)
+        with client.result(PATIENCE_S).raw:
+            secured.settimeout(PATIENCE_S)
+            secured.sendall(b"x" * 1000)
+            ending = background.submit(end, secured, whole=whole)
+            assert len(client.result().recv(1000)) == 1000
+            assert client.result().hears_goodbye() is said
+            theirs.close()
+            ending.result(PATIENCE_S)
+
+
+def test_a_page_of_this_server_has_an_https_origin(served):
+    assert served.ask(get("/health", f"Origin: https://localhost:{served.port}")).status == 200
+    assert served.ask(get("/health", f"Origin: http://localhost:{served.port}")).status == 403
+
+
+# --- handshakes ------------------------------------------------------------------------------------------------------
+
+
+def hello() -> bytes:
+    """What a client says first."""
+    outgoing = ssl.MemoryBIO()
+    client = trusting().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, None], ids=["nothing", "a byte", "a part", "a hello"])
+def test_fault_13_a_handshake_that_does_not_go_on_delays_nobody_and_is_cut(served, length):
+    idle = [served.plain() for _ in range(20)]
+    for sock in idle:
+        sock.sendall(hello()[:length])
+    assert served.ask(HEALTH).status == 200
+    served.pass_time(HEAD_MS - 1)
+    assert served.ask(HEALTH).status == 200
+    served.eventually(lambda: served.server.open_connections == 0, step=HEAD_MS)
+    for sock in idle:
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(65536):
+                pass
+
+
+def test_fault_13_the_deadline_of_a_handshake_is_total(served):
+    sock = served.plain()
+    for at, byte in enumerate(hello()):
+        if at * 100 > HEAD_MS + 1000:
+            break
+        with contextlib.suppress(ConnectionError):
+            sock.send(bytes([byte]))
+        served.pass_time(100)
+    else:
+        pytest.fail("the hello is too short for this test")
+    eventually(lambda: served.server.open_connections == 0)
+
+
+def test_a_handshake_may_come_byte_by_byte(served):
+    class Dripping(socket.socket):
+        def sendall(self, data: bytes, *_: Any) -> None:
+            for byte in data:
+                super().sendall(bytes([byte]))
+
+    sock = plain(served.port)
+    client = Raw.__new__(Raw)
+    drips = Dripping(fileno=sock.detach())
+    drips.settimeout(PATIENCE_S)
+    client.sock, client.buffer = TlsSocket(drips), b""
+    with client:
+        assert client.ask(HEALTH).status == 200
+
+
+@pytest.mark.parametrize(
+    "data", [HEALTH, b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00\x00\x00\x00", bytes(range(128, 256)) * 8], ids=range(4)
+)
+def test_fault_12_a_client_without_tls_is_told_in_the_clear(served, data):
+    client = Raw.__new__(Raw)
+    client.sock, client.buffer = served.plain(), b""
+    answer = client.ask(data)
+    assert (answer.status, answer.code, answer.headers["connection"]) == (400, "tls_required", "close")
+    assert client.has_ended()
+    assert served.ask(HEALTH).status == 200
+
+
+def test_fault_12_a_broken_handshake_ends_at_once(served):
+    sock = served.plain()
+    sock.sendall(hello()[:20] + b"\xff" * 600)
+    with contextlib.suppress(ConnectionResetError):
+        while sock.recv(65536):
+            pass
+    eventually(lambda: served.server.open_connections == 0)
+
+
+def test_fault_12_a_tls_client_at_a_port_without_learns_so_at_once(mux, http):
+    if mux.settings.tls_cert:
+        pytest.skip("all ports have TLS in this run")
+    with pytest.raises(ssl.SSLError, match=r"(?i)wrong.version.number|record layer failure"):
+        TlsSocket(plain(http.port))
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_versions_before_1_2_are_refused(served):
+    old = trusting(maximum_version=ssl.TLSVersion.TLSv1_1, minimum_version=ssl.TLSVersion.TLSv1_1)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|NO_PROTOCOLS"):
+        TlsSocket(served.plain(), context=old)
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        sock = TlsSocket(served.plain(), context=trusting(maximum_version=version, minimum_version=version))
+        sock.sendall(HEALTH)
+        assert sock.recv(8) == b"HTTP/1.1"
+
+
+def test_a_client_that_does_not_trust_us_is_no_fault(served):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        TlsSocket(served.plain(), context=ssl.create_default_context())
+    eventually(lambda: served.server.open_connections == 0)
+
+
+# --- receipts --------------------------------------------------------------------------------------------------------
+
+
+def taken_by(client: Client) -> None:
+    """Bob's poll is answered, and nothing of it is read."""
+    client.send(POLL)
+    client.until_readable()
+
+
+def polled(served: Served, data: bytes = POLL, *, sips: bool = False) -> tuple[int, Client]:
+    """A message of which a client has read all."""
+    message_id = served.send()
+    client = served.connect(sips=sips)
+    assert [m["id"] for m in client.ask(data).json["messages"]] == [message_id]
+    return message_id, client
+
+
+def acked(served: Served, message_id: int, step: int = VERDICT_MS) -> bool:
+    served.eventually(lambda: served.status_of(message_id) == "acked" or not served.mux.flights.held("bob"), step)
+    return served.status_of(message_id) == "acked"
+
+
+def test_i5_the_next_request_settles(served):
+    message_id, client = polled(served)
+    assert served.status_of(message_id) != "acked"
+    assert client.ask(HEALTH).status == 200
+    assert acked(served, message_id)
+
+
+@pytest.mark.parametrize("sips", [False, True], ids=["gulps", "sips"])
+@pytest.mark.parametrize("data", [POLL, LAST_POLL], ids=["kept", "last"])
+@pytest.mark.parametrize("word", [False, True], ids=["silently", "with a word"])
+def test_i5_an_orderly_end_after_the_answer_settles(served, sips, data, word):
+    message_id, client = polled(served, data, sips=sips)
+    if word:
+        client.sock.goodbye()
+    client.close()
+    eventually(lambda: served.server._verdicts)
+    served.pass_time(VERDICT_MS)  # and no longer
+    eventually(lambda: served.status_of(message_id) == "acked")
+
+
+def test_i5_a_word_of_goodbye_alone_settles_after_a_while(served):
+    message_id, client = polled(served)
+    client.sock.goodbye()
+    eventually(lambda: any(each._phase == "parting" for each in list(served.server._connections.values())))
+    served.pass_time(PARTING_MS - 1)
+    assert served.status_of(message_id) != "acked"
+    assert acked(served, message_id, step=PARTING_MS)
+    assert client.sock.hears_goodbye()
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_i5_a_word_of_goodbye_that_a_reset_follows_puts_back(served):
+    message_id, client = polled(served)
+    client.sock.goodbye()
+    eventually(lambda: any(each._phase == "parting" for each in list(served.server._connections.values())))
+    reset(client.sock.raw)
+    assert served.comes_again(message_id)
+
+
+@pytest.mark.parametrize("word", [False, True], ids=["silently", "with a word"])
+def test_i5_fault_27_an_answer_left_unread_comes_again(served, word):
+    message_id = served.send()
+    client = served.connect()
+    taken_by(client)
+    if word:
+        client.sock.goodbye()
+    client.close()
+    assert served.comes_again(message_id)
+
+
+def test_i5_a_part_left_unread_comes_again(served):
+    message_id = served.send("x" * 1000)
+    client = served.connect()
+    taken_by(client)
+    assert len(client.sock.raw.recv(100)) == 100
+    client.sock.raw.close()
+    assert served.comes_again(message_id)
+
+
+@pytest.mark.parametrize("word", [False, True], ids=["silently", "with a word"])
+def test_i5_a_client_that_left_while_it_waited_takes_nothing(served, word):
+    client = served.connect()
+    client.send(LONG_POLL)
+    served.clock.until_parked(1)
+    if word:
+        client.sock.goodbye()  # and it keeps the connection open, as asyncio does
+    else:
+        client.close()
+    eventually(lambda: not served.mux.hub.parked)
+    message_id = served.send()
+    assert served.comes_again(message_id)
+
+
+def test_i5_a_goodbye_that_came_before_the_answer_was_written_is_no_receipt(served):
+    message_id = served.send()
+    client = served.connect()
+    client.sock._tls.write(POLL)
+    with contextlib.suppress(ssl.SSLError):
+        client.sock._tls.unwrap()
+    client.sock.raw.sendall(client.sock._outgoing.read())  # the request and the goodbye arrive together
+    assert served.comes_again(message_id)
+
+
+def test_i5_what_was_pipelined_behind_a_poll_is_no_receipt(served):
+    message_id = served.send()
+    client = served.connect()
+    client.send(POLL + HEALTH)
+    client.until_readable()
+    reset(client.sock.raw)
+    assert served.comes_again(message_id)
+
+
+def test_t13_a_claim_left_unread_is_released(served):
+    served.direct.call("task.post", description="work", posted_by="ann")
+    client = served.connect()
+    client.send(post("/task/claim", {"agent_id": "bob", "timeout": 5}))
+    client.until_readable()
+    client.close()
+    served.eventually(lambda: served.direct.call("task.list")["tasks"][0]["status"] == "pending")
+
+
+@pytest.mark.parametrize("sips", [False, True], ids=["gulps", "sips"])
+def test_a_tool_whose_answer_was_read_is_settled_over_mcp(served, sips):
+    message_id = served.send()
+    client = served.connect(sips=sips)
+    called = {"name": "mux_poll", "arguments": {"agent_id": "bob", "timeout": 0}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
+    assert client.ask(post("/mcp", body, "Accept: application/json")).status == 200
+    client.close()
+    assert acked(served, message_id)
+
+
+def test_a_tool_that_waited_ends_its_stream_with_a_word_in_the_same_breath(served, monkeypatch):
+    sends, last = tls.Secured.send, []
+
+    def noted(secured: tls.Secured, data: bytes) -> int:
+        last.append(secured.farewell)
+        return sends(secured, data)
+
+    monkeypatch.setattr(tls.Secured, "send", noted)
+    client = served.connect()
+    called = {"name": "mux_poll", "arguments": {"agent_id": "bob", "timeout": 30}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
+    client.send(post("/mcp", body, "Accept: application/json, text/event-stream"))
+    served.clock.until_parked(1)
+    client.read_until(b": still waiting\n\n")
+    message_id = served.send()
+    client.read_until(b'"id":%d' % message_id)
+    client.read_until(b"\n\n")
+    eventually(lambda: unread(client.sock.raw) == 0)
+    client.close()  # without having asked for the end, which had come along
+    assert acked(served, message_id)
+    assert last[-1]
+
+
+def test_the_last_of_a_stream_and_its_end_are_one_segment():
+    ours, theirs = socket.socketpair()
+    sent: list[bytes] = []
+
+    class Noted(socket.socket):
+        def send(self, data: Any, *_: Any) -> int:
+            sent.append(bytes(data))
+            return super().send(data)
+
+    with Noted(fileno=ours.detach()) as noted, ThreadPoolExecutor(1) as background:
+        noted.setblocking(False)
+        secured = tls.Secured(noted, tls.context(CERT, KEY))
+        theirs.settimeout(PATIENCE_S)
+        client = background.submit(TlsSocket, theirs)
+        eventually(secured.shake)
+        with client.result(PATIENCE_S).raw:
+            assert secured.send(b"begun ") == 6
+            sent.clear()
+            secured.farewell = True
+            assert secured.send(b"and ended") == 9
+            assert len(sent) == 1
+            assert client.result().recv(100) == b"begun "
+            assert client.result().recv(100) == b"and ended"
+            assert client.result().hears_goodbye()
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def refused(cert: str, key: str) -> str:
+    with pytest.raises(MuxError) as caught:
+        tls.context(cert, key)
+    assert (caught.value.code, caught.value.failure.exit) == ("bad_setting", 2)
+    return caught.value.message
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+def test_certificate_files_that_do_not_do_are_refused_by_name(tmp_path):
+    nothing, rubbish, both = tmp_path / "none.pem", tmp_path / "rubbish.pem", tmp_path / "both.pem"
+    rubbish.write_text("-----BEGIN RUBBISH-----")
+    both.write_text(Path(CERT).read_text() + Path(KEY).read_text())
+    assert f"server.tls_cert: {nothing} cannot be read: No such file" in refused(str(nothing), KEY)
+    assert f"server.tls_key: {nothing} cannot be read" in refused(CERT, str(nothing))
+    assert "must hold a certificate and its key as PEM" in refused(str(rubbish), KEY)
+    assert "must hold a certificate and its key as PEM" in refused(CERT, str(rubbish))
+    assert "server.tls_key is empty" in refused(CERT, "")
+    assert "cannot be read: Is a directory" in refused(str(tmp_path), KEY)
+    assert tls.context(str(both), "")
+
+
+def test_a_key_of_another_certificate_or_under_a_password_is_refused(tmp_path):
+    other, locked = tmp_path / "other.pem", tmp_path / "locked.pem"
+    try:
+        openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(other))
+        openssl("pkey", "-in", KEY, "-aes128", "-passout", "pass:x", "-out", str(locked))
+    except FileNotFoundError:
+        pytest.skip("openssl makes the keys; it is not installed")
+    assert f"{other} is not the key of {CERT}" in refused(CERT, str(other))
+    assert "encrypted" in refused(CERT, str(locked))
+
+
+def test_a_key_without_a_certificate_is_a_contradiction(tmp_path):
+    with pytest.raises(MuxError, match=r"tls_key is set and server\.tls_cert is not"):
+        config.load(None, {"HOME": str(tmp_path), "STONEMUX_TLS_KEY": KEY}, {})
+
+
+def test_the_start_refuses_what_it_cannot_use_with_status_2(tmp_path):
+    process = spawn(tmp_path / "data", environ={"STONEMUX_TLS_CERT": str(tmp_path / "no.pem")})
+    said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert "no.pem cannot be read: No such file" in said[1]
+
+
+def test_a_client_without_a_certificate_does_not_load_openssl():
+    script = "import sys, stonemux.pool, stonemux.stdio, stonemux.flags; sys.exit('ssl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_beyond_loopback_there_are_tokens_and_either_tls_or_the_will_to_go_without():
+    beyond = replace(Settings(), host="0.0.0.0")
+    for unsafe, what in ((beyond, "set server.tls_cert"), (replace(beyond, tls_cert=CERT, auth_tokens="off"), "agent")):
+        with pytest.raises(MuxError, match=what) as caught:
+            config.check_safe(unsafe)
+        assert (caught.value.code, caught.value.failure.exit) == ("unsafe_environment", 5)
+    config.check_safe(replace(beyond, tls_cert=CERT))
+    config.check_safe(replace(beyond, insecure_http=True))
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+def health(port: int, host: str = "localhost", cert: str = CERT) -> dict[str, Any]:
+    return pool.ask(host, port, operations.BY_NAME["health"], {}, tls_cert=cert)
+
+
+def unreachable(port: int, **given: Any) -> str:
+    with pytest.raises(MuxError) as caught:
+        health(port, **given)
+    assert caught.value.code == "unreachable"
+    return caught.value.message
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0"])
+def test_a_client_that_knows_the_certificate_is_answered_at_any_name_of_this_machine(served, host):
+    served.server.hosts = served.server.hosts | {f"{host}:{served.port}"}
+    assert health(served.port, host)["status"] == "ok"
+
+
+def test_a_client_trusts_nobody_else(served, tmp_path):
+    other, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    try:
+        subject = ("-subj", "/CN=localhost", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt")
+        openssl("req", "-x509", *subject, "ec_paramgen_curve:P-256", "-out", str(other), "-keyout", str(key))
+    except FileNotFoundError:
+        pytest.skip("openssl makes another certificate; it is not installed")
+    assert "certificate verify failed" in unreachable(served.port, cert=str(other))
+    assert "holds no certificate" in unreachable(served.port, cert=KEY)
+    assert "No such file" in unreachable(served.port, cert=str(tmp_path / "none.pem"))
+
+
+def test_a_client_without_the_certificate_is_told_what_it_lacks(served):
+    with pytest.raises(MuxError) as caught:
+        health(served.port, cert="")
+    assert caught.value.code == "tls_required"
+    assert "STONEMUX_TLS_CERT" in caught.value.message
+
+
+def take_back(exchange: pool.Exchange) -> None:
+    exchange.request("GET", "/msg/poll?agent_id=bob&timeout=0")
+    exchange.abort()
+    exchange._check()
+
+
+def test_i5_a_client_that_takes_its_call_back_is_believed(served):
+    connections = pool.Pool("localhost", served.port, CERT)
+    message_id = served.send()
+    with pytest.raises(pool.Aborted), connections.exchange() as exchange:
+        take_back(exchange)
+    assert served.comes_again(message_id)
+
+
+def test_a_client_keeps_its_connection(served):
+    connections = pool.Pool("localhost", served.port, CERT)
+    message_id = served.send()
+    for path in ("/msg/poll?agent_id=bob&timeout=0", "/health"):
+        with connections.exchange() as exchange:
+            exchange.request("GET", path)
+        assert exchange.status == 200
+    assert served.server.open_connections == 1
+    assert acked(served, message_id)
+    connections.close()
+
+
+def test_the_python_client_finds_a_daemon_with_tls(served, tmp_path):
+    environ = {"HOME": str(tmp_path), "STONEMUX_TLS_CERT": CERT}
+    url = f"https://localhost:{served.port}"
+    with stonemux.Client(url, environ=environ) as client:
+        assert repr(client).startswith(f"Client('{url}'")
+        assert client.agent_get(agent_id="bob")["agent"]["id"] == "bob"
+    with pytest.raises(MuxError, match="needs the daemon's certificate"):
+        stonemux.Client(url, environ={"HOME": str(tmp_path)})
+
+
+def test_the_commands_find_a_daemon_with_tls(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    data.joinpath("config.toml").write_text(f'[server]\ntls_cert = "{CERT}"\ntls_key = "{KEY}"\n')
+    process = spawn(data)
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "stop" not in said:
+            said += process.stdout.readline()
+        assert "https://127.0.0.1:" in said
+        port = said.split("https://127.0.0.1:")[1].split()[0]
+        environ = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        where = ["--port", port, "--data-dir", str(data)]
+        command = [sys.executable, "-m", "stonemux"]
+        for verb in (["status", "--check"], ["backup"], ["doctor"]):
+            ran = subprocess.run([*command, *verb, *where], cwd=ROOT, env=environ, capture_output=True, check=False)
+            assert ran.returncode == 0, (verb, ran.stdout, ran.stderr)
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "mux_discover", "arguments": {}}}
+        line = json.dumps(asked).encode() + b"\n"
+        session = subprocess.run(
+            [*command, "mcp", *where], cwd=ROOT, env=environ, input=line, capture_output=True, check=False
+        )
+        assert json.loads(session.stdout)["result"]["structuredContent"] == {"agents": []}
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
