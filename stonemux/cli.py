@@ -36,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("status", "show the running daemon", "status"),
     Command("setup", "connect a client: claude, codex, gemini, cursor, vscode", "setup"),
     Command("mcp", "serve MCP on standard input and output", "mcp"),
+    Command("run", "start a command for each task or message", "run"),
     Command("service", "let the system run the daemon", "service"),
     Command("inbox", "look at an agent's inbox, or follow it", "inbox", beside=True),
     Command("show", "show one thing by its id: message, inbox item, document, task, channel", "show"),

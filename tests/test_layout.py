@@ -72,7 +72,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
-    {"daemon", "upkeep", "doctor", "service"},
+    {"daemon", "upkeep", "doctor", "service", "worker"},
     COMMANDS - {"commands.completion"},
     {"cli"},
     {"commands.completion"},  # it tells of all commands; the command line finds it by its name
@@ -93,8 +93,8 @@ ONLY = {
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
-    "subprocess": {"probe", "runner", "service", "setup", "starter"},
-    "signal": {"daemon", "runner", "stdio", "commands.top"},
+    "subprocess": {"probe", "runner", "service", "setup", "starter", "worker"},
+    "signal": {"daemon", "runner", "stdio", "worker", "commands.run", "commands.top"},
     "asyncio": set(),
     "multiprocessing": set(),
 }

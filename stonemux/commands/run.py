@@ -1,0 +1,134 @@
+"""Start a command for each task that an agent claims, or for each message that it gets.
+
+The task's JSON comes on standard input, the essentials in the environment: STONEMUX_TASK_ID, STONEMUX_CLAIM_TOKEN,
+STONEMUX_CHANNEL, STONEMUX_FROM, STONEMUX_AGENT; for a message STONEMUX_MESSAGE_ID. Its lease is kept while the command
+runs. Exit status 0: complete, with the output as the result. 75: back to the pool. Anything else: failed, with the end
+of what the command wrote to standard error. Stopped with SIGTERM or SIGINT, the runner stops its commands and gives
+their work back; a second signal does not wait.
+
+  stonemux run --agent coder --capability python -- ./work.sh
+  stonemux run --agent helper --messages --reply -- python3 answer.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from stonemux import flags, launch
+from stonemux.errors import EXIT_INTERRUPTED, MuxError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Who works, on what, and how."""
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what is started, with its arguments")
+    parser.add_argument("--agent", metavar="ID", help="the agent that works (default: STONEMUX_AGENT)")
+    parser.add_argument(
+        "--capability",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what the agent can do, may be repeated (default: what it has registered)",
+    )
+    parser.add_argument("--channel", metavar="NAME", help="where the work is (tasks: default; messages: anywhere)")
+    parser.add_argument("--messages", action="store_true", help="work on the agent's messages instead of tasks")
+    parser.add_argument("--reply", action="store_true", help="with --messages: send the output back as the answer")
+    parser.add_argument("--max-parallel", type=_count, default=1, metavar="N", help="commands at a time (default 1)")
+    parser.add_argument("--once", action="store_true", help="end after one; exit status 1 when it did not succeed")
+    parser.add_argument(
+        "--retry", action="store_true", help="a task that failed is tried again, until its attempts end"
+    )
+    parser.add_argument("--lease", type=_count, default=60, metavar="SECONDS", help="lease of a message (default 60)")
+    parser.add_argument(
+        "--grace", type=_count, default=10, metavar="SECONDS", help="from SIGTERM to SIGKILL (default 10)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="do not tell on standard error what happens")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Work until a signal."""
+    from stonemux import worker
+
+    agent = options.agent or environ.get("STONEMUX_AGENT")
+    if not agent:
+        raise MuxError("missing_field", "who works? Say --agent ID, or set STONEMUX_AGENT", parameter="agent_id")
+    if options.reply and not options.messages:
+        raise MuxError("not_understood", "--reply goes with --messages: a task's result needs no answer")
+    orders = worker.Orders(
+        agent=agent,
+        command=tuple(options.command),
+        capabilities=tuple(options.capability),
+        channel=options.channel,
+        messages=options.messages,
+        reply=options.reply,
+        parallel=options.max_parallel,
+        once=options.once,
+        retry=options.retry,
+        lease_s=options.lease,
+        grace_s=options.grace,
+    )
+    told = _silent if options.quiet else _say
+    return _until_signal(worker.Worker(orders, _environ(options, environ), told, _emit))
+
+
+def _environ(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the commands: they find the same daemon."""
+    settings = flags.settings(options, environ)
+    found = dict(environ) | {"STONEMUX_HOST": settings.host, "STONEMUX_PORT": str(settings.port)}
+    for name in ("data_dir", "config"):
+        if value := getattr(options, name):
+            found[f"STONEMUX_{name.upper()}"] = os.path.abspath(value)
+    return found | {"STONEMUX_CLI": shlex.join(launch.command())}
+
+
+def _until_signal(runner: Any) -> int:
+    """Let it work in a thread, while this one hears signals; what it raises is raised here."""
+    ended: list[int | BaseException] = []
+
+    def work() -> None:
+        try:
+            ended.append(runner.run())
+        except BaseException as error:
+            ended.append(error)
+
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        runner.stop(now=len(heard) > 1)
+
+    thread = threading.Thread(target=work, name="worker")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, hear)
+    thread.start()
+    thread.join()
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    return EXIT_INTERRUPTED if signal.SIGINT in heard else ended[0]
+
+
+def _say(text: str) -> None:
+    print(f"stonemux run: {text}", file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _emit(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _count(text: str) -> int:
+    """A number from 1 to 43,200."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:6]) <= 43_200:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 1 to 43200")
+    return int(text)

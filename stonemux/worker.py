@@ -1,0 +1,618 @@
+"""`stonemux run`: a command is started for each task that an agent claims, or each message that it gets.
+
+This is how a worker that lives only while there is work comes to be: the runner waits, the command works. Whatever
+happens to either, the task stays with the daemon:
+
+* A command that runs keeps its lease: the runner extends it. When the runner dies, the lease runs out and somebody else
+  gets the task; when the daemon goes away, the runner waits for it to come back.
+* A command ends with 0: the task is complete, and its output is the result. With `LATER` (75): the task goes back to
+  the pool. With anything else: it failed, and the end of what the command wrote to standard error says why.
+* The poster cancels the task: the command is stopped. The command gave the task away itself (released, handed off,
+  completed): that is its right, and there is nothing left to say when it ends.
+* The runner is told to stop: it takes nothing more, stops its commands and gives their tasks back.
+
+Stopping means SIGTERM to the command and all that it started, SIGKILL when its grace is over.
+
+One thread takes what there is to do, one a command waits for its end, one more keeps its lease; one watches for
+cancellations. `Worker._lock` guards who runs; `_Job._lock` what is known about one command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, Any, Protocol
+
+from stonemux.client import Client
+from stonemux.clock import Clock
+from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+
+LATER = 75
+"""The exit status (EX_TEMPFAIL) of a command that wants its task to go back to the pool."""
+LATER_S = 30
+"""How long a task that was given back so is not claimable, or it would come right back."""
+WAIT_S = 30
+"""How long one call waits for work."""
+EXTEND_S = 60
+"""A lease is extended after a third of its time, and at least this often: that also shows that the agent lives."""
+AGAIN_MS = 2000
+"""Pause before asking again a daemon that does not answer, or that has no seat free."""
+PATIENCE_S = 60.0
+"""How long a call to a daemon that went away is tried again."""
+KEEPING_S = 5.0
+"""The same of a lease's extension: meanwhile its command cannot be killed."""
+MOST_OUTPUT = 10 * 1024 * 1024
+"""Bytes of a command's output that are kept."""
+MOST_RESULT = 65_536
+"""Bytes that a result may have, unless the daemon says otherwise; of what is longer, a document keeps the whole."""
+TAIL_BYTES = 4000
+"""How much of the end of standard error tells why a command failed."""
+MOST_REASON = 1000
+OVER = ("stale_claim", "already_complete", "not_claim_owner", "task_conflict", "task_not_found")
+"""Refusals that mean: the task is no longer ours."""
+SETTLED = ("message_not_found", "not_delivered")
+"""The same of a message."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a runner is to do."""
+
+    agent: str
+    command: tuple[str, ...]
+    capabilities: tuple[str, ...] = ()
+    channel: str | None = None
+    messages: bool = False
+    reply: bool = False
+    parallel: int = 1
+    once: bool = False
+    retry: bool = False
+    lease_s: int = 60
+    """Of messages; a task brings its own."""
+    grace_s: int = 10
+
+
+class Piece(Protocol):
+    """Something to do: a task or a message, and how the daemon is told what became of it."""
+
+    name: str
+    told: dict[str, Any]
+    """What the command reads."""
+    environ: dict[str, str]
+    lease_ms: int
+
+    def extend(self, client: Client) -> str:
+        """Keep it for another lease; returns "" or `cancelled`."""
+
+    def complete(self, client: Client, output: str) -> str:
+        """The command succeeded; returns what that made of it, in a word."""
+
+    def fail(self, client: Client, why: str) -> str:
+        """The command failed."""
+
+    def give_back(self, client: Client, why: str, delay_s: int) -> str:
+        """Somebody else may do it."""
+
+
+class Worker:
+    """A runner: `run` works until `stop` is called, from any thread."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        emit: Callable[[str], None],
+    ) -> None:
+        """`say` is told what happens, `emit` gets the output of commands that nobody else wants.
+
+        Raises `not_found` for a command that does not exist, and what a Client raises.
+        """
+        self.orders = orders
+        self.environ = dict(environ) | {"STONEMUX_AGENT": orders.agent}
+        self.say = say
+        self._emit = emit
+        self.clock = Clock()
+        self.program = _program(orders.command, environ)
+        self.client = Client(agent=orders.agent, timeout=PATIENCE_S, environ=environ)
+        self.keeping = Client(agent=orders.agent, timeout=KEEPING_S, environ=environ)
+        self._taking = Client(agent=orders.agent, environ=environ)
+        self._watching = Client(agent=orders.agent, environ=environ)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._jobs: dict[str, _Job] = {}
+        self._threads: list[threading.Thread] = []
+        self.stopping = False
+        self._status = EXIT_OK
+        self._refused: MuxError | None = None
+
+    def run(self) -> int:
+        """Register, and work until the end; returns the exit status. Raises what the daemon refuses."""
+        self._register()
+        if not self.orders.messages:
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        try:
+            self._take_all()
+            self._await_all()
+        finally:
+            self.stop()
+            self._await_all()
+            self.client.close()
+            self.keeping.close()
+        if self._refused is not None:
+            raise self._refused
+        return self._status
+
+    def stop(self, *, now: bool = False) -> None:
+        """Take nothing more, stop the commands and give their work back.
+
+        `now` leaves them no grace, and the daemon is not told: their leases end by themselves.
+        """
+        with self._lock:
+            first, self.stopping = not self.stopping, True
+            jobs = list(self._jobs.values())
+            self._changed.notify_all()
+        if first and jobs:
+            self.say(f"stopping {len(jobs)} command{'s' if len(jobs) > 1 else ''}")
+        for job in jobs:
+            job.stop("stopped", now=now)
+        if first:
+            self._taking.close()
+            self._watching.close()
+        if now:
+            self.client.close()  # a daemon that is away need not be waited for: the leases end
+
+    def _await_all(self) -> None:
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+
+    def _register(self) -> None:
+        """Make the agent known, and leave what is known of it: only what was asked for changes."""
+        orders = self.orders
+        try:
+            known = self.client.agent_get(agent_id=orders.agent)["agent"]
+        except MuxError as error:
+            if error.code != "agent_not_found":
+                raise
+            self.client.agent_register(
+                agent_id=orders.agent, capabilities=orders.capabilities, channel=orders.channel or "default"
+            )
+            return
+        if orders.capabilities and set(known["capabilities"]) != set(orders.capabilities):
+            kept = {name: known[name] for name in ("role", "group", "channel", "ack", "metadata") if name in known}
+            self.client.call(
+                "agent.register", kept | {"agent_id": orders.agent, "capabilities": list(orders.capabilities)}
+            )
+
+    # -- taking work
+
+    def _take_all(self) -> None:
+        while self._has_room():
+            try:
+                piece = self._take()
+            except MuxError as error:
+                if self.stopping:
+                    return
+                if error.code == "agent_not_found":
+                    self._register()
+                elif error.code in ("unreachable", "too_many_waiters", "too_many_connections", "shutting_down"):
+                    self.say(f"{error.message}; trying again")
+                    self._pause(AGAIN_MS)
+                else:
+                    raise
+                continue
+            if piece is not None and not self._begin(piece):
+                return
+
+    def _has_room(self) -> bool:
+        """Wait until another command may run; False when nothing more is to be taken."""
+        with self._lock:
+            while len(self._jobs) >= self.orders.parallel and not self.stopping:
+                self._changed.wait()
+            return not self.stopping
+
+    def _take(self) -> Piece | None:
+        orders = self.orders
+        if orders.messages:
+            got = self._taking.msg_poll(
+                timeout=WAIT_S, channel=orders.channel, limit=1, ack="manual", lease=orders.lease_s
+            )["messages"]
+            return _Message(got[0], orders, self._emit) if got else None
+        claim = self._taking.task_claim(timeout=WAIT_S, channel=orders.channel or "default")
+        return _Task(claim, orders) if claim["task_id"] else None
+
+    def _begin(self, piece: Piece) -> bool:
+        """Start the command; False when nothing more is to be taken."""
+        job = _Job(self, piece)
+        thread = threading.Thread(target=self._see_through, args=(job,), name=piece.name)
+        with self._lock:
+            stopping = self.stopping
+            if not stopping:
+                self._jobs[piece.name] = job
+                self._threads = [other for other in self._threads if other.is_alive()] + [thread]
+        if stopping:
+            job.give_back("the runner was stopped", 0)
+            return False
+        thread.start()
+        return not self.orders.once
+
+    def _see_through(self, job: _Job) -> None:
+        try:
+            well = job.run()
+        except MuxError as error:
+            well, self._refused = False, error
+            self.stop()
+        with self._lock:
+            del self._jobs[job.piece.name]
+            if self.orders.once and not well:
+                self._status = EXIT_REFUSED
+            self._changed.notify_all()
+
+    def _pause(self, ms: int) -> None:
+        deadline = self.clock.ticks_ms() + ms
+        with self._lock:
+            while not self.stopping and self.clock.ticks_ms() < deadline:
+                self.clock.wait(self._changed, deadline)
+
+    # -- cancellations
+
+    def _watch(self) -> None:
+        """Stop the commands of tasks that are cancelled, as soon as that happens.
+
+        Without it, a cancellation is noticed when the lease is next extended: so whatever refuses is no trouble.
+        """
+        after: int | None = None
+        while not self.stopping:
+            try:
+                if after is None:
+                    after = self._watching.events_list(after=0, limit=1)["head"]
+                    continue
+                seen = self._watching.events_list(after=after, types=["task_cancelled"], timeout=WAIT_S)
+            except MuxError as error:
+                if error.status in (401, 402, 403):
+                    return
+                self._pause(AGAIN_MS)
+                continue
+            after = seen["next"]
+            for event in seen["events"]:
+                with self._lock:
+                    job = self._jobs.get(f"task {event['data']['task_id']}")
+                if job is not None:
+                    job.stop("cancelled")
+
+
+class _Job:
+    """One command on its way. `_lock` guards what is known about it; `_turn` tells its keeper of a change."""
+
+    def __init__(self, worker: Worker, piece: Piece) -> None:
+        self.piece = piece
+        self._worker = worker
+        self._client = worker.client
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._why = ""
+        """Why the command is stopped: "cancelled", "stopped" or "lost"."""
+        self._kill_at: int | None = None
+        """When the command's grace is over (ticks)."""
+        self._held = True
+
+    def run(self) -> bool:
+        """Run the command to its end and tell the daemon; returns whether all went well.
+
+        Raises `not_found` when the command cannot be started; its work was given back then.
+        """
+        worker, piece = self._worker, self.piece
+        begun = worker.clock.ticks_ms()
+        worker.say(f"{piece.name}: started")
+        with contextlib.ExitStack() as closing:
+            given, output, errors = (closing.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(json.dumps(piece.told).encode() + b"\n")
+            given.seek(0)
+            try:
+                process = subprocess.Popen(
+                    worker.program,
+                    stdin=given,
+                    stdout=output,
+                    stderr=errors,
+                    env=worker.environ | piece.environ,
+                    start_new_session=True,
+                )
+            except OSError as trouble:
+                self.give_back(f"its command cannot be started: {trouble.strerror}", 0)
+                raise MuxError("not_found", f"{worker.program[0]} cannot be started: {trouble.strerror}") from trouble
+            keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
+            with self._lock:
+                self._process = process
+            keeper.start()
+            status = process.wait()
+            with self._lock:
+                self._process = None
+                why, held = self._why, self._held
+                self._turn.notify_all()
+            keeper.join()
+            if why:
+                _signal(process, signal.SIGKILL)  # what it left behind
+            outcome = self._settle(status, why, held, output, errors)
+        worker.say(f"{piece.name}: {outcome} after {(worker.clock.ticks_ms() - begun) / 1000:.1f} s")
+        return status == 0 and not why
+
+    def stop(self, why: str, *, now: bool = False) -> None:
+        """Stop the command; `now` leaves it no grace."""
+        with self._lock:
+            self._why = self._why or why
+            ticks = self._worker.clock.ticks_ms()
+            if now:
+                self._kill_at = ticks
+            elif self._kill_at is None:
+                self._kill_at = ticks + self._worker.orders.grace_s * 1000
+                if self._process is not None:
+                    _signal(self._process, signal.SIGTERM)
+            self._turn.notify_all()
+
+    # -- the lease
+
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        """Extend the lease while the command runs, and kill it when its grace is over."""
+        clock = self._worker.clock
+        with self._lock:
+            if self._why:  # it was stopped before it had begun
+                _signal(process, signal.SIGTERM)
+        extend_at = clock.ticks_ms() + self._pace()
+        while True:
+            with self._lock:
+                if self._process is None:
+                    return
+                due = extend_at if self._kill_at is None else self._kill_at
+                if clock.ticks_ms() < due:
+                    clock.wait(self._turn, due)
+                    continue
+                if self._kill_at is not None:
+                    _signal(process, signal.SIGKILL)
+                    return
+            self._extend()
+            extend_at = clock.ticks_ms() + self._pace()
+
+    def _pace(self) -> int:
+        return min(self.piece.lease_ms // 3, EXTEND_S * 1000)
+
+    def _extend(self) -> None:
+        if not self._held:
+            return
+        try:
+            cancelled = self.piece.extend(self._worker.keeping)
+        except MuxError as error:
+            if error.code not in OVER + SETTLED:
+                return  # the daemon is away, and gives a fresh lease when it comes back
+            with self._lock:
+                self._held = False
+            if error.code == "stale_claim":
+                self._worker.say(f"{self.piece.name}: no longer ours")
+                self._lose()
+            return
+        if cancelled:
+            self.stop("cancelled")
+
+    def _lose(self) -> None:
+        """Somebody else may be at it: the command may end by itself, but not go on for long."""
+        grace_ms = self._worker.orders.grace_s * 1000
+        deadline = self._worker.clock.ticks_ms() + grace_ms
+        with self._lock:
+            while self._process is not None and self._worker.clock.ticks_ms() < deadline:
+                self._worker.clock.wait(self._turn, deadline)
+        self.stop("lost")
+
+    # -- the end
+
+    def _settle(self, status: int, why: str, held: bool, output: IO[bytes], errors: IO[bytes]) -> str:
+        """Tell the daemon what became of it; returns that in a word."""
+        if why == "cancelled":
+            return "cancelled"
+        if not held or why == "lost":
+            return "no longer ours"
+        try:
+            if why == "stopped":
+                return self._told(lambda: self.piece.give_back(self._client, "the runner was stopped", 0))
+            if status == 0:
+                text = _text(output, 0, MOST_OUTPUT).rstrip("\n")
+                return self._told(lambda: self.piece.complete(self._client, text))
+            reason = _text(errors, max(0, errors.seek(0, os.SEEK_END) - TAIL_BYTES), TAIL_BYTES).strip()
+            if status == LATER:
+                said = reason[-MOST_REASON:] or "the command asked for another time"
+                return self._told(lambda: self.piece.give_back(self._client, said, LATER_S))
+            ended = f"exit status {status}" if status > 0 else f"killed by {_signal_name(-status)}"
+            why = f"{ended}\n{reason}" if reason else ended
+            return self._told(lambda: self.piece.fail(self._client, why)) + f" ({ended})"
+        except MuxError as error:
+            if error.code in OVER + SETTLED:
+                return f"ended with status {status}; no longer ours"
+            return f"ended with status {status}, which could not be told: {error.message}"
+
+    def _told(self, tell: Callable[[], str]) -> str:
+        """Tell the daemon, also one that comes back only later; the runner's end bounds the patience."""
+        while True:
+            try:
+                return tell()
+            except MuxError as error:
+                if error.code != "unreachable" or self._worker.stopping:
+                    raise
+                self._worker.say(f"{self.piece.name}: ended; {error.message}; trying again")
+
+    def give_back(self, why: str, delay_s: int) -> None:
+        """Let somebody else do it; if the daemon cannot be told, the lease's end does that."""
+        with contextlib.suppress(MuxError):
+            self.piece.give_back(self._client, why, delay_s)
+
+
+class _Task:
+    """A claimed task. Its calls carry keys of their own, so that telling twice happens once."""
+
+    def __init__(self, claim: Mapping[str, Any], orders: Orders) -> None:
+        self.told: dict[str, Any] = dict(claim["task"])
+        self.name = f"task {claim['task_id']}"
+        self._id: str = claim["task_id"]
+        self._token: str = claim["claim_token"]
+        self._retry = orders.retry
+        self.lease_ms = _between(self.told["claimed_at"], self.told["lease_expires_at"])
+        self.environ = {
+            "STONEMUX_TASK_ID": self._id,
+            "STONEMUX_CLAIM_TOKEN": self._token,
+            "STONEMUX_CHANNEL": self.told["channel"],
+            "STONEMUX_FROM": self.told["posted_by"],
+        }
+
+    def extend(self, client: Client) -> str:
+        told = client.task_extend(task_id=self._id, claim_token=self._token)
+        return "cancelled" if told.get("cancelled") else ""
+
+    def complete(self, client: Client, output: str) -> str:
+        size = len(output.encode())
+        limit, document = None if size <= MOST_RESULT else MOST_RESULT, ""
+        while True:
+            if limit is not None and not document:
+                document = _document(client, output, self._key("document"))
+            whole = f"; the whole is {document}" if document else ""
+            result = output if limit is None else _cut(output, limit, f"\n[{size} bytes in all{whole}]")
+            try:
+                client.task_complete(
+                    task_id=self._id,
+                    claim_token=self._token,
+                    result=result,
+                    idempotency_key=self._key(f"complete-{limit or 0}"),
+                )
+                return "complete"
+            except MuxError as error:
+                told = error.facts.get("limit")
+                if error.facts.get("parameter") != "result" or not isinstance(told, int) or told == limit:
+                    raise
+                limit = told
+
+    def fail(self, client: Client, why: str) -> str:
+        told = client.task_complete(
+            task_id=self._id,
+            claim_token=self._token,
+            status="failed",
+            result=why,
+            retry=self._retry,
+            idempotency_key=self._key("fail"),
+        )
+        return "failed" if told["status"] == "failed" else "failed, to be tried again"
+
+    def give_back(self, client: Client, why: str, delay_s: int) -> str:
+        client.task_release(
+            task_id=self._id,
+            claim_token=self._token,
+            reason=why,
+            delay=delay_s,
+            idempotency_key=self._key("release"),
+        )
+        return "given back"
+
+    def _key(self, act: str) -> str:
+        return f"run-{self._token}-{act}"
+
+
+class _Message:
+    """A message on a lease. One that fails comes again, later each time, until it is a dead letter."""
+
+    def __init__(self, message: Mapping[str, Any], orders: Orders, emit: Callable[[str], None]) -> None:
+        self.told: dict[str, Any] = dict(message)
+        self.name = f"message {message['id']}"
+        self._id: int = message["id"]
+        self._lease_s = orders.lease_s
+        self.lease_ms = orders.lease_s * 1000
+        self._reply = orders.reply
+        self._emit = emit
+        self.environ = {
+            "STONEMUX_MESSAGE_ID": str(self._id),
+            "STONEMUX_FROM": message["from"],
+            "STONEMUX_CHANNEL": message["channel"],
+        }
+
+    def extend(self, client: Client) -> str:
+        client.msg_extend(id=self._id, lease=self._lease_s)
+        return ""
+
+    def complete(self, client: Client, output: str) -> str:
+        if not self._reply:
+            self._emit(f"{output}\n" if output else "")
+        elif output:
+            key = f"run-message-{self._id}"
+            document = _document(client, output, f"{key}-document") if len(output.encode()) > MOST_RESULT else ""
+            client.msg_send(
+                to=self.told["from"],
+                content=None if document else output,
+                content_ref=document or None,
+                channel=self.told["channel"],
+                reply_to=self._id,
+                idempotency_key=f"{key}-reply",
+            )
+        client.msg_ack(ids=[self._id])
+        return "answered" if self._reply else "acknowledged"
+
+    def fail(self, client: Client, why: str) -> str:
+        client.msg_nack(id=self._id, delay=min(2 ** self.told.get("deliveries", 1), 600))
+        return "put back"
+
+    def give_back(self, client: Client, why: str, delay_s: int) -> str:
+        client.msg_nack(id=self._id, delay=delay_s)
+        return "put back"
+
+
+def _program(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """The command with the path of its program. Raises `not_found` before anything is taken."""
+    found = shutil.which(command[0], path=environ.get("PATH", os.defpath))
+    if found is None:
+        raise MuxError("not_found", f"there is no command {command[0]!r}, or it may not be run; nothing was taken")
+    return [os.path.abspath(found), *command[1:]]
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a command and all that it started and that stayed in its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone; macOS says so of a zombie, too
+        os.killpg(process.pid, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _text(file: IO[bytes], start: int, most: int) -> str:
+    file.seek(start)
+    return file.read(most).decode(errors="replace")
+
+
+def _cut(text: str, limit: int, note: str) -> str:
+    """The beginning of a text, with a note, in so many bytes."""
+    return text.encode()[: max(0, limit - len(note.encode()))].decode(errors="ignore") + note
+
+
+def _document(client: Client, text: str, key: str) -> str:
+    """Keep a text as a document and return its id; "" where the daemon takes none of that size."""
+    try:
+        made = client.document_create(content=text, title="output of a command", idempotency_key=key)
+    except MuxError as error:
+        if error.code == "unreachable":
+            raise
+        return ""
+    return made["document"]["id"]
+
+
+def _between(early: str, late: str) -> int:
+    """Milliseconds from one time of the wire to another."""
+    first, second = (datetime.fromisoformat(text) for text in (early, late))
+    return round((second - first).total_seconds() * 1000)

@@ -1,0 +1,537 @@
+"""The runner: a command for each task or message, whatever becomes of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import ROOT, running_daemon
+from faces import join
+from raw import eventually
+from test_mcp_stdio import free_port
+
+from stonemux import worker
+from stonemux.errors import MuxError
+from stonemux.worker import LATER, Orders, Worker
+
+SOON_S = 10
+
+
+class Running:
+    """A runner in a thread, with what it said and what its commands had to say to nobody."""
+
+    def __init__(self, made: Worker, said: list[str], emitted: list[str], background: Any) -> None:
+        self.worker = made
+        self.said = said
+        self.emitted = emitted
+        self.outcome = background(made.run)
+
+    def ends(self) -> int:
+        return self.outcome.result(SOON_S)
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environ(http, place) -> dict[str, str]:
+    return {
+        "HOME": str(place),
+        "PATH": os.environ["PATH"],
+        "PLACE": str(place),
+        "STONEMUX_HOST": "127.0.0.1",
+        "STONEMUX_PORT": str(http.port),
+    }
+
+
+@pytest.fixture
+def start(environ, background) -> Iterator[Callable[..., Running]]:
+    """Starts a runner whose command is a line of shell."""
+    begun: list[Running] = []
+
+    def starter(script: str, **orders: Any) -> Running:
+        said: list[str] = []
+        emitted: list[str] = []
+        wanted = Orders(agent=orders.pop("agent", "w"), command=("sh", "-c", script), **orders)
+        begun.append(Running(Worker(wanted, environ, said.append, emitted.append), said, emitted, background))
+        return begun[-1]
+
+    yield starter
+    for running in begun:
+        running.worker.stop(now=True)
+        running.outcome.exception(SOON_S)
+
+
+@pytest.fixture
+def boss(direct):
+    """Posts tasks, and looks at them."""
+    join(direct, "boss")
+
+    class Boss:
+        def post(self, description: str = "work", **more: Any) -> str:
+            return direct.call("task.post", description=description, posted_by="boss", **more)["task_id"]
+
+        def task(self, task_id: str) -> dict[str, Any]:
+            return direct.call("task.get", task_id=task_id)["task"]
+
+        def until(self, task_id: str, status: str) -> dict[str, Any]:
+            eventually(lambda: self.task(task_id)["status"] == status)
+            return self.task(task_id)
+
+        def call(self, name: str, **given: Any) -> Any:
+            return direct.call(name, **given)
+
+    return Boss()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def pid_in(file: Path) -> int:
+    eventually(lambda: file.exists() and file.read_text().endswith("\n"))
+    return int(file.read_text())
+
+
+# -- one task
+
+
+def test_a_command_gets_the_task_and_its_output_is_the_result(start, boss, place):
+    task = boss.post("count the words", metadata={"words": 3})
+    assert start('cat > "$PLACE/task"; env > "$PLACE/environ"; echo three', once=True).ends() == 0
+    done = boss.task(task)
+    assert (done["status"], done["result"], done["claimed_by"]) == ("complete", "three", "w")
+    given = json.loads((place / "task").read_text())
+    assert (given["task_id"], given["description"], given["metadata"]) == (task, "count the words", {"words": 3})
+    environ = dict(line.split("=", 1) for line in (place / "environ").read_text().splitlines() if "=" in line)
+    assert environ["STONEMUX_TASK_ID"] == task
+    assert environ["STONEMUX_CLAIM_TOKEN"] == f"{task}.1"
+    assert environ["STONEMUX_AGENT"] == "w"
+    assert environ["STONEMUX_CHANNEL"] == "default"
+    assert environ["STONEMUX_FROM"] == "boss"
+
+
+def test_a_failure_tells_the_status_and_the_end_of_standard_error(start, boss):
+    task = boss.post()
+    assert start('printf "%05000d why\\n" 0 >&2; exit 3', once=True).ends() == 1
+    done = boss.task(task)
+    assert done["status"] == "failed"
+    assert done["result"].startswith("exit status 3\n000")
+    assert done["result"].endswith(" why")
+    assert len(done["result"]) < worker.TAIL_BYTES + 20
+
+
+def test_t8_a_failure_may_be_tried_again(start, boss):
+    task = boss.post()
+    assert start("exit 1", once=True, retry=True).ends() == 1
+    done = boss.task(task)
+    assert (done["status"], done["attempts"]) == ("pending", 1)
+
+
+def test_a_command_that_a_signal_killed_failed(start, boss):
+    task = boss.post()
+    start("kill -9 $$", once=True).ends()
+    assert boss.task(task)["result"] == "killed by SIGKILL"
+
+
+def test_a_command_may_ask_for_another_time(start, boss, clock):
+    task = boss.post()
+    start(f"echo busy >&2; exit {LATER}", once=True).ends()
+    assert boss.task(task)["status"] == "pending"
+    assert boss.task(task)["history"][-1]["note"] == "busy"
+    assert boss.call("task.claim", agent_id="w")["task_id"] is None
+    clock.advance(worker.LATER_S * 1000)
+    assert boss.call("task.claim", agent_id="w")["task_id"] == task
+
+
+def test_output_beyond_a_results_limit_is_kept_as_a_document(start, boss):
+    task = boss.post()
+    assert start("printf '%0100000d' 7", once=True).ends() == 0
+    result = boss.task(task)["result"]
+    assert len(result) <= worker.MOST_RESULT
+    assert "[100000 bytes in all; the whole is doc-" in result
+    document = result.rpartition(" ")[2].rstrip("]")
+    assert boss.call("document.get", id=document)["document"]["content"] == f"{7:0100000d}"
+
+
+@pytest.mark.settings(max_message_size=300)
+def test_a_daemon_that_takes_less_gets_less(start, boss):
+    task = boss.post()
+    assert start("printf '%0400d' 7", once=True).ends() == 0
+    result = boss.task(task)["result"]
+    assert len(result) <= 300
+    assert "[400 bytes in all; the whole is doc-" in result
+
+
+def test_what_is_no_text_is_told_as_well_as_text_can(start, boss):
+    task = boss.post()
+    assert start("printf 'a\\377b'", once=True).ends() == 0
+    assert boss.task(task)["result"] == "a\ufffdb"
+
+
+def test_a_command_may_give_its_task_away_itself(start, boss, environ):
+    environ["STONEMUX_CLI"] = f"{sys.executable} -m stonemux"
+    environ["PYTHONPATH"] = str(ROOT)
+    task = boss.post()
+    running = start(
+        '$STONEMUX_CLI task handoff --task-id "$STONEMUX_TASK_ID" --claim-token "$STONEMUX_CLAIM_TOKEN" --note enough',
+        once=True,
+    )
+    assert running.ends() == 0
+    assert "no longer ours" in running.said[-1]
+    assert boss.task(task)["status"] == "pending"
+
+
+# -- leases and cancellations
+
+
+def test_t7_the_lease_is_kept_while_the_command_runs(start, boss, clock, place, monkeypatch):
+    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+    task = boss.post()
+    start('while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', once=True)
+    first = boss.until(task, "claimed")["lease_expires_at"]
+    for _ in range(3):
+        clock.advance(200_000)
+        eventually(lambda first=first: boss.task(task)["lease_expires_at"] > first)
+        first = boss.task(task)["lease_expires_at"]
+    (place / "go").touch()
+    boss.until(task, "complete")
+
+
+def test_a_cancelled_task_stops_its_command_and_all_that_it_started(start, boss, place):
+    task = boss.post()
+    running = start('sleep 60 & echo $! > "$PLACE/child"; echo $$ > "$PLACE/shell"; wait', once=True)
+    child, shell = pid_in(place / "child"), pid_in(place / "shell")
+    boss.call("task.cancel", task_id=task)
+    assert running.ends() == 1
+    assert "cancelled" in running.said[-1]
+    assert has_ended(shell)
+    eventually(lambda: has_ended(child))
+
+
+def test_a_command_that_minds_no_sigterm_is_killed(start, boss, place):
+    task = boss.post()
+    running = start('trap "" TERM; echo $$ > "$PLACE/shell"; while :; do sleep 0.05; done', once=True, grace_s=0.1)
+    shell = pid_in(place / "shell")
+    boss.call("task.cancel", task_id=task)
+    assert running.ends() == 1
+    assert has_ended(shell)
+
+
+def test_without_the_right_to_watch_a_cancellation_is_noticed_when_the_lease_is_extended(
+    start, boss, place, monkeypatch
+):
+    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+    monkeypatch.setattr(Worker, "_watch", lambda self: None)
+    task = boss.post()
+    running = start('touch "$PLACE/begun"; sleep 60', once=True)
+    eventually((place / "begun").exists)
+    boss.call("task.cancel", task_id=task)
+    assert running.ends() == 1
+
+
+def test_a_command_whose_task_went_to_another_is_stopped_after_a_grace(start, boss, place, monkeypatch):
+    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+    task = boss.post()
+    running = start('echo $$ > "$PLACE/shell"; sleep 60', once=True, grace_s=0.05)
+    shell = pid_in(place / "shell")
+    boss.call("task.release", task_id=task, agent_id="w")
+    assert boss.call("task.claim", agent_id="boss")["task_id"] == task
+    assert running.ends() == 1
+    assert has_ended(shell)
+    assert boss.task(task)["claimed_by"] == "boss"
+
+
+# -- many
+
+
+def test_no_more_commands_run_than_may(start, boss, place):
+    tasks = [boss.post(str(n)) for n in range(5)]
+    running = start('while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', parallel=2)
+    eventually(lambda: sum(boss.task(task)["status"] == "claimed" for task in tasks) == 2)
+    time.sleep(0.05)  # the third must not come
+    assert [boss.task(task)["status"] for task in tasks].count("claimed") == 2
+    (place / "go").touch()
+    for task in tasks:
+        boss.until(task, "complete")
+    running.worker.stop()
+    assert running.ends() == 0
+
+
+def test_t1_runners_side_by_side_do_each_task_once(start, boss, place):
+    tasks = [boss.post(str(n)) for n in range(12)]
+    for name in ("ann", "bob"):
+        start('set -C; : > "$PLACE/$STONEMUX_TASK_ID" && echo "$STONEMUX_AGENT"', agent=name, parallel=3)
+    for task in tasks:
+        boss.until(task, "complete")
+    assert {path.name for path in place.iterdir()} == set(tasks)
+
+
+def test_only_what_fits_is_taken(start, boss):
+    hard, easy = boss.post("hard", required_capability="magic"), boss.post("easy")
+    start("true", capabilities=("sums",), once=True).ends()
+    assert (boss.task(hard)["status"], boss.task(easy)["status"]) == ("pending", "complete")
+    start("true", capabilities=("sums", "magic"), once=True).ends()
+    assert boss.task(hard)["status"] == "complete"
+
+
+def test_what_is_registered_stays_but_for_what_is_asked(start, boss):
+    boss.call("agent.register", agent_id="w", role="worker", capabilities=["a"], group="g", metadata={"k": 1})
+    before = boss.call("agent.get", agent_id="w")["agent"]
+    boss.post()
+    start("true", once=True).ends()
+    after = boss.call("agent.get", agent_id="w")["agent"]
+    for name in ("role", "capabilities", "group", "channel", "metadata"):
+        assert after[name] == before[name]
+    boss.post()
+    start("true", once=True, capabilities=("b",)).ends()
+    assert (
+        boss.call("agent.get", agent_id="w")["agent"] | {"capabilities": ["b"]}
+        == boss.call("agent.get", agent_id="w")["agent"]
+    )
+
+
+def test_an_agent_that_somebody_deregisters_comes_back(start, boss, clock):
+    start("echo hi", capabilities=("x",))
+    eventually(lambda: boss.call("stats")["waiters"] == 2)
+    boss.call("agent.deregister", agent_id="w")
+    clock.advance(worker.WAIT_S * 1000)
+    boss.until(boss.post(required_capability="x"), "complete")
+
+
+# -- the runner's own end
+
+
+def test_stopping_gives_the_work_back_and_takes_no_more(start, boss, place):
+    task, other = boss.post("first"), boss.post("second")
+    running = start('echo $$ > "$PLACE/shell"; sleep 60')
+    shell = pid_in(place / "shell")
+    running.worker.stop()
+    assert running.ends() == 0
+    assert has_ended(shell)
+    assert boss.task(task)["status"] == boss.task(other)["status"] == "pending"
+    assert boss.task(task)["history"][-1]["note"] == "the runner was stopped"
+    assert boss.task(task)["attempts"] == 0
+
+
+def test_stopping_a_runner_that_waits_leaves_nothing_claimed(start, boss):
+    running = start("true")
+    eventually(lambda: boss.call("stats")["waiters"])
+    running.worker.stop()
+    assert running.ends() == 0
+    task = boss.post()
+    assert boss.call("task.claim", agent_id="boss")["task_id"] == task
+
+
+def test_a_command_that_does_not_exist_is_told_before_anything_is_taken(environ, boss, place):
+    task = boss.post()
+    (place / "text").write_text("#!/bin/sh\n")
+    for command in ("no-such-command", str(place / "text"), str(place)):
+        with pytest.raises(MuxError, match="there is no command") as caught:
+            Worker(Orders(agent="new", command=(command,)), environ, print, print)
+        assert caught.value.code == "not_found"
+    assert boss.task(task)["status"] == "pending"
+    with pytest.raises(MuxError):
+        boss.call("agent.get", agent_id="new")
+
+
+def test_a_command_that_cannot_be_started_gives_its_task_back_and_ends_the_runner(environ, boss, place, background):
+    task = boss.post()
+    program = place / "program"
+    program.write_bytes(b"\x7fELF nonsense")
+    program.chmod(0o755)
+    running = Running(Worker(Orders(agent="w", command=(str(program),)), environ, print, print), [], [], background)
+    with pytest.raises(MuxError, match="cannot be started"):
+        running.ends()
+    assert boss.task(task)["status"] == "pending"
+    assert boss.task(task)["attempts"] == 0
+
+
+@pytest.mark.settings(default_tier="free")
+def test_a_tier_that_has_no_tasks_refuses(start):
+    with pytest.raises(MuxError) as caught:
+        start("true").ends()
+    assert caught.value.code == "upgrade_required"
+
+
+def test_without_a_daemon_the_runner_says_so(environ):
+    environ["STONEMUX_PORT"] = str(free_port())
+    made = Worker(Orders(agent="w", command=("true",)), environ, print, print)
+    made.client._budget_ms = 0
+    with pytest.raises(MuxError, match="no stonemux daemon answers"):
+        made.run()
+
+
+# -- messages
+
+
+@pytest.fixture
+def letter(boss):
+    """Sends a message to the runner's agent."""
+    boss.call("agent.register", agent_id="w")
+
+    def send(content: str) -> int:
+        return boss.call("msg.send", **{"from": "boss"}, to="w", content=content)["message_id"]
+
+    return send
+
+
+def status_of(boss: Any, message: int) -> str:
+    return boss.call("msg.status", id=message)["recipients"][0]["status"]
+
+
+def test_a_message_is_acknowledged_when_its_command_has_succeeded(start, boss, letter, place):
+    message = letter("hello")
+    running = start('cat > "$PLACE/message"; echo "$STONEMUX_MESSAGE_ID from $STONEMUX_FROM"', messages=True, once=True)
+    assert running.ends() == 0
+    assert status_of(boss, message) == "acked"
+    assert json.loads((place / "message").read_text())["content"] == "hello"
+    assert running.emitted == [f"{message} from boss\n"]
+
+
+def test_an_answer_goes_back_to_the_sender(start, boss, letter):
+    message = letter("2 + 2?")
+    assert start("echo 4", messages=True, reply=True, once=True).ends() == 0
+    (answer,) = boss.call("msg.poll", agent_id="boss", timeout=0)["messages"]
+    assert (answer["from"], answer["content"], answer["reply_to"]) == ("w", "4", message)
+    assert status_of(boss, message) == "acked"
+
+
+def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter, clock, program):
+    message = letter("hello")
+    assert start("exit 1", messages=True, once=True).ends() == 1
+    assert status_of(boss, message) != "acked"
+    assert boss.call("msg.poll", agent_id="w", ack="manual", timeout=0)["messages"] == []
+    clock.advance(2000)
+    program.timekeeper.tick()
+    (again,) = boss.call("msg.poll", agent_id="w", ack="manual", timeout=0)["messages"]
+    assert (again["id"], again["deliveries"]) == (message, 2)
+
+
+def test_a_messages_lease_is_kept_too(start, boss, letter, clock, place, monkeypatch):
+    extended: list[int] = []
+    extend = worker._Message.extend
+    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+    monkeypatch.setattr(worker._Message, "extend", lambda self, client: extend(self, client) or extended.append(1))
+    message = letter("slow")
+    start('touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', messages=True, once=True, lease_s=60)
+    eventually((place / "begun").exists)
+    for _ in range(3):
+        clock.advance(40_000)
+        seen = len(extended)
+        eventually(lambda seen=seen: len(extended) > seen + 1)
+    assert boss.call("msg.poll", agent_id="w", ack="manual", timeout=0)["messages"] == []
+    (place / "go").touch()
+    eventually(lambda: status_of(boss, message) == "acked")
+
+
+# -- as a process
+
+
+@pytest.fixture
+def process(environ) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `stonemux run`."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def starter(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "stonemux", "run", *words]
+        begun.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+            )
+        )
+        return begun[-1]
+
+    yield starter
+    for one in begun:
+        one.kill()
+        one.communicate()
+
+
+def test_sigterm_ends_a_runner_in_good_order(process, boss, place):
+    task = boss.post()
+    running = process("--agent", "w", "--", "sh", "-c", 'echo $$ > "$PLACE/shell"; exec sleep 60')
+    shell = pid_in(place / "shell")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(SOON_S) == 0
+    assert has_ended(shell)
+    assert boss.task(task)["status"] == "pending"
+    assert f"task {task}: given back" in running.stderr.read()
+
+
+def test_t6_what_a_killed_runner_held_comes_back_after_its_lease(process, boss, place, clock):
+    task = boss.post()
+    running = process("--agent", "w", "--", "sh", "-c", 'echo $$ > "$PLACE/shell"; exec sleep 60')
+    shell = pid_in(place / "shell")
+    running.kill()
+    running.wait()
+    assert boss.call("task.claim", agent_id="boss")["task_id"] is None
+    clock.advance(300_000)
+    assert boss.call("task.claim", agent_id="boss")["task_id"] == task
+    os.kill(shell, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--agent", "w", "--", "/no/such/command"], 3, "there is no command '/no/such/command'"),
+        (["--agent", "w"], 2, "COMMAND"),
+        (["--", "true"], 2, "--agent ID"),
+        (["--agent", "w", "--reply", "--", "true"], 2, "--messages"),
+        (["--agent", "w", "--max-parallel", "0", "--", "true"], 2, "no number from 1"),
+        (["--agent", "w", "--capabilty", "x", "--", "true"], 2, "did you mean --capability"),
+        (["--agent", "stonemux", "--", "true"], 2, "reserved"),
+    ],
+)
+def test_bad_words_are_told_in_one_line(process, words, status, told):
+    running = process(*words)
+    out, err = running.communicate(timeout=SOON_S)
+    assert (running.returncode, out) == (status, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_t12_a_runner_survives_a_restart_of_the_daemon(tmp_path, place, background):
+    port = free_port()
+    environ = {"HOME": str(place), "PATH": os.environ["PATH"], "PLACE": str(place), "STONEMUX_PORT": str(port)}
+    said: list[str] = []
+    script = 'echo "$STONEMUX_TASK_ID"; while [ ! -e "$PLACE/$STONEMUX_TASK_ID" ]; do sleep 0.01; done'
+    data = tmp_path / "data"
+
+    def post(made: Worker) -> str:
+        return made.client.task_post(description="work", posted_by="w")["task_id"]
+
+    def status(made: Worker, task: str) -> str:
+        return made.client.task_get(task_id=task)["task"]["status"]
+
+    with running_daemon(data, "--port", str(port)) as daemon:
+        made = Worker(Orders(agent="w", command=("sh", "-c", script)), environ, said.append, print)
+        outcome = background(made.run)
+        eventually(lambda: made._watching._reached)
+        first = post(made)
+        eventually(lambda: status(made, first) == "claimed")
+        daemon.process.kill()
+    (place / first).touch()
+    with running_daemon(data, "--port", str(port)):
+        eventually(lambda: status(made, first) == "complete")
+        second = post(made)
+        (place / second).touch()
+        eventually(lambda: status(made, second) == "complete")
+        made.stop()
+        assert outcome.result(SOON_S) == 0
