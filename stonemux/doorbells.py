@@ -90,6 +90,7 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
         if old is None:
             endpoints.put(Endpoint(bell_id, agent_id, due, sound=True))
         else:
+            old.quiet = 0
             endpoints.set_due(old, due)
         if due is not None:
             endpoints.wake()

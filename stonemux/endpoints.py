@@ -7,6 +7,7 @@ write, and whoever delivers finds the next that is due without asking the databa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,10 +29,10 @@ class Outcome(NamedTuple):
 class Endpoint:
     """One place to deliver to."""
 
-    __slots__ = ("agent_id", "busy", "counted", "cursor", "due", "id", "quiet", "sound")
+    __slots__ = ("agent_id", "base", "busy", "counted", "cursor", "due", "id", "ordered", "quiet", "sound", "stopped")
 
     def __init__(
-        self, endpoint_id: str, agent_id: str | None, due: int | None, *, sound: bool, cursor: int = 0
+        self, endpoint_id: str, agent_id: str | None, due: int | None, *, sound: bool, ordered: bool = True
     ) -> None:
         self.id = endpoint_id
         self.agent_id = agent_id
@@ -46,14 +47,21 @@ class Endpoint:
         """Until when it asked to be left alone."""
         self.sound = sound
         """Its last attempt was good, or there was none."""
-        self.cursor = cursor
-        """The last event that was looked at for it."""
+        self.ordered = ordered
+        """An event that failed holds up those after it."""
+        self.stopped = False
+        """It is disabled; events do not wake it."""
+        self.cursor = 0
+        """The last event that was looked at for it and not wanted, counting from `base`."""
+        self.base: tuple[int, str | None, str | None] | None = None
+        """The cursor and the filter in its row at that time."""
 
 
 class Endpoints:
-    """All of them. Changed after commits only, by one leader at a time; `busy` and `cursor` belong to `outbound`."""
+    """All of them. Changed after commits, by one leader at a time; `busy`, `base` and `cursor` are `outbound`'s."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # between what comes and going to sleep because nothing did
         self.bells: dict[str, Endpoint] = {}
         """By agent."""
         self.forwards: dict[str, Endpoint] = {}
@@ -89,12 +97,23 @@ class Endpoints:
         else:
             self.waiting[endpoint] = None
 
+    def sleep(self, endpoint: Endpoint, until: int) -> None:
+        """Say when to look at an endpoint again, unless something came meanwhile."""
+        with self._lock:
+            if endpoint.due is None:
+                self.set_due(endpoint, until)
+
     def events_came(self, now: int) -> None:
         """Events were committed: those that wait for some are due."""
-        idle = False
-        for endpoint in list(self.forwards.values()):
-            if endpoint.due is None:
-                self.set_due(endpoint, now)
-                idle = True
-        if idle:
+        if not self.forwards:
+            return
+        came = False
+        with self._lock:
+            for endpoint in list(self.forwards.values()):
+                if endpoint.stopped:
+                    continue
+                if endpoint.due is None or (endpoint.due > now and not endpoint.ordered):
+                    self.set_due(endpoint, now)
+                    came = True
+        if came:
             self.wake()

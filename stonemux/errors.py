@@ -76,6 +76,8 @@ FAILURES: dict[str, Failure] = {
     "key_not_found": Failure(404, 3, "The channel's state has no such key.", lasting=True),
     "message_not_found": Failure(404, 3, "There is no such message (any more).", lasting=True),
     "no_recipient": Failure(404, 3, "No agent matches the address.", lasting=True),
+    "event_not_found": Failure(404, 3, "The event is no longer kept, or not yet written.", lasting=True),
+    "webhook_not_found": Failure(404, 3, "Events are forwarded to no endpoint of that id.", lasting=True),
     "task_not_found": Failure(404, 3, "There is no such task (any more).", lasting=True),
     "method_not_allowed": Failure(405, 2, "The path takes another method; Allow names it."),
     "not_acceptable": Failure(406, 2, "The Accept header does not list application/json."),
@@ -84,6 +86,7 @@ FAILURES: dict[str, Failure] = {
     "channel_exists": Failure(409, 1, "A channel of that name exists.", lasting=True),
     "backup_exists": Failure(409, EXIT_REFUSED, "There is a file of that name already."),
     "cursor_ahead": Failure(409, 1, "The cursor is beyond the newest id.", lasting=True),
+    "webhook_limit": Failure(409, 1, "Events are forwarded to as many endpoints as may be."),
     "not_delivered": Failure(409, 1, "The message was not delivered to this agent.", lasting=True),
     "not_in_channel": Failure(
         409, 1, "The recipient is no member of the channel; its channels are told.", lasting=True

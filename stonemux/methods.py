@@ -592,6 +592,84 @@ class EventsListAnswer(TypedDict):
     reset: NotRequired[dict[str, Any]]
 
 
+class Webhook(TypedDict):
+    """A record that several operations answer with."""
+
+    id: str
+    url: str
+    types: NotRequired[list[str]]
+    channel: NotRequired[str]
+    ordered: bool
+    status: str
+    cursor: int
+    retrying: int
+    retry_at: NotRequired[str]
+    dead: int
+    dead_event_ids: NotRequired[list[int]]
+    failures: NotRequired[int]
+    last_error: NotRequired[str]
+    disabled_for: NotRequired[str]
+    created_at: str
+
+
+class WebhookAddAnswer(TypedDict):
+    """What webhook.add answers."""
+
+    webhook: Webhook
+    created: bool
+    secret: NotRequired[str]
+
+
+class WebhookListAnswer(TypedDict):
+    """What webhook.list answers."""
+
+    webhooks: list[Webhook]
+
+
+class WebhookRemoveAnswer(TypedDict):
+    """What webhook.remove answers."""
+
+    id: str
+    removed: bool
+
+
+Attempt = TypedDict(
+    "Attempt",
+    {
+        "attempt_id": int,
+        "id": str,
+        "agent_id": NotRequired[str],
+        "webhook_id": str,
+        "type": str,
+        "message_id": NotRequired[int],
+        "event_id": NotRequired[int],
+        "try": int,
+        "outcome": str,
+        "status": int | None,
+        "at": str,
+        "ms": int,
+        "error": NotRequired[str],
+        "retry_at": NotRequired[str],
+    },
+)
+"""A record that several operations answer with."""
+
+
+class WebhookAttemptsAnswer(TypedDict):
+    """What webhook.attempts answers."""
+
+    attempts: list[Attempt]
+    more: NotRequired[bool]
+
+
+class WebhookReplayAnswer(TypedDict):
+    """What webhook.replay answers."""
+
+    id: str
+    queued: int
+    since: NotRequired[int]
+
+
 class StatsAnswerAgents(TypedDict):
     """Part of what stats answers."""
 
@@ -624,6 +702,14 @@ class StatsAnswerDoorbells(TypedDict):
 
     hung: int
     pending: int
+
+
+class StatsAnswerForwarding(TypedDict):
+    """Part of what stats answers."""
+
+    endpoints: int
+    retrying: int
+    dead: int
 
 
 class StatsAnswerDeliveries(TypedDict):
@@ -660,6 +746,7 @@ class StatsAnswer(TypedDict):
     channels: int
     waiters: int
     doorbells: StatsAnswerDoorbells
+    forwarding: StatsAnswerForwarding
     deliveries: StatsAnswerDeliveries
     events: StatsAnswerEvents
     storage: StatsAnswerStorage
@@ -2147,6 +2234,136 @@ class Methods:
                 "limit": limit,
                 "timeout": timeout,
             },
+        )
+
+    def webhook_add(
+        self,
+        *,
+        url: str,
+        types: Names | None = None,
+        channel: str | None = None,
+        secret: str | None = None,
+        ordered: bool = True,
+        since: int | None = None,
+        id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> WebhookAddAnswer:
+        """Forward events to a URL, each in full, signed as Standard Webhooks, in the order of their ids; or change an
+        endpoint, which is then tried again if it was disabled. An event that fails is retried for three days and then
+        kept as a dead letter.
+
+        - `url`: Where to (up to 2048 bytes).
+        - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
+          task_failed, task_released, task_requeued, task_cancelled, task_assigned, task_ready, state_changed,
+          agent_registered, agent_deregistered, agent_stale, channel_created, channel_joined, channel_left,
+          document_created, webhook_disabled).
+        - `channel`: Only events of this channel (1 to 128 characters).
+        - `secret`: What deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out (up to
+          256 bytes).
+        - `ordered`: An event that fails holds up those after it.
+        - `since`: Begin after this event; with the next one (at least 0).
+        - `id`: The endpoint to change; left out, there is a new one (1 to 64 characters).
+
+        Answers `WebhookAddAnswer`. `POST /webhook/add`, tier enterprise. Refusals: 400 invalid_field, 400
+        missing_field, 400 webhook_url_forbidden, 402 upgrade_required, 404 channel_not_found, 404 webhook_not_found,
+        409 webhook_limit.
+        """
+        return self._call(
+            "webhook.add",
+            {
+                "url": url,
+                "types": types,
+                "channel": channel,
+                "secret": secret,
+                "ordered": ordered,
+                "since": since,
+                "id": id,
+            },
+            idempotency_key,
+        )
+
+    def webhook_list(self) -> WebhookListAnswer:
+        """The endpoints that events are forwarded to, how far each has come, and what it could not be given.
+
+        Answers `WebhookListAnswer`. `GET /webhook/list`, tier enterprise. Refusals: 402 upgrade_required.
+        """
+        return self._call("webhook.list", {})
+
+    def webhook_remove(
+        self,
+        *,
+        id: str,
+        idempotency_key: str | None = None,
+    ) -> WebhookRemoveAnswer:
+        """Forward nothing more to an endpoint; its dead letters go, too.
+
+        - `id`: The endpoint (1 to 64 characters).
+
+        Answers `WebhookRemoveAnswer`. `POST /webhook/remove`, tier enterprise. Refusals: 400 invalid_field, 400
+        missing_field, 402 upgrade_required, 404 webhook_not_found.
+        """
+        return self._call(
+            "webhook.remove",
+            {
+                "id": id,
+            },
+            idempotency_key,
+        )
+
+    def webhook_attempts(
+        self,
+        *,
+        id: str | None = None,
+        agent_id: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> WebhookAttemptsAnswer:
+        """Every attempt at a delivery, newest first: forwarding and doorbells alike.
+
+        - `id`: Only attempts at this endpoint, or at this doorbell (1 to 64 characters).
+        - `agent_id`: Only attempts at this agent's doorbell (1 to 120 characters).
+        - `before`: Only attempts with a smaller attempt_id (at least 0).
+        - `limit`: How many to return at most (1 to 1000).
+
+        Answers `WebhookAttemptsAnswer`. `GET /webhook/attempts`, tier enterprise. Refusals: 400 invalid_field, 402
+        upgrade_required, 403 agent_mismatch.
+        """
+        return self._call(
+            "webhook.attempts",
+            {
+                "id": id,
+                "agent_id": agent_id,
+                "before": before,
+                "limit": limit,
+            },
+        )
+
+    def webhook_replay(
+        self,
+        *,
+        id: str,
+        since: int | None = None,
+        event_ids: Ids | None = None,
+        idempotency_key: str | None = None,
+    ) -> WebhookReplayAnswer:
+        """Deliver again to an endpoint: all that came after an event, or certain events, or without either all dead
+        letters.
+
+        - `id`: The endpoint (1 to 64 characters).
+        - `since`: All events after this one that are kept (at least 0).
+        - `event_ids`: These events (up to 1000 entries).
+
+        Answers `WebhookReplayAnswer`. `POST /webhook/replay`, tier enterprise. Refusals: 400 invalid_field, 400
+        missing_field, 402 upgrade_required, 404 event_not_found, 404 webhook_not_found.
+        """
+        return self._call(
+            "webhook.replay",
+            {
+                "id": id,
+                "since": since,
+                "event_ids": event_ids,
+            },
+            idempotency_key,
         )
 
     def stats(self) -> StatsAnswer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import VERSION, directory, events
+from stonemux import VERSION, directory, events, webhooks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.events import Filter
@@ -142,6 +142,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
             "hung": len(mux.endpoints.bells),
             "pending": rx.one("select count(*) from webhook where wire_id is not null and disabled_at is null")[0],
         },
+        "forwarding": webhooks.counts(rx),
         "deliveries": dict(mux.endpoints.outcomes),
         "events": {"head": mux.log.head, "oldest": events.oldest(rx)},
         "storage": mux.store.size(),
@@ -191,6 +192,7 @@ def metrics(rx: Snapshot) -> str:
     metric("waiters", "gauge", "Parked calls and streams.", {"": found["waiters"]})
     metric("doorbells", "gauge", "Agents with a doorbell.", {"": found["doorbells"]["hung"]})
     metric("doorbells_pending", "gauge", "Doorbells that are to ring.", {"": found["doorbells"]["pending"]})
+    metric("forwarding", "gauge", "Forwarding endpoints, and their events.", labeled("what", found["forwarding"]))
     outcomes = labeled("outcome", found["deliveries"])
     metric("deliveries_total", "counter", "Attempts at deliveries to webhooks since the start.", outcomes)
     metric("events_total", "counter", "Events ever written.", {"": found["events"]["head"]})

@@ -102,6 +102,7 @@ EXPECTED = Param(
 )
 UPDATED_BY = _agent("updated_by", None, "The agent that makes the change.")
 TYPES = Param("types", "names", choices=EVENT_KINDS, doc="Only events of these types.")
+WEBHOOK_ID = Param("id", "name", most=64, doc="The endpoint to change; left out, there is a new one.")
 MESSAGE_EXTRAS = (
     Param("subject", "text", most=1024, doc="A subject line."),
     Param("type", "name", doc="What kind of message it is, such as question, status or blocker."),
@@ -251,6 +252,39 @@ ITEM = {
 WHOLE_ITEM = ITEM | {"content": "string", "metadata?": "object"}
 TOKEN = {"token": "string", "expires_at": "time", "agent_id": "string|null", "jti": "string"}
 EVENT = {"id": "integer", "type": "string", "channel": "string|null", "at": "time", "data": "object"}
+WEBHOOK = {
+    "id": "string",
+    "url": "string",
+    "types?": ["string"],
+    "channel?": "string",
+    "ordered": "boolean",
+    "status": "string",
+    "cursor": "integer",
+    "retrying": "integer",
+    "retry_at?": "time",
+    "dead": "integer",
+    "dead_event_ids?": ["integer"],
+    "failures?": "integer",
+    "last_error?": "string",
+    "disabled_for?": "string",
+    "created_at": "time",
+}
+ATTEMPT = {
+    "attempt_id": "integer",
+    "id": "string",
+    "agent_id?": "string",
+    "webhook_id": "string",
+    "type": "string",
+    "message_id?": "integer",
+    "event_id?": "integer",
+    "try": "integer",
+    "outcome": "string",
+    "status": "integer|null",
+    "at": "time",
+    "ms": "integer",
+    "error?": "string",
+    "retry_at?": "time",
+}
 ENDED = {"task_id": "string", "status": "string", "task": TASK}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -1357,6 +1391,95 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=("agent_not_found", "channel_not_found", "invalid_timeout", "too_many_waiters"),
         example={"after": 0},
     ),
+    # forwarding
+    Operation(
+        "webhook.add",
+        "POST",
+        "/webhook/add",
+        "change",
+        "webhooks.add",
+        "Forward events to a URL, each in full, signed as Standard Webhooks, in the order of their ids; or change an "
+        "endpoint, which is then tried again if it was disabled. An event that fails is retried for three days and "
+        "then kept as a dead letter.",
+        params=(
+            Param("url", "text", REQUIRED, most=2048, doc="Where to.", code="webhook_url_forbidden"),
+            TYPES,
+            _channel(None, "Only events of this channel."),
+            Param(
+                "secret",
+                most=256,
+                doc="What deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out.",
+            ),
+            Param("ordered", "boolean", True, doc="An event that fails holds up those after it."),
+            Param("since", "integer", least=0, most=MOST_INTEGER, doc="Begin after this event; with the next one."),
+            WEBHOOK_ID,
+        ),
+        returns={"webhook": WEBHOOK, "created": "boolean", "secret?": "string"},
+        tier="enterprise",
+        errors=("webhook_url_forbidden", "webhook_not_found", "webhook_limit", "channel_not_found"),
+        example={"url": "http://127.0.0.1:8080/events", "types": ["message", "task_failed"]},
+    ),
+    Operation(
+        "webhook.list",
+        "GET",
+        "/webhook/list",
+        "read",
+        "webhooks.listed",
+        "The endpoints that events are forwarded to, how far each has come, and what it could not be given.",
+        slow=True,
+        returns={"webhooks": [WEBHOOK]},
+        tier="enterprise",
+    ),
+    Operation(
+        "webhook.remove",
+        "POST",
+        "/webhook/remove",
+        "change",
+        "webhooks.remove",
+        "Forward nothing more to an endpoint; its dead letters go, too.",
+        params=(replace(WEBHOOK_ID, default=REQUIRED, doc="The endpoint."),),
+        returns={"id": "string", "removed": "boolean"},
+        tier="enterprise",
+        frees=True,
+        errors=("webhook_not_found",),
+        example={"id": "wh-000000000000"},
+    ),
+    Operation(
+        "webhook.attempts",
+        "GET",
+        "/webhook/attempts",
+        "read",
+        "webhooks.list_attempts",
+        "Every attempt at a delivery, newest first: forwarding and doorbells alike.",
+        slow=True,
+        params=(
+            replace(WEBHOOK_ID, doc="Only attempts at this endpoint, or at this doorbell."),
+            _agent(default=None, doc="Only attempts at this agent's doorbell."),
+            Param("before", "integer", least=0, most=MOST_INTEGER, doc="Only attempts with a smaller attempt_id."),
+            _limit(),
+        ),
+        returns={"attempts": [ATTEMPT], "more?": "boolean"},
+        tier="enterprise",
+        example={"limit": 20},
+    ),
+    Operation(
+        "webhook.replay",
+        "POST",
+        "/webhook/replay",
+        "change",
+        "webhooks.replay",
+        "Deliver again to an endpoint: all that came after an event, or certain events, or without either all dead "
+        "letters.",
+        params=(
+            replace(WEBHOOK_ID, default=REQUIRED, doc="The endpoint."),
+            Param("since", "integer", least=0, most=MOST_INTEGER, doc="All events after this one that are kept."),
+            Param("event_ids", "integers", doc="These events."),
+        ),
+        returns={"id": "string", "queued": "integer", "since?": "integer"},
+        tier="enterprise",
+        errors=("webhook_not_found", "event_not_found"),
+        example={"id": "wh-000000000000", "since": 0},
+    ),
     Operation(
         "stats",
         "GET",
@@ -1376,6 +1499,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "channels": "integer",
             "waiters": "integer",
             "doorbells": {"hung": "integer", "pending": "integer"},
+            "forwarding": {"endpoints": "integer", "retrying": "integer", "dead": "integer"},
             "deliveries": {"delivered": "integer", "failed": "integer"},
             "events": {"head": "integer", "oldest": "integer"},
             "storage": {"database_bytes": "integer", "wal_bytes": "integer"},

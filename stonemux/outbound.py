@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from stonemux import attempts, courier, doorbells, runner
+from stonemux import attempts, courier, doorbells, runner, webhooks
 from stonemux.addresses import Policy
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
@@ -48,7 +48,9 @@ class Outbound:
 
     def start(self) -> None:
         """Go on with what is pending."""
-        self._mux.endpoints.wake = self.kick
+        endpoints, clock = self._mux.endpoints, self._mux.clock
+        endpoints.wake = self.kick
+        self._mux.log.listeners.append(lambda: endpoints.events_came(clock.now_ms()))
         self.kick()
 
     def stop(self) -> None:
@@ -83,7 +85,8 @@ class Outbound:
                     return
                 self._threads += 1
         now = self._mux.clock.now_ms()
-        later = [due for one in list(self._mux.endpoints.waiting) if (due := one.due) is not None and due > now]
+        dues = [max(due, one.quiet) for one in list(self._mux.endpoints.waiting) if (due := one.due) is not None]
+        later = [due for due in dues if due > now]
         if later:
             self._mux.alarm.set(min(later))
 
@@ -95,7 +98,7 @@ class Outbound:
         first: tuple[int, Endpoint] | None = None
         for one in list(self._mux.endpoints.waiting):
             due = one.due
-            if due is None or due > now or one.busy or rank < (1 if one.agent_id is not None else 2):
+            if due is None or max(due, one.quiet) > now or one.busy or rank < (1 if one.agent_id is not None else 2):
                 continue
             if not one.sound and self._unsound >= THREADS_FOR_UNSOUND:
                 continue
@@ -138,7 +141,10 @@ class Outbound:
     def _attend(self, endpoint: Endpoint) -> None:
         # First of all, so that whatever comes to be due from here on stays due.
         self._mux.endpoints.set_due(endpoint, None)
-        self._ring(endpoint)
+        if endpoint.agent_id is not None:
+            self._ring(endpoint)
+        else:
+            self._forward(endpoint)
 
     # -- one attempt
 
@@ -157,6 +163,23 @@ class Outbound:
             outcome = self._post(row["url"], signed, body, policy)
         if outcome is not None:
             mux.store.write(lambda tx: doorbells.record(tx, bell, row, outcome))
+
+    def _forward(self, endpoint: Endpoint) -> None:
+        mux = self._mux
+        with mux.store.read() as rx:
+            found = webhooks.next_delivery(rx, endpoint)
+            policy = doorbells.policy(rx)
+        if isinstance(found, webhooks.Delivery):
+            delivery = found
+            headers = attempts.signed(found.row, found.wire_id, found.body, mux.clock, mux.clock.now_ms())
+            outcome = self._post(found.row["url"], headers, found.body, policy)
+            if outcome is not None:
+                mux.store.write(lambda tx: webhooks.record(tx, endpoint, delivery, outcome))
+            return
+        if webhooks.lags(endpoint):
+            mux.store.write(lambda tx: webhooks.move_up(tx, endpoint))
+        if found is not None:
+            mux.endpoints.sleep(endpoint, found)
 
     def _post(self, url: str, headers: dict[str, str], body: bytes, policy: Policy) -> Outcome | None:
         settings = self._mux.settings

@@ -141,6 +141,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             actor text not null, target text not null, channel text not null, outcome text not null,
             request_id text not null, body blob not null, calls integer not null, hash blob not null) strict""",
     ),
+    (
+        # state: 0 to be sent (again), 1 dead. What has failed once is kept here, so that no retention loses it.
+        """create table forward (
+            webhook text not null, event_id integer not null, wire_id text not null, kind text not null,
+            body text not null, state integer not null default 0, tries integer not null default 0, due_at integer,
+            error text, at integer not null, primary key (webhook, event_id, wire_id)) strict, without rowid""",
+        "create index forward_open on forward (webhook, event_id) where state = 0",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -23,6 +23,7 @@ from stonemux import (
     leases,
     messages,
     tasks,
+    webhooks,
 )
 from stonemux.chain import Entry
 from stonemux.errors import MuxError
@@ -63,7 +64,7 @@ def boot(mux: Mux) -> None:
     for agent_id, ack in mux.store.write(start):
         mux.presence.add(agent_id, ack)
     with mux.store.read() as rx:
-        for endpoint in doorbells.load(rx):
+        for endpoint in [*doorbells.load(rx), *webhooks.load(rx)]:
             mux.endpoints.put(endpoint)
     mux.blotter.note(Entry("daemon.start", target=VERSION))
 
@@ -202,6 +203,7 @@ class Timekeeper:
         self._in_pages(lambda tx: door.purge_idempotency(tx, PURGED_AT_ONCE))
         attempts_before = now - settings.webhooks_attempt_retention * 1000
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
+        self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)

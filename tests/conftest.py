@@ -16,12 +16,14 @@ import pytest
 from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
 from raw import OVER_TLS
+from receivers import Receiver
 from tls_client import CERT, KEY
 
 from stonemux import timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.mux import Mux
+from stonemux.outbound import Outbound
 from stonemux.store import Store
 
 
@@ -139,3 +141,27 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
     """Runs a call in a thread; the future has its answer or its error."""
     with ThreadPoolExecutor(32) as pool:
         yield pool.submit
+
+
+@pytest.fixture
+def outbound(program: Program) -> Iterator[Outbound]:
+    """Delivers to the program's webhooks, as in a daemon."""
+    outbound = Outbound(program.mux)
+    outbound.start()
+    yield outbound
+    outbound.stop()
+    assert outbound.threads == 0
+
+
+@pytest.fixture
+def receive() -> Iterator[Callable[..., Receiver]]:
+    """Makes receivers of webhooks on ports of their own."""
+    opened: list[Receiver] = []
+
+    def receiver(*answer: Any) -> Receiver:
+        opened.append(Receiver(*answer))
+        return opened[-1]
+
+    yield receiver
+    for one in opened:
+        one.close()

@@ -9,11 +9,11 @@ import subprocess
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from receivers import OK, Receiver, status
+from receivers import OK, status
 
 from stonemux import addresses, courier
 from stonemux.addresses import Policy
@@ -21,19 +21,6 @@ from stonemux.courier import Attempt
 from stonemux.endpoints import Outcome
 
 TOTAL_MS = 400
-
-
-@pytest.fixture
-def receive() -> Iterator[Callable[..., Receiver]]:
-    opened: list[Receiver] = []
-
-    def receiver(answer=OK) -> Receiver:
-        opened.append(Receiver(answer))
-        return opened[-1]
-
-    yield receiver
-    for one in opened:
-        one.close()
 
 
 def post(url: str, body: bytes = b"{}", *, total_ms: int = TOTAL_MS, policy: Policy | None = None) -> Outcome:

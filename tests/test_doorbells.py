@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from faces import Direct, OverMcp, join, refusal
-from receivers import Receiver, eventually, status
+from receivers import eventually, status
 from standardwebhooks.webhooks import Webhook
 
 from stonemux import addresses, signature, timekeeper
@@ -20,29 +19,6 @@ from stonemux.outbound import Outbound
 
 SECRET = signature.make_secret("5a" * 32)
 MINUTE, HOUR = 60_000, 3_600_000
-
-
-@pytest.fixture
-def sender(program) -> Iterator[Outbound]:
-    """Delivers for the program, as in a daemon."""
-    sender = Outbound(program.mux)
-    sender.start()
-    yield sender
-    sender.stop()
-    assert sender.threads == 0
-
-
-@pytest.fixture
-def receive() -> Iterator[Callable[..., Receiver]]:
-    opened: list[Receiver] = []
-
-    def receiver(answer=None) -> Receiver:
-        opened.append(Receiver() if answer is None else Receiver(answer))
-        return opened[-1]
-
-    yield receiver
-    for one in opened:
-        one.close()
 
 
 def hang(face, url, agent_id="bob", **given):
@@ -78,7 +54,7 @@ def until_failed(program, count, agent_id="bob"):
 # -- ringing
 
 
-def test_a_message_rings_thinly_and_the_library_verifies_it(face, program, sender, receive):
+def test_a_message_rings_thinly_and_the_library_verifies_it(face, program, outbound, receive):
     receiver = receive()
     join(face, "ann")
     hung = hang(face, receiver.url + "?k=v", webhook_secret=SECRET)
@@ -102,17 +78,17 @@ def test_a_message_rings_thinly_and_the_library_verifies_it(face, program, sende
 def test_PyPI_standardwebhooks_accepts_a_delivery_as_it_arrives(open_program, receive, monkeypatch):
     program = open_program()
     monkeypatch.setattr(program.clock, "wall_ms", Clock().wall_ms)
-    receiver, face, sender = receive(), Direct(program.mux), Outbound(program.mux)
-    sender.start()
+    receiver, face, outbound = receive(), Direct(program.mux), Outbound(program.mux)
+    outbound.start()
     join(face, "ann")
     secret = hang(face, receiver.url)["webhook_secret"]
     sent = send(face)
     (heard,) = receiver.until(1)
     assert Webhook(secret).verify(heard.body, heard.headers)["data"]["message_id"] == sent
-    sender.stop()
+    outbound.stop()
 
 
-def test_everything_that_lands_in_an_inbox_rings(face, program, sender, receive):
+def test_everything_that_lands_in_an_inbox_rings(face, program, outbound, receive):
     receiver = receive()
     join(face, "ann")
     hang(face, receiver.url, role="director")
@@ -131,7 +107,7 @@ def test_everything_that_lands_in_an_inbox_rings(face, program, sender, receive)
     assert row(program)["wire_id"] is None
 
 
-def test_a_doorbell_rings_for_its_own_agent_alone(face, sender, receive, program):
+def test_a_doorbell_rings_for_its_own_agent_alone(face, outbound, receive, program):
     receiver = receive()
     join(face, "ann", "cat")
     hang(face, receiver.url)
@@ -141,7 +117,7 @@ def test_a_doorbell_rings_for_its_own_agent_alone(face, sender, receive, program
     assert not attempts(program, "cat")
 
 
-def test_status_says_notified_until_the_mail_is_fetched(face, program, sender, receive):
+def test_status_says_notified_until_the_mail_is_fetched(face, program, outbound, receive):
     receiver = receive()
     join(face, "ann")
     before = None
@@ -158,7 +134,7 @@ def test_status_says_notified_until_the_mail_is_fetched(face, program, sender, r
     assert told()["status"] == "fetched" or told()["status"] == "acked"
 
 
-def test_a_send_to_an_agent_without_a_doorbell_pays_nothing__H1(program, direct, sender, receive):
+def test_a_send_to_an_agent_without_a_doorbell_pays_nothing__H1(program, direct, outbound, receive):
     receiver = receive()
     join(direct, "ann", "cat")
     hang(direct, receiver.url)
@@ -191,16 +167,16 @@ def test_at_most_one_ring_is_pending_and_the_newest_wins(program, direct, receiv
     first = row(program)["wire_id"]
     newest = send(direct)
     assert row(program)["wire_id"] != first
-    sender = Outbound(program.mux)
-    sender.start()
+    outbound = Outbound(program.mux)
+    outbound.start()
     (heard,) = receiver.until(1)
     assert heard.told["data"] == {"agent_id": "bob", "message_id": newest, "unread": 2}
     eventually(lambda: row(program)["wire_id"] is None)
     assert len(receiver.heard) == 1
-    sender.stop()
+    outbound.stop()
 
 
-def test_mail_that_comes_while_a_ring_is_under_way_rings_once_more(program, direct, sender, receive):
+def test_mail_that_comes_while_a_ring_is_under_way_rings_once_more(program, direct, outbound, receive):
     let_go = []
 
     def slow(sock: socket.socket) -> None:
@@ -230,11 +206,11 @@ def test_a_ring_pending_at_the_end_rings_at_the_next_start_under_the_same_id__H3
     hang(face, receiver.url)
     sent = send(face)
     wire_id = row(program)["wire_id"]
-    sender = Outbound(program.reopen())
-    sender.start()
+    outbound = Outbound(program.reopen())
+    outbound.start()
     (heard,) = receiver.until(1)
     assert (heard.id, heard.told["data"]["message_id"]) == (wire_id, sent)
-    sender.stop()
+    outbound.stop()
 
 
 def test_what_was_under_way_at_the_end_is_pending_still__H3(program, direct, receive):
@@ -244,12 +220,12 @@ def test_what_was_under_way_at_the_end_is_pending_still__H3(program, direct, rec
     receiver = receive(hold)
     join(direct, "ann")
     hang(direct, receiver.url)
-    sender = Outbound(program.mux)
-    sender.start()
+    outbound = Outbound(program.mux)
+    outbound.start()
     send(direct)
     (heard,) = receiver.until(1)
-    sender.stop()
-    assert sender.threads == 0
+    outbound.stop()
+    assert outbound.threads == 0
     assert row(program)["wire_id"] == heard.id
     assert not attempts(program), "an attempt that we cut short says nothing of the receiver"
 
@@ -257,7 +233,7 @@ def test_what_was_under_way_at_the_end_is_pending_still__H3(program, direct, rec
 # -- failing
 
 
-def test_retries_follow_the_schedule_under_one_id(program, direct, sender, clock, receive):
+def test_retries_follow_the_schedule_under_one_id(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -289,7 +265,7 @@ def test_the_delays_are_spread_by_a_fifth(program, direct):
     assert 11_500 < max(found) <= 12_000
 
 
-def test_a_receiver_that_is_back_ends_the_failing(program, direct, sender, clock, receive):
+def test_a_receiver_that_is_back_ends_the_failing(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -304,7 +280,7 @@ def test_a_receiver_that_is_back_ends_the_failing(program, direct, sender, clock
     assert row(program)["failing_since"] is None
 
 
-def test_new_mail_to_a_failing_doorbell_waits_seconds_at_most(program, direct, sender, clock, receive):
+def test_new_mail_to_a_failing_doorbell_waits_seconds_at_most(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -324,7 +300,7 @@ def test_new_mail_to_a_failing_doorbell_waits_seconds_at_most(program, direct, s
 
 
 @pytest.mark.parametrize("code", [429, 502, 503, 504])
-def test_retry_after_is_honoured_up_to_an_hour(program, direct, sender, clock, receive, code):
+def test_retry_after_is_honoured_up_to_an_hour(program, direct, outbound, clock, receive, code):
     receiver = receive(status(code, "Retry-After: 120"))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -339,7 +315,7 @@ def test_retry_after_is_honoured_up_to_an_hour(program, direct, sender, clock, r
 
 
 @pytest.mark.parametrize(("code", "text"), [(500, "120"), (503, "soon"), (503, "-5"), (503, "²"), (503, "")])
-def test_retry_after_counts_only_where_it_means_something(program, direct, sender, clock, receive, code, text):
+def test_retry_after_counts_only_where_it_means_something(program, direct, outbound, clock, receive, code, text):
     receiver = receive(status(code, f"Retry-After: {text}"))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -347,7 +323,7 @@ def test_retry_after_counts_only_where_it_means_something(program, direct, sende
     assert until_failed(program, 1)[-1]["retry_at"] <= clock.now_ms() + 1200
 
 
-def test_410_disables_at_once_and_registering_again_enables(program, face, sender, clock, receive):
+def test_410_disables_at_once_and_registering_again_enables(program, face, outbound, clock, receive):
     receiver = receive(status(410))
     join(face, "ann")
     hang(face, receiver.url + "?token=hidden")
@@ -371,7 +347,7 @@ def test_410_disables_at_once_and_registering_again_enables(program, face, sende
     receiver.until(2)
 
 
-def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, sender, clock, receive):
+def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -392,7 +368,7 @@ def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, sender, c
     assert "24 hours" in event["data"]["reason"]
 
 
-def test_twenty_failures_within_a_day_do_not_disable(program, direct, sender, clock, receive):
+def test_twenty_failures_within_a_day_do_not_disable(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)
@@ -407,7 +383,7 @@ def test_twenty_failures_within_a_day_do_not_disable(program, direct, sender, cl
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirect_is_a_failure_and_is_not_followed(program, direct, sender, receive, code):
+def test_a_redirect_is_a_failure_and_is_not_followed(program, direct, outbound, receive, code):
     lure = receive()
     receiver = receive(status(code, f"Location: {lure.url}"))
     join(direct, "ann")
@@ -417,7 +393,7 @@ def test_a_redirect_is_a_failure_and_is_not_followed(program, direct, sender, re
     assert not lure.heard
 
 
-def test_no_proxy_is_asked(program, direct, sender, receive, monkeypatch):
+def test_no_proxy_is_asked(program, direct, outbound, receive, monkeypatch):
     proxy, receiver = receive(), receive()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -428,7 +404,7 @@ def test_no_proxy_is_asked(program, direct, sender, receive, monkeypatch):
     assert not proxy.heard
 
 
-def test_an_attempt_is_judged_anew_each_time(program, direct, sender, receive, monkeypatch):
+def test_an_attempt_is_judged_anew_each_time(program, direct, outbound, receive, monkeypatch):
     """A name may lead elsewhere by the time that it is called."""
     receiver = receive()
     join(direct, "ann")
@@ -457,7 +433,7 @@ def test_an_attempt_is_judged_anew_each_time(program, direct, sender, receive, m
 # -- hanging one up
 
 
-def test_a_secret_is_made_and_shown_once(face, program, sender, receive):
+def test_a_secret_is_made_and_shown_once(face, program, outbound, receive):
     receiver = receive()
     first = hang(face, receiver.url)
     assert signature.secret_bytes(first["webhook_secret"]) is not None
@@ -470,7 +446,7 @@ def test_a_secret_is_made_and_shown_once(face, program, sender, receive):
     assert other["webhook_secret"] != first["webhook_secret"], "another receiver has another secret"
 
 
-def test_a_replaced_secret_signs_beside_the_new_one_for_a_day(program, direct, sender, clock, receive):
+def test_a_replaced_secret_signs_beside_the_new_one_for_a_day(program, direct, outbound, clock, receive):
     receiver = receive()
     join(direct, "ann")
     old = hang(direct, receiver.url)["webhook_secret"]
@@ -550,14 +526,14 @@ def test_a_downgrade_keeps_doorbells_and_rings_them_after_the_upgrade__L1(open_p
     for tier, count in (("free", 0), ("pro", 1)):
         program.settings = replace(program.settings, default_tier=tier)
         face = Direct(program.reopen())
-        sender = Outbound(program.mux)
-        sender.start()
+        outbound = Outbound(program.mux)
+        outbound.start()
         if tier == "free":
             sent = send(face)
         program.timekeeper.tick()
         assert len(receiver.until(count)) == count
-        eventually(lambda sender=sender: not sender.threads)
-        sender.stop()
+        eventually(lambda outbound=outbound: not outbound.threads)
+        outbound.stop()
     assert receiver.heard[0].told["data"]["message_id"] == sent
 
 
@@ -585,8 +561,8 @@ def test_a_doorbell_may_be_a_command_that_the_settings_name(open_program, comman
     monkeypatch.setenv("STONEMUX_TOKEN", "secret")
     line = f"'{command}' --agent 'b; o $HOME b'"
     program = open_program(webhooks_exec=(line,))
-    face, sender = Direct(program.mux), Outbound(program.mux)
-    sender.start()
+    face, outbound = Direct(program.mux), Outbound(program.mux)
+    outbound.start()
     join(face, "ann")
     hang(face, "exec:" + line)
     sent = send(face)
@@ -602,7 +578,7 @@ def test_a_doorbell_may_be_a_command_that_the_settings_name(open_program, comman
     (tried,) = until_failed(program, 1)
     assert (tried["status"], tried["error"], environ["STONEMUX_WEBHOOK_ID"]) == (0, None, tried["wire_id"])
     assert bell(face)["url"] == f"exec:{command}", "arguments may be secret"
-    sender.stop()
+    outbound.stop()
 
 
 @pytest.mark.parametrize(
@@ -627,8 +603,8 @@ def test_a_command_that_fails_or_is_no_longer_allowed_is_tried_again(open_progra
     from dataclasses import replace
 
     program = open_program(webhooks_exec=("*",))
-    face, sender = Direct(program.mux), Outbound(program.mux)
-    sender.start()
+    face, outbound = Direct(program.mux), Outbound(program.mux)
+    outbound.start()
     join(face, "ann")
     for number, (url, error) in enumerate(
         [
@@ -642,19 +618,19 @@ def test_a_command_that_fails_or_is_no_longer_allowed_is_tried_again(open_progra
         program.clock.advance(5_000)
         program.timekeeper.tick()
         assert until_failed(program, number)[-1]["error"] == error
-    sender.stop()
+    outbound.stop()
     program.settings = replace(program.settings, webhooks_exec=())
-    sender = Outbound(program.reopen())
+    outbound = Outbound(program.reopen())
     program.clock.advance(HOUR)
-    sender.start()
+    outbound.start()
     assert "do not allow" in until_failed(program, 3)[-1]["error"]
-    sender.stop()
+    outbound.stop()
 
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(open_program, tmp_path):
     program = open_program(webhooks_exec=("*",), webhooks_exec_timeout=1)
-    face, sender = Direct(program.mux), Outbound(program.mux)
-    sender.start()
+    face, outbound = Direct(program.mux), Outbound(program.mux)
+    outbound.start()
     join(face, "ann")
     pids = tmp_path / "pids"
     hang(face, f"exec:/bin/sh -c 'sleep 60 & echo $! > {pids}; wait'")
@@ -663,13 +639,13 @@ def test_a_command_that_does_not_end_is_killed_with_its_children(open_program, t
     assert tried["error"] == "killed: it ran longer than 1 seconds"
     child = Path(f"/proc/{pids.read_text().strip()}/stat")
     eventually(lambda: not child.exists() or " Z " in child.read_text())
-    sender.stop()
+    outbound.stop()
 
 
 # -- what is kept
 
 
-def test_attempts_are_listed_for_a_while__H6(program, direct, sender, clock, receive):
+def test_attempts_are_listed_for_a_while__H6(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")
     hang(direct, receiver.url)

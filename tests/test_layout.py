@@ -60,7 +60,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mux", "channels", "documents", "doorbells"},
     {"audit"},
     # what it does
-    {"tasks", "state", "door", "connection", "parking"},
+    {"tasks", "state", "door", "connection", "parking", "webhooks"},
     {"handoff", "claims"},
     {"messages"},
     {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
@@ -105,6 +105,7 @@ SHARED = {
     "delivery": {"messages", "leases", "inbox"},  # a message's way, plain, leased and as its reader marks it
     # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
     "event": {"transaction", "opening", "events"},
+    "webhook": {"doorbells", "webhooks"},  # doorbells, and endpoints that events are forwarded to
     "member": {"agents", "channels", "directory"},
     # what a database is; the time it has seen; what stands for purged records
     "meta": {"migration", "opening", "store", "audit"},

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,19 +23,6 @@ from stonemux.config import Settings
 from stonemux.daemon import Daemon
 from stonemux.errors import MuxError
 from stonemux.outbound import THREADS, THREADS_FOR_UNSOUND, Outbound
-
-
-@pytest.fixture
-def receive() -> Iterator[Callable[..., Receiver]]:
-    opened: list[Receiver] = []
-
-    def receiver(answer=None) -> Receiver:
-        opened.append(Receiver() if answer is None else Receiver(answer))
-        return opened[-1]
-
-    yield receiver
-    for one in opened:
-        one.close()
 
 
 def hang(face, agent_id, url):
@@ -58,15 +45,7 @@ def hole(receive) -> Receiver:
     return found[0]
 
 
-@pytest.fixture
-def sender(program) -> Iterator[Outbound]:
-    sender = Outbound(program.mux)
-    sender.start()
-    yield sender
-    sender.stop()
-
-
-def test_seven_black_holes_do_not_delay_a_healthy_one__H2(program, direct, sender, receive, hole):
+def test_seven_black_holes_do_not_delay_a_healthy_one__H2(program, direct, outbound, receive, hole):
     healthy = receive()
     join(direct, "ann")
     for number in range(7):
@@ -83,10 +62,10 @@ def test_seven_black_holes_do_not_delay_a_healthy_one__H2(program, direct, sende
         eventually(lambda: not program.mux.endpoints.bells["well"].busy)
     assert sorted(waits)[98] < 0.2
     assert len(hole.heard) == 7, "each holds one thread at most"
-    assert sender.threads <= THREADS
+    assert outbound.threads <= THREADS
 
 
-def test_any_number_of_dead_ones_leaves_threads_for_those_that_answer__H2(program, direct, sender, receive, hole):
+def test_any_number_of_dead_ones_leaves_threads_for_those_that_answer__H2(program, direct, outbound, receive, hole):
     healthy = receive()
     join(direct, "ann")
     hang(direct, "well", healthy.url)
@@ -112,27 +91,27 @@ def test_the_one_that_has_been_due_the_longest_is_next__H2(open_program, receive
         hang(face, name, receiver.url)
         send(face, name)
         program.clock.advance(1)
-    sender = Outbound(program.mux)
-    sender.start()
+    outbound = Outbound(program.mux)
+    outbound.start()
     heard = receiver.until(len(names))
     order = [names.index(one.told["data"]["agent_id"]) for one in heard]
     assert all(abs(place - number) <= THREADS for place, number in enumerate(order))
-    sender.stop()
+    outbound.stop()
 
 
-def test_threads_exist_only_while_there_is_work(program, direct, sender, receive):
+def test_threads_exist_only_while_there_is_work(program, direct, outbound, receive):
     receiver = receive()
     before = threading.active_count()
     join(direct, "ann")
     hang(direct, "bob", receiver.url)
-    assert sender.threads == 0
+    assert outbound.threads == 0
     send(direct, "bob")
     receiver.until(1)
-    eventually(lambda: sender.threads == 0)
+    eventually(lambda: outbound.threads == 0)
     eventually(lambda: threading.active_count() <= before + 1, "only the receiver's thread may be left")
 
 
-def test_a_send_does_not_wait_for_a_doorbell__H1(program, direct, sender, hole):
+def test_a_send_does_not_wait_for_a_doorbell__H1(program, direct, outbound, hole):
     join(direct, "ann")
     hang(direct, "bob", hole.url)
     send(direct, "bob")
@@ -145,22 +124,24 @@ def test_a_send_does_not_wait_for_a_doorbell__H1(program, direct, sender, hole):
 
 
 def test_stopping_does_not_wait_for_a_receiver(program, direct, hole):
-    sender = Outbound(program.mux)
-    sender.start()
+    outbound = Outbound(program.mux)
+    outbound.start()
     join(direct, "ann")
     for number in range(5):
         hang(direct, f"hole{number}", hole.url)
         send(direct, f"hole{number}")
     hole.until(5)
     began = time.monotonic()
-    sender.stop()
-    assert sender.threads == 0
+    outbound.stop()
+    assert outbound.threads == 0
     assert time.monotonic() - began < 1
     send(direct, "hole0")
-    assert sender.threads == 0
+    assert outbound.threads == 0
 
 
-def test_an_outcome_that_cannot_be_written_down_is_made_once_more(program, direct, sender, receive, clock, monkeypatch):
+def test_an_outcome_that_cannot_be_written_down_is_made_once_more(
+    program, direct, outbound, receive, clock, monkeypatch
+):
     receiver = receive()
     join(direct, "ann")
     hang(direct, "bob", receiver.url)
@@ -172,13 +153,13 @@ def test_an_outcome_that_cannot_be_written_down_is_made_once_more(program, direc
 
     monkeypatch.setattr(doorbells, "record", refuse)
     send(direct, "bob")
-    eventually(lambda: refused and sender.threads == 0)
+    eventually(lambda: refused and outbound.threads == 0)
     monkeypatch.setattr(doorbells, "record", record)
     clock.advance(5_000)
     program.timekeeper.tick()
     first, second = receiver.until(2)
     assert (first.id, first.body) == (second.id, second.body)
-    eventually(lambda: sender.threads == 0)
+    eventually(lambda: outbound.threads == 0)
 
 
 def test_from_send_to_ring_takes_milliseconds(tmp_path, receive):

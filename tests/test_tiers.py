@@ -25,7 +25,10 @@ PRO = {
 
 def test_the_table_gives_each_operation_the_tier_of_the_contract():
     assert {operation.name for operation in OPERATIONS if operation.tier == "pro"} == PRO
-    assert {operation.name for operation in OPERATIONS if operation.tier == "enterprise"} == {"audit.export"}
+    assert {operation.name for operation in OPERATIONS if operation.tier == "enterprise"} == {
+        "audit.export",
+        *(f"webhook.{verb}" for verb in ("add", "list", "remove", "attempts", "replay")),
+    }
     assert [(o.name, p.name, p.tier) for o, p in PAID_PARAMS] == [
         ("agent.register", "webhook_url", "pro"),
         ("agent.register", "webhook_secret", "pro"),
