@@ -1,4 +1,4 @@
-"""`python -m stonemux`, `python path/to/stonemux/__main__.py` from any folder, and `python stonemux.pyz`."""
+"""`python -m stonemux`, and `python path/to/stonemux/__main__.py` from any folder."""
 
 import os
 import sys

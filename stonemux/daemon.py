@@ -153,7 +153,6 @@ def serve(
         say(daemon)
     except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    launch.load_rest()
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve(reread)
     log.info("stonemux has stopped")

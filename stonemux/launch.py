@@ -42,19 +42,3 @@ def archive() -> str | None:
 def root() -> str:
     """The folder that holds the package, or the archive."""
     return os.path.dirname(os.path.dirname(os.path.realpath(stonemux.__file__)))
-
-
-def load_rest(*names: str) -> None:
-    """Load these modules of an archive, or all: it may be replaced by a newer one while this one runs.
-
-    Python reads each module from its place in the archive when it is first needed, and would read something else there.
-    """
-    if archive() is None:
-        return
-    import importlib
-    import pkgutil
-
-    found = (module.name for module in pkgutil.walk_packages(stonemux.__path__, "stonemux."))
-    for name in [f"stonemux.{name}" for name in names] or found:
-        if name != "stonemux.__main__":
-            importlib.import_module(name)

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stonemux import launch, mcp, payload
+from stonemux import mcp, payload
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
@@ -253,7 +253,6 @@ def serve(settings: Settings, config: Path | None, environ: Mapping[str, str]) -
     sys.stdout = sys.stderr  # whatever prints must not end up between the messages
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    launch.load_rest("offer")
     try:
         Pipe(settings, config, environ, output).run(sys.stdin.buffer)
     except BrokenPipeError:

@@ -22,7 +22,7 @@ MODULES = sorted({path.stem for path in PACKAGE.glob("*.py") if path.stem != "__
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
-    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "release"},
+    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch"},
     # one subject each, none knows of the program
     {
         "chain",
@@ -76,7 +76,8 @@ LAYERS: tuple[set[str], ...] = (
     COMMANDS - {"commands.completion"},
     {"cli"},
     {"commands.completion"},  # it tells of all commands; the command line finds it by its name
-    {"__main__"},
+    {"__main__", "onefile"},
+    {"release"},
 )
 
 ONLY = {

@@ -13,7 +13,7 @@ import pytest
 from daemons import running_daemon
 from test_mcp_stdio import free_port
 
-from stonemux import probe, release
+from stonemux import onefile, probe, release
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stonemux"
@@ -71,7 +71,6 @@ def test_a_running_daemon_does_not_mind_when_its_file_is_replaced(pyz, tmp_path)
     file = tmp_path / "stonemux.pyz"
     file.write_bytes(pyz.read_bytes())
     with running_daemon(tmp_path / "data", command=(*started(file), "serve")) as daemon:
-        assert "serves" in daemon.process.stderr.readline()  # all is loaded
         file.write_bytes(b"a newer one")
         assert b'"openapi"' in daemon.get("/openapi.json")
 
@@ -95,11 +94,37 @@ def test_a_client_is_told_to_start_the_file(pyz, tmp_path, empty):
 
 def test_an_older_python_says_so(pyz, tmp_path):
     """The first lines must be readable for it, and stand before anything is loaded."""
-    first = ast.parse((PACKAGE / "__main__.py").read_text()).body
-    ours = next(place for place, node in enumerate(first) if ast.unparse(node).startswith("from stonemux"))
-    check = next(place for place, node in enumerate(first) if "version_info" in ast.unparse(node))
-    assert check < ours
-    assert "needs Python 3.11" in ast.unparse(first[check])
+    for module in ("__main__.py", "onefile.py"):
+        first = [ast.unparse(node) for node in ast.parse((PACKAGE / module).read_text()).body]
+        check = next(place for place, text in enumerate(first) if "version_info" in text)
+        assert "needs Python 3.11" in first[check]
+        assert set(first[1:check]) <= {"import sys", "import os"}
+
+
+def test_a_trace_shows_the_lines_as_they_are(pyz):
+    """Without comments, but where they stand in the source."""
+    script = (
+        "import runpy, sys, traceback\n"
+        f"sys.argv = [{str(pyz)!r}, '--version']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "from stonemux.clock import rfc3339\n"
+        "try: rfc3339('no number')\n"
+        "except TypeError: traceback.print_exc()\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True)
+    source = (PACKAGE / "clock.py").read_text().splitlines()
+    line = next(number for number, text in enumerate(source, 1) if "divmod(ms, 1000)" in text)
+    assert f'File "{pyz}/stonemux/clock.py", line {line}, in rfc3339\n    {source[line - 1].strip()}' in done.stderr
+
+
+def test_what_is_not_there_is_missing_as_always(pyz):
+    found = onefile.Importer("/x.pyz", {"stonemux/__init__.py": b"", "stonemux/page.html": b"hi"})
+    assert found.find_spec("stonemux.nothing") is None
+    assert found.find_spec("json") is None
+    assert found.get_data("/x.pyz/stonemux/page.html") == b"hi"
+    with pytest.raises(OSError, match="no such file"):
+        found.get_data("/x.pyz/stonemux/other.html")
 
 
 @pytest.mark.parametrize("module", sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
