@@ -10,7 +10,7 @@ from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
-from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, generate_agent_channel_name
+from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, EVERYBODY, SYSTEM, generate_agent_channel_name
 
 FREE_AGENTS = 2
 """How many agents the free tier has."""
@@ -51,14 +51,10 @@ def register(
     webhook_secret: str | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
-    if (
-        agent_id == directory.SYSTEM
-        or agent_id.startswith(directory.ADDRESS_PREFIXES)
-        or agent_id == messages.EVERYBODY
-    ):
+    if agent_id in (SYSTEM, EVERYBODY) or agent_id.startswith(directory.ADDRESS_PREFIXES):
         raise MuxError(
             "reserved_name",
-            f"agent_id {agent_id!r} is reserved: it must not be {directory.SYSTEM!r} or {messages.EVERYBODY!r}, nor "
+            f"agent_id {agent_id!r} is reserved: it must not be {SYSTEM!r} or {EVERYBODY!r}, nor "
             f"begin with {', '.join(directory.ADDRESS_PREFIXES)}",
             parameter="agent_id",
         )
@@ -218,7 +214,7 @@ def notify(
     channel = generate_agent_channel_name(agent_id)
     message_id = messages.post(
         tx,
-        sender=sender or directory.SYSTEM,
+        sender=sender or SYSTEM,
         to=agent_id,
         content=content,
         channel=channel,

@@ -45,6 +45,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("backup", "copy the database, also while the daemon runs", "backup"),
     Command("restore", "put a backup in the place of the database", "restore"),
     Command("doctor", "look for what is wrong, and say what to do", "doctor"),
+    Command("export", "write messages as JSON lines", "exporting"),
+    Command("import", "send the messages of a file, safe to repeat", "importing"),
     Command("completion", "make a shell complete what is typed", "completion"),
     Command("reference", "print the reference", "reference"),
 )

@@ -16,8 +16,6 @@ from stonemux.schema import shown
 from stonemux.transaction import Snapshot, Tx
 
 DEFAULT_CHANNEL = "default"
-SYSTEM = "stonemux"
-"""The reserved id that the daemon itself sends under."""
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
 
 

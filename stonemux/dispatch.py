@@ -16,7 +16,7 @@ from stonemux import agents, directory, messages, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.transaction import Tx
-from stonemux.vocabulary import generate_agent_channel_name
+from stonemux.vocabulary import SYSTEM, generate_agent_channel_name
 
 SHOWN = 200
 """Characters of a description that a notice without a text of its own says."""
@@ -114,7 +114,7 @@ def give(
         "priority": row["priority"],
         "restart": restart,
         "dispatched_at": rfc3339(tx.now),
-        "dispatched_by": by or directory.SYSTEM,
+        "dispatched_by": by or SYSTEM,
     }
     result: dict[str, Any] = {"task": tasks.view(row), "agent": agents.view(tx, agent)}
     if start:
@@ -122,7 +122,7 @@ def give(
     channel = generate_agent_channel_name(agent_id)
     message_id = messages.post(
         tx,
-        sender=by or directory.SYSTEM,
+        sender=by or SYSTEM,
         to=agent_id,
         content=text or _sentence(kind, row["description"]),
         channel=channel,

@@ -125,6 +125,7 @@ FAILURES: dict[str, Failure] = {
     "client_check_failed": Failure(500, EXIT_REFUSED, "The command that setup configured does not answer as it must."),
     "client_config_broken": Failure(500, EXIT_USAGE, "A client's configuration file cannot be read as what it is."),
     "client_config_unwritable": Failure(500, EXIT_REFUSED, "A client's configuration file cannot be written."),
+    "bad_file": Failure(500, EXIT_REFUSED, "A file that a command was given cannot be read or written."),
     "bad_setting": Failure(500, EXIT_USAGE, "A setting is unknown, malformed or beyond its limits."),
     "not_understood": Failure(500, EXIT_USAGE, "The command line has a word that means nothing in its place."),
     "not_confirmed": Failure(500, EXIT_REFUSED, "Nobody agreed to what would be replaced; nothing was changed."),

@@ -30,9 +30,6 @@ QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
 RECEIVED = "received"
 """The reason of a delivery that a plain poll's answer settled; `redeliver` can queue those again."""
 
-EVERYBODY = "*"
-"""What a broadcast is addressed to."""
-
 FIELDS = (
     "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
     "m.priority, m.metadata, m.content_ref, m.truncated, m.mentions"

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TextIO
 from stonemux.schema import Operation
 
 GAP = "  "
+MOST = 100
+"""What a column has at most where there is no terminal."""
 LEAST = 8
 """Columns narrower than this are not cut any further."""
 
@@ -216,8 +218,7 @@ def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     widths = [
         max(measure(cell) for cell in (heading, *column)) for heading, *column in zip(headings, *cells, strict=True)
     ]
-    if look.width is not None:
-        widths = fitted(widths, look.width)
+    widths = fitted(widths, look.width) if look.width is not None else [min(width, MOST) for width in widths]
     lines = [
         GAP.join(look.tone("1", fill(text, width)) for text, width in zip(headings, widths, strict=False)).rstrip()
     ]

@@ -12,6 +12,7 @@ from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.schema import shown
 from stonemux.transaction import Tx
+from stonemux.vocabulary import EVERYBODY
 
 
 def send(
@@ -167,7 +168,7 @@ def broadcast(
     message_id = messages.post(
         tx,
         sender=sender,
-        to=messages.EVERYBODY if group is None else f"group:{group}",
+        to=EVERYBODY if group is None else f"group:{group}",
         channel=channel,
         recipients=recipients,
         **said,

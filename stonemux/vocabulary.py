@@ -48,6 +48,12 @@ def parse_agent_channel_name(name: str) -> str | None:
     return agent_id if agent_id and agent_id != name else None
 
 
+SYSTEM = "stonemux"
+"""The sender of what the daemon itself says; no agent has this id."""
+
+EVERYBODY = "*"
+"""The recipient of a broadcast."""
+
 NO_TASK: dict[str, Any] = {"task_id": None, "task": None}
 """The answer of a claim that found nothing."""
 

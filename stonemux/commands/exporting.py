@@ -1,0 +1,99 @@
+"""Write messages as JSON, one a line, the oldest first; `stonemux import` reads them.
+
+A content that lies in a document is written whole.
+
+examples:
+  stonemux export > messages.jsonl
+  stonemux export --channel research --after 1200 research.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK, MuxError
+from stonemux.operations import BY_NAME
+from stonemux.progress import Progress
+from stonemux.remote import Remote
+
+PAGE = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which messages, and where to."""
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="the file; - or none: standard output")
+    parser.add_argument("--channel", metavar="NAME", help="only messages of this channel")
+    parser.add_argument("--agent-id", metavar="NAME", help="only messages from or to this agent")
+    parser.add_argument("--after", metavar="ID", type=int, default=0, help="only messages after this id")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write them, a page at a time."""
+    given = {name: value for name in ("channel", "agent_id") if (value := getattr(options, name)) is not None}
+    if options.after < 0:
+        raise MuxError("invalid_field", f"--after is {options.after}; it must be a message's id")
+    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+        newest = remote.ask(BY_NAME["msg.list"], {"limit": 1})["messages"]
+        head = newest[0]["id"] if newest else 0
+        count = 0
+        with _opened(options.file) as out, Progress("exporting", head - options.after) as bar:
+            for message in messages(remote, given, options.after, head):
+                out.write(json.dumps(message, ensure_ascii=False) + "\n")
+                count += 1
+                bar.show(message["id"] - options.after, f"{count} messages")
+    if options.file != "-":
+        print(f"{count} messages in {options.file}")
+    return EXIT_OK
+
+
+def messages(remote: Remote, given: Mapping[str, Any], after: int, head: int) -> Iterator[dict[str, Any]]:
+    """The messages with ids above `after` and up to `head`, the oldest first."""
+    window = PAGE
+    while after < head:
+        page = {**given, "after": after, "before": min(after + window, head) + 1, "limit": PAGE}
+        answer = remote.ask(BY_NAME["msg.list"], page)
+        if "more" in answer:  # the window holds more than a page, and a page would be its newest
+            window = max(PAGE, window // 2)
+            continue
+        for message in reversed(answer["messages"]):
+            yield _whole(remote, message)
+        after += window
+        if not answer["messages"]:
+            window *= 2  # ids that are no longer kept, or that a restore skipped
+
+
+def _whole(remote: Remote, message: dict[str, Any]) -> dict[str, Any]:
+    if message.pop("truncated", False):
+        document = remote.ask(BY_NAME["document.get"], {"id": message["content_ref"]})["document"]
+        message["content"] = document["content"]
+    message.pop("content_ref", None)
+    return message
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[TextIO]:
+    """Standard output, or a file that gets its name when it is whole."""
+    if name == "-":
+        yield sys.stdout
+        return
+    path = Path(name)
+    work = path.with_name(f".{path.name}.new")
+    try:
+        fd = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as out:
+            yield out
+        os.replace(work, path)
+    except OSError as trouble:
+        raise MuxError("bad_file", f"{path} cannot be written: {trouble.strerror}") from trouble
+    finally:
+        with contextlib.suppress(OSError):
+            work.unlink(missing_ok=True)

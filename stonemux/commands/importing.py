@@ -1,0 +1,172 @@
+"""Send the messages of a file: JSON objects, one a line, with the parameters of msg.send.
+
+A line without `to`, or to *, goes to all members of its channel. What `stonemux export` wrote is understood: replies
+stay replies, long contents become documents. A line that is refused is reported by its number, and the others go on.
+
+Doing it again is safe: for 24 hours, a line that was sent is not sent again.
+
+examples:
+  stonemux import messages.jsonl
+  printf '{"from": "ann", "to": "bob", "content": "hi"}' | stonemux import -
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from stonemux import flags, screen
+from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+from stonemux.operations import BY_NAME
+from stonemux.progress import Progress
+from stonemux.remote import Remote
+from stonemux.schema import shown
+from stonemux.vocabulary import EVERYBODY, SYSTEM
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
+
+MOST_TOLD = 20
+"""Refused lines that are told one by one."""
+SEND, BROADCAST, NOTIFY = BY_NAME["msg.send"], BY_NAME["msg.broadcast"], BY_NAME["agent.notify"]
+MADE = frozenset(name.rstrip("?") for name in BY_NAME["msg.list"].returns["messages"][0]) - frozenset(SEND.by_name)
+"""What an exported message has that sending makes anew."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file, and the form of the outcome."""
+    parser.add_argument("file", metavar="FILE", help="the file; -: standard input")
+    parser.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the ids of the messages only")
+    flags.add_settings(parser)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Send line by line, and say what became of each."""
+    settings = flags.settings(options, environ)
+    with _opened(options.file) as lines, Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
+        total = _size(lines)
+        job = Import(remote, settings, ids=options.quiet)
+        try:
+            with Progress("importing", total) as bar:
+                done = 0
+                for number, line in enumerate(lines, 1):
+                    job.take(number, line)
+                    done += len(line)
+                    bar.show(done, f"{number} lines" + (f", {len(job.refused)} refused" if job.refused else ""))
+        finally:
+            job.report(as_json=options.json, quiet=options.quiet)
+    return EXIT_REFUSED if job.refused else EXIT_OK
+
+
+class Import:
+    """Lines that become messages; `refused` are those that did not."""
+
+    def __init__(self, remote: Remote, settings: Settings, *, ids: bool) -> None:
+        self.refused: list[dict[str, Any]] = []
+        self.imported = 0
+        self.repeated = 0
+        self._remote = remote
+        self._most = settings.max_message_size
+        self._ids = ids
+        self._anew: dict[int, int] = {}
+        """Ids as they were exported, and as they are here."""
+
+    def take(self, number: int, line: bytes) -> None:
+        """Send one line. Raises what no other line would survive either."""
+        if not line.strip():
+            return
+        key = f"import-{number}-{sha256(line).hexdigest()[:40]}"
+        try:
+            told = _object(line)
+            made = self._send(told, key)
+        except MuxError as error:
+            if error.failure.exit not in (1, 2, 3) or error.failure.http in (401, 402) or error.failure.http >= 501:
+                error.message = f"stopped at line {number}: {error.message}. Run it again later: nothing is sent twice"
+                raise
+            self._refuse(number, error)
+            return
+        self.imported += 1
+        self.repeated += self._remote.replayed
+        if type(told.get("id")) is int:
+            self._anew[told["id"]] = made
+        if self._ids:
+            print(made)
+
+    def _send(self, told: dict[str, Any], key: str) -> int:
+        given = {name: value for name, value in told.items() if name not in MADE}
+        if "id" in told:
+            self._translate(given)
+        content = given.get("content")
+        if isinstance(content, str) and len(content.encode("utf-8", "replace")) > self._most:
+            document = {"content": given.pop("content"), "idempotency_key": f"{key}-document"}
+            given["content_ref"] = self._remote.ask(BY_NAME["document.create"], document)["document"]["id"]
+        operation = SEND
+        if given.get("from") == SYSTEM and "to" in given:
+            operation = NOTIFY
+            told = {name: given[name] for name in ("type", "content", "metadata") if name in given}
+            given = {"agent_id": given["to"]} | told
+        elif given.get("to") == EVERYBODY or ("to" not in given and "channel" in given and "type" not in given):
+            operation = BROADCAST
+            given.pop("to", None)
+        made: int = self._remote.ask(operation, given | {"idempotency_key": key})["message_id"]
+        return made
+
+    def _translate(self, given: dict[str, Any]) -> None:
+        """Let a reply name the message that it answers by the id that it has here."""
+        if "reply_to" in given:
+            given["reply_to"] = self._anew.get(given["reply_to"], given["reply_to"])
+            given.pop("thread", None)  # it joins that message's
+        elif str(given.get("thread", "")).isdecimal():
+            number = int(given["thread"])
+            given["thread"] = str(self._anew.get(number, number))
+
+    def _refuse(self, number: int, error: MuxError) -> None:
+        self.refused.append({"line": number} | error.body()["error"])
+        if len(self.refused) <= MOST_TOLD:
+            print(f"stonemux: line {number}: {screen.safe(error.message)}", file=sys.stderr)
+
+    def report(self, *, as_json: bool, quiet: bool) -> None:
+        """Say what became of the lines."""
+        if as_json:
+            told = {"imported": self.imported, "repeated": self.repeated, "refused": self.refused}
+            print(screen.as_json(told, sys.stdout))
+        elif not quiet:
+            before = f", {self.repeated} of them before" if self.repeated else ""
+            print(
+                f"{self.imported} messages{before}" + (f"; {len(self.refused)} lines refused" if self.refused else "")
+            )
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+    except (ValueError, RecursionError) as trouble:
+        raise MuxError("invalid_json", f"is no JSON: {trouble}") from None
+    if type(told) is not dict:
+        raise MuxError("invalid_json", f"is no JSON object: {shown(line.decode('utf-8', 'replace').strip())}")
+    return told
+
+
+def _opened(name: str) -> BinaryIO:
+    if name == "-":
+        return sys.stdin.buffer
+    try:
+        return open(name, "rb")
+    except OSError as trouble:
+        code = "not_found" if isinstance(trouble, FileNotFoundError) else "bad_file"
+        raise MuxError(code, f"{name} cannot be read: {trouble.strerror}") from trouble
+
+
+def _size(lines: BinaryIO) -> int:
+    """How many bytes there are; 0 where that cannot be known."""
+    try:
+        size = lines.seek(0, 2)
+        lines.seek(0)
+    except (OSError, ValueError):
+        return 0
+    return size
