@@ -8,7 +8,9 @@ import io
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -25,7 +27,7 @@ from faces import OverHttp, join
 from stonemux import cli, flags, following, progress, verbs
 from stonemux.commands import top
 from stonemux.commands.completion import SHELLS, tree
-from stonemux.errors import MuxError
+from stonemux.errors import FAILURES, MuxError
 from stonemux.operations import OPERATIONS
 from stonemux.screen import Look
 
@@ -135,6 +137,23 @@ def test_watching_prints_again_when_the_answer_changes(typed, http, monkeypatch)
 def test_texts_and_documents_are_printed_as_they_are(typed):
     assert typed("metrics")[1].startswith("# HELP stonemux_info")
     assert json.loads(typed("openapi")[1])["openapi"] == "3.1.0"
+
+
+def test_the_guides_session_is_true(http, capsys):
+    guide = (ROOT / "docs" / "cli.md").read_text().split("```console\n")[1].split("```")[0]
+    for command, _, shown in (part.partition("\n") for part in guide.split("$ ")[1:]):
+        program, *words = shlex.split(command)
+        assert program == "stonemux"
+        assert cli.main(words, {"HOME": "/nowhere", "STONEMUX_PORT": str(http.port)}) == 0
+        told = capsys.readouterr().out
+        if shown:
+            assert re.sub(r"\d+ d ago", "now", told).split() == shown.split()
+
+
+@pytest.mark.parametrize("code", ["task_conflict", "missing_field", "task_not_found", "unreachable", "data_refused"])
+def test_the_guide_tells_the_statuses(code):
+    guide = (ROOT / "docs" / "cli.md").read_text()
+    assert f"\n| {FAILURES[code].exit} | " in guide
 
 
 # --- show
