@@ -86,10 +86,11 @@ def links(entries: Iterable[Entry], seq: int, prev: str, now: int) -> list[tuple
     sha, stamp, rows = hasher(), rfc3339(now), []
     for entry in entries:
         seq += 1
-        ts = entry[7] or now
-        digest = sha(render(entry, seq, prev, stamp if ts == now else rfc3339(ts)).encode())
+        action, actor, target, channel, outcome, request_id, body, ts, calls = entry
+        digest = sha(render(entry, seq, prev, rfc3339(ts) if ts else stamp).encode())
         prev = digest.hexdigest()
-        rows.append((seq, now, ts, *entry[:6], bytes.fromhex(entry[6]), entry[8], digest.digest()))
+        hashes = bytes.fromhex(body), calls, digest.digest()
+        rows.append((seq, now, ts or now, action, actor, target, channel, outcome, request_id, *hashes))
     return rows
 
 

@@ -86,6 +86,7 @@ class Tx(Snapshot):
         "_db",
         "_entries",
         "_hooks",
+        "_inserted",
         "_next_message",
         "_noted",
         "_offers",
@@ -110,7 +111,7 @@ class Tx(Snapshot):
         """The highest message id that was ever committed."""
         self._next_message = last_message + 1
         self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
-        self._written = 0
+        self._written = self._inserted = 0
         self._pending: list[tuple[str, str | None, tuple[str, ...], str]] = []
         self._topics: list[Topic] = []
         self._offers: list[Topic] = []
@@ -143,6 +144,7 @@ class Tx(Snapshot):
     def insert(self, table: str, row: tuple[Any, ...]) -> None:
         """Note a row of one of the tables in `INSERTS`; written before the next other statement, or at the end."""
         self._noted[table].append(row)
+        self._inserted += 1
 
     def deal_message_id(self) -> int:
         """The next message id."""
@@ -193,7 +195,7 @@ class Tx(Snapshot):
     @property
     def changes(self) -> int:
         """How many rows this connection has changed, or will have with what is noted; differs after a write."""
-        return self._db.total_changes + sum(map(len, self._noted.values()))
+        return self._db.total_changes - self._written + self._inserted
 
     def begin(self, now: int) -> None:
         """Open the transaction (the leader's business)."""
