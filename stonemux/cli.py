@@ -47,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("doctor", "look for what is wrong, and say what to do", "doctor"),
     Command("export", "write messages as JSON lines", "exporting"),
     Command("import", "send the messages of a file, safe to repeat", "importing"),
+    Command("audit", "verify an exported audit log, or print an anchor", "audit", beside=True),
     Command("completion", "make a shell complete what is typed", "completion"),
     Command("reference", "print the reference", "reference"),
 )

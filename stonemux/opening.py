@@ -100,11 +100,11 @@ def _look(directory: DataDir, accept_rollback: bool) -> bool:
     return True
 
 
-def open_unchanged(path: Path) -> sqlite3.Connection:
-    """A connection that changes neither the database nor what lies beside it; nobody else may be writing to it."""
+def open_unchanged(path: Path, *, live: bool = False) -> sqlite3.Connection:
+    """A connection that changes neither the database nor what lies beside it; `live`: a daemon is writing to it."""
     log = Path(f"{path}-wal")
     # Without a log nothing may be made beside the database, not even the log's empty file.
-    how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    how = "mode=ro" if live or (log.exists() and log.stat().st_size) else "immutable=1"
     return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
 
 
@@ -125,6 +125,15 @@ def audited(db: sqlite3.Connection) -> tuple[int, str]:
         if row is not None:
             return (row[0], row[1].hex())
     return (0, START)
+
+
+def read_audited(path: Path, *, live: bool) -> tuple[int, str]:
+    """The same of a database file. Raises `data_refused` for one that cannot be read."""
+    try:
+        with contextlib.closing(open_unchanged(path, live=live)) as db:
+            return audited(db)
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
 
 
 def _has_audit(db: sqlite3.Connection) -> bool:

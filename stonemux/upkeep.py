@@ -14,9 +14,9 @@ from stonemux import copies, operations, pool
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.copies import Contents
-from stonemux.datadir import DATABASE, DataDir
+from stonemux.datadir import DATABASE, DataDir, is_held
 from stonemux.errors import MuxError
-from stonemux.opening import open_unchanged
+from stonemux.opening import open_unchanged, read_audited
 
 PATIENCE_S = 3600.0
 """How long a running daemon may take for a copy."""
@@ -93,6 +93,18 @@ def restore(
         "events_head": head.event_seq,
         "message_seq": head.message_seq,
     }
+
+
+def anchor(settings: Settings) -> dict[str, Any]:
+    """The newest record of the audit log: its number, its hash, and when that was asked.
+
+    Raises `not_found` without a database, and `data_refused` for one that cannot be read.
+    """
+    database = settings.data_dir / DATABASE
+    if not database.exists():
+        raise MuxError("not_found", f"{settings.data_dir} holds no database; name its place with --data-dir")
+    seq, digest = read_audited(database, live=is_held(settings.data_dir))
+    return {"seq": seq, "hash": digest, "at": rfc3339(Clock().now_ms())}
 
 
 def preview(file: Path, found: Contents, directory: DataDir, now: int) -> str:

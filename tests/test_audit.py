@@ -18,7 +18,7 @@ from faces import Direct, OverHttp, OverMcp, join, refusal
 from hypothesis import given
 from hypothesis import strategies as some
 
-from stonemux import audit, blotter, chain, copies
+from stonemux import audit, blotter, chain, cli, copies
 from stonemux.chain import Anchor, Broken, Entry, verify
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -669,3 +669,66 @@ def test_random_traffic_verifies_and_loses_nothing(direct, program):
 def test_the_chain_names_only_operations_that_exist(direct):
     join(direct, "ann")
     assert {record["action"] for record in records(direct)} <= set(BY_NAME)
+
+
+# -- the command
+
+
+def command(capsys, *words: object, data: Path | None = None) -> tuple[int, str, str]:
+    environ = {"HOME": "/nowhere"} | ({"STONEMUX_DATA_DIR": str(data)} if data else {})
+    capsys.readouterr()
+    status = cli.main([*map(str, words)], environ)
+    return status, *capsys.readouterr()
+
+
+def test_the_command_verifies_a_file_and_names_what_is_wrong(tmp_path, capsys):
+    file = tmp_path / "export.jsonl"
+    file.write_bytes(b"".join(WHOLE))
+    status, out, _ = command(capsys, "audit", "verify", file)
+    assert (status, out) == (0, f"{file} is whole: records 1 to 12, head {HEAD}\n")
+    assert json.loads(command(capsys, "audit", "verify", file, "--json")[1])["records"] == 12
+    file.write_bytes(b"".join(WHOLE).replace(b"agent 2", b"agent 1", 1))
+    status, out, err = command(capsys, "audit", "verify", file)
+    assert (status, out) == (1, "")
+    assert err == f"stonemux: {file}: line 2, record 2: its hash does not fit to what it says: it was changed\n"
+    told = json.loads(command(capsys, "audit", "verify", file, "--json")[1])
+    assert (told["whole"], told["line"], told["seq"]) == (False, 2, 2)
+
+
+def test_the_command_holds_a_file_against_a_head_and_an_anchor(program, tmp_path, capsys):
+    direct = Direct(program.mux)
+    join(direct, "ann", "bob")
+    status, out, _ = command(capsys, "audit", "anchor", data=program.path)  # while it runs
+    anchor = tmp_path / "anchor.json"
+    anchor.write_text(out)
+    assert (status, json.loads(out)["seq"], json.loads(out)["hash"]) == (0, *program.store.audited)
+    join(direct, "cat")
+    file = tmp_path / "export.jsonl"
+    file.write_bytes(b"".join(exported(direct)))
+    head = program.store.audited[1]
+    assert command(capsys, "audit", "verify", file, "--head", head, "--from-anchor", anchor)[0] == 0
+    program.store.note_head()
+    assert command(capsys, "audit", "verify", file, "--from-anchor", program.path / "head.json")[0] == 0
+    file.write_bytes(b"".join(forged(1)))
+    status, _, err = command(capsys, "audit", "verify", file, "--from-anchor", anchor)
+    assert status == 1
+    assert "the log was rewritten" in err
+    assert command(capsys, "audit", "verify", file, "--head", head)[0] == 1
+    program.close()
+    assert command(capsys, "audit", "anchor", data=program.path)[0] == 0
+    program._open()
+
+
+def test_the_command_says_what_it_cannot_read(tmp_path, capsys):
+    assert command(capsys, "audit", "verify", tmp_path / "nothing")[0] == 3
+    assert command(capsys, "audit", "verify", tmp_path)[0] == 78
+    assert command(capsys, "audit", "verify")[0] == 2
+    assert command(capsys, "audit", "anchor", data=tmp_path)[0] == 3
+    for text in ("", "[]", "{}", '{"seq": "x", "hash": 1}'):
+        (tmp_path / "anchor").write_text(text)
+        assert command(capsys, "audit", "verify", "-", "--from-anchor", tmp_path / "anchor")[0] == 2
+    (tmp_path / "key").write_text("zz")
+    assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "key")[0] == 2
+    assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "none")[0] == 3
+    (tmp_path / "stonemux.db").write_bytes(b"no database" * 100)
+    assert command(capsys, "audit", "anchor", data=tmp_path)[0] == 78
