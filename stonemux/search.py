@@ -13,9 +13,10 @@ from typing import Any
 
 from stonemux import directory
 from stonemux.errors import MuxError
+from stonemux.excerpts import excerpt
 from stonemux.messages import FIELDS, _narrow, view
 from stonemux.mux import Caller, Mux
-from stonemux.transaction import Tx
+from stonemux.transaction import Snapshot, Tx
 
 PAGE = 2000
 PAGE_BYTES = 4_000_000
@@ -38,14 +39,20 @@ def search(
     where, values = _narrow(channel, agent_id)
     with mux.store.read() as rx:
         rows = rx.sql(
-            f"select {FIELDS}, snippet(message_words, 0, '**', '**', ' … ', 24) as excerpt "
-            "from message_words w join message m on m.id = w.rowid "
+            f"select {FIELDS} from message_words w join message m on m.id = w.rowid "
             f"where {' and '.join(['message_words match ?', *where])} order by w.rank, m.id desc limit ?",
             _phrases(q),
             *values,
             limit,
         )
-    return {"results": [view(row) | {"excerpt": row["excerpt"]} for row in rows]}
+        return {"results": [view(row) | {"excerpt": excerpt(_text(rx, row), q)} for row in rows]}
+
+
+def _text(rx: Snapshot, row: Any) -> str:
+    """What the index knows of a message."""
+    if not row["truncated"]:
+        return str(row["content"])
+    return str(rx.one("select content from message_text where id = ?", row["id"])[0])
 
 
 def _phrases(q: str) -> str:

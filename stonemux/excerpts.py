@@ -1,0 +1,77 @@
+"""The place of a text where what was searched for stands, with the found words between ** and **.
+
+SQLite's own `snippet` takes the square of the number of finds: seconds for one long text that says a word often.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import islice
+
+SPAN = 160
+"""Characters of an excerpt, about."""
+BEFORE = 40
+"""Characters that it shows before the first found word, about."""
+MOST = 200
+"""Found words that are looked at."""
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def excerpt(text: str, wanted: str) -> str:
+    """The part of the text with the most of the wanted words; its beginning if there is none of them."""
+    words = set(_WORD.findall(_fold(wanted)))
+    either = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    found = re.finditer(rf"(?<![^\W_])(?:{either})(?![^\W_])", _fold(text)) if words else ()
+    hits = [(hit.start(), hit.end(), hit[0]) for hit in islice(found, MOST)]
+    begin = _word_after(text, _best(hits) - BEFORE) if hits else 0
+    end = _word_before(text, begin + SPAN, max((hit[1] for hit in hits if hit[0] < begin + SPAN), default=0))
+    shown = _marked(text, begin, end, hits)
+    return ("… " if begin else "") + shown + (" …" if end < len(text) else "")
+
+
+def _best(hits: list[tuple[int, int, str]]) -> int:
+    """Where to begin, so that the most different words follow."""
+
+    def worth(at: int) -> int:
+        return len({word for start, _, word in hits if at <= start < at + SPAN - BEFORE})
+
+    return max((start for start, _, _ in hits), key=lambda at: (worth(at), -at))
+
+
+def _word_after(text: str, at: int) -> int:
+    """The beginning of a word at or a little after a place."""
+    if at <= 0:
+        return 0
+    blank = re.compile(r"\s").search(text, at - 1, at + BEFORE)
+    return blank.end() if blank is not None else at
+
+
+def _word_before(text: str, at: int, least: int) -> int:
+    """The end of a word at or before a place, but not before `least`."""
+    if at >= len(text):
+        return len(text)
+    blank = max(text.rfind(" ", max(least, at - BEFORE), at + 1), text.rfind("\n", max(least, at - BEFORE), at + 1))
+    return blank if blank > 0 else max(at, least)
+
+
+def _marked(text: str, begin: int, end: int, hits: Iterable[tuple[int, int, str]]) -> str:
+    parts, at = [], begin
+    for start, stop, _ in hits:
+        if begin <= start and stop <= end:
+            parts += [text[at:start], "**", text[start:stop], "**"]
+            at = stop
+    return "".join((*parts, text[at:end]))
+
+
+def _fold(text: str) -> str:
+    """The text without case and accents, letter for letter, as the index compares it."""
+    return text.lower() if text.isascii() else "".join(map(_base, text))
+
+
+@lru_cache(maxsize=4096)
+def _base(letter: str) -> str:
+    return unicodedata.normalize("NFD", letter)[0].lower()[0]
