@@ -363,6 +363,17 @@ class Settings:
             live=True,
         ),
     )
+    dispatch_auto: bool = field(
+        default=False,
+        metadata=_about(
+            "dispatch",
+            "Whether the daemon assigns pending tasks to idle, active agents that can do them, the most urgent first, "
+            "and notifies them; false, because agents that claim by themselves need nobody to do it.",
+            key="auto",
+            kind="boolean",
+            live=True,
+        ),
+    )
     sse_keepalive: int = field(
         default=15,
         metadata=_about(

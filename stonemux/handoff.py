@@ -41,7 +41,7 @@ def hand_off(
     """Give a claimed task back with a note for whoever claims it next; any assignment ends."""
     row = tasks.held(tx, task_id, agent_id, claim_token)
     after = tasks.move(row, "hand off")
-    thread = _thread(tx, waiting_on, agent_id) if waiting_on is not None else None
+    thread, answer = _thread(tx, waiting_on, agent_id) if waiting_on is not None else (None, None)
     told: dict[str, Any] = {"agent_id": agent_id, "note": note, "at": rfc3339(tx.now)}
     for name, extra in (("branch", branch), ("worktree", worktree), ("waiting_on", waiting_on)):
         if extra:
@@ -49,14 +49,20 @@ def hand_off(
     tx.cache.pop(_AWAITED, None)
     if thread is None:
         row = tasks.put_back(tx, row, after, note=note, act="handoff", handoff=told)
+        if answer is not None:
+            _note_answer(tx, row, answer["sender"], answer["id"])
     else:
         until = tx.now + PATIENCE_MS
         row = tasks.put_back(tx, row, "waiting", due_at=until, note=note, act="handoff", handoff=told, thread=thread)
     return {"task_id": task_id, "status": row["status"], "task": tasks.view(row)}
 
 
-def _thread(tx: Tx, message_id: int, agent_id: str) -> str | None:
-    """The thread in which an answer to the message is awaited; None if there is one already."""
+def _note_answer(tx: Tx, row: Any, sender: str, message_id: int) -> None:
+    tasks.note_down(tx, row["seq"], "answered", sender, row["fence"], f"by message {message_id}")
+
+
+def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[None, Any]:
+    """The thread in which an answer to the message is awaited, or the answer if there is one already."""
     message = tx.one("select thread from message where id = ?", message_id)
     if message is None:
         raise MuxError(
@@ -66,8 +72,13 @@ def _thread(tx: Tx, message_id: int, agent_id: str) -> str | None:
             id=message_id,
         )
     thread: str = message[0] or str(message_id)
-    answer = "select 1 from message where thread = ? and id > ? and sender <> ? limit 1"
-    return thread if tx.one(answer, thread, message_id, agent_id) is None else None
+    answer = tx.one(
+        "select id, sender from message where thread = ? and id > ? and sender <> ? order by id limit 1",
+        thread,
+        message_id,
+        agent_id,
+    )
+    return (thread, None) if answer is None else (None, answer)
 
 
 def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
@@ -80,5 +91,6 @@ def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
         return
     for row in tx.sql("select * from task where waiting_thread = ? order by seq", thread):
         if json.loads(row["handoff"])["agent_id"] != sender:
-            tasks.resume(tx, row["seq"], "reply", agent_id=sender, note=f"answered by message {message_id}")
+            _note_answer(tx, row, sender, message_id)
+            tasks.resume(tx, row["seq"], "reply")
     tx.cache.pop(_AWAITED, None)

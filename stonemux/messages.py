@@ -173,11 +173,19 @@ def backlog(tx: Tx, agent_id: str) -> int:
     """How many messages an inbox holds that are not settled."""
     count = tx.backlog.get(agent_id)
     if count is None:
-        count = tx.one(
-            "select count(*) from delivery indexed by delivery_open where agent_id = ? and state = 0", agent_id
-        )[0]
-        tx.backlog[agent_id] = count
+        count = tx.backlog[agent_id] = _count_queued(tx, agent_id)
     return count
+
+
+def _count_queued(rx: Snapshot, agent_id: str) -> int:
+    return int(
+        rx.one("select count(*) from delivery indexed by delivery_open where agent_id = ? and state = 0", agent_id)[0]
+    )
+
+
+def open_mail(rx: Snapshot, agent_id: str) -> int:
+    """How many messages wait in an inbox to be polled."""
+    return backlog(rx, agent_id) if isinstance(rx, Tx) else _count_queued(rx, agent_id)
 
 
 def unread(rx: Snapshot, agent_id: str) -> int:

@@ -10,6 +10,7 @@ stale because the daemon was away.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from stonemux.clock import Clock
 
@@ -25,6 +26,8 @@ class Presence:
         self._told: set[str] = set()
         self._ack: dict[str, str] = {}
         self._unsaved: set[str] = set()
+        self.on_return: Callable[[], None] = lambda: None
+        """Called when an agent that was reported stale is heard of again."""
 
     def add(self, agent_id: str, ack: str = "plain") -> None:
         """An agent registered; `ack` is how its polls acknowledge when they do not say."""
@@ -49,6 +52,7 @@ class Presence:
             self._unsaved.add(agent_id)
             if agent_id in self._told:
                 self._told.discard(agent_id)
+                self.on_return()
         return now
 
     def ack_mode(self, agent_id: str) -> str:

@@ -149,6 +149,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             error text, at integer not null, primary key (webhook, event_id, wire_id)) strict, without rowid""",
         "create index forward_open on forward (webhook, event_id) where state = 0",
     ),
+    # what the daemon has assigned, and nobody has claimed yet
+    ("create index task_auto on task (assigned_to) where auto = 1",),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

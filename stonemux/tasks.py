@@ -343,7 +343,7 @@ def _finish(
 ) -> Any:
     after = tx.sql(
         "update task set status = ?, result = ?, error = ?, attempts = attempts + ?, completed_at = ?, due_at = null, "
-        "waiting_thread = null where seq = ? returning *",
+        "waiting_thread = null, auto = null where seq = ? returning *",
         status,
         result,
         error,
@@ -375,15 +375,13 @@ def _free_dependents(tx: Tx, seq: int) -> None:
             resume(tx, dependent, "dependencies")
 
 
-def resume(tx: Tx, seq: int, why: str, *, agent_id: str | None = None, note: str | None = None) -> None:
+def resume(tx: Tx, seq: int, why: str) -> None:
     """What a task waited for has come, or its time is up: it is pending again, unless it was cancelled meanwhile."""
     for row in tx.sql(
         "update task set status = 'pending', due_at = null, waiting_thread = null "
         "where seq = ? and status = 'waiting' returning *",
         seq,
     ):
-        if note is not None:
-            note_down(tx, seq, "resumed", agent_id, row["fence"], note)
         told = {"task_id": row["id"], "channel": row["channel"], "reason": why}
         tx.emit("task_ready", dumps(told), channel=row["channel"], agents=about(row["posted_by"], row["assigned_to"]))
         offer(tx, row)
@@ -462,6 +460,17 @@ def assign(
     if after["status"] == "pending":
         offer(tx, after)
     return after
+
+
+def unassign(tx: Tx, row: Any, why: str) -> None:
+    """Let everybody claim a task again that was assigned to one agent and not claimed."""
+    agent_id = row["assigned_to"]
+    (row,) = tx.sql("update task set assigned_to = null, auto = null where seq = ? returning *", row["seq"])
+    note_down(tx, row["seq"], "unassigned", agent_id, row["fence"], why)
+    told = {"task_id": row["id"], "agent_id": agent_id, "channel": row["channel"], "reason": "unassigned", "note": why}
+    tx.emit("task_released", dumps(told), channel=row["channel"], agents=about(agent_id, row["posted_by"]))
+    if row["status"] == "pending":
+        offer(tx, row)
 
 
 def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> dict[str, Any]:
@@ -569,7 +578,8 @@ def settle_due(tx: Tx) -> None:
             else:
                 put_back(tx, row, move(row, "expire"), note="the lease ran out", act="expired")
         elif row["status"] == "waiting":
-            resume(tx, row["seq"], "time", note="nobody answered in time")
+            note_down(tx, row["seq"], "unanswered", None, row["fence"])
+            resume(tx, row["seq"], "time")
         else:
             for ripe in tx.sql(
                 "update task set status = ?, due_at = null where seq = ? returning *", move(row, "ripen"), row["seq"]

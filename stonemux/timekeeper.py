@@ -15,6 +15,7 @@ from stonemux import (
     attempts,
     audit,
     auth,
+    autodispatch,
     directory,
     documents,
     door,
@@ -84,6 +85,7 @@ class Timekeeper:
 
     def start(self) -> None:
         """Begin."""
+        autodispatch.follow(self._mux)
         self._mux.log.listeners.append(lambda: self._mux.alarm.set(self._mux.clock.now_ms() + NOTE_HEAD_MS))
         self._thread.start()
 
@@ -127,6 +129,7 @@ class Timekeeper:
         self._tell_stale()
         if mux.flights.owed:
             messages.settle_owed(mux)
+        autodispatch.run(mux)
         mux.endpoints.wake()
         if (at := mux.blotter.next_due()) is not None and at <= now:
             audit.enter_noted(mux)

@@ -345,7 +345,7 @@ def test_a_task_waits_for_an_answer_in_the_messages_thread(crew, clock):
     taken = claim(crew)
     assert (taken["task_id"], taken["task"]["handoff"]["waiting_on"]) == (task_id, question)
     acts = [(one["act"], one["agent_id"]) for one in get(crew, task_id)["history"]]
-    assert acts[2:4] == [("handoff", "ann"), ("resumed", "director")]
+    assert acts[2:4] == [("handoff", "ann"), ("answered", "director")]
 
 
 def test_only_somebody_elses_later_word_in_that_thread_is_an_answer(crew):
@@ -385,6 +385,8 @@ def test_an_answer_that_was_faster_than_the_handoff_counts(crew):
     assert answer["status"] == "pending"
     assert "waiting_on" not in answer["task"]
     assert claim(crew)["task_id"] == task_id
+    acts = [(one["act"], one["agent_id"]) for one in get(crew, task_id)["history"]]
+    assert acts[2:4] == [("handoff", "ann"), ("answered", "director")]
 
 
 def test_nobody_waits_for_an_answer_longer_than_a_day(crew, clock, program, background):

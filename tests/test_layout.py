@@ -28,6 +28,7 @@ LAYERS: tuple[set[str], ...] = (
         "chain",
         "hub",
         "mentions",
+        "excerpts",
         "presence",
         "datadir",
         "schema",
@@ -65,6 +66,7 @@ LAYERS: tuple[set[str], ...] = (
     {"messages"},
     {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
     {"polling", "dispatch"},
+    {"autodispatch"},
     # what runs by itself; streams
     {"timekeeper", "sse", "outbound"},
     # faces
