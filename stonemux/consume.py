@@ -219,6 +219,13 @@ class Claim:
         self.over = True
         self._calls.task_release(**self._who, delay=delay, reason=reason)
 
+    def hand_off(
+        self, note: str, *, branch: str | None = None, worktree: str | None = None, waiting_on: int | None = None
+    ) -> None:
+        """Give the task back with a note for whoever goes on; with `waiting_on` not before that message is answered."""
+        self.over = True
+        self._calls.task_handoff(**self._who, note=note, branch=branch, worktree=worktree, waiting_on=waiting_on)
+
     def renew(self) -> None:
         """Extend the claim in the background."""
         with contextlib.suppress(MuxError):  # out of reach; the next time may be better, or the claim runs out

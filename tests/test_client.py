@@ -475,6 +475,13 @@ def test_a_task_may_be_ended_by_hand(pool: Client):
     assert only_task(pool)["result"] == "early"
 
 
+def test_a_task_may_be_handed_off(pool: Client):
+    with pool.claimed("bob") as task:
+        task.hand_off("half done", branch="b")
+    with pool.claimed("bob") as task:
+        assert task.task["handoff"]["note"] == "half done"
+
+
 def test_a_cancelled_task_is_seen_and_its_end_is_no_error(pool: Client):
     with pool.claimed("bob") as task:
         assert task.check()
