@@ -226,7 +226,7 @@ class Calls(Methods):
         headers: dict[str, str] = {}
         try:
             if operation.method == "GET":
-                query = urlencode({name: _in_query(value) for name, value in given.items() if value is not None})
+                query = urlencode({name: _in_query(name, value) for name, value in given.items() if value is not None})
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
                 return _Request("GET", operation.path + (f"?{query}" if query else ""), None, headers, receipt)
         except UnicodeEncodeError:
@@ -245,11 +245,8 @@ class Calls(Methods):
         """The answer, or the refusal, of an exchange that has ended."""
         if exchange.status != 200:
             return self.refusal(exchange, operation.name)
-        answer = (
-            self._decoded(exchange, operation.name)
-            if operation.kind not in ("text", "lines")
-            else exchange.body.decode()
-        )
+        plain = operation.kind in ("text", "lines")
+        answer = exchange.body.decode() if plain else self._decoded(exchange, operation.name)
         if "x-request-id" not in exchange.headers:
             raise self.unreachable("it is another server", operation.name, None)
         self._reached = True
@@ -330,10 +327,18 @@ def _waited(operation: Operation, given: Mapping[str, Any]) -> int:
     return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
 
 
-def _in_query(value: Any) -> Any:
+def _in_query(name: str, value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    if any("," in str(entry) for entry in value):
+        raise MuxError(
+            "invalid_field",
+            f"{name} holds a name with a comma, and commas part the entries of a list in a query; ask for one less",
+            parameter=name,
+        )
+    return ",".join(map(str, value))
 
 
 def _as_json(value: Any) -> Any:

@@ -67,6 +67,11 @@ class Client(Calls):
         self._keeper.close()
         super().close()
 
+    def forget(self) -> None:
+        """In a process that was forked, where this is called by itself: go on without what is the parent's."""
+        self._keeper.forget()
+        super().forget()
+
     def messages(
         self,
         agent: str | None = None,

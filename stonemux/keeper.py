@@ -42,7 +42,7 @@ class Keeper:
         """Look after this until it is `over`."""
         self._news.put(held)
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # also after a fork
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="stonemux keeper", daemon=True)
                 self._thread.start()
 
@@ -50,6 +50,10 @@ class Keeper:
         """Its holder is gone without a word; may be called from a finalizer."""
         held.over = True
         self._news.put(held)
+
+    def forget(self) -> None:
+        """In a process that was forked: the thread is its parent's, and so is what it looks after."""
+        self._lock, self._thread, self._news = threading.Lock(), None, queue.SimpleQueue()
 
     def close(self) -> None:
         """End the thread; nothing is renewed any more."""

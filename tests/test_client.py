@@ -20,7 +20,6 @@ from raw import eventually
 from scripted import Scripted, answer, refusal
 
 import stonemux
-from stonemux import client as client_module
 from stonemux import methods, methodtext, operations
 from stonemux.calls import WAITING
 from stonemux.client import Client
@@ -28,6 +27,7 @@ from stonemux.clock import Clock
 from stonemux.errors import MuxError
 from stonemux.follow import Frames
 from stonemux.keeper import Keeper
+from stonemux.pool import NoAnswer
 
 CALLED = [operation for operation in operations.OPERATIONS if operation.kind != "stream"]
 
@@ -192,6 +192,19 @@ def test_trying_ends_when_the_time_is_over_and_says_that_the_outcome_is_unknown(
         assert 15 <= len(server.asked) <= 40
 
 
+def test_a_wait_that_broke_late_is_tried_as_long_as_one_that_broke_at_once(client: Client):
+    client.health()
+    clock, tried = on_fake_time(client), []
+
+    def attempt():
+        tried.append(clock.ticks_ms())
+        clock.advance(50_000 if len(tried) == 1 else 0)
+        raise NoAnswer("gone")
+
+    refused("unreachable", lambda: client.persist("msg.poll", None, 60_000, attempt))
+    assert 64_000 <= clock.ticks_ms() - tried[0] < 65_000
+
+
 def test_without_a_daemon_the_first_call_says_so_after_two_seconds():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -252,12 +265,35 @@ def test_closing_ends_what_other_threads_wait_for(http: OverHttp, clock: FakeClo
     assert "closed" in refused("unreachable", client.health).message
 
 
-def test_a_forked_process_leaves_its_parents_connections_alone(client: Client):
-    client.health()
-    assert client._pool._idle
-    client_module._after_fork()
-    assert not client._pool._idle
-    assert client.health()["status"] == "ok"
+FORKING = """
+import os, sys
+from stonemux import Client
+with Client(sys.argv[1], environ={}) as client:
+    for message in client.messages("bob", timeout=0):  # so that there is an idle connection, and a keeper
+        if not os.fork():
+            told = [client.agent_get(agent_id="bob")["agent"]["id"] for _ in range(10)]
+            with client.claimed("bob") as task:
+                task.result = " ".join(sorted(set(told)))
+            os._exit(0)
+        told = {client.agent_get(agent_id="ann")["agent"]["id"] for _ in range(10)}
+        assert os.wait()[1] == 0
+    print(told, client.task_list()["tasks"][0]["result"])
+"""
+
+
+def test_a_forked_process_goes_on_with_connections_of_its_own(http: OverHttp):
+    join(http, "ann", "bob")
+    http.call("msg.send", from_="ann", to="bob", content="hi")
+    http.call("task.post", description="work", posted_by="ann")
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, f"127.0.0.1:{http.port}"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    assert told.stdout == "{'ann'} bob\n"
+
+
+def test_a_name_that_a_query_cannot_hold_is_refused(client: Client):
+    client.agent_register(agent_id="bob")
+    error = refused("invalid_field", client.msg_poll, agent_id="bob", types=["a,b"], timeout=0)
+    assert error.facts == {"parameter": "types"}
 
 
 # --- waiting longer than the daemon does
