@@ -30,6 +30,9 @@ QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
 RECEIVED = "received"
 """The reason of a delivery that a plain poll's answer settled; `redeliver` can queue those again."""
 
+PURGE_WITHIN_MS = 120_000
+"""What has run out is written down as dead within this time."""
+
 FIELDS = (
     "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
     "m.priority, m.metadata, m.content_ref, m.truncated, m.mentions"
@@ -201,9 +204,22 @@ def unread(rx: Snapshot, agent_id: str) -> int:
 
 
 def check_room(tx: Tx, agent_id: str, count: int = 1) -> None:
-    """Refuse what an inbox has no room for."""
-    if backlog(tx, agent_id) + count > tx.mux.settings.inbox_limit:
+    """Refuse what an inbox has no room for; what has run out takes none, though that is written down later."""
+    limit = tx.mux.settings.inbox_limit
+    if backlog(tx, agent_id) + count > limit and backlog(tx, agent_id) - _run_out(tx, agent_id) + count > limit:
         raise _full(tx, agent_id)
+
+
+def _run_out(rx: Snapshot, agent_id: str) -> int:
+    """How many of an inbox's queued messages have run out since the last purge."""
+    count: int = rx.one(
+        "select count(*) from message m indexed by message_expires cross join delivery d indexed by delivery_message "
+        "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state = 0",
+        rx.now - PURGE_WITHIN_MS,
+        rx.now,
+        agent_id,
+    )[0]
+    return count
 
 
 def find(rx: Snapshot, message_id: int) -> Any:
@@ -412,15 +428,17 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
 # -- growing old
 
 
-def purge(tx: Tx, before: int, most: int) -> int:
+def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
     """Forget up to `most` messages sent before a time that nobody has still to read; returns how many.
 
-    What ran out of its time to live counts as dead, so it does not keep its message.
+    What ran out of its time to live (after `since`, up to which that was done before) counts as dead, so it does not
+    keep its message.
     """
     expired = tx.run(
         "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state = 0 and message_id in "
-        "(select id from message where expires_at <= ?1)",
+        "(select id from message where expires_at > ?2 and expires_at <= ?1)",
         tx.now,
+        since,
     ).rowcount
     if expired:
         tx.backlog.clear()

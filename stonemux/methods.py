@@ -1385,7 +1385,8 @@ class Methods:
         - `priority`: Higher is claimed first (-1000000 to 1000000).
         - `channel`: The channel (1 to 128 characters).
         - `metadata`: Any JSON object, handed on untouched.
-        - `depends_on`: Ids of tasks that must be complete before this one may be claimed (up to 256 entries).
+        - `depends_on`: Ids of tasks that must be complete first; one that failed or was cancelled may be requeued (up
+          to 256 entries).
         - `assigned_to`: Only this agent may claim it (1 to 120 characters).
         - `claim_timeout`: Lease of a claim in seconds (1 to 86400).
         - `max_attempts`: Tries before it fails for good; 0: no limit (0 to 1000).
@@ -1840,7 +1841,8 @@ class Methods:
         updated_by: str | None = None,
         idempotency_key: str | None = None,
     ) -> StateDeleteAnswer:
-        """Delete a key. A tombstone keeps its version, so a key made anew goes on counting.
+        """Delete a key. A tombstone keeps its version, so a key made anew goes on counting. One that does not exist is
+        404, and 409 where `expected_version` says that it does.
 
         - `key`: The key (1 to 256 characters).
         - `channel`: The channel (1 to 128 characters).

@@ -705,7 +705,11 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("priority", "integer", 0, least=-1_000_000, most=1_000_000, doc="Higher is claimed first."),
             _channel(),
             METADATA,
-            Param("depends_on", "names", doc="Ids of tasks that must be complete before this one may be claimed."),
+            Param(
+                "depends_on",
+                "names",
+                doc="Ids of tasks that must be complete first; one that failed or was cancelled may be requeued.",
+            ),
             _agent("assigned_to", None, "Only this agent may claim it.", acts=False),
             Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds.", listed=False),
             Param(
@@ -1096,7 +1100,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/delete",
         "change",
         "state.delete",
-        "Delete a key. A tombstone keeps its version, so a key made anew goes on counting.",
+        "Delete a key. A tombstone keeps its version, so a key made anew goes on counting. One that does not exist is "
+        "404, and 409 where `expected_version` says that it does.",
         params=(KEY, _channel(), EXPECTED, UPDATED_BY),
         returns={"key": "string", "channel": "string", "version": "integer", "deleted": "boolean"},
         tier="pro",

@@ -61,6 +61,8 @@ def delete(tx: Tx, *, key: str, channel: str, expected_version: int | None, upda
     channel = directory.channel(tx, channel)["name"]
     row = _row(tx, channel, key)
     if row is None or row["deleted"]:
+        if expected_version:
+            raise _conflict(row, key, expected_version, 0)
         raise MuxError(
             "key_not_found",
             f"channel {channel!r} has no key {key!r} to delete",
@@ -128,7 +130,7 @@ def _conflict(row: Any, key: str, expected: int, live: int) -> MuxError:
         by = f" by {row['updated_by']}" if row["updated_by"] else ""
         now = f"it is at version {live}{by}; read it, merge, and retry with expected_version {live}"
     else:
-        now = "it does not exist; retry with expected_version 0 to create it"
+        now = "it does not exist; expected_version 0 creates it"
     return MuxError("version_conflict", f"{key!r}: you sent expected_version {expected}, but {now}", **facts)
 
 

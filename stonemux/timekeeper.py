@@ -77,6 +77,7 @@ class Timekeeper:
         self._mux = mux
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
+        self._run_out_from = self._run_out_to = 0  # between these, what ran out was written down
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
@@ -208,7 +209,10 @@ class Timekeeper:
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
-        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE))
+        since = self._run_out_to if now < self._run_out_from + DAY_MS else 0  # what was marked unread again, too
+        self._run_out_from = self._run_out_from if since else now
+        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, since))
+        self._run_out_to = now
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))

@@ -179,6 +179,17 @@ def test_a_full_inbox_refuses_the_sender_and_drops_nothing__I12(team):
     assert send(team)
 
 
+@pytest.mark.settings(inbox_limit=2)
+def test_mail_that_has_run_out_takes_no_room__I12(team, clock):
+    for _ in range(2):
+        send(team, ttl_seconds=1)
+    refusal(team, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
+    clock.advance(1000)
+    kept = [send(team), send(team)]
+    refusal(team, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
+    assert ids(team) == kept
+
+
 def test_suppress_inbox_keeps_the_channel_quiet_but_not_the_one_addressed(team):
     said = team.call("msg.broadcast", from_="ann", content="quiet", suppress_inbox=True)
     assert (said["recipients"], said["recipient_ids"]) == (0, [])

@@ -107,6 +107,15 @@ def test_a_delete_may_be_conditional_and_needs_a_live_key__K2(face):
     assert refusal(face, "key_not_found", "state.delete", key="k").facts["version"] == 3
 
 
+def test_a_delete_of_a_version_that_is_not_there_is_a_conflict__K2__K3(face):
+    for key in ("never", "k"):
+        refused = refusal(face, "version_conflict", "state.delete", key=key, expected_version=1)
+        assert refused.facts["current_version"] == 0
+        refusal(face, "key_not_found", "state.delete", key=key, expected_version=0)
+        put(face)
+        face.call("state.delete", key="k")
+
+
 def test_values_come_back_unchanged_up_to_the_limit(face):
     for value in ("", "\x00", "😀\n", "é" * 32768):
         put(face, value)

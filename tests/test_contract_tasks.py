@@ -555,6 +555,24 @@ def test_a_task_waits_for_those_it_depends_on(crew):
     assert task(crew, post(crew, depends_on=[first]))["status"] == "pending"
 
 
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_what_depends_on_a_task_that_was_not_completed_waits_for_its_second_try(crew, end):
+    first = post(crew)
+    second = post(crew, depends_on=[first])
+    if end == "failed":
+        complete(crew, first, status="failed") if claimed(crew) == first else pytest.fail("it is the first")
+    else:
+        crew.call("task.cancel", task_id=first, by="ann")
+    assert task(crew, first)["status"] == end
+    assert task(crew, second)["status"] == "waiting"
+    assert claimed(crew) is None
+    assert task(crew, post(crew, depends_on=[first]))["status"] == "waiting"
+    crew.call("task.requeue", task_id=first, by="ann")
+    assert claimed(crew) == first
+    complete(crew, first)
+    assert claimed(crew) == second
+
+
 # -- looking
 
 

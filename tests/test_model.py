@@ -365,7 +365,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
         version, current = self.state[key]
         answer = self.call("state.delete", key=key, expected_version=expected)
         if current is None:
-            assert answer == "key_not_found"
+            assert answer == ("version_conflict" if expected else "key_not_found")
         elif expected in (None, version):
             self.state[key] = (version + 1, None)
             self.events += 1

@@ -47,7 +47,7 @@ def step(state: State, op: Op) -> tuple[State, tuple[Any, ...]]:
     """The model: the state after a call, and its answer."""
     if op.kind == "get":
         return state, ("live", state.version, state.value) if state.live else ("gone", state.version)
-    if op.kind == "delete" and not state.live:
+    if op.kind == "delete" and not state.live and not op.expected:
         return state, ("gone", state.version)
     live_version = state.version if state.live else 0
     if op.expected is not None and op.expected != live_version:
