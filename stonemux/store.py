@@ -353,7 +353,8 @@ class Store:
                 "the database cannot be opened once more (too many open files?); try again",
                 retry_after=1,
             )
-        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        # A file that cannot be opened for writing is opened for reading by SQLite, which tells at the first change.
+        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
             return self._stop(error)
         return error
 

@@ -112,10 +112,14 @@ def is_sound(database: Path) -> bool:
     return verdict == "ok"
 
 
-def with_fault(data: Path, fault: str, when: int) -> tuple[Script | None, int]:
-    """What the script saw (None: it never listened) and the exit status, where call `when` of each thread fails."""
+def with_fault(data: Path, fault: str, when: int, *, only: tuple[str, ...] = ()) -> tuple[Script | None, int]:
+    """What the script saw (None: it never listened) and the exit status, where call `when` of each thread fails.
+
+    `only` counts calls that concern these files of the data directory alone.
+    """
     call, error = fault.split(":")
-    inject = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}", "-o", os.devnull)
+    places = [word for name in only for word in ("-P", str(data / name))]
+    inject = (*places, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}", "-o", os.devnull)
     try:
         with Victim(data, (*STRACE, *inject, *SERVE)) as victim:
             script = Script(victim.port)
@@ -195,6 +199,46 @@ def test_fault_35_no_answer_leaves_before_its_sync(tmp_path):
     answers = [at for at, what in enumerate(order) if what == "answer"]
     assert len(answers) >= 201
     assert all(order[at - 1] == "fdatasync" for at in answers[:201])
+
+
+def test_fault_35_a_limit_on_the_size_of_files_ends_it_and_loses_nothing(tmp_path):
+    """RLIMIT_FSIZE is no full disk: SQLite reports a failed write, and the daemon ends."""
+    data = tmp_path / "data"
+    limited = ("bash", "-c", 'ulimit -f 1600; exec "$@"', "limited", *SERVE)
+    with Victim(data, limited) as victim:
+        client = Client(victim.port)
+        client.must("/agent/register", agent_id="a")
+        sent, said = [], b""
+        try:
+            for number in range(5000):
+                sent.append(client.must("/msg/send", from_="a", to="a", content=f"{number}" + "x" * 4000)["message_id"])
+        except UnknownError as ended:
+            said = ended.args[0]
+        assert b'"storage_error"' in said
+        client.close()
+        assert victim.ended() == 70
+        assert "Traceback" not in victim.log.read_text()
+    assert len(sent) > 10
+    with Victim(data) as again:
+        client = Client(again.port)
+        assert [one for one in sent if client.get("/msg/status", id=one)[0] != 200] == []
+        client.close()
+        assert again.stop() == 0
+    assert is_sound(data / "stonemux.db")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_fault_34_a_log_that_cannot_be_written_breaks_no_request(tmp_path):
+    loud = ("bash", "-c", 'exec "$@" --log-level debug 2>/dev/full', "loud", *SERVE)
+    with Victim(tmp_path / "data", loud) as victim:
+        client = Client(victim.port)
+        client.must("/agent/register", agent_id="a")
+        for number in range(50):
+            client.must("/msg/send", from_="a", to="a", content=f"{number}")
+        assert len(client.get("/msg/poll", agent_id="a", timeout=0)[1]["messages"]) == 50
+        assert client.get("/nowhere")[0] == 404
+        client.close()
+        assert victim.stop() == 0
 
 
 @contextmanager
