@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.load import CLOSE, HttpPeer, LoadFailed, Peer, Refused, Result, excerpt, load, percentile
+from bench.load import CLOSE, HttpPeer, LoadFailed, Peer, Refused, Result, excerpt, http_request, load, percentile
 from bench.servers import (
     ROOT,
     Line,
@@ -270,6 +270,32 @@ def keyed_send(plan: Plan) -> Iterator[Row]:
     """The same with an Idempotency-Key, which stonemux writes down with the answer and FastAPI ignores."""
     name = "durable send with a key, 64 connections"
     yield _throughput(plan, name, lambda index: KeyedSend(index, "sender", RECIPIENTS), 64, against="shared")
+
+
+TOGETHER = 100
+"""Messages in one request."""
+
+
+def sends_together(plan: Plan) -> Iterator[Row]:
+    """Lists of 100 messages, counted in messages, against as many single sends of the same daemon."""
+    entries = [_message("sender", recipient) for recipient in itertools.islice(itertools.cycle(RECIPIENTS), TOGETHER)]
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    lists = http_request("POST", "/msg/send", body)
+    singly: list[Result] = []
+    together: list[Result] = []
+    with _daemon_with_agents() as server:
+        for _ in range(plan.rounds):
+            for make, results in ((_send_peer(), singly), (lambda _: HttpPeer([lists]), together)):
+                got = load(server.address, make, connections=8, seconds=plan.seconds, warmup=plan.warmup)
+                results.append(got)
+                server.check()
+    ratios = [TOGETHER * many.rate / one.rate for many, one in zip(together, singly, strict=True)]
+    rate = statistics.median(result.rate * TOGETHER for result in together)
+    row = Row("lists of 100 messages, 8 connections", f"{rate:,.0f} messages/s", f"single: {_shown_rate(singly)}")
+    row.ratio = statistics.median(ratios)
+    row.target, row.met = ">= 4x", row.ratio >= 4
+    row.figures = {"lists": _rates(together), "single": _rates(singly), "ratios": ratios}
+    yield row
 
 
 def fresh_send(plan: Plan) -> Iterator[Row]:
@@ -782,6 +808,7 @@ ROWS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "health": health,
     "send": send,
     "keyed-send": keyed_send,
+    "sends-together": sends_together,
     "fresh-send": fresh_send,
     "round-trip": round_trip,
     "tasks": tasks,

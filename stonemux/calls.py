@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -28,7 +29,7 @@ from stonemux.errors import MuxError, nearest
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
 from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
-from stonemux.schema import IDEMPOTENCY_KEY, Operation, shown
+from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, shown
 
 FIRST_CONTACT_MS = 2000
 """How long a client that never had an answer tries."""
@@ -122,6 +123,40 @@ class Calls(Methods):
             )
         told = self._completed(row, dict(given or {}))
         return self._round(row, told, self._key(row, told, idempotency_key), 1000 * _waited(row, told))
+
+    def call_all(self, operation: str, calls: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """Make many calls of an operation that takes a list over HTTP (`msg.send`), each given by the wire's names.
+
+        Up to 1,000 go into one request, which is one transaction. Answers come in the order of the calls; what was
+        refused has a `MuxError` in its place. Each call gets an idempotency key, so the request may be sent again.
+        """
+        row = BY_NAME.get(operation)
+        if row is None or not row.many:
+            known = ", ".join(one.name for one in BY_NAME.values() if one.many)
+            raise MuxError("not_found", f"{shown(operation)} takes no list of calls; these do: {known}")
+        answers: list[Any] = []
+        for bodies, key in self._parts(row, calls):
+            request = _Request("POST", row.path, bodies, {"Content-Type": "application/json"})
+            results = self.persist(row.name, key, 0, partial(self._once, row, request, self._budget_ms))["results"]
+            answers += [_refusal(told["error"]) if "error" in told else told for told in results]
+        return answers
+
+    def _parts(self, operation: Operation, calls: Iterable[Mapping[str, Any]]) -> Iterator[tuple[bytes, str]]:
+        """The bodies of as few requests as the limits allow, each with the key of its first call."""
+        part: list[str] = []
+        size, first = 0, ""
+        for given in calls:
+            key = self._clock.new_id()
+            told = {"idempotency_key": key} | self._completed(operation, dict(given))
+            text = json.dumps(told, default=_as_json)
+            if part and (len(part) == MOST_TOGETHER or size + len(text) > operation.most_body - 1024):
+                yield f"[{','.join(part)}]".encode(), first
+                part, size = [], 0
+            first = first if part else key
+            part.append(text)
+            size += len(text) + 1
+        if part:
+            yield f"[{','.join(part)}]".encode(), first
 
     def _call(self, name: str, given: dict[str, Any], key: str | None = None) -> Any:
         operation = BY_NAME[name]
@@ -256,12 +291,11 @@ class Calls(Methods):
         """The error that the daemon answered."""
         try:
             told = self._decoded(exchange, name)["error"]
-            error = MuxError(told.pop("code"), told.pop("message"))
+            error = _refusal(told)
         except (KeyError, TypeError, AttributeError):
             raise self.unreachable("it is another server", name, None) from None
         self._reached = True
         error.status = exchange.status
-        error.facts.update(told)
         after = exchange.headers.get("retry-after", "")
         error.retry_after = int(after) if after.isdecimal() else None
         return error
@@ -345,3 +379,10 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is nothing that JSON knows")
+
+
+def _refusal(told: dict[str, Any]) -> MuxError:
+    """The error of one of many calls."""
+    error = MuxError(told.pop("code"), told.pop("message"))
+    error.facts.update(told)
+    return error

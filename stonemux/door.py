@@ -108,15 +108,19 @@ class Call:
         assert self.work is not None
 
         def outcome(value: Any, error: BaseException | None) -> None:
-            if error is None:
-                if type(value) is MuxError:
-                    value, error = None, value
-                elif value is None:
-                    value = self.operation.nothing
-            self._noted(error)
-            done(value, error)
+            done(*self.concluded(value, error))
 
         self._mux.store.submit(Job(self.work, outcome, not self.operation.frees))
+
+    def concluded(self, value: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
+        """What to answer, or to refuse with, when the work has come to this; called after the commit."""
+        if error is None:
+            if type(value) is MuxError:  # a stored refusal travels through the commit as a value
+                value, error = None, value
+            elif value is None:
+                value = self.operation.nothing
+        self._noted(error)
+        return value, error
 
     def _noted(self, error: BaseException | None) -> None:
         """Note what had no effect: a refusal, or the answer of an earlier call."""

@@ -95,6 +95,7 @@ FAILURES: dict[str, Failure] = {
     "task_conflict": Failure(409, 1, "The task's status does not allow this.", lasting=True),
     "version_conflict": Failure(409, 1, "The value has another version by now; it is told.", lasting=True),
     "length_required": Failure(411, 2, "A request with a body must say how long it is."),
+    "too_many_calls": Failure(413, 2, "The list holds more calls than one request may make."),
     "body_too_large": Failure(413, 2, "The body is larger than this path takes."),
     "document_too_large": Failure(413, 2, "The document is larger than max_document_size."),
     "message_too_large": Failure(413, 2, "The content is larger than max_message_size."),

@@ -13,7 +13,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stonemux import door, monitor, operations, payload, sse, wire
+from stonemux import door, monitor, operations, payload, sse, together, wire
 from stonemux.connection import SEND_MS, Connection, end
 from stonemux.errors import MuxError, nearest
 from stonemux.hub import Hangup, Watch
@@ -104,7 +104,12 @@ class Exchange:
 
     def _dispatch(self, operation: Operation, body: bytes) -> None:
         head, mux = self._head, self._server.mux
-        self._given = self._read_given(operation, body)
+        given = self._read_given(operation, body)
+        if isinstance(given, list):
+            key = head.headers.get("idempotency-key")
+            together.queue(mux, operation, given, self._another_caller, key, self._done)
+            return
+        self._given = given
         if operation.kind == "stream":
             self._stream(operation)
             return
@@ -135,7 +140,12 @@ class Exchange:
         else:
             self._run_here(call)
 
-    def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any]:
+    def _another_caller(self) -> Caller:
+        caller = HttpCaller(self._connection, self._request_id)
+        caller.bearer = self._caller.bearer
+        return caller
+
+    def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any] | list[Any]:
         if operation.method == "GET":
             return payload.read_query(self._head.query)
         wire.check_content_type(self._head)
@@ -143,7 +153,7 @@ class Exchange:
             raise MuxError(
                 "invalid_query", f"{operation.path} takes its parameters in the JSON body, not in the query string"
             )
-        return payload.read_json(body)
+        return payload.read_calls(body) if operation.many else payload.read_json(body)
 
     # -- running
 

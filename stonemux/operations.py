@@ -479,6 +479,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "inbox_full",
         ),
         emits=("message", "task_ready"),
+        many=True,
         example={"from": "researcher", "to": "writer", "content": "Analysis complete."},
     ),
     Operation(

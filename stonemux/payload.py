@@ -54,6 +54,17 @@ def read_json(body: bytes) -> dict[str, Any]:
     return value
 
 
+def read_calls(body: bytes) -> dict[str, Any] | list[Any]:
+    """Read a body that is one JSON object, or a list; raises what `read_json` raises."""
+    value = read_value(body)
+    if type(value) not in (dict, list):
+        raise MuxError(
+            "invalid_json", f"the body must be a JSON object or a list of them, not {_kind(value)}; wrap it in {{}}"
+        )
+    found: dict[str, Any] | list[Any] = value
+    return found
+
+
 def read_value(body: bytes) -> Any:
     """Read a body of any JSON value (RFC 8259), without the liberties that let two readers see two values.
 

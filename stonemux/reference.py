@@ -16,7 +16,16 @@ from urllib.parse import quote, urlencode
 from stonemux import verbs
 from stonemux.config import Settings, settings_table
 from stonemux.errors import FAILURES
-from stonemux.schema import IDEMPOTENCY_KEY, MOST_INTEGER, TIERS, Operation, Param, param_schema, shape_schema
+from stonemux.schema import (
+    IDEMPOTENCY_KEY,
+    MOST_INTEGER,
+    MOST_TOGETHER,
+    TIERS,
+    Operation,
+    Param,
+    param_schema,
+    shape_schema,
+)
 
 ALWAYS = (
     "bad_chunk",
@@ -93,6 +102,13 @@ A running daemon takes over those marked \\* when it is sent SIGHUP; the others 
 """
 
 
+MANY = (
+    f"Over HTTP the body may also be a list of up to {MOST_TOGETHER} such objects: one transaction and one flush, "
+    'answered with `{"results": [...]}` in the order of the list. Each is a call of its own, with its own '
+    "`idempotency_key`: what is refused has `error` in its place and harms none of the others."
+)
+
+
 def own_errors(operation: Operation) -> tuple[str, ...]:
     """The codes that this operation adds to those of every call, sorted by status and name."""
     codes = set(operation.errors) | {param.code for param in operation.params}
@@ -107,6 +123,8 @@ def own_errors(operation: Operation) -> tuple[str, ...]:
         codes.add("agent_mismatch")
     if operation.owner:
         codes.add("owner_only")
+    if operation.many:
+        codes.add("too_many_calls")
     return tuple(sorted(codes, key=lambda code: (FAILURES[code].http, code)))
 
 
@@ -214,6 +232,9 @@ def _api_body(operation: Operation, settings: Settings) -> dict[str, Any]:
         schema["required"] = [param.name for param in operation.needed]
     for pair in operation.either:
         schema["oneOf"] = [_given_alone(one, pair, properties) for one in pair]
+    if operation.many:
+        several = {"type": "array", "items": schema, "minItems": 1, "maxItems": MOST_TOGETHER}
+        schema = {"anyOf": [schema, several]}
     content: dict[str, Any] = {"schema": schema}
     if operation.example:
         content["example"] = dict(operation.example)
@@ -230,6 +251,7 @@ def _given_alone(given: Param, pair: tuple[Param, Param], properties: dict[str, 
 
 
 def _api_answer(operation: Operation) -> dict[str, Any]:
+    schema: dict[str, Any]
     if operation.kind == "stream":
         kind, schema = "text/event-stream", {"type": "string"}
     elif operation.kind == "text":
@@ -238,6 +260,8 @@ def _api_answer(operation: Operation) -> dict[str, Any]:
         kind, schema = "application/jsonl", {"type": "string"}
     else:
         kind, schema = "application/json", shape_schema(operation.returns or "object")
+        if operation.many:
+            schema = {"anyOf": [schema, shape_schema({"results": ["object"]})]}
     told: dict[str, Any] = {"description": "Done.", "content": {kind: {"schema": schema}}}
     if operation.changes:
         told["headers"] = _header_refs("Idempotent-Replayed")
@@ -373,6 +397,8 @@ def _section(operation: Operation, settings: Settings) -> str:
     if operation.tool:
         told.insert(1, f"MCP tool `{operation.tool}`")
     parts = [f"### {operation.name}", " · ".join(told), operation.doc]
+    if operation.many:
+        parts.append(MANY)
     if operation.params:
         parts.append(_param_table(operation, settings))
     parts.append(_answer(operation))

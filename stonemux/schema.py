@@ -25,6 +25,9 @@ from stonemux.errors import MuxError, nearest
 REQUIRED: Any = object()
 """The default of a parameter that has none."""
 
+MOST_TOGETHER = 1000
+"""Calls in one request."""
+
 BODY_LIMIT = 1024 * 1024
 """The most bytes of a request's body, unless its operation takes more."""
 
@@ -110,7 +113,8 @@ class Operation:
     `kind` says how it is called (the head of `operations` has the list); `waiter` is what runs instead of a change
     when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
     take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
-    `frees` says that a change settles or ends something, so that it must go on when the disk is full. `most_body` is
+    `frees` says that a change settles or ends something, so that it must go on when the disk is full. `many` says that
+    its body over HTTP may be a list of up to `MOST_TOGETHER` calls, which are one transaction. `most_body` is
     the most bytes that its body may have over HTTP. `open` says that it never needs a token, `owner` that it needs the
     one of the machine's owner.
 
@@ -139,6 +143,7 @@ class Operation:
     takes: bool = False
     repeatable: bool = False
     frees: bool = False
+    many: bool = False
     most_body: int = BODY_LIMIT
     open: bool = False
     owner: bool = False

@@ -20,7 +20,7 @@ from raw import eventually
 from scripted import Scripted, answer, refusal
 
 import stonemux
-from stonemux import methods, methodtext, operations
+from stonemux import methods, methodtext, operations, together
 from stonemux.calls import WAITING
 from stonemux.client import Client
 from stonemux.clock import Clock
@@ -467,6 +467,26 @@ def pool(client: Client) -> Client:
         client.agent_register(agent_id=agent_id)
     client.task_post(description="work", posted_by="ann", metadata={"n": 1})
     return client
+
+
+def test_many_calls_go_in_as_few_requests_as_the_limits_allow(client, mux, monkeypatch):
+    for agent_id in ("ann", "bob"):
+        client.agent_register(agent_id=agent_id)
+    sizes, real = [], together.queue
+
+    def counting(mux, operation, given, *others):
+        sizes.append(len(given))
+        real(mux, operation, given, *others)
+
+    monkeypatch.setattr(together, "queue", counting)
+    small = [{"from": "ann", "to": "bob", "content": str(n)} for n in range(1001)]
+    large = [{"from": "ann", "to": "bob", "content": "x" * 60_000} for _ in range(20)]
+    answers = client.call_all("msg.send", [*small, {"from": "ann", "to": "nobody", "content": "x"}, *large])
+    assert [answer["message_id"] for answer in answers[:1001]] == list(range(1, 1002))
+    assert (answers[1001].code, answers[1001].facts["known_agents"]) == ("agent_not_found", ["ann", "bob"])
+    assert sizes == [1000, 19, 3]
+    with pytest.raises(MuxError, match="takes no list"):
+        client.call_all("task.post", small)
 
 
 def only_task(client: Client):

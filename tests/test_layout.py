@@ -67,8 +67,8 @@ LAYERS: tuple[set[str], ...] = (
     {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
     {"polling", "dispatch"},
     {"autodispatch"},
-    # what runs by itself; streams
-    {"timekeeper", "sse", "outbound"},
+    # what runs by itself; streams; many calls at once
+    {"together", "timekeeper", "sse", "outbound"},
     # faces
     {"exchange", "offer", "tls"},
     {"mcphttp", "stdio"},

@@ -1,0 +1,84 @@
+"""Many calls of one operation in one request: one transaction, one flush, an answer for each.
+
+Each is a call of its own at the door, with its own checks, idempotency key and entry in the audit log. One that is
+refused harms none of the others; if the transaction fails, all of them have failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stonemux import door
+from stonemux.errors import MuxError
+from stonemux.mux import Caller, Mux
+from stonemux.schema import MOST_TOGETHER, Operation
+from stonemux.transaction import Job, Tx
+
+Outcome = tuple[Any, BaseException | None]
+
+
+def queue(
+    mux: Mux, operation: Operation, given: Sequence[Any], caller: Callable[[], Caller], key: str | None, done: door.Done
+) -> None:
+    """Queue these calls, each given as a JSON object; `done` gets `{"results": [...]}` after the commit.
+
+    `caller` makes a caller for each. Raises what refuses all of them (tier, token), `invalid_json` for an empty list or
+    an entry that is no object, `too_many_calls`, and `invalid_idempotency_key` for a `key` of the whole request.
+    """
+    if key is not None:
+        raise MuxError(
+            "invalid_idempotency_key",
+            "a list of calls takes no Idempotency-Key header; give each entry an idempotency_key of its own",
+            parameter="Idempotency-Key",
+        )
+    if not 0 < len(given) <= MOST_TOGETHER:
+        raise MuxError(
+            "too_many_calls" if given else "invalid_json",
+            f"the list has {len(given)} entries; send from 1 to {MOST_TOGETHER} in one request",
+            limit=MOST_TOGETHER,
+        )
+    for number, one in enumerate(given):
+        if type(one) is not dict:
+            raise MuxError("invalid_json", f"entry {number} of the list is no JSON object; each must be a call's body")
+    door.admit(mux, operation, caller())
+    calls = [_checked(mux, operation, one, caller()) for one in given]
+
+    def work(tx: Tx) -> list[Outcome]:
+        return [_run(tx, call) for call in calls]
+
+    def outcome(value: Any, error: BaseException | None) -> None:
+        if error is not None:
+            value = [(None, call if isinstance(call, MuxError) else error) for call in calls]
+        results = [_told(call, *one) for call, one in zip(calls, value, strict=True)]
+        done({"results": results}, error)
+
+    mux.store.submit(Job(work, outcome, not operation.frees))
+
+
+def _checked(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller) -> door.Call | MuxError:
+    try:
+        return door.Call(mux, operation, given, caller)
+    except MuxError as refusal:
+        return refusal
+
+
+def _run(tx: Tx, call: door.Call | MuxError) -> Outcome:
+    if isinstance(call, MuxError):
+        return None, call
+    assert call.work is not None
+    mark = tx.mark()
+    try:
+        return call.work(tx), None
+    except MuxError as refusal:
+        if not tx.rewind(mark):  # it has written already: only all of it can be taken back
+            raise
+        return None, refusal
+
+
+def _told(call: door.Call | MuxError, value: Any, error: BaseException | None) -> dict[str, Any]:
+    if isinstance(call, door.Call):
+        value, error = call.concluded(value, error)
+    if isinstance(error, MuxError):
+        return error.body()
+    return {} if error is not None else dict(value)
