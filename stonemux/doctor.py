@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import sqlite3
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from stonemux import VERSION, copies, datadir, operations, pool
+from stonemux import VERSION, copies, datadir, operations, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.errors import MuxError
-from stonemux.opening import check_sound, gone_back, open_unchanged, stand
-
-OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
+from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
+from stonemux.opening import check_sound, gone_back, stand
 
 LARGE_LOG = 64 * 1024 * 1024
 """Bytes beyond which the write-ahead log grows because somebody reads without end."""
@@ -34,63 +31,27 @@ OLD_BACKUP_MS = 7 * 86_400_000
 FUTURE_MS = 60_000
 """So far may stored times lie ahead of the machine's clock."""
 
-WAL_RESET_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-"""SQLite from 3.7.0 on can lose pages when one connection starts the log anew while another checkpoints; fixed in the
-first of these and, within their minor versions, in the others."""
 
-
-class Finding(NamedTuple):
-    """What one check found."""
-
-    check: str
-    state: str
-    found: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Patient:
-    """What is looked at."""
-
-    settings: Settings
-    trouble: MuxError | None
-    """Why the settings could not be read as they are."""
-    full: bool
-    now: int
-    held: bool
-    """Whether a daemon holds the data directory."""
-
-    @property
-    def path(self) -> Path:
-        """The data directory."""
-        return self.settings.data_dir
-
-    @property
-    def database(self) -> Path:
-        """The database in it."""
-        return self.path / datadir.DATABASE
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[sqlite3.Connection]:
-        """A connection to the database that can change nothing."""
-        if self.held:
-            uri = f"{self.database.absolute().as_uri()}?mode=ro"
-            db = sqlite3.connect(uri, uri=True, isolation_level=None)
-        else:
-            db = open_unchanged(self.database)
-        with contextlib.closing(db):
-            yield db
-
-
-Check = Callable[[Patient], Iterator[Finding]]
-
-
-def examine(settings: Settings, trouble: MuxError | None = None, *, full: bool = False) -> list[Finding]:
+def examine(
+    settings: Settings,
+    trouble: MuxError | None = None,
+    *,
+    full: bool = False,
+    environ: Mapping[str, str],
+    folder: Path,
+) -> list[Finding]:
     """Run all checks. `trouble` is why the settings' file could not be used; `full` reads the whole database."""
-    held = settings.data_dir.is_dir() and datadir.is_held(settings.data_dir)
-    patient = Patient(settings, trouble, full, Clock().now_ms(), held)
-    checks = ALWAYS + (WITH_DATABASE if patient.database.exists() else ())
+    patient = Patient(settings, environ, folder, trouble, full, Clock().now_ms(), _is_held(settings.data_dir))
+    there = os.path.exists(patient.database)
+    checks = ALWAYS + (WITH_DATABASE if there else ()) + surroundings.AFTERWARDS
     return [finding for name, check in checks for finding in _run(name, check, patient)]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        return datadir.is_held(path)
+    except OSError:  # there is none, or we may not look: told by the check of the directory
+        return False
 
 
 def _run(name: str, check: Check, patient: Patient) -> list[Finding]:
@@ -127,63 +88,13 @@ def as_text(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-# -- the machine
-
-
-def _python(patient: Patient) -> Iterator[Finding]:
-    found = f"{platform.python_version()}, {sys.executable}"
-    yield Finding("python", OK, found)  # an older one could not even have come here
-
-
-def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite can damage a database that several connections write to."""
-    newest = WAL_RESET_FIXED[0]
-    backported = any(version[:2] == fixed[:2] and version >= fixed for fixed in WAL_RESET_FIXED[1:])
-    return (3, 7, 0) <= version < newest and not backported
-
-
-def _sqlite(patient: Patient) -> Iterator[Finding]:
-    version = sqlite3.sqlite_version
-    if has_wal_reset_bug(sqlite3.sqlite_version_info):
-        yield Finding(
-            "sqlite",
-            NOTE,
-            f"{version} has the WAL-reset bug; stonemux writes and checkpoints on one connection, which it spares",
-            "let no other program write to the database; 3.51.3, 3.50.7 and 3.44.6 have it fixed",
-        )
-    else:
-        yield Finding("sqlite", OK, version)
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        try:
-            db.execute("create virtual table words using fts5(text)")
-        except sqlite3.OperationalError:
-            yield Finding(
-                "search", NOTE, "SQLite lacks FTS5: msg.search answers 501", "use a Python whose SQLite has it"
-            )
-        else:
-            yield Finding("search", OK, "SQLite has FTS5")
-
-
-def _settings(patient: Patient) -> Iterator[Finding]:
-    if patient.trouble is not None:
-        yield Finding(
-            "settings", PROBLEM, patient.trouble.message, "correct it; the rest was looked at without the file"
-        )
-    else:
-        yield Finding("settings", OK, f"data in {patient.path}, address {_address(patient)}")
-
-
-def _address(patient: Patient) -> str:
-    return f"{patient.settings.host}:{patient.settings.port}"
-
-
 # -- the data directory
 
 
 def _directory(patient: Patient) -> Iterator[Finding]:
     path = patient.path
     if not path.is_dir():
-        yield Finding("directory", OK, f"{path} is made at the first start")
+        yield _to_be_made(path)
         return
     datadir.check_owner(path)
     mode = path.stat().st_mode & 0o777
@@ -196,6 +107,16 @@ def _directory(patient: Patient) -> Iterator[Finding]:
     else:
         kind = datadir.check_file_system(path) or "unknown type"
         yield from _space(patient, kind)
+
+
+def _to_be_made(path: Path) -> Finding:
+    """A data directory that is not there yet, or something else in its place."""
+    if os.path.lexists(path):
+        return Finding("directory", PROBLEM, f"{path} is no directory", "name another one with --data-dir")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        return Finding("directory", PROBLEM, f"{path} cannot be made in {above}", "name another one with --data-dir")
+    return Finding("directory", OK, f"{path} is made at the first start")
 
 
 def _space(patient: Patient, kind: str) -> Iterator[Finding]:
@@ -239,15 +160,17 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         health = _ask_health(patient.settings)
     except MuxError as error:
         if patient.held:
-            found = f"a daemon ({who}) holds {patient.path}, but none answers at {_address(patient)}"
+            found = (
+                f"a daemon ({who}) holds {patient.path}, but none answers at {surroundings.address(patient.settings)}"
+            )
             yield Finding("daemon", PROBLEM, found, "name its --port, look at its log, or stop it and start it again")
         elif _was_refused(error):
-            yield Finding("daemon", OK, f"not running; {_address(patient)} is free")
+            yield Finding("daemon", OK, f"not running; {surroundings.address(patient.settings)} is free")
         else:
             yield Finding("daemon", PROBLEM, error.message, "something else may listen there; choose another --port")
         return
     if not patient.held:
-        found = f"the daemon at {_address(patient)} does not use {patient.path}"
+        found = f"the daemon at {surroundings.address(patient.settings)} does not use {patient.path}"
         yield Finding("daemon", NOTE, found, "name the directory that it uses with --data-dir")
     elif health["status"] != "ok":
         yield Finding("daemon", PROBLEM, f"the daemon ({who}) is {health['status']}", "look at its log, and restart it")
@@ -255,7 +178,9 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         found = f"the daemon ({who}) is version {health['version']}, this is {VERSION}"
         yield Finding("daemon", NOTE, found, "restart the daemon")
     else:
-        yield Finding("daemon", OK, f"answers at {_address(patient)} ({who}), up for {health['uptime']} s")
+        yield Finding(
+            "daemon", OK, f"answers at {surroundings.address(patient.settings)} ({who}), up for {health['uptime']} s"
+        )
 
 
 def _was_refused(error: BaseException | None) -> bool:
@@ -338,21 +263,26 @@ def _backups(patient: Patient) -> Iterator[Finding]:
 
 
 def _files(patient: Patient) -> Iterator[Finding]:
-    for name in (datadir.DATABASE, f"{datadir.DATABASE}-wal", f"{datadir.DATABASE}-shm"):
-        file = patient.path / name
+    """Nobody else may read what is kept: messages, copies of them, keys."""
+    ours = [patient.path, patient.path / copies.FOLDER]
+    open_to_all = []
+    for file in sorted(file for folder in ours if folder.is_dir() for file in folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):
-            found = file.stat()
+            found = file.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                continue
             if found.st_uid != os.geteuid():
                 remedy = f"chown it, or run as user {found.st_uid}"
                 yield Finding("files", PROBLEM, f"{file} belongs to user {found.st_uid}", remedy)
             elif found.st_mode & 0o077:
-                yield Finding("files", NOTE, f"others may read {file}", f"chmod 600 {file}")
+                open_to_all.append(str(file))
+    if open_to_all:
+        more = f" and {len(open_to_all) - 3} more" if len(open_to_all) > 3 else ""
+        yield Finding("files", NOTE, f"others may read {', '.join(open_to_all[:3])}{more}", "chmod 600 them")
 
 
 ALWAYS: tuple[tuple[str, Check], ...] = (
-    ("python", _python),
-    ("sqlite", _sqlite),
-    ("settings", _settings),
+    *surroundings.ALWAYS,
     ("directory", _directory),
     ("daemon", _daemon),
     ("database", _marker),
@@ -363,5 +293,6 @@ WITH_DATABASE: tuple[tuple[str, Check], ...] = (
     ("log", _log_size),
     ("files", _files),
     ("backups", _backups),
+    *surroundings.WITH_DATABASE,
 )
 """Checks by the name that a failing one is reported under."""

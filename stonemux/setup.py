@@ -88,14 +88,19 @@ def write(job: Job) -> tuple[bool, Path | None]:
     raise _unwritable(job.file, "another program keeps changing it; close the client")
 
 
+def entry(job: Job) -> Any:
+    """Our entry as the file states it, or None. Raises what `write` raises on reading."""
+    return _entry(job.client, _syntax(job).read(_read(job.file) or ""))
+
+
 def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
     """Start the command as the file now states it, and return the names of the tools that answer.
 
     Raises `client_check_failed`; the file stays as it is.
     """
-    entry = _entry(job.client, _syntax(job).read(_read(job.file) or ""))
-    command = [entry["command"], *entry["args"]]
-    environ = probe.bare(job.environ) | {name: str(value) for name, value in entry.get("env", {}).items()}
+    found = entry(job)
+    command = [found["command"], *found.get("args", [])]
+    environ = probe.bare(job.environ) | {name: str(value) for name, value in found.get("env", {}).items()}
     folder = job.folder if job.scope == "project" else home(job.environ)
     try:
         return probe.list_tools(command, environ, folder, patience_ms=patience_ms)

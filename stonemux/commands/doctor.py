@@ -1,6 +1,7 @@
-"""Check Python, SQLite, the data directory, the database, backups, settings and the daemon.
+"""Check Python, SQLite, settings, the data directory, the database, backups, the daemon, doorbells and clients.
 
-Says what to do about each finding. Changes nothing; the daemon may be running. Exits with 1 on a problem.
+Says what to do about each finding. Changes nothing; the daemon may be running, and none is started. Exits with 1 on a
+problem.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from stonemux import flags
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     except MuxError as error:  # a finding, too; the rest is looked at without the file
         trouble, options.config = error, os.devnull
         settings = flags.settings(options, environ)
-    findings = doctor.examine(settings, trouble, full=options.full)
+    findings = doctor.examine(settings, trouble, full=options.full, environ=environ, folder=Path.cwd())
     if options.json:
         print(json.dumps(doctor.as_json(findings)))
     else:

@@ -1,0 +1,66 @@
+"""What `stonemux doctor` looks at, and what one look gives."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from stonemux import datadir
+from stonemux.config import Settings
+from stonemux.errors import MuxError
+from stonemux.opening import open_unchanged
+
+OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
+
+
+class Finding(NamedTuple):
+    """What one check found."""
+
+    check: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is looked at."""
+
+    settings: Settings
+    environ: Mapping[str, str]
+    folder: Path
+    """The working directory."""
+    trouble: MuxError | None
+    """Why the settings could not be read as they are."""
+    full: bool
+    now: int
+    held: bool
+    """Whether a daemon holds the data directory."""
+
+    @property
+    def path(self) -> Path:
+        """The data directory."""
+        return self.settings.data_dir
+
+    @property
+    def database(self) -> Path:
+        """The database in it."""
+        return self.path / datadir.DATABASE
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the database that can change nothing."""
+        if self.held:
+            uri = f"{self.database.absolute().as_uri()}?mode=ro"
+            db = sqlite3.connect(uri, uri=True, isolation_level=None)
+        else:
+            db = open_unchanged(self.database)
+        with contextlib.closing(db):
+            yield db
+
+
+Check = Callable[[Patient], Iterator[Finding]]

@@ -1,0 +1,314 @@
+"""What `stonemux doctor` looks at around the data: Python, SQLite, settings, limits, clients, doorbells, the service.
+
+A client's MCP configuration is tried as the client does it, by starting its command; but where no daemon answers, that
+would start one, so there the command only has to say its version. A doorbell is not rung: somebody would come. It is
+looked whether anybody listens there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import shlex
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stonemux import addresses, config, operations, pool, probe, runner, service, setup
+from stonemux.clients import CLIENTS, SCOPES, home
+from stonemux.clock import rfc3339
+from stonemux.config import SETTINGS, Settings
+from stonemux.errors import MuxError, nearest
+from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
+
+PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] = (
+    ((3, 11, 0), (3, 11, 5), "a TLS server may take what came before the handshake (CVE-2023-40217)"),
+)
+"""Known bugs of Python that concern stonemux: first version with it, first without, and what it does."""
+
+WAL_RESET_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+"""SQLite from 3.7.0 on can lose pages when one connection starts the log anew while another checkpoints; fixed in the
+first of these and, within their minor versions, in the others."""
+LEAST_SQLITE = (3, 37, 0)
+"""The first with strict tables."""
+WITHDRAWN_SQLITE = (3, 52, 0)
+LEAST_TIME = 1_735_689_600_000
+"""2025: a clock before that was never set."""
+CLIENT_MS = 8_000
+"""How long a client's command may take."""
+BELL_S = 1.0
+MOST_BELLS = 20
+SPARE_FILES = 128
+OTHERS = ("STONEMUX_AGENT", "STONEMUX_TOKEN", "STONEMUX_CONFIG", "STONEMUX_CLI", "STONEMUX_SEED", "STONEMUX_SOAK")
+"""Variables that mean something and set no setting; the last two are the tests'."""
+GIVEN = ("TASK_ID", "CLAIM_TOKEN", "MESSAGE_ID", "FROM", "CHANNEL", "UNREAD", "WEBHOOK_ID")
+"""What commands are given that stonemux starts."""
+
+
+# -- the machine
+
+
+def python(patient: Patient) -> Iterator[Finding]:
+    """The interpreter."""
+    found = f"{platform.python_version()}, {sys.executable}"
+    bugs = [bug for first, fixed, bug in PYTHON_BUGS if first <= sys.version_info[:3] < fixed]
+    for bug in bugs:
+        yield Finding("python", NOTE, f"{found}: {bug}", "use a newer bug-fix version of this Python")
+    if platform.python_implementation() != "CPython":
+        yield Finding("python", NOTE, f"{found} is {platform.python_implementation()}", "stonemux was tried on CPython")
+    elif not bugs:
+        yield Finding("python", OK, found)  # an older one could not even have come here
+
+
+def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite can damage a database that several connections write to."""
+    newest = WAL_RESET_FIXED[0]
+    backported = any(version[:2] == fixed[:2] and version >= fixed for fixed in WAL_RESET_FIXED[1:])
+    return (3, 7, 0) <= version < newest and not backported
+
+
+def sqlite(patient: Patient) -> Iterator[Finding]:
+    """The library, and what it can do."""
+    version, number = sqlite3.sqlite_version, sqlite3.sqlite_version_info
+    if number < LEAST_SQLITE:
+        yield Finding("sqlite", PROBLEM, f"{version} is too old", "use a Python whose SQLite is 3.37 or newer")
+    elif number == WITHDRAWN_SQLITE:
+        yield Finding("sqlite", NOTE, f"{version} was withdrawn by its makers", "use 3.51.3 or a later one")
+    elif has_wal_reset_bug(number):
+        yield Finding(
+            "sqlite",
+            NOTE,
+            f"{version} has the WAL-reset bug; stonemux writes and checkpoints on one connection, which it spares",
+            "let no other program write to the database; 3.51.3, 3.50.7 and 3.44.6 have it fixed",
+        )
+    else:
+        yield Finding("sqlite", OK, version)
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        try:
+            db.execute("create virtual table words using fts5(text)")
+        except sqlite3.OperationalError:
+            yield Finding(
+                "search", NOTE, "SQLite lacks FTS5: msg.search answers 501", "use a Python whose SQLite has it"
+            )
+        else:
+            yield Finding("search", OK, "SQLite has FTS5")
+
+
+def limits(patient: Patient) -> Iterator[Finding]:
+    """Open files, and the clock."""
+    needed = patient.settings.max_connections + patient.settings.max_waiters + SPARE_FILES
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        yield Finding(
+            "limits",
+            PROBLEM,
+            f"the settings need {needed} open files, this system allows {hard}",
+            "raise the limit (ulimit -n), or lower server.max_connections and server.max_waiters",
+        )
+    else:
+        yield Finding("limits", OK, f"{needed} open files are allowed")
+    if patient.now < LEAST_TIME:
+        yield Finding("clock", PROBLEM, f"this machine believes it is {rfc3339(patient.now)}", "set its clock")
+
+
+# -- settings
+
+
+def settings(patient: Patient) -> Iterator[Finding]:
+    """What could not be read, what has no effect, and what is misspelled."""
+    if patient.trouble is not None:
+        yield Finding(
+            "settings", PROBLEM, patient.trouble.message, "correct it; the rest was looked at without the file"
+        )
+    else:
+        yield Finding("settings", OK, f"data in {patient.path}, address {address(patient.settings)}")
+        yield from _overridden(patient)
+    yield from _misspelled(patient.environ)
+    usual = home(patient.environ) / ".stonemux" / "config.toml"
+    named = patient.environ.get("STONEMUX_CONFIG")
+    if named and usual.exists() and usual != Path(named):
+        yield Finding("settings", NOTE, f"{usual} is not read: STONEMUX_CONFIG names {named}", "remove one of them")
+
+
+def address(settings: Settings) -> str:
+    """Where the daemon is."""
+    return f"{settings.host}:{settings.port}"
+
+
+def _overridden(patient: Patient) -> Iterator[Finding]:
+    """Settings of the file that the environment or a flag replaces."""
+    kept = {name: patient.environ[name] for name in ("HOME", "STONEMUX_CONFIG") if name in patient.environ}
+    kept["STONEMUX_DATA_DIR"] = str(patient.path)  # where the file is looked for
+    alone = config.load(None, kept, {})
+    usual = config.load(Path(os.devnull), kept, {})
+    for setting in SETTINGS:
+        stated, used = getattr(alone, setting.attribute), getattr(patient.settings, setting.attribute)
+        if stated != getattr(usual, setting.attribute) and stated != used and setting.attribute != "data_dir":
+            yield Finding(
+                "settings",
+                NOTE,
+                f"{setting.name} in the file has no effect: the environment or a flag says otherwise",
+                f"take it out of the file, or unset {setting.environment or setting.flag}",
+            )
+
+
+def _misspelled(environ: Mapping[str, str]) -> Iterator[Finding]:
+    known = {setting.environment for setting in SETTINGS if setting.environment}
+    known |= {*OTHERS, *(f"STONEMUX_{name}" for name in GIVEN)}
+    for name in sorted(environ):
+        if name.startswith("STONEMUX_") and name not in known:
+            close = nearest(name, sorted(known), most=1)[0]
+            yield Finding("settings", NOTE, f"nobody reads the variable {name}", f"did you mean {close}?")
+
+
+# -- clients
+
+
+def clients(patient: Patient) -> Iterator[Finding]:
+    """Each client that is configured for stonemux: does what it starts work?"""
+    seen = False
+    for client in CLIENTS.values():
+        for scope in SCOPES:
+            job = setup.Job(client, scope, None, patient.environ, patient.folder)
+            if scope == "project" and job.file == client.file("user", patient.environ, patient.folder):
+                continue
+            for finding in _client(job):
+                seen = True
+                yield finding
+    if not seen:
+        yield Finding("clients", OK, "none is configured; connect one with: stonemux setup CLIENT")
+
+
+def _client(job: setup.Job) -> Iterator[Finding]:
+    again = f"stonemux setup {next(name for name, row in CLIENTS.items() if row is job.client)}"
+    if job.scope == "project":
+        again += " --scope project"
+    where = f"{job.client.title} ({job.file})"
+    if not job.file.exists():
+        return
+    try:
+        entry = setup.entry(job)
+    except MuxError as error:
+        yield Finding("clients", NOTE, f"{where}: {error.message}", "repair the file; the client cannot read it either")
+        return
+    if not isinstance(entry, dict) or "command" not in entry:
+        return
+    try:
+        yield Finding("clients", OK, f"{where}: {_tried(job, entry)}")
+    except MuxError as error:
+        yield Finding("clients", PROBLEM, error.message, f"write it anew with: {again}")
+
+
+def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
+    env = {name: str(value) for name, value in entry.get("env", {}).items()}
+    environ = probe.bare(job.environ) | env
+    try:
+        there = config.load(None, environ, {})
+        pool.ask(there.host, there.port, operations.BY_NAME["health"], {}, tls_cert=there.tls_cert, timeout=2)
+    except MuxError:
+        return _version(job, [entry["command"], *entry.get("args", [])], environ)
+    return f"{len(setup.check(job, patience_ms=CLIENT_MS))} tools answered"
+
+
+def _version(job: setup.Job, command: list[str], environ: Mapping[str, str]) -> str:
+    """Start the command for its version only, which starts no daemon."""
+    if command[-1:] != ["mcp"]:
+        return "not tried, because no daemon answers"
+    try:
+        done = subprocess.run(
+            [*command[:-1], "--version"],
+            env=dict(environ),
+            cwd=home(job.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CLIENT_MS / 1000,
+        )
+    except (OSError, subprocess.SubprocessError) as trouble:
+        told = getattr(trouble, "strerror", None) or str(trouble)
+        raise MuxError("client_check_failed", f"{job.file}: {command[0]} cannot be started: {told}") from trouble
+    if done.returncode or not done.stdout.startswith("stonemux "):
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise MuxError("client_check_failed", f"{job.file}: its command does not start stonemux: {said[0][:300]}")
+    return f"its command is {done.stdout.strip()} (no daemon answers, so it was not tried further)"
+
+
+# -- doorbells, the service
+
+
+def doorbells(patient: Patient) -> Iterator[Finding]:
+    """Does anybody listen where agents want to be rung, and events forwarded to?"""
+    with patient.open() as db:
+        if not db.execute("select 1 from sqlite_master where name = 'webhook'").fetchone():
+            return
+        rows = db.execute(
+            "select coalesce(agent_id, id), url, disabled_for, last_error from webhook "
+            "order by created_at desc limit ?",
+            (MOST_BELLS,),
+        ).fetchall()
+    sound = 0
+    for whose, url, disabled, error in rows:
+        if disabled is not None:
+            found = f"that of {whose} is switched off: {disabled}"
+            yield Finding("doorbells", NOTE, found, "see to its receiver, then register it again")
+        elif trouble := _unreachable(url, patient.settings):
+            yield Finding("doorbells", NOTE, f"that of {whose}: {trouble}", "start its receiver, or register another")
+        elif error:
+            found = f"that of {whose} is there, but its last delivery failed: {error}"
+            yield Finding("doorbells", NOTE, found, "see: stonemux webhook attempts")
+        else:
+            sound += 1
+    if sound:
+        yield Finding("doorbells", OK, f"{sound} can be reached")
+
+
+def _unreachable(url: str, settings: Settings) -> str:
+    """Why a delivery would not arrive; "" if somebody listens there."""
+    if url.startswith(runner.SCHEME):
+        words = shlex.split(url.removeprefix(runner.SCHEME))
+        return "" if words and shutil.which(words[0]) else f"there is no command {words[:1]}, or it may not be run"
+    policy = addresses.Policy(
+        settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, settings.port
+    )
+    try:
+        target = addresses.check(url, policy)
+        found = addresses.resolve(target)
+        addresses.judge_all(target, found, policy)
+        socket.create_connection((found[0], target.port), timeout=BELL_S).close()
+    except MuxError as error:
+        return error.message
+    except OSError as trouble:
+        return f"nobody answers at its address ({trouble.strerror or trouble})"
+    return ""
+
+
+def system_service(patient: Patient) -> Iterator[Finding]:
+    """The installed service, if there is one: is it what this version writes, and does it run?"""
+    words = service.words_for(patient.environ, {}, patient.folder)
+    described = service.describe(words, patient.settings, patient.environ, sys.platform)
+    if not described.file.exists():
+        return
+    told = service.Keeper(described, patient.settings, patient.environ, lambda text: None).status()
+    if told["running"]:
+        yield Finding("service", OK, f"{described.file}: the system runs it")
+    else:
+        found = f"{described.file}: installed, but the system does not run it"
+        yield Finding("service", NOTE, found, f"look at its log ({described.logs}), then: stonemux service install")
+
+
+ALWAYS: tuple[tuple[str, Check], ...] = (
+    ("python", python),
+    ("sqlite", sqlite),
+    ("limits", limits),
+    ("settings", settings),
+)
+AFTERWARDS: tuple[tuple[str, Check], ...] = (("service", system_service), ("clients", clients))
+WITH_DATABASE: tuple[tuple[str, Check], ...] = (("doorbells", doorbells),)
+"""Checks by the name that a failing one is reported under."""

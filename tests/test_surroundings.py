@@ -1,0 +1,208 @@
+"""What `doctor` sees around the data: the machine, settings, clients, doorbells, the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faces import join
+
+from stonemux import cli, doctor, launch, surroundings
+
+
+@pytest.fixture
+def look(program, tmp_path, capsys, monkeypatch):
+    """Runs the command in an empty folder and home; gives the findings of one check."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+
+    def run(check: str, *flags: str, port: int = 1, data: Path = program.path, **environ: str) -> list[dict[str, Any]]:
+        given = {"HOME": str(home), "PATH": os.defpath} | environ
+        cli.main(["doctor", "--json", "--port", str(port), "--data-dir", str(data), *flags], given)
+        return [one for one in json.loads(capsys.readouterr().out)["findings"] if one["check"] == check]
+
+    run.home = home
+    return run
+
+
+def told(findings: list[dict[str, Any]], state: str) -> str:
+    """The one finding of a state, with its remedy."""
+    (found,) = [one for one in findings if one["state"] == state]
+    assert found["remedy"] or state == "ok"
+    return f"{found['found']} -> {found['remedy']}"
+
+
+# -- the machine
+
+
+def test_a_python_with_a_known_bug_is_noted(look, monkeypatch):
+    bug = ((3, 11, 0), (*sys.version_info[:2], sys.version_info[2] + 1), "it forgets things")
+    monkeypatch.setattr(surroundings, "PYTHON_BUGS", (bug,))
+    assert "it forgets things -> use a newer" in told(look("python"), "note")
+    monkeypatch.setattr(surroundings, "PYTHON_BUGS", ((bug[0], tuple(sys.version_info[:3]), "fixed"),))
+    assert told(look("python"), "ok")
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "what"),
+    [
+        ((3, 36, 0), "problem", "3.37 or newer"),
+        ((3, 52, 0), "note", "withdrawn"),
+        ((3, 40, 1), "note", "WAL-reset bug"),
+        ((3, 51, 3), "ok", ""),
+    ],
+)
+def test_an_sqlite_that_is_too_old_or_known_to_be_bad_is_told(look, monkeypatch, version, state, what):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    assert what in told(look("sqlite"), state)
+
+
+def test_too_few_open_files_are_a_problem(look, monkeypatch):
+    monkeypatch.setattr(surroundings.resource, "getrlimit", lambda what: (64, 64))
+    assert "ulimit -n" in told(look("limits"), "problem")
+
+
+def test_a_clock_that_was_never_set_is_a_problem(look, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.Clock, "now_ms", lambda self: 86_400_000)
+    assert "believes it is 1970-01-02" in told(look("clock", data=tmp_path / "none"), "problem")
+
+
+# -- settings
+
+
+def test_a_misspelled_variable_is_noted_with_the_nearest_one(look):
+    findings = look("settings", STONEMUX_DATADIR="/x", STONEMUX_AGENT="ann", STONEMUX_TOKEN="t", STONEMUX_TASK_ID="1")
+    assert "STONEMUX_DATADIR -> did you mean STONEMUX_DATA_DIR?" in told(findings, "note")
+
+
+def test_what_stands_in_the_file_without_effect_is_noted(look, program):
+    (program.path / "config.toml").write_text("[server]\nport = 4000\n[coordination]\ninbox_limit = 5\n")
+    assert "server.port in the file has no effect" in told(look("settings"), "note")
+
+
+def test_a_settings_file_that_another_one_hides_is_noted(look, tmp_path):
+    (look.home / ".stonemux").mkdir()
+    (look.home / ".stonemux/config.toml").write_text("")
+    (tmp_path / "other.toml").write_text("")
+    findings = look("settings", STONEMUX_CONFIG=str(tmp_path / "other.toml"))
+    assert "config.toml is not read" in told(findings, "note")
+
+
+# -- the directory
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file"])
+def test_a_place_where_no_directory_can_be_is_a_problem(look, tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    data = tmp_path / "file" if kind == "file" else tmp_path / "file" / "data"
+    assert "--data-dir" in told(look("directory", data=data), "problem")
+
+
+def test_a_directory_that_may_not_be_opened_is_told_and_the_rest_is_looked_at(look, program, monkeypatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.datadir, "is_held", refuse)
+    assert look("database")
+
+
+def test_copies_and_keys_that_others_may_read_are_noted(look, program, direct):
+    direct.call("admin.backup")
+    (made,) = (program.path / "backups").iterdir()
+    made.chmod(0o644)
+    (program.path / "secret.key").write_text("s")
+    (program.path / "secret.key").chmod(0o640)
+    found = told(look("files"), "note")
+    assert made.name in found
+    assert "secret.key" in found
+    assert "chmod 600" in found
+
+
+# -- clients
+
+
+def configure(home: Path, **entry: Any) -> None:
+    (home / ".gemini").mkdir(exist_ok=True)
+    (home / ".gemini/settings.json").write_text(json.dumps({"mcpServers": {"stonemux": entry}}))
+
+
+def test_no_client_is_no_trouble(look):
+    assert "stonemux setup CLIENT" in look("clients")[0]["found"]
+
+
+def test_a_clients_command_is_started_as_the_client_does_it(look, http):
+    command, *args = launch.command()
+    configure(look.home, command=command, args=[*args, "mcp"], env={"STONEMUX_PORT": str(http.port)})
+    assert "tools answered" in told(look("clients", port=http.port), "ok")
+
+
+def test_where_no_daemon_answers_none_is_started(look):
+    command, *args = launch.command()
+    configure(look.home, command=command, args=[*args, "mcp"], env={"STONEMUX_PORT": "1"})
+    assert "no daemon answers" in told(look("clients"), "ok")
+    assert not (look.home / ".stonemux").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"command": "/no/such/python", "args": ["-m", "stonemux", "mcp"]}, "cannot be started"),
+        ({"command": "/bin/false", "args": ["mcp"]}, "does not start stonemux"),
+        ({"command": sys.executable, "args": ["-c", "print(1)", "mcp"]}, "does not start stonemux: 1"),
+    ],
+)
+def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
+    configure(look.home, **entry)
+    found = told(look("clients"), "problem")
+    assert what in found
+    assert "stonemux setup gemini" in found
+
+
+def test_a_clients_file_that_cannot_be_read_is_noted(look):
+    configure(look.home, command="x")
+    (look.home / ".gemini/settings.json").write_text("{")
+    assert "repair the file" in told(look("clients"), "note")
+
+
+# -- doorbells, the service
+
+
+@pytest.fixture
+def bell(direct):
+    join(direct, "ann")
+
+    def hang(url: str) -> None:
+        direct.call("agent.register", agent_id="ann", webhook_url=url)
+
+    return hang
+
+
+def test_a_doorbell_where_somebody_listens_is_well(look, bell):
+    with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
+        bell(f"http://127.0.0.1:{receiver.getsockname()[1]}/ring")
+        assert "1 can be reached" in told(look("doorbells"), "ok")
+
+
+def test_a_doorbell_that_nobody_hears_is_noted(look, bell, program):
+    with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
+        port = receiver.getsockname()[1]
+    bell(f"http://127.0.0.1:{port}/ring")
+    assert "nobody answers at its address" in told(look("doorbells"), "note")
+    program.store.write(lambda tx: tx.run("update webhook set disabled_at = 1, disabled_for = 'gone (410)'"))
+    assert "is switched off: gone (410)" in told(look("doorbells"), "note")
+
+
+def test_a_service_that_the_system_does_not_run_is_noted(look, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    unit = look.home / ".config/systemd/user/stonemux.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(f"# {surroundings.service.MARK}\n")
+    assert "stonemux service install" in told(look("service", PATH="/nowhere"), "note")
