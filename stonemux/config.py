@@ -17,7 +17,6 @@ import json
 import os
 import re
 import textwrap
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -760,6 +759,10 @@ def _from_text(text: str, path: Path, home: str) -> dict[str, Any]:
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
+    if not text:
+        return {}
+    import tomllib  # most commands find no file, and need not wait for what reads one
+
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -75,7 +75,9 @@ class Pool:
                 return sock
             sock.close()
         try:
-            sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
+            # as bytes: Python takes a text for a name in any script, and loads what that needs
+            host: Any = self.host.encode() if self.host.isascii() else self.host
+            sock = socket.create_connection((host, self.port), timeout=CONNECT_S)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return self._secured(sock) if self._tls_cert else sock

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -292,7 +291,9 @@ def _example_words(param: Param, value: Any) -> list[str]:
         value = ",".join(str(entry) for entry in value)
     elif isinstance(value, dict):
         value = json.dumps(value)
-    return [flag(param), shlex.quote(str(value))]
+    from shlex import quote  # for documents; no call needs it
+
+    return [flag(param), quote(str(value))]
 
 
 def listed(area: str, here: Mapping[str, Operation]) -> str:

@@ -96,6 +96,39 @@ def test_a_reader_that_went_away_is_no_error(words):
     assert (process.returncode, err) == (0, "")
 
 
+HEAVY = {
+    "argparse",
+    "asyncio",
+    "encodings.idna",
+    "hashlib",
+    "http.client",
+    "shlex",
+    "sqlite3",
+    "ssl",
+    "tomllib",
+    "uuid",
+}
+
+
+@pytest.mark.parametrize("words", [["health"], ["msg", "send", "hi", "--to", "bob", "--from", "ann"], ["show", "1"]])
+def test_a_verb_loads_only_what_it_needs(words):
+    script = f"""if True:
+        import sys
+        from stonemux import cli
+        assert cli.main({words!r}, {{"HOME": "/nowhere", "STONEMUX_PORT": "1"}}) == 6
+        print(*sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    loaded = set(done.stdout.split())
+    assert {"stonemux.remote", "json"} <= loaded
+    assert not loaded & (HEAVY - {"argparse"} if words[0] == "show" else HEAVY)
+    assert not {name for name in loaded if name.startswith("stonemux.")} & {
+        "stonemux.store",
+        "stonemux.mux",
+        "stonemux.door",
+    }
+
+
 def test_an_interrupt_is_status_130_without_a_trace(capsys, monkeypatch):
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -414,25 +415,45 @@ def completed(*words: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["se"], ["serve", "setup", "service"]),
-        (["mess"], ["message"]),
-        (["message", "bro"], ["broadcast"]),
-        (["msg", "send", "--pri"], ["--priority"]),
-        (["msg", "send", "--from", "ann", "--prio"], ["--priority"]),
-        (["task", "list", "--status", "cl"], ["claimed"]),
-        (["task", "list", "--limit", ""], []),
-        (["stats", "--js"], ["--json"]),
-        (["inbox", "li"], ["list"]),
-        (["inbox", "--fol"], ["--follow"]),
-        (["setup", "cu"], ["cursor"]),
-        (["nonsense", ""], []),
-    ],
-)
+COMPLETED = [
+    (["mess"], ["message"]),
+    (["message", "bro"], ["broadcast"]),
+    (["msg", "send", "--pri"], ["--priority"]),
+    (["msg", "send", "--from", "ann", "--prio"], ["--priority"]),
+    (["task", "list", "--status", "cl"], ["claimed"]),
+    (["task", "list", "--limit", ""], []),
+    (["stats", "--js"], ["--json"]),
+    (["inbox", "li"], ["list"]),
+    (["inbox", "--fol"], ["--follow"]),
+    (["setup", "cu"], ["cursor"]),
+    (["nonsense", ""], []),
+]
+
+
+@pytest.mark.parametrize(("words", "offered"), COMPLETED)
 def test_bash_completes(words, offered):
     assert completed("stonemux", *words) == offered
+
+
+def test_fish_completes():
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("there is no fish here")
+    asked = "".join(
+        f"echo (complete -C {shlex.quote(shlex.join(['stonemux', *words]))} | cut -f1)\n" for words, _ in COMPLETED
+    )
+    script = SHELLS["fish"](tree()) + asked.replace("''", "")
+    done = subprocess.run([fish, "--no-config"], input=script, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert [line.split() for line in done.stdout.splitlines()] == [offered for _, offered in COMPLETED]
+
+
+def test_zsh_understands_its_script():
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("there is no zsh here")
+    done = subprocess.run([zsh, "-n"], input=SHELLS["zsh"](tree()), capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bash_completes_files_where_a_flag_takes_one(tmp_path):

@@ -165,8 +165,8 @@ FISH = """\
 function __stonemux_typed
     set -l words (commandline -opc)
     set -e words[1]
-    test (count $words) -ge (count $argv); or return 1
-    test (count $argv) -eq 0; or test "$words[1..(count $argv)]" = "$argv"
+    set -l n (count $argv)
+    test (count $words) -ge $n; and test "$words[1..$n]" = "$argv"
 end
 function __stonemux_next
     set -l words (commandline -opc)
