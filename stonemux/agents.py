@@ -12,9 +12,6 @@ from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
 from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, EVERYBODY, SYSTEM, generate_agent_channel_name
 
-FREE_AGENTS = 2
-"""How many agents the free tier has."""
-
 
 def view(rx: Snapshot, row: Any) -> dict[str, Any]:
     """An agent as it is shown."""
@@ -115,17 +112,19 @@ def _check_home(agent_id: str, channel: str) -> None:
 
 
 def _check_limit(tx: Tx) -> None:
-    if tx.mux.tier != "free":
+    tier, seats = tx.mux.entitlement.tier, tx.mux.entitlement.seats
+    if seats is None:
         return
     count = tx.one("select count(*) from agent where deregistered_at is null")[0]
-    if count >= FREE_AGENTS:
+    if count >= seats:
+        whose, remedy = ("the free tier", "a Pro or Enterprise key") if tier == "free" else ("this license", "another")
         raise MuxError(
             "agent_limit",
-            f"the free tier has {FREE_AGENTS} agents, and {count} are registered; deregister one that is not needed, "
-            "or activate a Pro or Enterprise key",
-            limit=FREE_AGENTS,
-            tier="free",
-            needed="pro",
+            f"{whose} has {seats} agents, and {count} are registered; deregister one that is not needed, or activate "
+            f"{remedy}",
+            limit=seats,
+            tier=tier,
+            needed="pro" if tier == "free" else tier,
         )
 
 

@@ -87,6 +87,8 @@ class Setting(NamedTuple):
             "place": "a path, or empty",
             "hosts": "a list of host names",
             "networks": "a list of networks",
+            "keys": "a list of public keys",
+            "url": "an http or https address, or empty",
             "commands": "true, false, or a list of commands",
         }.get(self.kind, "text")
 
@@ -222,7 +224,7 @@ class Settings:
         default=Path("~/.stonemux/license.key"),
         metadata=_about(
             "license",
-            "Where the license key is kept; reserved, this version reads no keys yet.",
+            "Where the signed license is that a key was activated for; without one, default_tier counts.",
             key="key_file",
             kind="path",
         ),
@@ -231,9 +233,28 @@ class Settings:
         default="",
         metadata=_about(
             "license",
-            "Server that licenses are checked with; empty, because the owner of the machine is the licensor (this "
-            "version can ask no server and refuses any other value).",
-            kind="text",
+            "Address of the server that keys are activated at, like https://license.example.org; empty, because the "
+            "owner of the machine is the licensor. With one, no license means free.",
+            kind="url",
+        ),
+    )
+    license_heartbeat: bool = field(
+        default=True,
+        metadata=_about(
+            "license",
+            "Whether the license server is told once a day that this daemon runs (docs/license.md lists all that it "
+            "is told); true, so that commands of the licensor arrive. Its answer, or none, changes nothing else.",
+            key="heartbeat",
+            kind="boolean",
+        ),
+    )
+    trusted_issuers: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "license",
+            "Public keys (64 hexadecimal digits each) of those whose licenses count here, besides this machine's own "
+            "issuer; empty, because nobody else is your licensor unless you say so.",
+            kind="keys",
         ),
     )
     default_tier: str = field(
@@ -614,7 +635,6 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
         text = _read(named, missing_ok=True)
     settings = Settings(**defaults | _from_text(text, _expanded(named, home), home) | given)
     _refuse_contradictions(settings)
-    _refuse_unbuilt(settings)
     return settings
 
 
@@ -880,6 +900,22 @@ def _networks(given: _Given) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _keys(given: _Given) -> tuple[str, ...]:
+    if type(given.value) is not list:
+        raise given.refuse(f"is {_shown(given.value)}; it must be a list of public keys")
+    for key in given.value:
+        if type(key) is not str or not re.fullmatch("[0-9a-fA-F]{64}", key):
+            raise given.refuse(f"holds {_shown(key)}; a public key has 64 hexadecimal digits")
+    return tuple(dict.fromkeys(key.lower() for key in given.value))
+
+
+def _url(given: _Given) -> str:
+    value = _text(given)
+    if value and not re.fullmatch(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?", value):
+        raise given.refuse(f"is {_shown(value)}; it must look like https://license.example.org, without a path")
+    return value.rstrip("/")
+
+
 def _commands(given: _Given) -> tuple[str, ...]:
     if type(given.value) is bool:
         return ("*",) if given.value else ()
@@ -912,6 +948,8 @@ CHECKS: Mapping[str, Callable[[_Given], Any]] = {
     "place": _place,
     "hosts": _hosts,
     "networks": _networks,
+    "keys": _keys,
+    "url": _url,
     "commands": _commands,
     "routing": _routing,
 }
@@ -938,16 +976,6 @@ def _refuse_contradictions(settings: Settings) -> None:
         if low > high:
             names = f"{_BY_ATTRIBUTE[small].name} ({low}) is more than {_BY_ATTRIBUTE[large].name} ({high})"
             raise MuxError("bad_setting", f"{names}: {why}; change one of them", setting=_BY_ATTRIBUTE[small].name)
-
-
-def _refuse_unbuilt(settings: Settings) -> None:
-    if settings.license_server:
-        raise MuxError(
-            "bad_setting",
-            f"license.license_server is {_shown(settings.license_server)}, but this version cannot ask a license "
-            'server yet; leave it ""',
-            setting="license.license_server",
-        )
 
 
 # --- documents

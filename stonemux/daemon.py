@@ -25,13 +25,13 @@ from typing import Any
 from stonemux import VERSION, config, launch, logs, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
-from stonemux.datadir import DataDir
+from stonemux.datadir import OWNER_TOKEN, DataDir
 from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
 from stonemux.mux import Mux
 from stonemux.outbound import Outbound
 from stonemux.store import Store
-from stonemux.tokens import OWNER_FILE
+from stonemux.telemetry import Telemetry
 
 log = logging.getLogger("stonemux")
 
@@ -62,7 +62,7 @@ class Daemon:
             self._store.on_fatal = self._fail
             self.mux = Mux.assemble(settings, clock, self._store)
             timekeeper.boot(self.mux)
-            self._directory.write_file(OWNER_FILE, self.mux.tokens.owner + "\n")
+            self._directory.write_file(OWNER_TOKEN, self.mux.tokens.owner + "\n")
             operations.load()
             self.server = Server(self.mux)
             undo.pop_all()
@@ -70,6 +70,9 @@ class Daemon:
         self._timekeeper.start()
         self._outbound = Outbound(self.mux)
         self._outbound.start()
+        self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a tier may go now
+        self._telemetry = Telemetry(self.mux, self._directory)
+        self._telemetry.start()
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
         self._door.start()
 
@@ -128,6 +131,7 @@ class Daemon:
         self.server.stop()
         self._door.join()
         self.server.server_close()
+        self._telemetry.stop()
         self._outbound.stop()
         with contextlib.suppress(MuxError):
             self._timekeeper.stop()

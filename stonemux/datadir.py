@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ MARKER = "CREATED"
 HEAD = "head.json"
 PID = "daemon.pid"
 AUDIT_KEY = "audit.key"
+INSTALL = "install.json"
+OWNER_TOKEN = "owner.token"
 
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
 
@@ -82,13 +85,7 @@ class DataDir:
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a small file in one step, mode 0600: a reader finds the old text or the new one, never half."""
-        temporary = self.path / f".{name}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        write_private(self.path / name, text)
 
     def audit_key(self) -> bytes:
         """What signs the checkpoints of the audit log: outside of the database, mode 0600, made when first needed."""
@@ -121,6 +118,43 @@ class DataDir:
         with contextlib.suppress(OSError):
             (self.path / PID).unlink()
         os.close(self._fd)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a small file in one step, mode 0600."""
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_owner_token(path: Path) -> str | None:
+    """What shows the daemon that holds this directory that one is its owner; None without one, or if it is not ours."""
+    try:
+        if is_held(path):
+            return (path / OWNER_TOKEN).read_text().strip()
+    except OSError:
+        pass
+    return None
+
+
+def read_install(path: Path, new_id: Callable[[], str]) -> tuple[str, int]:
+    """The installation's id, a random one that says nothing else, and when it last told anybody that it runs."""
+    try:
+        found = json.loads((path / INSTALL).read_bytes())
+        return str(found["install_id"])[:64], int(found["beat_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        install_id = new_id()
+        note_install(path, install_id, 0)
+        return install_id, 0
+
+
+def note_install(path: Path, install_id: str, beat_at: int) -> None:
+    """Remember both."""
+    write_private(path / INSTALL, json.dumps({"install_id": install_id, "beat_at": beat_at}) + "\n")
 
 
 def read_audit_key(file: Path) -> bytes:

@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 from stonemux import audit, chain
+from stonemux.datadir import OWNER_TOKEN
 from stonemux.errors import MuxError
 from stonemux.hub import Hangup
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, shown
-from stonemux.tokens import OWNER, OWNER_FILE, TOPIC, Principal
+from stonemux.tokens import OWNER, TOPIC, Principal
 from stonemux.transaction import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
@@ -218,7 +219,7 @@ def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
         raise MuxError(
             "owner_only",
             f"{operation.name} is for the owner of this machine: call it with the stonemux command there, or with the "
-            f"token in {OWNER_FILE} in the data directory",
+            f"token in {OWNER_TOKEN} in the data directory",
         )
 
 

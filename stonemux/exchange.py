@@ -7,7 +7,7 @@ leads the commit), and gives what may take long or must wait to a thread of its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import formatdate
 from functools import lru_cache
@@ -28,10 +28,18 @@ log = logging.getLogger("stonemux")
 LINES_TYPE = "application/jsonl"
 EVENT_STREAM = ("text/event-stream", "X-Accel-Buffering: no")
 
-ROUTES: Mapping[str, Mapping[str, Operation]] = {
-    path: {operation.method: operation for operation in operations.OPERATIONS if operation.path == path}
-    for path in dict.fromkeys(operation.path for operation in operations.OPERATIONS)
-}
+Routes = Mapping[str, Mapping[str, Operation]]
+
+
+def routes(rows: Iterable[Operation]) -> Routes:
+    """The operations of a table by path, and then by method."""
+    found: dict[str, dict[str, Operation]] = {}
+    for row in rows:
+        found.setdefault(row.path, {})[row.method] = row
+    return found
+
+
+ROUTES = routes(operations.OPERATIONS)
 
 
 class HttpCaller(Caller):
@@ -57,6 +65,9 @@ class Exchange:
     """A request that was read, until it is answered."""
 
     __slots__ = ("_caller", "_close", "_connection", "_extra", "_given", "_head", "_request_id", "_server")
+
+    routes = ROUTES
+    """What answers at which path."""
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         self._server = server
@@ -84,12 +95,12 @@ class Exchange:
     def _route(self) -> Operation | None:
         """The operation that is asked for; None when the request is answered already (OPTIONS)."""
         head = self._head
-        methods = ROUTES.get(head.path)
+        methods = self.routes.get(head.path)
         if methods is None:
             if head.method == "OPTIONS" and head.path == "*":
                 self._send(204, b"")
                 return None
-            raise _unknown_path(head.path)
+            raise _unknown_path(head.path, self.routes)
         operation = methods.get("GET" if head.method == "HEAD" else head.method)
         if operation is not None:
             return operation
@@ -327,8 +338,8 @@ def refusal(error: MuxError, request_id: str) -> bytes:
     )
 
 
-def _unknown_path(path: str) -> MuxError:
-    close = nearest(path, ROUTES, most=1)[0]
+def _unknown_path(path: str, known: Routes) -> MuxError:
+    close = nearest(path, known, most=1)[0]
     return MuxError(
         "not_found", f"nothing answers at this path; did you mean {close}? /openapi.json lists all", nearest=close
     )

@@ -784,6 +784,36 @@ class TokenRevokeAnswer(TypedDict):
     epoch: NotRequired[int]
 
 
+class EntitledLicense(TypedDict):
+    """A record that several operations answer with."""
+
+    lic_id: str
+    tier: str
+    seats: int | None
+    issued: str
+    not_after: str | None
+    issuer_key_id: str
+    require_tokens: bool
+    status: str
+
+
+class Entitled(TypedDict):
+    """A record that several operations answer with."""
+
+    tier: str
+    seats: int | None
+    license: EntitledLicense | None
+    problem: NotRequired[str]
+
+
+class LicenseCommandAnswer(TypedDict):
+    """What license.command answers."""
+
+    lic_id: str
+    cmd: str
+    serial: int
+
+
 class AdminBackupAnswer(TypedDict):
     """What admin.backup answers."""
 
@@ -2402,8 +2432,9 @@ class Methods:
         - `license_key`: The license key, `SX-XXXX-XXXX-XXXX-XXXX` (up to 128 bytes).
         - `agent_id`: The one agent that the token may act as; any, if left out (1 to 120 characters).
 
-        Answers `Token`. `POST /token/obtain`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 400
-        reserved_name, 402 upgrade_required, 403 license_mismatch, 429 rate_limited.
+        Answers `Token`. `POST /token/obtain`, tier pro. Refusals: 400 invalid_field, 400 license_checksum, 400
+        license_malformed, 400 missing_field, 400 reserved_name, 402 upgrade_required, 403 license_mismatch, 429
+        rate_limited.
         """
         return self._call(
             "token.obtain",
@@ -2500,6 +2531,50 @@ class Methods:
                 "since": since,
                 "format": format,
             },
+        )
+
+    def license_status(self) -> Entitled:
+        """The tier in force, how many agents it has, and the license that it comes from.
+
+        Answers `Entitled`. `GET /license/status`.
+        """
+        return self._call("license.status", {})
+
+    def license_reload(
+        self,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Entitled:
+        """Read the license file anew, after it was put in its place or taken away: `stonemux activate`, `deactivate`.
+
+        Answers `Entitled`. `POST /license/reload`. Refusals: 403 owner_only.
+        """
+        return self._call(
+            "license.reload",
+            {},
+            idempotency_key,
+        )
+
+    def license_command(
+        self,
+        *,
+        command: Mapping[str, Any],
+        idempotency_key: str | None = None,
+    ) -> LicenseCommandAnswer:
+        """Obey a command that the licensor has signed: `die` ends the license and leaves the free tier, `live` brings
+        it back. It must be newer than the last one. Nothing that is stored is touched.
+
+        - `command`: The signed document.
+
+        Answers `LicenseCommandAnswer`. `POST /license/command`. Refusals: 400 invalid_field, 400 missing_field, 403
+        owner_only, 403 sigil_refused.
+        """
+        return self._call(
+            "license.command",
+            {
+                "command": command,
+            },
+            idempotency_key,
         )
 
     def admin_backup(

@@ -208,13 +208,18 @@ class Mux:
             endpoints=Endpoints(),
             tokens=Tokens(clock, settings),
             throttle=Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts"),
-            entitlement=Entitlement(settings),
+            entitlement=Entitlement(settings, clock),
             started_at=clock.now_ms(),
         )
         store.tie(mux)
         store.publish = mux._publish
         mux.tokens.listeners.append(lambda: mux.hub.wake([TOPIC]))
+        mux.entitlement.watchers.append(mux._entitle)
         return mux
+
+    def _entitle(self) -> None:
+        """After a change of the license: its tokens, and whether calls need one."""
+        self.tokens.entitle(self.entitlement.good_for, asked_for=self.entitlement.asks_for_tokens)
 
     @property
     def tier(self) -> str:

@@ -250,6 +250,24 @@ ITEM = {
     "mentioned?": "boolean",
 }
 WHOLE_ITEM = ITEM | {"content": "string", "metadata?": "object"}
+ENTITLED = {
+    "tier": "string",
+    "seats": "integer|null",
+    "license": (
+        {
+            "lic_id": "string",
+            "tier": "string",
+            "seats": "integer|null",
+            "issued": "time",
+            "not_after": "time|null",
+            "issuer_key_id": "string",
+            "require_tokens": "boolean",
+            "status": "string",
+        },
+        "null",
+    ),
+    "problem?": "string",
+}
 TOKEN = {"token": "string", "expires_at": "time", "agent_id": "string|null", "jti": "string"}
 EVENT = {"id": "integer", "type": "string", "channel": "string|null", "at": "time", "data": "object"}
 WEBHOOK = {
@@ -909,7 +927,7 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(
             Param("task_id", "name", most=64, doc="The task's UUID.", either="task_ids"),
             Param("task_ids", "names", most=100, longest=64, doc="The UUIDs of many tasks."),
-            _agent(doc="The agent that is to do them."),
+            _agent(doc="The agent that is to do them.", acts=False),
             Param("priority", "integer", least=-1_000_000, most=1_000_000, doc="The tasks' priority from now on."),
             Param("restart", "boolean", False, doc="Begin anew: a live claim ends, whoever holds it."),
             Param("mark_as_started", "boolean", False, doc="Claim them for the agent; the notice has the claim_token."),
@@ -1547,7 +1565,7 @@ OPERATIONS: tuple[Operation, ...] = (
         returns=TOKEN,
         tier="pro",
         open=True,
-        errors=("license_mismatch", "rate_limited", "reserved_name"),
+        errors=("license_checksum", "license_malformed", "license_mismatch", "rate_limited", "reserved_name"),
         example={"license_key": "SX-0000-0000-0000-0000", "agent_id": "writer"},
     ),
     Operation(
@@ -1615,6 +1633,41 @@ OPERATIONS: tuple[Operation, ...] = (
         tier="enterprise",
         errors=("too_many_waiters",),
         example={"since": "0"},
+    ),
+    Operation(
+        "license.status",
+        "GET",
+        "/license/status",
+        "wait",
+        "licensing.show",
+        "The tier in force, how many agents it has, and the license that it comes from.",
+        returns=ENTITLED,
+    ),
+    Operation(
+        "license.reload",
+        "POST",
+        "/license/reload",
+        "act",
+        "licensing.reload",
+        "Read the license file anew, after it was put in its place or taken away: `stonemux activate`, `deactivate`.",
+        slow=True,
+        returns=ENTITLED,
+        owner=True,
+    ),
+    Operation(
+        "license.command",
+        "POST",
+        "/license/command",
+        "change",
+        "licensing.command",
+        "Obey a command that the licensor has signed: `die` ends the license and leaves the free tier, `live` brings "
+        "it back. It must be newer than the last one. Nothing that is stored is touched.",
+        params=(Param("command", "object", REQUIRED, doc="The signed document."),),
+        returns={"lic_id": "string", "cmd": "string", "serial": "integer"},
+        owner=True,
+        frees=True,
+        errors=("sigil_refused",),
+        example={"command": {"cmd": "die"}},
     ),
     Operation(
         "admin.backup",

@@ -151,6 +151,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # what the daemon has assigned, and nobody has claimed yet
     ("create index task_auto on task (assigned_to) where auto = 1",),
+    # the last command of a licensor for each license: what ends it, or brings it back
+    (
+        """create table sigil (
+            lic_id text primary key, serial integer not null, cmd text not null, at integer not null)
+            strict, without rowid""",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -22,6 +22,7 @@ from stonemux import (
     doorbells,
     events,
     leases,
+    licensing,
     messages,
     tasks,
     webhooks,
@@ -46,7 +47,11 @@ DAY_MS = 86_400_000
 CHECK_MS = 7 * DAY_MS
 """How often every page of the database is read, if anything has happened since."""
 
-DUE = ((tasks.next_due, tasks.settle_due), (leases.next_due, leases.settle_due))
+DUE = (
+    (tasks.next_due, tasks.settle_due),
+    (leases.next_due, leases.settle_due),
+    (licensing.next_due, licensing.settle_due),
+)
 """What runs out by itself: when the next does, and what is to be done then."""
 
 
@@ -58,6 +63,7 @@ def boot(mux: Mux) -> None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
         tasks.renew_leases(tx)
         auth.boot(tx)
+        licensing.boot(tx)
         if not mux.settings.audit_enabled:
             audit.enter_off(tx)
         return agents.registered(tx)

@@ -36,7 +36,6 @@ ROTATED_MS = 24 * 3600 * 1000
 EVERYBODY, LOCAL = "*", "local"
 TOPIC: Topic = ("auth",)
 """Touched when a token that was good may no longer be."""
-OWNER_FILE = "owner.token"
 _OWNER_PREFIX = "owner_"
 _SCHEME = "bearer "
 

@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stonemux import copies, operations, pool
+from stonemux import copies, operations
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.copies import Contents
-from stonemux.datadir import DATABASE, DataDir, is_held
+from stonemux.datadir import DATABASE, DataDir, is_held, read_owner_token
 from stonemux.errors import MuxError
 from stonemux.opening import open_unchanged, read_audited
-
-PATIENCE_S = 3600.0
-"""How long a running daemon may take for a copy."""
+from stonemux.remote import Remote
 
 
 def backup(settings: Settings, output: Path | None) -> dict[str, Any]:
@@ -53,7 +51,8 @@ def _directly(directory: DataDir, output: Path | None) -> dict[str, Any]:
 
 def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, Any]:
     operation = operations.BY_NAME["admin.backup"]
-    answer = pool.ask(settings.host, settings.port, operation, {}, tls_cert=settings.tls_cert, timeout=PATIENCE_S)
+    with Remote(settings, read_owner_token(settings.data_dir)) as daemon:
+        answer: dict[str, Any] = daemon.ask(operation, {})
     made = Path(answer["path"])
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
         raise MuxError(

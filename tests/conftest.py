@@ -47,7 +47,7 @@ class Program:
         self.clock = FakeClock()
         if OVER_TLS:
             settings = {"tls_cert": CERT, "tls_key": KEY, **settings}
-        self.settings = replace(Settings(), data_dir=path, port=0, **settings)
+        self.settings = replace(Settings(), data_dir=path, port=0, license_key_file=path / "license.key", **settings)
         if not path.exists():
             shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
         self._open()

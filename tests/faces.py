@@ -342,6 +342,8 @@ class OverCli(OverHttp):
         operation = operations.BY_NAME[name]
         given = wire_names(given)
         environ = {"HOME": "/nowhere", "STONEMUX_PORT": str(self.port), "STONEMUX_TLS_CERT": CERT if OVER_TLS else ""}
+        if (bearer := bearer_of(self, operation)) is not None:
+            environ["STONEMUX_TOKEN"] = bearer.removeprefix("Bearer ")
         with _caught() as (out, err):
             status = cli.main([*name.split("."), *_words(operation, given), "--json"], environ)
         if operation.kind in ("text", "lines") and status == 0:

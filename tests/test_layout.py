@@ -22,7 +22,7 @@ MODULES = sorted({path.stem for path in PACKAGE.glob("*.py") if path.stem != "__
 
 LAYERS: tuple[set[str], ...] = (
     # what everything may use
-    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch"},
+    {"errors", "clock", "vocabulary", "tables", "flights", "ballast", "readiness", "clients", "launch", "ed25519"},
     # one subject each, none knows of the program
     {
         "chain",
@@ -44,9 +44,23 @@ LAYERS: tuple[set[str], ...] = (
         "addresses",
         "endpoints",
         "signature",
+        "licensor",
         "trust",
     },
-    {"transaction", "opening", "blotter", "payload", "pool", "mcp", "setup", "operations", "flags", "screen"},
+    {
+        "license",
+        "licensekey",
+        "transaction",
+        "opening",
+        "blotter",
+        "payload",
+        "pool",
+        "mcp",
+        "setup",
+        "operations",
+        "flags",
+        "screen",
+    },
     # the Python client
     {"calls"},
     {"consume"},
@@ -54,7 +68,7 @@ LAYERS: tuple[set[str], ...] = (
     {"client"},
     # what is kept
     {"copies", "verbs", "remote", "courier", "runner", "attempts", "throttle", "tokens", "entitlement"},
-    {"migration", "reference"},
+    {"migration", "reference", "issuer"},
     {"store", "following", "progress", "output"},
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
@@ -64,19 +78,19 @@ LAYERS: tuple[set[str], ...] = (
     {"tasks", "state", "door", "connection", "parking", "webhooks"},
     {"handoff", "claims"},
     {"messages"},
-    {"agents", "auth", "leases", "monitor", "search", "sending", "inbox", "backup"},
+    {"agents", "auth", "licensing", "leases", "monitor", "search", "sending", "inbox", "backup"},
     {"polling", "dispatch"},
     {"autodispatch"},
     # what runs by itself; streams; many calls at once
-    {"together", "timekeeper", "sse", "outbound"},
+    {"together", "timekeeper", "telemetry", "sse", "outbound"},
     # faces
     {"exchange", "offer", "tls"},
     {"mcphttp", "stdio"},
     {"httpd"},
     # its life, and the command
-    {"daemon", "upkeep", "service", "worker", "findings"},
+    {"daemon", "upkeep", "owner", "licenseserver", "service", "worker", "findings"},
     {"surroundings"},
-    {"doctor"},
+    {"doctor", "activation"},
     COMMANDS - {"commands.completion"},
     {"cli"},
     {"commands.completion"},  # it tells of all commands; the command line finds it by its name
@@ -101,15 +115,27 @@ ONLY = {
         "findings",
         "surroundings",
     },
-    "socket": {"addresses", "connection", "courier", "httpd", "local", "pool", "sse", "surroundings", "tls", "trust"},
-    "ssl": {"courier", "tls", "trust"},
+    "socket": {
+        "addresses",
+        "connection",
+        "courier",
+        "httpd",
+        "licensor",
+        "local",
+        "pool",
+        "sse",
+        "surroundings",
+        "tls",
+        "trust",
+    },
+    "ssl": {"courier", "licensor", "tls", "trust"},
     "socketserver": {"httpd"},
     "select": {"pool", "readiness", "sse", "probe", "commands.top"},
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
     "subprocess": {"probe", "runner", "service", "setup", "starter", "surroundings", "worker"},
-    "signal": {"daemon", "runner", "stdio", "worker", "commands.run", "commands.top"},
+    "signal": {"daemon", "licenseserver", "runner", "stdio", "worker", "commands.run", "commands.top"},
     "asyncio": set(),
     "multiprocessing": set(),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from stonemux import flags, output, screen, verbs
 from stonemux.clock import Clock
@@ -12,6 +13,9 @@ from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.remote import Remote
 from stonemux.schema import Operation
+
+if TYPE_CHECKING:
+    from stonemux.owner import Here
 
 
 def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -24,7 +28,13 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
     if typed.options.help:
         print(verbs.verb_help(operation))
         return EXIT_OK
-    with Remote(flags.settings(typed.options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+    settings = flags.settings(typed.options, environ)
+    if typed.operation.owner:
+        from stonemux import owner  # brings all of the program, which other commands need not wait for
+
+        with owner.desk(settings, environ.get("STONEMUX_TOKEN")) as desk:
+            return _ask(desk, typed, environ)
+    with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
         if typed.operation.kind in ("stream", "document", "lines"):
             return _copy(remote.stream(typed.operation, typed.given))
         return _ask(remote, typed, environ)
@@ -52,7 +62,7 @@ def standard_input() -> str:
         raise MuxError("invalid_utf8", "standard input is not UTF-8 text") from None
 
 
-def _ask(remote: Remote, typed: verbs.Typed, environ: Mapping[str, str]) -> int:
+def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) -> int:
     operation, given, options = typed
     if options.idempotency_key is not None:
         given["idempotency_key"] = options.idempotency_key

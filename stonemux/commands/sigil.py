@@ -1,0 +1,55 @@
+"""The licensor's commands: `die` ends a license and leaves the free tier, `live` brings it back; nothing is lost.
+
+stonemux sigil issue die --license lic-...   print a signed command; a license server hands it out, too
+stonemux sigil apply FILE                    obey a command that the licensor has sent
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK, MuxError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do and with what."""
+    parser.add_argument("action", choices=("issue", "apply"), help="what to do")
+    parser.add_argument("what", metavar="die|live|FILE", help="issue: the command; apply: the file that holds it")
+    flags.add_settings(parser)
+    parser.add_argument("--license", metavar="ID", help="issue: the license that it is for (stonemux license show)")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Do it."""
+    settings = flags.settings(options, environ)
+    return _issue(options, settings) if options.action == "issue" else _apply(options, settings)
+
+
+def _issue(options: argparse.Namespace, settings: Any) -> int:
+    from stonemux.clock import Clock
+    from stonemux.issuer import Issuer
+    from stonemux.license import COMMANDS
+
+    if options.what not in COMMANDS:
+        raise MuxError("invalid_field", f"a command is one of: {', '.join(COMMANDS)}")
+    if options.license is None:
+        raise MuxError("missing_field", "say which license it is for: --license lic-... (see stonemux license show)")
+    print(json.dumps(Issuer(settings.data_dir, Clock()).command(options.what, options.license)))
+    return EXIT_OK
+
+
+def _apply(options: argparse.Namespace, settings: Any) -> int:
+    from stonemux import license, owner
+
+    try:
+        document = license.decode(Path(options.what).read_bytes())
+    except OSError as trouble:
+        raise MuxError("not_found", f"{options.what} cannot be read: {trouble.strerror}") from trouble
+    done = owner.call(settings, "license.command", {"command": document})
+    print(f"{done['cmd']}: license {done['lic_id']} (command {done['serial']})")
+    return EXIT_OK

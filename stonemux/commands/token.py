@@ -1,0 +1,29 @@
+"""Make a token for one agent, or for any: put it into STONEMUX_TOKEN, or into the header Authorization: Bearer TOKEN.
+
+Whoever can read the data directory may do so, with and without a running daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+
+from stonemux import flags
+from stonemux.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings and the agent."""
+    flags.add_settings(parser)
+    parser.add_argument("--agent", metavar="NAME", help="the one agent that it may act as; any, if left out")
+    parser.add_argument("--json", action="store_true", help="also until when it lasts, for programs")
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Print the token, and nothing else."""
+    from stonemux import owner
+
+    made = owner.call(flags.settings(options, environ), "token.issue", {"agent_id": options.agent})
+    print(json.dumps(made) if options.json else made["token"])
+    return EXIT_OK

@@ -1,0 +1,181 @@
+"""The signed documents behind a license: the license itself, and the commands that end it and bring it back.
+
+Both are flat JSON objects with a `signature` (Ed25519, in hexadecimal) over their canonical text, which is JSON with
+sorted keys and no blanks behind a line that says what kind of document it is, so none passes for the other. A license
+is signed by its issuer, whom the machine's owner trusts; it names the key that its commands are signed with, so whoever
+runs a license server need not hold the issuer's own key for that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from stonemux.errors import MuxError
+from stonemux.schema import TIERS
+
+MOST_DOCUMENT = 16 * 1024
+LICENSE, SIGIL = "stonemux license v1", "stonemux sigil v1"
+SIGIL_MS = 90 * 86_400_000
+"""A command that is older than this counts no more."""
+SIGIL_SKEW_MS = 86_400_000
+"""How far in the future a command may be dated."""
+COMMANDS = ("die", "live")
+_HEX = re.compile(r"[0-9a-f]+")
+_ID = re.compile(r"lic-[0-9a-f]{12}")
+
+
+class License(NamedTuple):
+    """A license that was verified. Times are milliseconds since the epoch."""
+
+    lic_id: str
+    key_sha256: str
+    tier: str
+    seats: int | None
+    issued: int
+    not_after: int | None
+    issuer_key_id: str
+    revocation_key: bytes
+    require_tokens: bool
+
+
+class Sigil(NamedTuple):
+    """A command that was verified."""
+
+    cmd: str
+    lic_id: str
+    serial: int
+    issued: int
+
+
+def key_id(public: bytes) -> str:
+    """The short name of a public key."""
+    from hashlib import sha256
+
+    return sha256(public).hexdigest()[:16]
+
+
+def canonical(kind: str, document: Mapping[str, Any]) -> bytes:
+    """What is signed of a document."""
+    told = {name: value for name, value in document.items() if name != "signature"}
+    return f"{kind}\n{json.dumps(told, sort_keys=True, separators=(',', ':'), ensure_ascii=False)}".encode()
+
+
+def signed(kind: str, document: Mapping[str, Any], seed: bytes) -> dict[str, Any]:
+    """The document with its signature."""
+    from stonemux import ed25519
+
+    return {**document, "signature": ed25519.sign(seed, canonical(kind, document)).hex()}
+
+
+def decode(text: bytes | str) -> dict[str, Any]:
+    """A document's text as an object; raises `license_invalid`."""
+    if len(text) <= MOST_DOCUMENT:
+        try:
+            document = json.loads(text)
+            if type(document) is dict:
+                return document
+        except (ValueError, RecursionError):
+            pass
+    raise _invalid("it is no JSON object of less than 16 KiB")
+
+
+def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> License:
+    """The license that a document grants, if one of the trusted issuers (public keys by their id) has signed it.
+
+    Raises `license_invalid`, which says why it grants nothing.
+    """
+    found = License(
+        lic_id=_text(document, "lic_id", _ID),
+        key_sha256=_text(document, "key_sha256", _HEX, 64),
+        tier=_one_of(document, "tier", TIERS[1:]),
+        seats=_seats(document.get("seats")),
+        issued=_moment(document.get("issued"), "issued"),
+        not_after=None if document.get("not_after") is None else _moment(document["not_after"], "not_after"),
+        issuer_key_id=_text(document, "issuer_key_id", _HEX, 16),
+        revocation_key=bytes.fromhex(_text(document, "revocation_key", _HEX, 64)),
+        require_tokens=document.get("require_tokens") is True,
+    )
+    public = trusted.get(found.issuer_key_id)
+    if public is None:
+        raise _invalid(
+            f"its issuer ({found.issuer_key_id}) is none that this machine trusts; if you do, name its public key in "
+            "license.trusted_issuers"
+        )
+    _check_signature(LICENSE, document, public)
+    return found
+
+
+def read_sigil(document: Mapping[str, Any], granted: License, now: int) -> Sigil:
+    """The command that a document gives to this license; raises `sigil_refused`."""
+    try:
+        found = Sigil(
+            cmd=_one_of(document, "cmd", COMMANDS),
+            lic_id=_text(document, "lic_id", _ID),
+            serial=_serial(document.get("serial")),
+            issued=_moment(document.get("issued"), "issued"),
+        )
+        if found.lic_id != granted.lic_id:
+            raise _invalid("it is for another license")
+        _check_signature(SIGIL, document, granted.revocation_key)
+    except MuxError as error:
+        raise MuxError("sigil_refused", error.message.replace("the license", "the command", 1)) from None
+    if not now - SIGIL_MS < found.issued <= now + SIGIL_SKEW_MS:
+        raise MuxError("sigil_refused", "the command does not count: it is older than 90 days, or from the future")
+    return found
+
+
+def _check_signature(kind: str, document: Mapping[str, Any], public: bytes) -> None:
+    from stonemux import ed25519
+
+    signature = bytes.fromhex(_text(document, "signature", _HEX, 128))
+    if not ed25519.verify(public, canonical(kind, document), signature):
+        raise _invalid("its signature is not its signer's: it was changed, or never was genuine")
+
+
+def _invalid(why: str) -> MuxError:
+    return MuxError("license_invalid", f"the license does not count: {why}")
+
+
+def _text(document: Mapping[str, Any], name: str, pattern: re.Pattern[str], length: int = 0) -> str:
+    value = document.get(name)
+    if type(value) is not str or not pattern.fullmatch(value) or (length and len(value) != length):
+        raise _invalid(f"its {name} is missing or malformed")
+    return value
+
+
+def _one_of(document: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:
+    value = document.get(name)
+    if value not in choices or type(value) is not str:
+        raise _invalid(f"its {name} is none of: {', '.join(choices)}")
+    return value
+
+
+def _seats(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 < value < 2**31):
+        raise _invalid("its seats are no number of agents")
+    return value
+
+
+def _serial(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 2**62:
+        raise _invalid("its serial is no number above 0")
+    return value
+
+
+def _moment(value: Any, name: str) -> int:
+    try:
+        return moment(value if type(value) is str else "")
+    except ValueError:
+        raise _invalid(f"its {name} is no time") from None
+
+
+def moment(text: str) -> int:
+    """Milliseconds since the epoch of a time in RFC 3339; raises ValueError."""
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError("a time must say its zone, such as Z")
+    return round(found.timestamp() * 1000)

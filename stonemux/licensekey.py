@@ -1,0 +1,87 @@
+"""License keys as people type them: `SX-XXXX-XXXX-XXXX-XXXX`.
+
+Sixteen characters of Crockford's base32 hold 80 bits: version 3, tier 2, serial 40, the issuer's code 25, checksum 10.
+Too few for a signature: a key only names a license, and what may be done stands in the signed document behind it (see
+`license`). The checksum tells typos apart without asking anybody: as a CRC of degree 10 it finds every change within
+ten neighbouring bits, so each single wrong character and each swap of two neighbours. The issuer's code is an HMAC that
+only the issuer can check.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from stonemux.errors import MuxError
+from stonemux.schema import TIERS
+
+VERSION = 1
+SERIAL_BITS, CODE_BITS = 40, 25
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_MEANT = str.maketrans({"O": "0", "I": "1", "L": "1"})
+"""What is read as something else, because it looks like it."""
+_SHAPE = re.compile(r"SX(-[0-9A-Z]{4}){4}")
+_CRC_BITS, _CRC = 10, 0x633
+"""x^10 + x^9 + x^5 + x^4 + x + 1."""
+
+
+class Key(NamedTuple):
+    """What a key says."""
+
+    tier: str
+    serial: int
+    code: int
+
+    @property
+    def text(self) -> str:
+        """The key as it is typed."""
+        bits = self.named << CODE_BITS | self.code
+        whole = bits << _CRC_BITS | _remainder(bits)
+        letters = "".join(_ALPHABET[whole >> 5 * n & 31] for n in range(15, -1, -1))
+        return "SX-" + "-".join(letters[n : n + 4] for n in range(0, 16, 4))
+
+    @property
+    def named(self) -> int:
+        """What the issuer's code is made over."""
+        return (VERSION << 2 | TIERS.index(self.tier)) << SERIAL_BITS | self.serial
+
+
+def parse(text: str) -> Key:
+    """What a typed key says; raises `license_malformed` or `license_checksum`. Case and outer blanks do not matter."""
+    typed = text.strip().upper()
+    letters = typed[2:].replace("-", "").translate(_MEANT)
+    if len(text) > 128 or not typed.isascii() or not _SHAPE.fullmatch(typed) or set(letters) - set(_ALPHABET):
+        raise MuxError(
+            "license_malformed",
+            "a license key looks like SX-XXXX-XXXX-XXXX-XXXX, in digits and letters without U; type it again",
+            parameter="license_key",
+        )
+    whole = 0
+    for letter in letters:
+        whole = whole << 5 | _ALPHABET.index(letter)
+    bits = whole >> _CRC_BITS
+    tier = bits >> CODE_BITS + SERIAL_BITS & 3
+    version = bits >> CODE_BITS + SERIAL_BITS + 2
+    if whole & (1 << _CRC_BITS) - 1 != _remainder(bits) or version != VERSION or not 0 < tier < len(TIERS):
+        raise MuxError(
+            "license_checksum",
+            "the license key holds a typo: its checksum does not fit; compare it with the one you were given",
+            parameter="license_key",
+        )
+    return Key(TIERS[tier], bits >> CODE_BITS & (1 << SERIAL_BITS) - 1, bits & (1 << CODE_BITS) - 1)
+
+
+def fingerprint(text: str) -> str:
+    """What stands for a key where the key itself must not: the SHA-256 of its canonical text, in hexadecimal."""
+    from hashlib import sha256  # loads OpenSSL, which most calls need not wait for
+
+    return sha256(parse(text).text.encode()).hexdigest()
+
+
+def _remainder(bits: int) -> int:
+    """The CRC of 70 bits."""
+    rest = bits << _CRC_BITS
+    for at in range(rest.bit_length() - 1, _CRC_BITS - 1, -1):
+        if rest >> at & 1:
+            rest ^= _CRC << at - _CRC_BITS
+    return rest

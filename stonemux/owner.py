@@ -1,0 +1,69 @@
+"""What the machine's owner does from the command line: through the daemon if one holds the data directory, else here.
+
+Whoever can read the data directory is its owner. A running daemon keeps a token there that says so; without one, the
+same operations run in this process, which holds the directory meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from stonemux import door, operations, timekeeper
+from stonemux.clock import Clock
+from stonemux.config import Settings
+from stonemux.datadir import DataDir, read_owner_token
+from stonemux.mux import Caller, Mux
+from stonemux.remote import Remote
+from stonemux.schema import Operation
+from stonemux.store import Store
+from stonemux.tokens import OWNER
+
+
+def desk(settings: Settings, token: str | None = None) -> Remote | Here:
+    """Where the owner's operations are called; `token` is what to show where the data directory holds none."""
+    shown = read_owner_token(settings.data_dir) or token
+    return Here(settings) if shown is None else Remote(settings, shown)
+
+
+def call(settings: Settings, name: str, given: Mapping[str, Any]) -> Any:
+    """Call one operation as the owner and return its answer."""
+    with desk(settings) as at, at.asked(operations.BY_NAME[name], given) as answer:
+        return answer
+
+
+class Here:
+    """The program without faces, in this process."""
+
+    replayed = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        settings, clock = self._settings, Clock()
+        with contextlib.ExitStack() as undo:
+            directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
+            undo.callback(directory.close)
+            store = Store(directory, clock)
+            undo.callback(store.close)
+            self._mux = Mux.assemble(settings, clock, store)
+            timekeeper.boot(self._mux)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    @contextlib.contextmanager
+    def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
+        """Call an operation; raises what the daemon would refuse with."""
+        caller = Caller()
+        caller.principal = OWNER
+        yield door.call(self._mux, operation, given, caller)
+        caller.arrived()

@@ -1,0 +1,109 @@
+"""The daily heartbeat to a license server, which is telemetry and nothing else.
+
+It is sent only where a license server is set, a license is in its place, and `license.heartbeat` is not false. The body
+holds what `body` puts there, which docs/license.md lists. Of the answer one thing counts: a command that the licensor
+has signed, and that is judged like one out of a file (`license.command`). A server that is down, slow, wrong or lying
+changes nothing, however long.
+
+A thread of its own sends; nobody waits for it, and it sleeps until the next is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from stonemux import VERSION, door, licensor
+from stonemux.datadir import DataDir, note_install, read_install
+from stonemux.errors import MuxError
+from stonemux.mux import Caller, Mux
+from stonemux.operations import BY_NAME
+from stonemux.tokens import OWNER
+
+log = logging.getLogger("stonemux")
+
+DAY_MS = 86_400_000
+
+
+class Telemetry:
+    """The thread; `beat` sends one if it is time, for tests to call."""
+
+    def __init__(self, mux: Mux, directory: DataDir) -> None:
+        self._mux = mux
+        self._directory = directory
+        self._condition = threading.Condition()
+        self._stopping = self._stirred = False
+        self.last = 0
+        """When the last one was sent (`Clock.now_ms`), whether anybody heard it or not."""
+        self._install_id = ""
+
+    def start(self) -> None:
+        """Begin, if there is anybody to tell."""
+        settings = self._mux.settings
+        if settings.license_server and settings.license_heartbeat:
+            self._mux.entitlement.watchers.append(self._wake)
+            threading.Thread(target=self._run, name="telemetry", daemon=True).start()
+
+    def stop(self) -> None:
+        """End; one that is under way is left to itself."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._stirred = True
+            self._condition.notify()
+
+    def _run(self) -> None:
+        clock = self._mux.clock
+        while not self._stopping:
+            self._stirred = False  # before looking, so that what changes meanwhile is looked at again
+            try:
+                self.beat()
+            except Exception:
+                log.exception("the heartbeat failed")
+                self.last = clock.now_ms()
+            with self._condition:
+                if not self._stirred:
+                    left = self.last + DAY_MS - clock.now_ms()
+                    clock.wait(self._condition, clock.ticks_ms() + left if left > 0 else None)
+
+    def beat(self) -> bool:
+        """Send a heartbeat if one is due; whether it was."""
+        mux = self._mux
+        settings = mux.settings
+        if not settings.license_server or not settings.license_heartbeat or mux.entitlement.license is None:
+            return False
+        self._install_id, noted = read_install(self._directory.path, mux.clock.new_id)
+        self.last = max(self.last, noted)
+        if mux.clock.now_ms() < self.last + DAY_MS:
+            return False
+        self.last = mux.clock.now_ms()
+        note_install(self._directory.path, self._install_id, self.last)
+        try:
+            answer = licensor.post(settings.license_server, "/heartbeat", body(mux, self._install_id))
+        except licensor.NoUse as trouble:
+            log.info("nobody heard the heartbeat, which changes nothing: %s", trouble)
+            return True
+        if type(answer.get("command")) is dict:
+            self._obey(answer["command"])
+        return True
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        caller = Caller()
+        caller.principal = OWNER
+        try:
+            door.call(self._mux, BY_NAME["license.command"], {"command": command}, caller)
+        except MuxError as error:
+            log.warning("the license server sent a command that does not count: %s", error.message)
+
+
+def body(mux: Mux, install_id: str) -> dict[str, Any]:
+    """All that a license server is told."""
+    return {
+        "install_id": install_id,
+        "version": VERSION,
+        "tier": mux.tier,
+        "agent_count": sum(mux.presence.counts()),
+    }
