@@ -27,8 +27,6 @@ from stonemux.transaction import Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _KEY = re.compile(IDEMPOTENCY_KEY)
-GUARDED = (401, 403)
-"""Statuses of refusals that are audited even where only reading was asked for."""
 
 # -- the door
 
@@ -60,7 +58,7 @@ class Call:
         try:
             self._check(given, textual=textual, key=key)
         except MuxError as error:
-            if (self._audited or error.failure.http in GUARDED) and not mux.blotter.off:
+            if (self._audited or error.failure.http in audit.GUARDED) and not mux.blotter.off:
                 audit.note_unread(mux, operation, given, caller, error.code)
             raise
 

@@ -13,7 +13,8 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stonemux import door, monitor, operations, payload, sse, together, wire
+from stonemux import audit, door, monitor, operations, payload, sse, together, wire
+from stonemux.chain import Entry
 from stonemux.connection import SEND_MS, Connection, end
 from stonemux.errors import MuxError, nearest
 from stonemux.hub import Hangup, Watch
@@ -83,12 +84,41 @@ class Exchange:
     def run(self, body: bytes) -> None:
         """Answer the request, or see to it that it gets answered."""
         try:
-            wire.admit(self._head, self._server.hosts, self._server.origins)
-            operation = self._route()
-            if operation is not None:
-                self._dispatch(operation, body)
+            asked = self._read(body)
+            if asked is not None:
+                self._dispatch(*asked)
         except Exception as error:
             self._refuse(error)
+
+    def _read(self, body: bytes) -> tuple[Operation, Mapping[str, Any] | list[Any]] | None:
+        """The operation that is asked for, and its parameters; None when the request is answered already.
+
+        What is refused here never comes to the door, so it is noted for the audit log.
+        """
+        operation = None
+        try:
+            wire.admit(self._head, self._server.hosts, self._server.origins)
+            operation = self._route()
+            return None if operation is None else (operation, self._read_given(operation, body))
+        except MuxError as error:
+            self._note(error, operation)
+            raise
+
+    def _admit(self, operation: Operation) -> None:
+        try:
+            door.admit(self._server.mux, operation, self._caller)
+        except MuxError as error:
+            self._note(error, operation)
+            raise
+
+    def _note(self, error: MuxError, operation: Operation | None) -> None:
+        """Note a refusal from before the door, if it is one of a change or of a caller who may not call."""
+        path = self._head.path
+        if (operation is not None and operation.changes) or error.failure.http in audit.GUARDED:
+            what = operation.name if operation is not None else "http.request"
+            target = path if operation is None and path in ROUTES else ""
+            entry = Entry(what, target=target, outcome=error.code, request_id=self._request_id)
+            self._server.mux.blotter.note(entry)
 
     # -- routing
 
@@ -113,24 +143,22 @@ class Exchange:
             "method_not_allowed", f"{head.path} does not answer {head.method}; it answers {allowed}", allowed=allowed
         )
 
-    def _dispatch(self, operation: Operation, body: bytes) -> None:
+    def _dispatch(self, operation: Operation, given: Mapping[str, Any] | list[Any]) -> None:
         head, mux = self._head, self._server.mux
-        given = self._read_given(operation, body)
         if isinstance(given, list):
-            key = head.headers.get("idempotency-key")
-            together.queue(mux, operation, given, self._another_caller, key, self._done)
+            self._together(operation, given)
             return
         self._given = given
         if operation.kind == "stream":
             self._stream(operation)
             return
         if operation.kind == "document":
-            door.admit(mux, operation, self._caller)
+            self._admit(operation)
             bind(operation, self._given, mux.settings, textual=True)
             self._send(200, self._server.openapi)
             return
         if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
-            door.admit(mux, operation, self._caller)
+            self._admit(operation)
             bind(operation, self._given, mux.settings, textual=True)  # it waits for nothing and takes nothing
             self._send(200, b"")
             return
@@ -150,6 +178,14 @@ class Exchange:
             self._server.aside(lambda: self._run_aside(call))
         else:
             self._run_here(call)
+
+    def _together(self, operation: Operation, given: list[Any]) -> None:
+        key = self._head.headers.get("idempotency-key")
+        try:
+            together.queue(self._server.mux, operation, given, self._another_caller, key, self._done)
+        except MuxError as error:  # of all of them; each is judged at the door
+            self._note(error, operation)
+            raise
 
     def _another_caller(self) -> Caller:
         caller = HttpCaller(self._connection, self._request_id)

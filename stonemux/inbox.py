@@ -16,7 +16,7 @@ import json
 import re
 from typing import Any
 
-from stonemux import directory, documents, messages
+from stonemux import directory, documents, door, messages
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.messages import SETTLED
@@ -100,6 +100,8 @@ def _write_down_arrivals(mux: Mux, agent_id: str) -> None:
 def show(mux: Mux, caller: Caller, *, id: str) -> dict[str, Any]:
     """One item with its whole content."""
     message_id, agent_id = _parsed(id)
+    if caller.principal is not None and caller.principal.agent not in ("", agent_id):
+        raise door.mismatch("id", agent_id, caller.principal.agent)
     _write_down_arrivals(mux, agent_id)
     with mux.store.read() as rx:
         row = _find(rx, message_id, agent_id)

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stonemux import door, mcp, messages, payload, wire
+from stonemux import audit, door, mcp, messages, payload, wire
+from stonemux.chain import Entry
 from stonemux.connection import Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import EVENT_STREAM, Exchange, HttpCaller
@@ -153,6 +154,9 @@ class McpExchange(Exchange):
             log.error("request %s failed", self._request_id, exc_info=error)
             self._send_message(mcp.internal_fault(None).response(), 500)
             return
+        if error.failure.http in audit.GUARDED:
+            entry = Entry("mcp.request", outcome=error.code, request_id=self._request_id)
+            self._server.mux.blotter.note(entry)
         self._close = self._close or error.close
         self._challenge(error)
         fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self._request_id)["error"])

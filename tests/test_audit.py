@@ -272,6 +272,98 @@ def test_every_operation_that_names_a_target_names_no_content():
                 assert operation.by_name[name].kind in ("name", "integer"), (operation.name, name)
 
 
+JSON = {"Content-Type": "application/json"}
+
+
+def test_a_change_that_cannot_even_be_read_is_entered_and_a_read_is_not(http, program):
+    http.request("POST", "/msg/send", b"no json", JSON)
+    http.request("POST", "/msg/send", b"{}", {"Content-Type": "text/plain"})
+    http.request("POST", "/state/set?key=k", b"{}", JSON)
+    http.request("GET", "/state/get?key=%ff")
+    http.request("GET", "/nothing/here")
+    enter_noted(program)
+    assert brief(http) == [
+        ("msg.send", "", "", "invalid_json"),
+        ("msg.send", "", "", "content_type"),
+        ("state.set", "", "", "invalid_query"),
+    ]
+
+
+def test_a_web_page_that_tries_is_entered__fault_8__fault_9(http, program):
+    http.request("GET", "/msg/poll?agent_id=ann", headers={"Origin": "https://evil.example"})
+    http.request("POST", "/mcp", b"{}", JSON | {"Host": "evil.example"})
+    http.request("POST", f"/{CANARY}", b"{}", JSON | {"Sec-Fetch-Site": "cross-site"})
+    enter_noted(program)
+    assert brief(http) == [
+        ("http.request", "", "/msg/poll", "origin_not_allowed"),
+        ("mcp.request", "", "", "host_not_allowed"),
+        ("http.request", "", "", "cross_site"),
+    ]
+
+
+REQUIRED = pytest.mark.settings(auth_tokens="required")
+
+
+def entries(program) -> list[tuple[str, str, str, str]]:
+    with program.store.read() as rx:
+        rows = rx.sql("select action, actor, target, outcome from audit where action <> 'daemon.start'")
+    return [tuple(row) for row in rows]
+
+
+@REQUIRED
+def test_who_shows_no_good_token_is_entered_whatever_was_asked_for__S5(http, program):
+    http.request("GET", "/stats")
+    http.request("GET", "/openapi.json", headers={"Authorization": f"Bearer {CANARY}"})
+    http.request("HEAD", "/msg/poll?agent_id=ann")
+    http.request("GET", "/events", headers={"Authorization": "Bearer a.b.c"})
+    http.request("POST", "/msg/send", b"{}", JSON | {"Authorization": f"Bearer {CANARY}"})
+    http.request("POST", "/mcp", b"{}", JSON)
+    http.request("GET", "/health")
+    enter_noted(program)
+    assert entries(program) == [
+        ("stats", "", "", "token_missing"),
+        ("openapi", "", "", "token_invalid"),
+        ("msg.poll", "", "", "token_missing"),
+        ("events.stream", "", "", "token_invalid"),
+        ("msg.send", "", "", "token_invalid"),
+        ("mcp.request", "", "", "token_missing"),
+    ]
+
+
+@REQUIRED
+def test_the_actor_is_whom_the_token_belongs_to__S2(face, program):
+    owner = program.mux.tokens.owner
+    face.token = owner
+    join(face, "ann", "bob")
+    face.token = bound = face.call("token.issue", agent_id="ann")["token"]
+    face.call("state.set", key="k", value="v")
+    refusal(face, "agent_mismatch", "msg.send", from_="bob", to="ann", content="x")
+    face.token = owner
+    face.call("msg.send", from_="bob", to="ann", content="x")
+    jti = face.call("token.issue", agent_id=None)["jti"]
+    face.call("token.revoke", agent_id="ann")
+    face.call("token.rotate", now=True)
+    face.token = bound
+    refusal(face, "token_invalid", "state.set", key="k", value="v")
+    enter_noted(program)
+    assert entries(program) == [
+        ("agent.register", "owner as ann", "", "ok"),
+        ("agent.register", "owner as bob", "", "ok"),
+        ("token.issue", "owner", "ann", "ok"),
+        ("state.set", "ann", "k", "ok"),
+        ("msg.send", "owner as bob", "ann", "ok"),
+        ("token.issue", "owner", jti, "ok"),
+        ("token.revoke", "owner", "ann", "ok"),
+        ("token.rotate", "owner", "", "ok"),
+        ("msg.send", "ann as bob", "", "agent_mismatch"),
+        ("state.set", "", "", "token_invalid"),
+    ]
+    face.token = owner
+    told = face.call("audit.export")
+    for secret in (owner, bound, bound.split(".")[2]):
+        assert secret not in told
+
+
 # -- one transaction
 
 

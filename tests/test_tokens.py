@@ -332,6 +332,32 @@ def test_a_bound_token_may_name_others__S2(face):
 
 
 @REQUIRED
+def test_a_bound_token_dispatches_to_others__S2(face):
+    face.token = issued(face)
+    join(face, "ann", "bob")
+    face.token = issued(face, "ann")
+    task_id = face.call("task.post", description="x", posted_by="ann")["task_id"]
+    (result,) = face.call("task.dispatch", task_id=task_id, agent_id="bob")["results"]
+    assert result["agent"] in ("bob", {"id": "bob"}) or "bob" in str(result["agent"])
+
+
+@REQUIRED
+def test_a_bound_token_opens_no_other_agents_inbox__S2(face):
+    face.token = issued(face)
+    join(face, "ann", "bob")
+    sent = face.call("msg.send", from_="ann", to="bob", content="for bob")["message_id"]
+    item = f"inbox-{sent}-bob"
+    assert face.call("inbox.show", id=item)["item"]["content"] == "for bob"
+    face.token = issued(face, "bob")
+    assert face.call("inbox.show", id=item)["item"]["content"] == "for bob"
+    face.token = issued(face, "ann")
+    for item_id in (item, "inbox-999-bob"):
+        error = refusal(face, "agent_mismatch", "inbox.show", id=item_id)
+        assert error.facts["agent_id"] == "ann"
+    refusal(face, "message_not_found", "inbox.update", agent_id="ann", ids=[item], status="read")
+
+
+@REQUIRED
 def test_who_acts_may_be_left_out_and_is_then_the_tokens_agent(face):
     face.token = issued(face)
     join(face, "ann", "bob")
