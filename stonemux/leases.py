@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stonemux import directory, messages
+from stonemux import directory, doorbells, messages
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
@@ -255,6 +255,7 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
         ).rowcount
     if count:
         _changed(tx, agent_id)
+        _ring(tx, agent_id, max(ids))
     return {"requeued": count}
 
 
@@ -272,12 +273,19 @@ def redeliver(tx: Tx, agent_id: str, since: int) -> int:
     return count
 
 
+def _ring(tx: Tx, agent_id: str, message_id: int) -> None:
+    """Mail is back in an inbox: its reader may no longer be there, so its doorbell rings as for new mail."""
+    if (bell := tx.mux.endpoints.bells.get(agent_id)) is not None:
+        doorbells.ring(tx, bell, message_id, messages.backlog(tx, agent_id))
+
+
 # -- what happens by itself
 
 
 def settle_due(tx: Tx) -> None:
     """Leases and delays that ran out: the messages are queued again, or dead."""
     rows = tx.sql("select * from delivery where due_at <= ? order by due_at limit ?", tx.now, DUE_AT_ONCE)
+    back: dict[str, int] = {}
     for row in rows:
         if not _give_up(tx, row):
             tx.run(
@@ -286,6 +294,9 @@ def settle_due(tx: Tx) -> None:
                 row["message_id"],
             )
             _changed(tx, row["agent_id"])
+            back[row["agent_id"]] = max(row["message_id"], back.get(row["agent_id"], 0))
+    for agent_id, newest in back.items():
+        _ring(tx, agent_id, newest)
 
 
 def next_due(rx: Snapshot) -> int | None:

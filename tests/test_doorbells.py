@@ -107,6 +107,30 @@ def test_everything_that_lands_in_an_inbox_rings(face, program, outbound, receiv
     assert row(program)["wire_id"] is None
 
 
+def test_mail_that_comes_back_from_a_lease_rings_again(face, program, outbound, receive, clock):
+    receiver = receive()
+    join(face, "ann")
+    hang(face, receiver.url)
+    sent = [send(face), send(face)]
+    eventually(lambda: row(program)["notified_through"] == sent[1])
+    before = len(receiver.heard)
+    face.call("msg.poll", agent_id="bob", ack="manual", lease=60, timeout=0)
+    clock.advance(60_001)
+    program.timekeeper.tick()
+    heard = receiver.until(before + 1)[-1]
+    assert heard.told["data"] == {"agent_id": "bob", "message_id": sent[1], "unread": 2}
+
+
+def test_a_dispatch_rings(face, program, outbound, receive):
+    receiver = receive()
+    join(face, "ann")
+    hang(face, receiver.url)
+    task_id = face.call("task.post", description="x", posted_by="ann")["task_id"]
+    face.call("task.dispatch", task_id=task_id, agent_id="bob", dispatched_by="ann")
+    (heard,) = receiver.until(1)
+    assert heard.told["data"]["unread"] == 1
+
+
 def test_a_doorbell_rings_for_its_own_agent_alone(face, outbound, receive, program):
     receiver = receive()
     join(face, "ann", "cat")
@@ -291,6 +315,7 @@ def test_new_mail_to_a_failing_doorbell_waits_seconds_at_most(program, direct, o
         program.timekeeper.tick()
     until_failed(program, 6)
     newest = send(direct)
+    eventually(lambda: outbound.threads == 0)
     assert len(receiver.heard) == 6, "not at once: mail would else try a dead doorbell each time"
     clock.advance(5_000)
     program.timekeeper.tick()
@@ -330,7 +355,7 @@ def test_410_disables_at_once_and_registering_again_enables(program, face, outbo
     head = program.mux.log.head
     send(face)
     eventually(lambda: bell(face)["status"] == "disabled")
-    (event,) = face.call("events.list", after=head, types=["webhook_disabled"])["events"]
+    (event,) = eventually(lambda: face.call("events.list", after=head, types=["webhook_disabled"])["events"])
     assert event["data"] == {
         "id": bell(face)["id"],
         "url": receiver.url + "?…",
@@ -364,8 +389,19 @@ def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, outbound,
         assert count < 60
     assert row(program)["failures"] >= 20
     assert row(program)["disabled_at"] - row(program)["failing_since"] >= 24 * HOUR
-    (event,) = direct.call("events.list", after=head, types=["webhook_disabled"])["events"]
+    (event,) = eventually(lambda: direct.call("events.list", after=head, types=["webhook_disabled"])["events"])
     assert "24 hours" in event["data"]["reason"]
+
+
+def test_a_day_between_two_failures_does_not_disable(program, direct, outbound, clock, receive):
+    receiver = receive(status(500))
+    join(direct, "ann")
+    hang(direct, receiver.url)
+    for count in (1, 2):
+        send(direct)
+        until_failed(program, count)
+        clock.advance(25 * HOUR)
+    assert bell(direct)["status"] == "failing"
 
 
 def test_twenty_failures_within_a_day_do_not_disable(program, direct, outbound, clock, receive):
