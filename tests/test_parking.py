@@ -11,11 +11,11 @@ import pytest
 from faces import Direct, join
 
 from stonemux import parking
+from stonemux.claims import await_claim
 from stonemux.errors import MuxError
 from stonemux.hub import Hangup
 from stonemux.mux import Caller, Wait
 from stonemux.parking import Lot
-from stonemux.tasks import await_claim
 
 TOPIC = ("inbox", "bob")
 
