@@ -151,6 +151,8 @@ def made(tmp_path_factory):
 
 
 FAULTS = ["fdatasync:EIO", "pwrite64:EIO", "pwrite64:ENOSPC"]
+READING = ["pread64:EIO", "openat:EIO", "openat:EMFILE"]
+"""Reading and opening may fail without harm to what is stored: whatever happens, nothing acknowledged is lost."""
 
 
 @needs_strace
@@ -171,6 +173,21 @@ def test_fault_35_the_disk_fails_at_any_call(tmp_path, made, fault):
         check_after(data, script)
     print(fault, "failed", failed, "full", full)
     assert full if "ENOSPC" in fault else failed
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", READING)
+def test_fault_35_reading_or_opening_fails_at_any_call(tmp_path, made, fault):
+    failed = 0
+    for when in FAULTS_AT[:30]:
+        data = tmp_path / f"{when}"
+        shutil.copytree(made, data)
+        script, status = with_fault(data, fault, when, only=("stonemux.db", "stonemux.db-wal", "stonemux.db-shm"))
+        assert status in ((0, 70) if script is not None else (5, 70, 78)), when
+        failed += script is None or script.broke
+        check_after(data, script)
+    print(fault, "failed", failed)
+    assert failed
 
 
 @needs_strace
