@@ -31,7 +31,7 @@ log = logging.getLogger("stonemux")
 
 GUARDED = (401, 403, 421)
 """Statuses of refusals that are entered even where only reading was asked for: somebody who may not."""
-TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "agent_id")
+TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
 """What a call acts on: the first of these that its parameters hold, else its answer."""
 
 

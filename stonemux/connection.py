@@ -143,6 +143,7 @@ class Connection:
         "_watch",
         "idle_since",
         "lock",
+        "remote",
         "sock",
     )
 
@@ -151,6 +152,8 @@ class Connection:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
+        self.remote = False
+        """Whether the client is on another machine."""
         self.lock = threading.Lock()
         now = door.ticks_ms()
         self.idle_since: int | None = now

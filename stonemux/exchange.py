@@ -99,10 +99,24 @@ class Exchange:
         try:
             wire.admit(self._head, self._server.hosts, self._server.origins)
             operation = self._route()
+            if operation is None or operation.name != "health":
+                self._check_reach()
             return None if operation is None else (operation, self._read_given(operation, body))
         except MuxError as error:
             self._note(error, operation)
             raise
+
+    def _check_reach(self) -> None:
+        """Other machines are for enterprise, whatever they ask for."""
+        mux = self._server.mux
+        if self._connection.remote and mux.tier != "enterprise":
+            raise MuxError(
+                "upgrade_required",
+                f"calls from other machines need the enterprise tier; this daemon runs as {mux.tier}",
+                feature="other_machines",
+                tier=mux.tier,
+                needed="enterprise",
+            )
 
     def _admit(self, operation: Operation) -> None:
         try:

@@ -32,10 +32,12 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
 
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
+from stonemux.config import is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
@@ -87,6 +89,7 @@ class Server(ThreadingHTTPServer):
             secrets = tls.context(mux.settings.tls_cert, mux.settings.tls_key)
             self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
         host, port = mux.settings.host, mux.settings.port
+        self._beyond = not is_loopback(host)
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), BaseHTTPRequestHandler, bind_and_activate=False)
@@ -285,20 +288,24 @@ class Server(ThreadingHTTPServer):
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                sock, _address = listener.accept()
+                sock, peer = listener.accept()
             except OSError:  # nobody is left, or the client gave up before it was accepted
                 return
             if self.stopping:
                 sock.close()
                 return
-            self._welcome(sock, self._secure if listener is self.socket else self._connect)
+            if listener is self.socket:
+                self._welcome(sock, self._secure, remote=self._beyond and is_remote(str(peer[0]), sock))
+            else:
+                self._welcome(sock, self._connect)
 
-    def _welcome(self, sock: socket.socket, connect: _Connect) -> None:
+    def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
         """Take a new connection in, or refuse it when there is no room to be made."""
         if len(self._connections) >= self.mux.settings.max_connections and not self._make_room():
             self._turn_away(sock, TLS_ALERT if connect is not self._connect else b"")
             return
         connection = connect(sock)
+        connection.remote = remote
         with self._lock:
             self._connections[sock.fileno()] = connection
         self._ready.add(sock.fileno())
@@ -445,6 +452,19 @@ class Server(ThreadingHTTPServer):
             worker.give(None)
         os.close(self._bell)
         os.close(self._rope)
+
+
+def is_remote(peer: str, sock: socket.socket) -> bool:
+    """Whether a connection comes from another machine: neither over loopback nor from one of our own addresses."""
+    address = ip_address(peer.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return False
+    try:
+        return bool(sock.getsockname()[0] != peer)
+    except OSError:  # it has ended already
+        return True
 
 
 def _taken(queue: deque[_T]) -> _T | None:

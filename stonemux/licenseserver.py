@@ -140,6 +140,7 @@ class Licensor:
             unix_socket="",
             auth_tokens="required",
             default_tier="enterprise",
+            audit_enabled=False,  # strangers call it, and could fill the disk with their entries
         )
         check_safe(settings)
         with contextlib.ExitStack() as undo:

@@ -50,6 +50,7 @@ class McpExchange(Exchange):
         """Answer the message, or see to it that it gets answered."""
         try:
             wire.admit(self._head, self._server.hosts, self._server.origins)
+            self._check_reach()
             if self._is_post():
                 self._handle(body)
         except Fault as fault:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from stonemux import door, operations, timekeeper
+from stonemux import audit, door, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.datadir import DataDir, read_owner_token
@@ -58,7 +58,10 @@ class Here:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo.close()
+        try:
+            audit.enter_noted(self._mux, all_of_it=True)
+        finally:
+            self._undo.close()
 
     @contextlib.contextmanager
     def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:

@@ -73,7 +73,6 @@ def boot(mux: Mux) -> None:
     with mux.store.read() as rx:
         for endpoint in [*doorbells.load(rx), *webhooks.load(rx)]:
             mux.endpoints.put(endpoint)
-    mux.blotter.note(Entry("daemon.start", target=VERSION))
 
 
 class Timekeeper:
@@ -87,11 +86,14 @@ class Timekeeper:
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
+        self._tier = mux.tier
         self._thread = threading.Thread(target=self._run, name="timekeeper", daemon=True)
         self._checker: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin."""
+        self._mux.blotter.note(Entry("daemon.start", target=f"{VERSION} {self._mux.tier}"))
+        self._mux.entitlement.watchers.append(self._note_tier)
         autodispatch.follow(self._mux)
         self._mux.log.listeners.append(lambda: self._mux.alarm.set(self._mux.clock.now_ms() + NOTE_HEAD_MS))
         self._thread.start()
@@ -104,6 +106,13 @@ class Timekeeper:
         self.end_check()
         audit.enter_noted(self._mux, all_of_it=True)
         self._note_heartbeats()
+
+    def _note_tier(self) -> None:
+        """A change of the tier is no call: a license expired, was put in its place, or was ended by a command."""
+        tier = self._mux.tier
+        if tier != self._tier:
+            self._tier = tier
+            self._mux.blotter.note(Entry("license.tier", target=tier))
 
     def end_check(self) -> None:
         """Cut a running check of the database short, and wait for its end."""

@@ -18,11 +18,14 @@ from faces import Direct, OverHttp, OverMcp, join, refusal
 from hypothesis import given
 from hypothesis import strategies as some
 
-from stonemux import audit, blotter, chain, cli, copies
+from stonemux import VERSION, audit, blotter, chain, cli, copies, owner
 from stonemux.chain import Anchor, Broken, Entry, verify
+from stonemux.clock import Clock
+from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.store import Store
 from stonemux.timekeeper import PURGED_AT_ONCE
 from stonemux.transaction import Job
 
@@ -356,7 +359,7 @@ def test_the_actor_is_whom_the_token_belongs_to__S2(face, program):
         ("token.revoke", "owner", "ann", "ok"),
         ("token.rotate", "owner", "", "ok"),
         ("msg.send", "ann as bob", "", "agent_mismatch"),
-        ("state.set", "", "", "token_invalid"),
+        ("mcp.request" if type(face) is OverMcp else "state.set", "", "", "token_invalid"),
     ]
     face.token = owner
     told = face.call("audit.export")
@@ -824,3 +827,32 @@ def test_the_command_says_what_it_cannot_read(tmp_path, capsys):
     assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "none")[0] == 3
     (tmp_path / "stonemux.db").write_bytes(b"no database" * 100)
     assert command(capsys, "audit", "anchor", data=tmp_path)[0] == 78
+
+
+# -- what is no call
+
+
+def test_a_start_and_a_change_of_the_tier_are_entered(open_program):
+    program = open_program()
+    program.timekeeper.start()
+    program.mux.entitlement.tier = "free"
+    program.mux.entitlement._tell()
+    program.mux.entitlement._tell()
+    program.timekeeper.stop()
+    assert entries(program) == [("license.tier", "", "free", "ok")]
+    with program.store.read() as rx:
+        assert rx.one("select target from audit where action = 'daemon.start'")[0] == f"{VERSION} enterprise"
+
+
+def test_what_the_owner_does_without_a_daemon_is_entered_with_what_was_refused(tmp_path):
+    settings = replace(Settings(), data_dir=tmp_path / "data")
+    with pytest.raises(MuxError, match="no license is active"):
+        owner.call(settings, "license.command", {"command": {"cmd": "die"}})
+    owner.call(settings, "token.rotate", {"now": True})
+    directory = DataDir(settings.data_dir)
+    store = Store(directory, Clock())
+    with store.read() as rx:
+        told = [tuple(row) for row in rx.sql("select action, actor, outcome from audit order by seq")]
+    store.close()
+    directory.close()
+    assert told == [("license.command", "owner", "sigil_refused"), ("token.rotate", "owner", "ok")]

@@ -6,8 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from faces import Direct, join, refusal
+from faces import Direct, OverHttp, join, refusal
 
+from stonemux import httpd
 from stonemux.errors import MuxError
 from stonemux.operations import OPERATIONS
 from stonemux.schema import TIERS
@@ -124,3 +125,46 @@ def test_downgrading_hides_and_deletes_nothing(open_program):
     assert face.call("agent.register", agent_id="cat")["created"] is False
     assert face.call("msg.poll", agent_id="bob", timeout=0)["messages"][0]["priority"] == 5
     refusal(face, "agent_limit", "agent.register", agent_id="dan")
+
+
+BEYOND = {"host": "0.0.0.0", "auth_tokens": "off"}
+
+
+@pytest.mark.parametrize(
+    "tier", [pytest.param(tier, marks=pytest.mark.settings(default_tier=tier, **BEYOND)) for tier in TIERS]
+)
+def test_other_machines_are_for_enterprise(program, monkeypatch, tier):
+    with OverHttp(program.mux) as face:
+        assert face.request("GET", "/stats")[0] == 200, "this machine, whatever the tier"
+        monkeypatch.setattr(httpd, "is_remote", lambda peer, sock: True)
+        asked = [("GET", "/stats", None), ("POST", "/agent/register", b'{"agent_id": "ann"}'), ("POST", "/mcp", b"{}")]
+        for method, path, body in asked:
+            status, _, told = face.request(method, path, body, {"Content-Type": "application/json"})
+            assert (status == 402) == (tier != "enterprise"), path
+            if status == 402:
+                error = json.loads(told)["error"]
+                error = error.get("data", error)
+                assert (error["code"], error["tier"], error["needed"]) == ("upgrade_required", tier, "enterprise")
+        assert face.request("GET", "/health")[0] == 200
+        assert face.request("OPTIONS", "/stats")[0] == 204
+
+
+@pytest.mark.parametrize(
+    ("peer", "ours", "remote"),
+    [
+        ("127.0.0.1", "127.0.0.1", False),
+        ("127.8.9.1", "127.0.0.1", False),
+        ("::1", "::1", False),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", False),
+        ("192.168.1.5", "192.168.1.5", False),
+        ("192.168.1.6", "192.168.1.5", True),
+        ("::ffff:192.168.1.6", "::ffff:192.168.1.5", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+    ],
+)
+def test_which_machine_a_connection_comes_from(peer, ours, remote):
+    class Accepted:
+        def getsockname(self):
+            return (ours, 3392)
+
+    assert httpd.is_remote(peer, Accepted()) is remote
