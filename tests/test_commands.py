@@ -107,6 +107,12 @@ def test_a_poll_whose_output_fails_takes_nothing(typed, http, clock, monkeypatch
     assert typed("msg", "poll", "bob", "--timeout", "0", "-q")[1] == "1\n"
 
 
+def test_commands_that_are_named_like_an_area_say_so():
+    assert {row.name for row in cli.COMMANDS if row.beside} == {row.name for row in cli.COMMANDS} & set(
+        verbs.areas(OPERATIONS)
+    )
+
+
 def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
     status, out, _ = typed("task", "--help")
     assert status == 0
