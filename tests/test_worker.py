@@ -234,6 +234,16 @@ def test_a_command_that_minds_no_sigterm_is_killed(start, boss, place):
     assert has_ended(shell)
 
 
+def test_what_a_stopped_command_leaves_behind_is_killed(start, boss, place):
+    task = boss.post()
+    stubborn = 'trap "" TERM; echo $$ > "$PLACE/child"; while :; do sleep 0.05; done'
+    running = start(f"sh -c '{stubborn}' & wait", once=True)
+    child = pid_in(place / "child")
+    boss.call("task.cancel", task_id=task)
+    assert running.ends() == 1
+    eventually(lambda: has_ended(child))
+
+
 def test_without_the_right_to_watch_a_cancellation_is_noticed_when_the_lease_is_extended(
     start, boss, place, monkeypatch
 ):
