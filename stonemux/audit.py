@@ -33,6 +33,8 @@ GUARDED = (401, 403, 421)
 """Statuses of refusals that are entered even where only reading was asked for: somebody who may not."""
 TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
 """What a call acts on: the first of these that its parameters hold, else its answer."""
+MADE = ("webhook", "document")
+"""What an answer may show in whole that was made, with its `id`."""
 
 
 def _encoder() -> Callable[[Mapping[str, Any]], str]:
@@ -124,6 +126,7 @@ def _target(targets: tuple[str, ...], args: Mapping[str, Any], answer: Any) -> s
     found = [args[name] for name in targets]
     if type(answer) is dict:
         found += [answer.get(name) for name in TARGETS]
+        found += [made["id"] for name in MADE if type(made := answer.get(name)) is dict]
     return next((str(one) for one in found if type(one) in (str, int)), "")
 
 

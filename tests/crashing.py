@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stonemux import door, operations, timekeeper
+from stonemux import audit, chain, door, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
@@ -145,6 +145,7 @@ def check(path: Path, told: list[list[Any]]) -> None:
         _check_messages(program, [line for line in told if line[0] == "sent"])
         _check_tasks(program, told)
         _check_state(program, [line for line in told if line[0] == "set"])
+        _check_audit(program)
         ids = [row[0] for row in program.rows("select id from event order by id")]
         assert ids == list(range(1, len(ids) + 1)), "event ids have neither gaps nor repetitions"
     finally:
@@ -178,6 +179,16 @@ def _check_tasks(program: Opened, told: list[list[Any]]) -> None:
         assert tasks[task_id][1] >= int(fence)
     for line in told:
         assert line[0] != "completed" or tasks[line[1]][0] == "complete"
+
+
+def _check_audit(program: Opened) -> None:
+    exported = "".join(audit.export(program.mux, since=None, format="jsonl"))
+    chain.verify(exported.encode().splitlines(keepends=True))
+    entered = dict(program.rows("select action, count(*) from audit where outcome = 'ok' group by action"))
+    for table, action in (("message", "msg.send"), ("task", "task.post")):
+        assert program.rows(f"select count(*) from {table}") == [(entered.get(action, 0),)], action
+    current = program.rows("select version from state where key = 'shared'")
+    assert entered.get("state.set", 0) == (current[0][0] if current else 0), "each version has its record"
 
 
 def _check_state(program: Opened, sets: list[list[Any]]) -> None:

@@ -89,6 +89,12 @@ def test_a_waiting_claim_is_entered_once_when_it_gets_a_task(face, mux, backgrou
     assert [entry for entry in brief(face) if entry[0] == "task.claim"] == [("task.claim", "bob", got["task_id"], "ok")]
 
 
+def test_what_a_call_made_is_its_target(face):
+    made = face.call("document.create", content="x")["document"]["id"]
+    hook = face.call("webhook.add", url="http://127.0.0.1:9/")["webhook"]["id"]
+    assert brief(face) == [("document.create", "", made, "ok"), ("webhook.add", "", hook, "ok")]
+
+
 def test_a_backup_is_entered_although_it_changes_nothing_here(face):
     face.call("admin.backup", path="one.db")
     assert brief(face) == [("admin.backup", "", "one.db", "ok")]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attack import actors
 from attack.linearizability import Op, is_linearizable
+from stonemux import chain
 
 
 def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> Iterator[str]:
@@ -130,6 +131,7 @@ def database(
         if events != Counter(stored.keys()):
             yield "event_missing: not every message has one event"
         yield from _tasks(db, posted, completed)
+        yield from _audit(db)
     finally:
         db.close()
 
@@ -159,6 +161,23 @@ def _tasks(
     for task_id, count in ended.items():
         if count != 1:
             yield f"completed_twice: {task_id} has {count} events task_completed"
+
+
+def _audit(db: sqlite3.Connection) -> Iterator[str]:
+    """Each message and each task has its record, and the chain is whole."""
+    lines, prev = [], chain.START
+    for row in db.execute(f"select {chain.COLUMNS} from audit order by seq"):
+        lines.append(f"{chain.exported(row, prev)}\n".encode())
+        prev = row[-1].hex()
+    try:
+        chain.verify([*lines, f"{chain.trailer(len(lines), prev)}\n".encode()])
+    except chain.Broken as broken:
+        yield f"audit: {broken}"
+    for table, action in (("message", "msg.send"), ("task", "task.post")):
+        (there,) = db.execute(f"select count(*) from {table}").fetchone()
+        (entered,) = db.execute("select count(*) from audit where outcome = 'ok' and action = ?", (action,)).fetchone()
+        if entered != there:
+            yield f"audit: {there} rows of {table}, and {entered} records of {action}"
 
 
 def _told_twice(rule: str, things: Iterable[str]) -> Iterator[str]:
