@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -272,6 +273,21 @@ def test_no_content_gets_into_the_log(face, program):
     enter_noted(program)
     assert CANARY not in face.call("audit.export")
     assert len(records(face)) >= 14
+
+
+def test_no_secret_gets_into_the_log__S5(face, program):
+    url, secret = f"http://127.0.0.1:9/{CANARY}", "whsec_" + base64.b64encode(CANARY.encode() * 3).decode()
+    face.call("agent.register", agent_id="ann", webhook_url=url, webhook_secret=secret)
+    made = face.call("webhook.add", url=url, secret=secret)["webhook"]["id"]
+    face.call("webhook.remove", id=made)
+    refusal(face, "webhook_url_forbidden", "agent.register", agent_id="bob", webhook_url=f"ftp://{CANARY}/")
+    refusal(face, "license_malformed", "token.obtain", license_key=CANARY)
+    given_away = face.call("token.issue", agent_id="ann")["token"]
+    enter_noted(program)
+    told = face.call("audit.export")
+    assert len(told.splitlines()) == 7
+    for hidden in (CANARY, secret, given_away, given_away.rpartition(".")[2], program.mux.tokens.owner):
+        assert hidden not in told
 
 
 def test_every_operation_that_names_a_target_names_no_content():
