@@ -163,7 +163,7 @@ class Store:
             self._note_clock(self._tx)
         except sqlite3.Error as error:
             self._db.close()
-            raise self._judge(error) from error
+            raise self._judge(error, writing=True) from error
         except BaseException:
             self._db.close()
             raise
@@ -275,7 +275,7 @@ class Store:
                     outcomes.append((job.outcome, None, error))
             events, topics, offers, hooks = tx.commit(self.head)
         except Exception as error:
-            verdict = self._judge(error)
+            verdict = self._judge(error, writing=True)
             try:
                 tx.abandon()
             except sqlite3.Error as trouble:
@@ -338,7 +338,7 @@ class Store:
         self.on_fatal(self.fatal)
         return self.fatal
 
-    def _judge(self, error: BaseException) -> BaseException:
+    def _judge(self, error: BaseException, *, writing: bool = False) -> BaseException:
         """What a caller is told of an error; one that leaves the disk's state unknown ends all writing."""
         if not isinstance(error, sqlite3.Error):
             return error
@@ -353,8 +353,11 @@ class Store:
                 "the database cannot be opened once more (too many open files?); try again",
                 retry_after=1,
             )
-        # A file that cannot be opened for writing is opened for reading by SQLite, which tells at the first change.
-        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY):
+        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return self._stop(error)
+        # A file that cannot be opened for writing is opened for reading by SQLite, which tells at the first change. A
+        # reader that is told so was made for reading, and should not have tried.
+        if writing and kind == sqlite3.SQLITE_READONLY:
             return self._stop(error)
         return error
 
