@@ -1,4 +1,4 @@
-"""The README's sessions, typed as they stand there against a fresh daemon; and its Python."""
+"""The README's sessions, typed into one shell as they stand there, against a fresh daemon; and its Python."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from daemons import running_daemon
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+END = "=== the end of a step ==="
 
 VARYING = [
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
     (re.compile(r'"request_id":"[^"]+"'), '"request_id":"ID"'),
     (re.compile(r"uptime    .*"), "uptime    TIME"),
     (re.compile(r"storage   .*"), "storage   SIZE"),
+    (re.compile(r"(now|\d+ s ago)$", re.MULTILINE), "LATELY"),
 ]
 
 
@@ -39,22 +41,34 @@ def same(text: str, port: int) -> str:
 
 
 def test_every_session_in_the_readme_goes_as_printed(tmp_path):
+    command = tmp_path / "bin" / "stonemux"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m stonemux "$@"\n')
+    command.chmod(0o755)
     with running_daemon(tmp_path / "data") as daemon:
-        for command, expected in steps():
-            command = command.replace("127.0.0.1:3392", f"127.0.0.1:{daemon.port}").replace("python3", sys.executable)
-            command = command.replace("stonemux status", f"stonemux status --port {daemon.port}")
-            done = subprocess.run(
-                ["bash", "-c", command],
-                cwd=tmp_path,
-                env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=20,
-            )
-            assert same(done.stdout, daemon.port) == same(expected, daemon.port), command
+        typed = "".join(f"{command}\necho '{END}'\n" for command, _ in steps())
+        typed = typed.replace("127.0.0.1:3392", f"127.0.0.1:{daemon.port}").replace("python3", sys.executable)
+        environ = {
+            "PATH": f"{command.parent}:/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "STONEMUX_PORT": str(daemon.port),
+        }
+        done = subprocess.run(
+            ["bash"], input=typed, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+        )
+        assert done.stderr == ""
+        printed = done.stdout.split(f"{END}\n")[:-1]
+        for (command, expected), output in zip(steps(), printed, strict=True):
+            assert same(output, daemon.port) == same(expected, daemon.port), command
         python = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace(":3392", f":{daemon.port}")
         exec(compile(python, "README.md", "exec"), {})
         assert json.loads(daemon.get("/msg/list?limit=1"))["messages"][0]["content"] == "The draft is ready."
+
+
+def test_the_readme_names_files_that_are_there():
+    for name in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
 
 
 def test_the_first_block_is_the_two_commands():
