@@ -30,7 +30,7 @@ import socketserver
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -127,8 +127,6 @@ class Server(ThreadingHTTPServer):
         self.lot = Lot(mux, self._ring_from_elsewhere)
         """The calls that wait."""
         self._openapi = b""
-        self.mcp = mcp.Layer(offer.registry(mux.settings))
-        """What answers MCP; a test may put a layer with other things in its place."""
         self._lock = threading.Lock()
         self._all_ended = threading.Condition(self._lock)
         self._connections: dict[int, Connection] = {}
@@ -153,6 +151,11 @@ class Server(ThreadingHTTPServer):
         """Bind without the stock look-up of the host's name, which may ask the network."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    @cached_property
+    def mcp(self) -> mcp.Layer:
+        """What answers MCP, made when somebody first asks; a test may put a layer with other things in its place."""
+        return mcp.Layer(offer.registry(self.mux.settings))
 
     @property
     def openapi(self) -> bytes:
