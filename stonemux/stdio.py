@@ -8,8 +8,11 @@ messages are answered here, and tools say why.
 Transports, "stdio" (2025-11-25) and 2026-07-28: one message a line, nothing else on standard output, the end of the
 input ends the program.
 
-The main thread reads and never blocks on a call; each request has a thread, which then waits for the next one. `_lock`
-guards the calls that run, and is held while a line is written, so a call is either answered or cancelled.
+The main thread reads and never blocks on a call; each request has a thread, which then waits for the next one. They
+run at the same time, except that a tool waits for a mux_register that was asked for before it, whose name it may need.
+`_lock` guards the calls that run, and is held while a line is written, so a call is either answered or cancelled.
+
+When the input ends, what need not wait for anything is still answered, so a session may be piped in as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,11 +39,33 @@ from stonemux.starter import Starter
 
 TRIES = 5
 """How often a request is sent that a daemon began and did not answer."""
+END_MS = 15_000
+"""How long calls may take to end after the end of the input; the daemon may have to be started for them."""
 GRACE_MS = 500
-"""How long calls that run at the end of the input may take to end."""
+"""The same for a call that waits for something to happen, once the daemon is there."""
 MOST_LINE = 1024 * 1024
 
 _FROM_ENVIRONMENT = {"session_id": "CLAUDE_CODE_SESSION_ID", "project_dir": "CLAUDE_PROJECT_DIR"}
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A request on its way. `after`: the registration that it waits for, if any."""
+
+    request: Request
+    line: bytes
+    exchange: Exchange
+    after: _Call | None
+
+    @property
+    def key(self) -> tuple[type, mcp.RequestId]:
+        assert self.request.request_id is not None
+        return type(self.request.request_id), self.request.request_id
+
+    @property
+    def tool(self) -> str:
+        """The tool that is called; "" for any other request."""
+        return str(self.request.params.get("name", "")) if self.request.method == "tools/call" else ""
 
 
 class Pipe:
@@ -55,25 +81,35 @@ class Pipe:
         self._named = bool(self._agent)
         self._told = _told_headers(environ)
         self._lock = threading.Lock()
-        self._all_done = threading.Condition(self._lock)
-        self._calls: dict[tuple[type, mcp.RequestId], Exchange] = {}
-        self._work: queue.SimpleQueue[tuple[Request, bytes, Exchange]] = queue.SimpleQueue()
+        self._ended = threading.Condition(self._lock)
+        self._calls: dict[tuple[type, mcp.RequestId], _Call] = {}
+        self._registration: _Call | None = None
+        self._work: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._idle = 0
 
     def run(self, lines: BinaryIO) -> None:
-        """Serve until the input ends; then give running calls a moment and take back the rest."""
-        threading.Thread(target=self._start_daemon, daemon=True).start()
+        """Serve until the input ends; then let running calls end, and take back those that go on waiting."""
+        starting = threading.Thread(target=self._start_daemon, daemon=True)
+        starting.start()
         while line := lines.readline():
             if line.strip():
                 self._take(line)
-        deadline = self._clock.ticks_ms() + GRACE_MS
+        self._await(lambda call: not _waits(call), END_MS)
+        if self._calls:
+            starting.join(END_MS / 1000)
+        self._await(lambda call: True, GRACE_MS)
         with self._lock:
-            while self._calls and self._clock.ticks_ms() < deadline:
-                self._clock.wait(self._all_done, deadline)
             running = list(self._calls.values())
             self._calls.clear()
-        for exchange in running:
-            exchange.abort()
+        for call in running:
+            call.exchange.abort()
+
+    def _await(self, wanted: Callable[[_Call], bool], most_ms: int) -> None:
+        """Return when none of these calls runs any more, or after so long."""
+        deadline = self._clock.ticks_ms() + most_ms
+        with self._lock:
+            while any(map(wanted, self._calls.values())) and self._clock.ticks_ms() < deadline:
+                self._clock.wait(self._ended, deadline)
 
     def _start_daemon(self) -> None:
         try:
@@ -96,12 +132,14 @@ class Pipe:
             if request.method == "notifications/cancelled":
                 self._cancel(request.params.get("requestId"))
             return
-        exchange = self._pool.exchange()
+        call = _Call(request, line, self._pool.exchange(), self._registration)
+        if call.tool == "mux_register":
+            self._registration = call
         with self._lock:
-            self._calls[type(request.request_id), request.request_id] = exchange
+            self._calls[call.key] = call
             fresh = not self._idle
             self._idle -= not fresh
-        self._work.put((request, line, exchange))
+        self._work.put(call)
         if fresh:
             threading.Thread(target=self._serve_calls, daemon=True).start()
 
@@ -109,23 +147,28 @@ class Pipe:
         if not isinstance(request_id, (str, int)):
             return
         with self._lock:
-            exchange = self._calls.pop((type(request_id), request_id), None)
-        if exchange is not None:
-            exchange.abort()
+            call = self._calls.pop((type(request_id), request_id), None)
+            self._ended.notify_all()
+        if call is not None:
+            call.exchange.abort()
 
     # -- one call
 
     def _serve_calls(self) -> None:
         while True:
-            self._serve(*self._work.get())
+            self._serve(self._work.get())
             with self._lock:
                 self._idle += 1
 
-    def _serve(self, request: Request, line: bytes, exchange: Exchange) -> None:
+    def _serve(self, call: _Call) -> None:
+        request, exchange = call.request, call.exchange
         try:
+            if call.tool and call.after is not None:
+                self._await(lambda running: running is call.after, END_MS)
+            call.after = None
             with exchange:
                 try:
-                    self._post(request, line, exchange)
+                    self._post(request, call.line, exchange)
                     answer = self._answer(request, exchange)
                 except MuxError as error:
                     answer = self._answer_alone(request, error)
@@ -134,7 +177,7 @@ class Pipe:
                 except Exception:
                     traceback.print_exc()
                     answer = payload.write_json(mcp.internal_fault(request.request_id).response())
-                self._deliver(request, exchange, answer)
+                self._deliver(call, answer)
         except Aborted:
             pass
         except BrokenPipeError:
@@ -189,15 +232,15 @@ class Pipe:
         layer = mcp.Layer(offer.registry(self._settings))
         return payload.write_json(layer.answer(request, mcp.Session(_Closed(error), self._agent)))
 
-    def _deliver(self, request: Request, exchange: Exchange, answer: bytes) -> None:
+    def _deliver(self, call: _Call, answer: bytes) -> None:
         """Write the answer, unless the call was cancelled meanwhile."""
-        assert request.request_id is not None
         with self._lock:
-            if self._calls.pop((type(request.request_id), request.request_id), None) is not exchange:
-                exchange.abort()
+            if self._calls.get(call.key) is not call:
+                call.exchange.abort()
                 raise Aborted
             self._write_line(answer)
-            self._all_done.notify()
+            del self._calls[call.key]
+            self._ended.notify_all()
 
     def _write(self, message: dict[str, Any]) -> None:
         with self._lock:
@@ -228,6 +271,18 @@ def _parsed(line: bytes) -> Any:
         return payload.read_value(line.strip())
     except MuxError as error:
         raise Fault(mcp.PARSE_ERROR, f"Parse error: {error.message}", {"code": error.code}) from error
+
+
+def _waits(call: _Call) -> bool:
+    """Whether the call may wait for something to happen."""
+    from stonemux.operations import OPERATIONS  # which most sessions end without
+
+    operation = next((one for one in OPERATIONS if one.tool == call.tool), None)
+    if not call.tool or operation is None or "timeout" not in operation.by_name:
+        return False
+    arguments = call.request.params.get("arguments")
+    given = arguments if isinstance(arguments, dict) else {}
+    return bool(given.get("timeout", operation.by_name["timeout"].default) != 0)
 
 
 def _has_key(request: Request) -> bool:

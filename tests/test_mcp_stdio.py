@@ -270,6 +270,36 @@ def test_what_was_asked_before_the_end_is_answered(place):
     assert last.answer(asked)["result"]["structuredContent"] == {"agents": []}
 
 
+def test_a_session_piped_in_as_a_whole_gets_its_answers_from_a_daemon_that_it_starts(place):
+    ann = place.session()
+    asked = [
+        ann.send("initialize", protocolVersion="2025-11-25"),
+        ann.begin("mux_register", agent_id="ann"),
+        ann.begin("mux_send", to="ann", content="note to myself"),  # needs the name
+        ann.begin("mux_state_watch", key="stage", timeout=60),  # goes on waiting
+    ]
+    assert ann.end() == 0
+    answers = [ann.answer(number)["result"] for number in asked[:3]]
+    assert not any(answer.get("isError") for answer in answers), answers
+    ann._reader.join(WITHIN_S)
+    assert len(ann.lines) == 3
+
+
+def test_a_cancelled_registration_holds_nothing_up(place):
+    ann = place.session(STONEMUX_AGENT="ann")
+    ann.call("mux_discover")
+    os.kill(place.daemon, signal.SIGSTOP)
+    registration = ann.begin("mux_register")
+    discover = ann.begin("mux_discover")
+    ann.write(
+        json.dumps(
+            {"method": "notifications/cancelled", "jsonrpc": "2.0", "params": {"requestId": registration}}
+        ).encode()
+    )
+    os.kill(place.daemon, signal.SIGCONT)
+    assert "structuredContent" in ann.answer(discover)["result"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_quietly(place, number):
     ann = place.session()
