@@ -59,6 +59,8 @@ COMMANDS: tuple[Command, ...] = (
 
 
 HELP = ("-h", "--help")
+HABITS = {"start": "serve", "daemon": "serve", "version": "--version", "ps": "top", "ls": "agent discover"}
+"""What other programs made people type, and what it is here."""
 
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -138,8 +140,14 @@ def _unknown(name: str) -> str:
 
     if name.startswith("-"):
         return f"there is no flag {name} before a command"
-    known = [*(command.name for command in COMMANDS), *verbs.areas(operations.OPERATIONS), *verbs.ALIASES]
-    return f"there is no command {name[:80]!r}; did you mean {nearest(name, known, most=1)[0]}?"
+    areas = verbs.areas(operations.OPERATIONS)
+    known = [*(command.name for command in COMMANDS), *areas, *verbs.ALIASES]
+    meant = [f"stonemux {area} {name}" for area, here in areas.items() if name in here]
+    if not meant and name in HABITS:
+        meant = [f"stonemux {HABITS[name]}"]
+    if not meant and (close := nearest(name, known, most=1, otherwise=False)):
+        meant = close
+    return f"there is no command {name[:80]!r}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
 
 
 def _help() -> str:

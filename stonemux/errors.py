@@ -175,9 +175,9 @@ class MuxError(Exception):
         return {"error": told | self.facts}
 
 
-def nearest(wanted: str, known: Iterable[str], most: int = 5) -> list[str]:
-    """The known names closest to `wanted`; when nothing is close, the first few there are."""
+def nearest(wanted: str, known: Iterable[str], most: int = 5, *, otherwise: bool = True) -> list[str]:
+    """The known names closest to `wanted`; when nothing is close, the first few there are, or none."""
     import difflib  # only mistakes need it, and a start need not wait for it
 
     names = sorted(known)
-    return difflib.get_close_matches(wanted, names, n=most, cutoff=0.5) or names[:most]
+    return difflib.get_close_matches(wanted, names, n=most, cutoff=0.5) or names[: most * otherwise]

@@ -23,6 +23,19 @@ from stonemux.schema import Operation, Param, shown
 ALIASES: Mapping[str, str] = {"message": "msg"}
 """Other spellings of areas, as documents write them."""
 
+SYNONYMS = (
+    {"create", "post", "register", "new", "add"},
+    {"get", "show", "view", "read", "members"},
+    {"list", "discover", "ls", "all"},
+    {"send", "reply", "write", "post", "new"},
+    {"poll", "receive", "recv", "read"},
+    {"complete", "finish", "done", "close", "fail"},
+    {"cancel", "delete", "deregister", "remove", "rm"},
+    {"dispatch", "assign"},
+    {"update", "archive"},
+)
+"""Verbs that people take for each other."""
+
 OUTPUT = (
     Flag("json", "", "the daemon's answer as it is, for programs; a refusal, too"),
     Flag("quiet", "", "print ids only"),
@@ -69,9 +82,9 @@ def typed(operation: Operation) -> str:
 def unknown(area: str, verb: str, here: Iterable[str]) -> str:
     """What to say of a verb that an area does not have."""
     known = [known for known in here if known]
-    return (
-        f"{area} has no verb {shown(verb)}; did you mean {nearest(verb, known, most=1)[0]}? It has: {', '.join(known)}"
-    )
+    same = [one for one in known for words in SYNONYMS if verb in words and one in words]
+    meant = (same or nearest(verb, known, most=1))[0]
+    return f"{area} has no verb {shown(verb)}; did you mean {meant}? It has: {', '.join(known)}"
 
 
 # --- what is given
@@ -158,7 +171,9 @@ class _Line:
             if param.name not in self.given and (word := next(words, None)) is not None:
                 self._put(param, self._value(param, word))
         for word in words:
-            raise MuxError("not_understood", f"one word too many: {shown(word)}")
+            alone = ", ".join(param.name.upper() for param in slots(self._operation)) or "nothing"
+            problem = f"one word too many: {shown(word)}; {alone} may stand without a flag, the rest needs one"
+            raise MuxError("not_understood", problem)
 
     def _take_flag(self, word: str, rest: Iterator[str]) -> None:
         name, given, text = word.partition("=")

@@ -60,6 +60,19 @@ def test_each_command_explains_itself(capsys, command):
     ("words", "told"),
     [
         (["serv"], "stonemux: there is no command 'serv'; did you mean serve? (see stonemux --help)"),
+        (["send"], "stonemux: there is no command 'send'; did you mean stonemux msg send?"),
+        (
+            ["requeue"],
+            "stonemux: there is no command 'requeue'; did you mean stonemux msg requeue or stonemux task requeue?",
+        ),
+        (["start"], "stonemux: there is no command 'start'; did you mean stonemux serve?"),
+        (["xyzzy"], "stonemux: there is no command 'xyzzy' (see stonemux --help)"),
+        (["task", "create"], "stonemux: task has no verb 'create'; did you mean post?"),
+        (["task", "show", "1"], "stonemux: task has no verb 'show'; did you mean get?"),
+        (
+            ["msg", "send", "ann", "hi"],
+            "stonemux: one word too many: 'hi'; CONTENT may stand without a flag, the rest needs",
+        ),
         (["--port", "1", "serve"], "stonemux: there is no flag --port before a command (see stonemux --help)"),
         (["status", "--prot", "1"], "stonemux status: there is no flag --prot; did you mean --port?"),
         (["status", "--prot=1"], "stonemux status: there is no flag --prot; did you mean --port?"),
