@@ -1,6 +1,8 @@
 # `make` prints this help. Tools go into .venv, which `make` makes by itself; the program itself needs none of them.
 PYTHON ?= python3
-VENV := .venv
+# A checkout that cannot be written keeps its tools elsewhere, and remembers nothing of its tests.
+VENV := $(shell test -w . && echo .venv || echo $${TMPDIR:-/tmp}/stonemux-venv-$$(id -u))
+PYTEST = $(BIN)/python -m pytest$(shell test -w . || echo ' -p no:cacheprovider')
 BIN := $(VENV)/bin
 EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])"
 
@@ -17,7 +19,7 @@ serve:  ## run the daemon in the foreground
 	$(PYTHON) -m stonemux serve
 
 test: $(VENV)/.test  ## all fast tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST) -n auto --dist worksteal
 
 lint: $(VENV)/.check $(VENV)/.test  ## style and types
 	$(BIN)/ruff check stonemux tests bench
@@ -27,7 +29,7 @@ lint: $(VENV)/.check $(VENV)/.test  ## style and types
 check: lint test  ## all that a commit must pass
 
 deep: $(VENV)/.test $(VENV)/.deep  ## long tests: fuzzing, crashes, full disks, schemathesis
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/test_model.py tests/deep
+	HYPOTHESIS_PROFILE=deep $(PYTEST) tests/test_model.py tests/deep
 
 conformance:  ## the MCP conformance suite, from npm
 	PYTHON=$(PYTHON) tests/conformance/run.sh
