@@ -176,7 +176,11 @@ class Exchange:
         return self._pieces(sock, data, wanted)
 
     def received(self) -> None:
-        """Say that the answer is here without waiting for the next request: an empty line may stand before one."""
+        """Say that the answer is here without waiting for the next request: whoever says more has received it.
+
+        An empty line is no request (the daemon refuses it), so the connection ends with this exchange.
+        """
+        self.part()
         with self._lock:
             if self._sock is not None:
                 with contextlib.suppress(OSError):

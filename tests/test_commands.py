@@ -19,6 +19,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,8 +29,10 @@ from faces import OverHttp, join
 from stonemux import cli, flags, following, progress, verbs
 from stonemux.commands import top
 from stonemux.commands.completion import SHELLS, tree
+from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
-from stonemux.operations import OPERATIONS
+from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.remote import Remote
 from stonemux.screen import Look
 
 Typed = Callable[..., tuple[int, str, str]]
@@ -522,3 +525,13 @@ def test_a_growing_file_is_watched(tmp_path, monkeypatch):
             time.sleep(0.01)
     assert "copying  [######------------------]  25 %  1 MiB" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_command_gets_the_answer_to_its_own_call_after_a_poll(http: OverHttp):
+    join(http, "ann")
+    with Remote(replace(Settings(), port=http.port), None) as remote:
+        for number in range(50):
+            http.call("msg.send", from_="ann", to="ann", content=str(number))
+            polled = remote.ask(BY_NAME["msg.poll"], {"agent_id": "ann", "timeout": 0})
+            assert [message["content"] for message in polled["messages"]] == [str(number)]
+            assert "status" in remote.ask(BY_NAME["health"], {})
