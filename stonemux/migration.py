@@ -48,9 +48,23 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
                 f"to the stonemux that it was used with, and {back}",
             ) from trouble
     directory.mark()
+    if found < len(MIGRATIONS):
+        _fold(db)
     if kept is not None:
         log.info("the database went from schema %d to %d; as it was, it is kept in %s", found, len(MIGRATIONS), kept)
     return found
+
+
+def _fold(db: sqlite3.Connection) -> None:
+    """Take the new tables into the database, so that it has their room before a disk fills up.
+
+    Else folding the log in, when the daemon stops, needs more than the ballast left, and the next start finds no room.
+    """
+    try:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError as trouble:
+        if trouble.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            raise
 
 
 def _keep(directory: DataDir, version: int, now: int) -> Path:

@@ -943,6 +943,15 @@ def copies_made(opened: Any) -> list[Path]:
     return sorted((opened.path / "backups").glob("*"))
 
 
+def test_fault_34_new_tables_take_their_room_at_once(opened):
+    """Else a stop on a full disk could not fold the log in, and the next start would find no room at all."""
+    store = opened()
+    with store.read() as rx:
+        pages = rx.one("PRAGMA page_count")[0]
+    assert (opened.path / "stonemux.db").stat().st_size == pages * 4096
+    assert (opened.path / "stonemux.db-wal").stat().st_size < pages * 4096 // 4
+
+
 def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, newer):
     opened().write(note("kept"))
     newer(STEPS)
