@@ -7,21 +7,38 @@ be too short to be hit in seconds, it is stretched by a few milliseconds, which 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from stonemux import claims, cli, connection, door, leases, messages, mux, operations, state, store, tasks, transaction
+from stonemux import (
+    claims,
+    cli,
+    connection,
+    door,
+    leases,
+    messages,
+    mux,
+    operations,
+    parking,
+    state,
+    store,
+    tasks,
+    transaction,
+)
 
 STRETCH_S = 0.004
 
 
 def change_run(name: str, run: Callable[..., Any]) -> None:
     """Let an operation run something else."""
-    object.__setattr__(operations.BY_NAME[name], "run", run)
+    module, _, function = operations.BY_NAME[name].handler.partition(".")
+    setattr(import_module(f"stonemux.{module}"), function, run)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -126,7 +143,7 @@ def ack_before_commit() -> None:
         for outcome, value in early:
             outcome(value, None)
         early.clear()
-        time.sleep(STRETCH_S)
+        time.sleep(5 * STRETCH_S)  # a kill must fall into it
         return commit(self, head)
 
     store.Store._attempt = lambda self, batch: attempt(self, [eager(job) for job in batch])
@@ -136,15 +153,18 @@ def ack_before_commit() -> None:
 def lost_wakeup() -> None:
     """A waiter reads first, and registers then."""
 
-    def wait(self: Any, caller: Any, wait: Any) -> Any:
-        while (answer := wait.attempt()) is None and self.clock.ticks_ms() < wait.deadline:
-            time.sleep(STRETCH_S)
-            with self.hub.watch(*wait.topics) as watch, self.waiters.seat(wait.agent_id), caller.park(watch):
-                if not watch.wait(wait.deadline):
-                    break
-        return wait.give_up() if answer is None else answer
+    take_seat = parking.Parked._take_seat
 
-    mux.Mux.wait = wait
+    def park(self: Any, wait: Any, seat: Any, done: Any) -> None:
+        parking.Parked(self, wait, seat, done).look()
+
+    def register(self: Any) -> None:
+        if not self._seated:
+            take_seat(self)
+            threading.Timer(STRETCH_S, self._lot.mux.hub.enroll, [self]).start()
+
+    parking.Lot.park = park
+    parking.Parked._take_seat = register
 
 
 def wake_before_commit() -> None:
