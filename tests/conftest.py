@@ -124,7 +124,12 @@ def direct(mux: Mux) -> Direct:
     return Direct(mux)
 
 
-@pytest.fixture(params=[Direct, OverHttp, OverMcp, OverClient, OverCli], ids=lambda kind: kind.__name__)
+FACES = [OverHttp, OverMcp, OverClient, OverCli]
+if not OVER_TLS:
+    FACES.insert(0, Direct)  # which has no connection
+
+
+@pytest.fixture(params=FACES, ids=lambda kind: kind.__name__)
 def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp]:
     """Every face in turn."""
     with request.param(mux) as opened:

@@ -316,8 +316,9 @@ class _OneTry(Client):
 
     replayed = False
 
-    def __init__(self, url: str, mux: Mux) -> None:
-        super().__init__(url, timeout=0, environ={})
+    def __init__(self, authority: str, mux: Mux) -> None:
+        scheme = "https" if OVER_TLS else "http"
+        super().__init__(f"{scheme}://{authority}", timeout=0, environ={"STONEMUX_TLS_CERT": CERT} if OVER_TLS else {})
         self._clock = mux.clock
 
     def _read(self, operation: Operation, exchange: Exchange) -> Any:
