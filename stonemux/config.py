@@ -318,7 +318,8 @@ class Settings:
         default=60,
         metadata=_about(
             "coordination",
-            "How often agents are asked to show that they live; any call by an agent counts.",
+            "How often agents should show that they live; any call by an agent counts. stonemux run, which reads it at "
+            "its start, keeps to it while its commands work.",
             unit="seconds",
             least=1,
             most=86_400,

@@ -2358,7 +2358,7 @@ class Methods:
         - `limit`: How many to return at most (1 to 1000).
 
         Answers `WebhookAttemptsAnswer`. `GET /webhook/attempts`, tier enterprise. Refusals: 400 invalid_field, 402
-        upgrade_required, 403 agent_mismatch.
+        upgrade_required.
         """
         return self._call(
             "webhook.attempts",

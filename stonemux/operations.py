@@ -1478,7 +1478,7 @@ OPERATIONS: tuple[Operation, ...] = (
         slow=True,
         params=(
             replace(WEBHOOK_ID, doc="Only attempts at this endpoint, or at this doorbell."),
-            _agent(default=None, doc="Only attempts at this agent's doorbell."),
+            _agent(default=None, doc="Only attempts at this agent's doorbell.", acts=False),
             Param("before", "integer", least=0, most=MOST_INTEGER, doc="Only attempts with a smaller attempt_id."),
             _limit(),
         ),

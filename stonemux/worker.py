@@ -41,9 +41,7 @@ LATER = 75
 LATER_S = 30
 """How long a task that was given back so is not claimable, or it would come right back."""
 WAIT_S = 30
-"""How long one call waits for work."""
-EXTEND_S = 60
-"""A lease is extended after a third of its time, and at least this often: that also shows that the agent lives."""
+"""How long one call waits for work, at most."""
 AGAIN_MS = 2000
 """Pause before asking again a daemon that does not answer, or that has no seat free."""
 PATIENCE_S = 60.0
@@ -79,6 +77,14 @@ class Orders:
     lease_s: int = 60
     """Of messages; a task brings its own."""
     grace_s: int = 10
+    beat_ms: int = 60_000
+    """How often the agent shows at least that it lives (`coordination.heartbeat_interval`): by waiting for work, and by
+    extending a lease, which otherwise happens after a third of its time."""
+
+    @property
+    def wait_s(self) -> int:
+        """How long one call waits for work."""
+        return max(1, min(WAIT_S, self.beat_ms // 1000))
 
 
 class Piece(Protocol):
@@ -226,10 +232,10 @@ class Worker:
         orders = self.orders
         if orders.messages:
             got = self._taking.msg_poll(
-                timeout=WAIT_S, channel=orders.channel, limit=1, ack="manual", lease=orders.lease_s
+                timeout=orders.wait_s, channel=orders.channel, limit=1, ack="manual", lease=orders.lease_s
             )["messages"]
             return _Message(got[0], orders, self._emit) if got else None
-        claim = self._taking.task_claim(timeout=WAIT_S, channel=orders.channel or "default")
+        claim = self._taking.task_claim(timeout=orders.wait_s, channel=orders.channel or "default")
         return _Task(claim, orders) if claim["task_id"] else None
 
     def _begin(self, piece: Piece) -> bool:
@@ -385,7 +391,7 @@ class _Job:
             extend_at = clock.ticks_ms() + self._pace()
 
     def _pace(self) -> int:
-        return min(self.piece.lease_ms // 3, EXTEND_S * 1000)
+        return min(self.piece.lease_ms // 3, self._worker.orders.beat_ms)
 
     def _extend(self) -> None:
         if not self._held:

@@ -10,6 +10,7 @@ from faces import Direct, OverHttp, join, refusal
 
 from stonemux import httpd
 from stonemux.errors import MuxError
+from stonemux.issuer import Issuer
 from stonemux.operations import OPERATIONS
 from stonemux.schema import TIERS
 
@@ -62,6 +63,27 @@ def test_the_tier_decides_before_anything_else_is_looked_at__fault_26(face, tier
 @pytest.mark.parametrize("name", sorted(PRO - {"events.stream"}))
 def test_even_a_malformed_call_is_told_of_the_tier_first(face, name):
     refusal(face, "upgrade_required", name, nonsense=1)
+
+
+@FREE
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_license_decides_as_the_setting_does__fault_26(program, direct, clock, tier):
+    """The license in force says more than the setting; one that has run out leaves free."""
+    terms = {"not_after": clock.now_ms() + 1} if tier == "free" else {}
+    _, document = Issuer(program.path, clock, create=True).issue("enterprise" if tier == "free" else tier, **terms)
+    program.settings.license_key_file.write_text(json.dumps(document))
+    direct.call("license.reload")
+    clock.advance(1)
+    program.timekeeper.tick()
+    join(direct, "writer", "researcher")
+    for operation in CALLED:
+        if operation.name == "license.command":  # which ends licenses
+            continue
+        error = outcome(direct, operation)
+        refused = error is not None and error.code == "upgrade_required"
+        assert refused == (TIERS.index(operation.tier) > TIERS.index(tier)), operation.name
+        if refused:
+            assert (error.facts["tier"], error.facts["needed"]) == (tier, operation.tier)
 
 
 @FREE

@@ -304,6 +304,7 @@ def test_the_table_says_which_parameters_act():
     said = {(operation.name, param.name) for operation in OPERATIONS for param in operation.acting}
     assert said >= ACTS
     naming = {"agent.get", "agent.notify", "task.dispatch", "msg.list", "msg.search", "task.list", "channel.list"}
+    naming.add("webhook.attempts")
     assert not {name for name, param in said if param == "agent_id"} & (naming | {"events.stream", "events.list"})
     for operation in OPERATIONS:
         assert not operation.actor or operation.by_name[operation.actor].acts, operation.name
@@ -329,6 +330,46 @@ def test_a_bound_token_may_name_others__S2(face):
     assert face.call("agent.get", agent_id="bob")["agent"]["id"] == "bob"
     assert face.call("msg.list", agent_id="bob")["messages"] == []
     face.call("msg.send", from_="ann", to="bob", content="x")
+
+
+@REQUIRED
+def test_what_a_bound_token_reads_by_id_is_what_any_token_reads__S2(face):
+    """Only a mailbox is its agent's own: what stands in the channels is for all, whoever asks."""
+    face.token = issued(face)
+    join(face, "ann", "bob", "cat")
+    sent = face.call("msg.send", from_="ann", to="bob", content="for bob")["message_id"]
+    task = face.call("task.post", description="x", posted_by="ann")["task_id"]
+    claim = face.call("task.claim", agent_id="bob")
+    document = face.call("document.create", content="text", created_by="ann")["document"]["id"]
+    hook = face.call("webhook.add", url="http://127.0.0.1:9/hook")["webhook"]["id"]
+
+    def note(tx):
+        tx.run(
+            "insert into attempt (webhook, agent_id, wire_id, kind, subject, try, at, ms, status, error, retry_at) "
+            "values (?, null, 'msg_1', 'task_posted', 1, 1, ?, 5, 200, null, null)",
+            hook,
+            tx.now,
+        )
+
+    face.mux.store.write(note)
+    asked = (
+        ("msg.status", {"id": sent}),
+        ("msg.list", {"agent_id": "bob"}),
+        ("msg.search", {"q": "bob", "agent_id": "bob"}),
+        ("channel.messages", {"channel": "agent-bob"}),
+        ("task.get", {"task_id": task}),
+        ("document.get", {"id": document}),
+        ("webhook.list", {}),
+        ("webhook.attempts", {"id": hook}),
+        ("webhook.attempts", {"agent_id": "bob"}),
+    )
+    answers = [face.call(name, **given) for name, given in asked]
+    assert answers[7]["attempts"], "attempts at an endpoint"
+    face.token = issued(face, "cat")
+    assert [face.call(name, **given) for name, given in asked] == answers
+    assert claim["claim_token"] not in json.dumps(answers), "which is all that lets another act as the claimant"
+    for name in ("msg.dead", "inbox.list", "msg.poll"):
+        refusal(face, "agent_mismatch", name, agent_id="bob")
 
 
 @REQUIRED

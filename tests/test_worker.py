@@ -19,6 +19,7 @@ from raw import eventually
 from test_mcp_stdio import free_port
 
 from stonemux import worker
+from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.worker import LATER, Orders, Worker
 
@@ -201,10 +202,9 @@ def test_a_command_may_give_its_task_away_itself(start, boss, environ):
 # -- leases and cancellations
 
 
-def test_t7_the_lease_is_kept_while_the_command_runs(start, boss, clock, place, monkeypatch):
-    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+def test_t7_the_lease_is_kept_while_the_command_runs(start, boss, clock, place):
     task = boss.post()
-    start('while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', once=True)
+    start('while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', once=True, beat_ms=20)
     first = boss.until(task, "claimed")["lease_expires_at"]
     for _ in range(3):
         clock.advance(200_000)
@@ -247,19 +247,17 @@ def test_what_a_stopped_command_leaves_behind_is_killed(start, boss, place):
 def test_without_the_right_to_watch_a_cancellation_is_noticed_when_the_lease_is_extended(
     start, boss, place, monkeypatch
 ):
-    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
     monkeypatch.setattr(Worker, "_watch", lambda self: None)
     task = boss.post()
-    running = start('touch "$PLACE/begun"; sleep 60', once=True)
+    running = start('touch "$PLACE/begun"; sleep 60', once=True, beat_ms=20)
     eventually((place / "begun").exists)
     boss.call("task.cancel", task_id=task)
     assert running.ends() == 1
 
 
-def test_a_command_whose_task_went_to_another_is_stopped_after_a_grace(start, boss, place, monkeypatch):
-    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
+def test_a_command_whose_task_went_to_another_is_stopped_after_a_grace(start, boss, place):
     task = boss.post()
-    running = start('echo $$ > "$PLACE/shell"; sleep 60', once=True, grace_s=0.05)
+    running = start('echo $$ > "$PLACE/shell"; sleep 60', once=True, grace_s=0.05, beat_ms=20)
     shell = pid_in(place / "shell")
     boss.call("task.release", task_id=task, agent_id="w")
     assert boss.call("task.claim", agent_id="boss")["task_id"] == task
@@ -437,10 +435,10 @@ def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter
 def test_a_messages_lease_is_kept_too(start, boss, letter, clock, place, monkeypatch):
     extended: list[int] = []
     extend = worker._Message.extend
-    monkeypatch.setattr(worker, "EXTEND_S", 0.02)
     monkeypatch.setattr(worker._Message, "extend", lambda self, client: extend(self, client) or extended.append(1))
     message = letter("slow")
-    start('touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', messages=True, once=True, lease_s=60)
+    script = 'touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done'
+    start(script, messages=True, once=True, lease_s=60, beat_ms=20)
     eventually((place / "begun").exists)
     for _ in range(3):
         clock.advance(40_000)
@@ -495,6 +493,26 @@ def test_t6_what_a_killed_runner_held_comes_back_after_its_lease(process, boss, 
     clock.advance(300_000)
     assert boss.call("task.claim", agent_id="boss")["task_id"] == task
     os.kill(shell, signal.SIGKILL)
+
+
+def test_a_runner_beats_as_often_as_the_settings_say(process, boss, place, program):
+    """With the default of a minute nothing would be extended within this test: a third of the lease is longer still."""
+    task = boss.post()
+    (place / ".stonemux").mkdir(mode=0o700)
+    (place / ".stonemux" / "config.toml").write_text("[coordination]\nheartbeat_interval = 1\n")
+    process("--agent", "w", "--", "sh", "-c", 'touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done')
+    eventually((place / "begun").exists)
+    program.clock.advance(250_000)
+    eventually(
+        lambda: boss.call("agent.get", agent_id="w")["agent"]["last_heartbeat"] == rfc3339(program.clock.now_ms())
+    )
+    (place / "go").touch()
+    boss.until(task, "complete")
+
+
+@pytest.mark.parametrize(("beat_ms", "wait_s"), [(60_000, 30), (10_000, 10), (1000, 1), (20, 1)])
+def test_a_runner_waits_for_work_no_longer_than_between_two_beats(beat_ms, wait_s):
+    assert Orders(agent="w", command=("true",), beat_ms=beat_ms).wait_s == wait_s
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,13 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stonemux import flags, launch
 from stonemux.errors import EXIT_INTERRUPTED, MuxError
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise MuxError("missing_field", "who works? Say --agent ID, or set STONEMUX_AGENT", parameter="agent_id")
     if options.reply and not options.messages:
         raise MuxError("not_understood", "--reply goes with --messages: a task's result needs no answer")
+    settings = flags.settings(options, environ)
     orders = worker.Orders(
         agent=agent,
         command=tuple(options.command),
@@ -73,14 +77,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         retry=options.retry,
         lease_s=options.lease,
         grace_s=options.grace,
+        beat_ms=settings.heartbeat_interval * 1000,
     )
     told = _silent if options.quiet else _say
-    return _until_signal(worker.Worker(orders, _environ(options, environ), told, _emit))
+    return _until_signal(worker.Worker(orders, _environ(options, settings, environ), told, _emit))
 
 
-def _environ(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, str]:
+def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of the commands: they find the same daemon."""
-    settings = flags.settings(options, environ)
     found = dict(environ) | {"STONEMUX_HOST": settings.host, "STONEMUX_PORT": str(settings.port)}
     for name in ("data_dir", "config"):
         if value := getattr(options, name):
