@@ -314,9 +314,13 @@ def _text(param: Param, value: Any, limits: Limits) -> str:
     most = param.upper(limits)
     # A character is at most four bytes, so most texts are cleared without being encoded.
     if most is not None and len(value) * 4 > most and (size := len(value.encode())) > most:
+        remedy = "send less"
+        if param.most == "max_message_size":
+            place = f"as {param.either}" if param.either else "instead"
+            remedy = f"send less, or put it into a document (document.create) and send its id {place}"
         raise MuxError(
             param.too_large or param.code,
-            f"{param.name} has {size} bytes of UTF-8, more than the limit of {most}; send less, or a reference to it",
+            f"{param.name} has {size} bytes of UTF-8, more than the limit of {most}; {remedy}",
             parameter=param.name,
             limit=most,
         )
