@@ -7,7 +7,6 @@ time; whoever changes these tables calls `tx.forget()`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable
 from typing import Any
 
 from stonemux.errors import MuxError, nearest
@@ -19,24 +18,19 @@ DEFAULT_CHANNEL = "default"
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
 
 
-def _remembered(rx: Snapshot, key: Hashable, find: Callable[[], Any]) -> Any:
+def _one(rx: Snapshot, query: str, *values: str) -> Any:
+    """The first row, or None."""
     if not isinstance(rx, Tx):
-        return find()
-    found = rx.cache.get(key)
-    if found is None:
-        found = find()
-        if found is not None:
-            rx.cache[key] = found
+        return rx.one(query, *values)
+    found = rx.cache.get((query, values))
+    if found is None and (found := rx.one(query, *values)) is not None:
+        rx.cache[query, values] = found
     return found
 
 
 def find_agent(rx: Snapshot, agent_id: str) -> Any:
     """The agent's row, or None when no such agent is registered."""
-    return _remembered(
-        rx,
-        ("agent", agent_id),
-        lambda: rx.one("select * from agent where id = ? and deregistered_at is null", agent_id),
-    )
+    return _one(rx, "select * from agent where id = ? and deregistered_at is null", agent_id)
 
 
 def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
@@ -64,7 +58,7 @@ def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> M
 
 def find_channel(rx: Snapshot, name: str) -> Any:
     """The channel's row, or None."""
-    return _remembered(rx, ("channel", name), lambda: rx.one("select * from channel where name = ?", name))
+    return _one(rx, "select * from channel where name = ?", name)
 
 
 def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
@@ -86,13 +80,7 @@ def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
 
 def is_member(rx: Snapshot, name: str, agent_id: str) -> bool:
     """Whether the agent is a member of the channel."""
-    return bool(
-        _remembered(
-            rx,
-            ("member", name, agent_id),
-            lambda: rx.one("select 1 from member where channel = ? and agent_id = ?", name, agent_id),
-        )
-    )
+    return _one(rx, "select 1 from member where channel = ? and agent_id = ?", name, agent_id) is not None
 
 
 def channels_of(rx: Snapshot, agent_id: str) -> list[str]:
@@ -114,7 +102,11 @@ def members(rx: Snapshot, name: str) -> list[str]:
 
 def member_set(rx: Snapshot, name: str) -> frozenset[str]:
     """The same agents, to look names up in; remembered like the rest."""
-    found: frozenset[str] = _remembered(rx, ("members", name), lambda: frozenset(members(rx, name)))
+    if not isinstance(rx, Tx):
+        return frozenset(members(rx, name))
+    found: frozenset[str] | None = rx.cache.get(("members", name))
+    if found is None:
+        found = rx.cache["members", name] = frozenset(members(rx, name))
     return found
 
 

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from stonemux import audit, chain
@@ -84,12 +85,7 @@ class Call:
         self.work: Work | None = None
         """The piece of work, if this is a change that does not wait."""
         if operation.kind == "change" and (operation.wait is None or not args["timeout"]):
-            run = operation.run
-
-            def work(tx: Tx) -> Any:
-                return run(tx, **args)
-
-            self.work = caller.through(work)
+            self.work = caller.through(partial(operation.run, **args))
 
     def _heard_of(self) -> None:
         if self.operation.by:

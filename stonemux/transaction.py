@@ -212,7 +212,7 @@ class Tx(Snapshot):
         return (
             self._db.total_changes - self._written,
             self._written,
-            [len(rows) for rows in self._noted.values()],
+            [*map(len, self._noted.values())],
             len(self._pending),
             len(self._topics),
             len(self._offers),

@@ -469,24 +469,17 @@ def render(
     Content-Length (RFC 9110 section 8.6). Raises ValueError for an unknown or interim status, and for a header name or
     value that is not printable ASCII: such a value would be a way to write into the answer.
     """
-    head = [_opening(status, content_type, close)]
+    head = _opening(status, content_type, close, date)
     if status not in _BODILESS:
-        head.append(b"Content-Length: %d\r\n" % len(body))
+        head += b"Content-Length: %d\r\n" % len(body)
     elif body:
         raise ValueError(f"status {status} has no body")
-    head.append(b"X-Request-Id: %b\r\n" % _checked(request_id))
-    if date:
-        head.append(b"Date: %b\r\n" % _checked(date.decode("ascii")))
-    for name, value in extra:
-        head.append(_line(name, value))
-    head.append(b"\r\n")
-    if not head_only:
-        head.append(body)
-    return b"".join(head)
+    more = b"".join([_line(name, value) for name, value in extra]) if extra else b""
+    return b"%bX-Request-Id: %b\r\n%b\r\n%b" % (head, _checked(request_id), more, b"" if head_only else body)
 
 
 @lru_cache(maxsize=256)
-def _opening(status: int, content_type: str, close: bool) -> bytes:
+def _opening(status: int, content_type: str, close: bool, date: bytes) -> bytes:
     if status < 200:
         raise ValueError(f"status {status} is not a final answer")
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii")]
@@ -495,6 +488,8 @@ def _opening(status: int, content_type: str, close: bool) -> bytes:
     lines += [_line("Cache-Control", "no-store"), _line("X-Content-Type-Options", "nosniff")]
     if close:
         lines.append(_line("Connection", "close"))
+    if date:
+        lines.append(_line("Date", date.decode("ascii")))
     return b"".join(lines)
 
 
