@@ -63,10 +63,10 @@ def body_of(given: Mapping[str, Any]) -> bytes:
 # -- calls
 
 
-def enter(operation: Operation, args: Mapping[str, Any], caller: Caller, body_sha256: str) -> Callable[[Work], Work]:
+def enter(operation: Operation, args: Mapping[str, Any], body_sha256: str) -> Callable[[Caller, Work], Work]:
     """What makes a changing call's piece of work enter itself in the log."""
 
-    def wrap(work: Work) -> Work:
+    def wrap(caller: Caller, work: Work) -> Work:
         def entered(tx: Tx) -> Any:
             changes = tx.changes
             answer = work(tx)

@@ -31,10 +31,10 @@ def take(mux: Mux, caller: Caller, *, path: str | None) -> dict[str, Any]:
         )
     if caller.once is not None:
         with contextlib.suppress(_Fresh):
-            return _opened(mux.store.write(caller.once(_ask)))
+            return _opened(mux.store.write(caller.once(caller, _ask)))
     answer = _take(mux, path)
     if caller.once is not None:
-        return _opened(mux.store.write(caller.once(lambda tx: answer)))
+        return _opened(mux.store.write(caller.once(caller, lambda tx: answer)))
     return answer
 
 

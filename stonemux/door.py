@@ -40,7 +40,7 @@ class Call:
     Exactly one of three ways to run it is right: `queue` when `work` is set, else `attempt` or `answer`.
     """
 
-    __slots__ = ("_args", "_audited", "_caller", "_digest", "_mux", "operation", "work")
+    __slots__ = ("_args", "_audited", "_caller", "_digest", "_done", "_mux", "operation", "work")
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class Call:
         if key is not None or self._audited:
             self._digest = chain.sha256(audit.body_of(given))
         if self._audited:
-            caller.enter = audit.enter(operation, args, caller, self._digest)
+            caller.enter = audit.enter(operation, args, self._digest)
         if key is not None:
-            caller.once = _once(operation, args, key, bytes.fromhex(self._digest), caller)
+            caller.once = _once(operation, args, key, bytes.fromhex(self._digest), caller.principal)
         self.work: Work | None = None
         """The piece of work, if this is a change that does not wait."""
         if operation.kind == "change" and (operation.wait is None or not args["timeout"]):
@@ -102,10 +102,11 @@ class Call:
         """Queue the work; `done(answer, error)` is called after its commit, by whichever thread led it."""
         assert self.work is not None
 
-        def outcome(value: Any, error: BaseException | None) -> None:
-            done(*self.concluded(value, error))
+        self._done = done
+        self._mux.store.submit(Job(self.work, self._outcome, not self.operation.frees))
 
-        self._mux.store.submit(Job(self.work, outcome, not self.operation.frees))
+    def _outcome(self, value: Any, error: BaseException | None) -> None:
+        self._done(*self.concluded(value, error))
 
     def concluded(self, value: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
         """What to answer, or to refuse with, when the work has come to this; called after the commit."""
@@ -299,15 +300,15 @@ def _one_key(in_body: Any, in_header: str | None) -> str | None:
 
 
 def _once(
-    operation: Operation, args: Mapping[str, Any], key: str, digest: bytes, caller: Caller
-) -> Callable[[Work], Work]:
+    operation: Operation, args: Mapping[str, Any], key: str, digest: bytes, principal: Principal | None
+) -> Callable[[Caller, Work], Work]:
     """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
     actor = args.get(operation.by) if operation.by else None
-    if caller.principal is not None and caller.principal.agent:
-        actor = caller.principal.agent
+    if principal is not None and principal.agent:
+        actor = principal.agent
     scope = (actor or "", operation.path, key)
 
-    def wrap(work: Work) -> Work:
+    def wrap(caller: Caller, work: Work) -> Work:
         def once(tx: Tx) -> Any:
             found = tx.one("select * from idempotency where scope = ? and path = ? and key = ?", *scope)
             if found is not None and found["at"] > tx.now - IDEMPOTENCY_TTL_MS:

@@ -38,6 +38,9 @@ FIELDS = (
     "m.priority, m.metadata, m.content_ref, m.truncated, m.mentions"
 )
 
+EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref", "truncated", "mentions", "metadata")
+"""What a message is shown with only when it carries something; the last three are stored as another value."""
+
 _OPEN = (
     f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
     "where d.agent_id = ?1 and d.state = 0 and (m.expires_at is null or m.expires_at > ?2) "
@@ -65,7 +68,7 @@ def view(row: Any) -> dict[str, Any]:
         "channel": row["channel"],
         "sent_at": rfc3339(row["sent_at"]),
     }
-    for extra in ("subject", "type", "thread", "reply_to", "priority", "content_ref"):
+    for extra in EXTRAS[:6]:
         if row[extra]:
             shown[extra] = row[extra]
     if row["truncated"]:
@@ -146,18 +149,8 @@ def post(
         "channel": channel,
         "sent_at": rfc3339(tx.now),
     }
-    extras = (
-        ("subject", subject),
-        ("type", type),
-        ("thread", thread),
-        ("reply_to", reply_to),
-        ("priority", priority),
-        ("content_ref", content_ref),
-        ("truncated", truncated),
-        ("mentions", mentions),
-        ("metadata", metadata),
-    )
-    for name, extra in extras:
+    extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
+    for name, extra in zip(EXTRAS, extras, strict=True):
         if extra:
             told[name] = extra
     tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))

@@ -51,18 +51,18 @@ class Caller:
         """Whose token that holds, once the door has looked; None without one."""
         self.flight: Flight | None = None
         """What was handed out with the answer, to be told whether the answer arrived."""
-        self.once: Callable[[Work], Work] | None = None
+        self.once: Callable[[Caller, Work], Work] | None = None
         """Makes a piece of writing happen once for the call's idempotency key."""
-        self.enter: Callable[[Work], Work] | None = None
-        """Enters a piece of writing in the audit log."""
+        self.enter: Callable[[Caller, Work], Work] | None = None
+        """Enters a piece of writing in the audit log. Neither holds the caller: that would be a cycle a call."""
         self.replayed = False
         """The answer is the stored one of an earlier call with the same key."""
 
     def through(self, work: Work) -> Work:
         """A piece of writing as it is to run for this call: audited, and once for its key."""
         if self.enter is not None:
-            work = self.enter(work)
-        return work if self.once is None else self.once(work)
+            work = self.enter(self, work)
+        return work if self.once is None else self.once(self, work)
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 from faces import join, refusal
@@ -225,3 +227,22 @@ def test_the_header_does_what_the_field_does__P1(http):
     assert send("k", idempotency_key="other")[2]["error"]["code"] == "idempotency_key_conflict"
     assert send("k", content="y")[0] == 422
     assert send("a b")[2]["error"]["code"] == "invalid_idempotency_key"
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_call_is_gone_when_it_was_answered_and_waits_for_no_collector(mux, direct, key):
+    class Watched(Caller):
+        """A caller that can be referred to weakly."""
+
+    def send():
+        caller = Watched()
+        given = {"from": "ann", "to": "ann", "content": "x"}
+        door.call(mux, operations.BY_NAME["msg.send"], given, caller, key=key)
+        return weakref.ref(caller)
+
+    join(direct, "ann")
+    gc.disable()
+    try:
+        assert send()() is None
+    finally:
+        gc.enable()
