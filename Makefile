@@ -21,12 +21,15 @@ serve:  ## run the daemon in the foreground
 test: $(VENV)/.test  ## all fast tests
 	$(PYTEST) -n auto --dist worksteal
 
+faces: $(VENV)/.test  ## the contract over every face, which `make test` takes in turn
+	STONEMUX_FACES=all $(PYTEST) -n auto --dist worksteal $$(grep -l '[(, ]face[,)]' tests/test_*.py)
+
 lint: $(VENV)/.check $(VENV)/.test  ## style and types
 	$(BIN)/ruff check stonemux tests bench
 	$(BIN)/ruff format --check stonemux tests bench
 	$(BIN)/mypy
 
-check: lint test  ## all that a commit must pass
+check: lint faces test  ## all that a commit must pass
 
 deep: $(VENV)/.test $(VENV)/.deep  ## long tests: fuzzing, crashes, full disks, schemathesis
 	HYPOTHESIS_PROFILE=deep $(PYTEST) tests/test_model.py tests/deep
@@ -58,5 +61,5 @@ clean:  ## remove what was made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help serve test lint check deep conformance bench bench-peers docs pyz release clean
+.PHONY: help serve test faces lint check deep conformance bench bench-peers docs pyz release clean
 .SECONDARY:

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 import pytest
 import shapes
+from fake_clock import FakeClock
 from raw import OVER_TLS
 from tls_client import CERT, trusting
 
@@ -129,7 +130,14 @@ class OverHttp:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.server.stop()
+        stopping = threading.Thread(target=self.server.stop, daemon=True)
+        stopping.start()
+        stopping.join(0.1)
+        while stopping.is_alive() and isinstance(
+            self.mux.clock, FakeClock
+        ):  # it waits for a verdict that is due in 3 ms, on a clock that stands still
+            self.mux.clock.advance(3)
+            stopping.join(0.1)
         self._door.join(5)
         self.server.server_close()
 
