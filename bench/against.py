@@ -39,15 +39,17 @@ WAKES = 60
 WHY = """
 ## Where a peer wins, and why
 
-- redis, beanstalkd and nats-server are written in C and Go and speak protocols of a line or two. A send here is a request in
-  HTTP and JSON whose sender, recipient, channel and membership are looked up, and which is stored as a message, a delivery, an
-  event and an entry in the audit log, each with its indexes, before one flush answers for all of them. The audit log is about a
-  sixth of it (`[audit] enabled = false`).
-- With few connections the flush and the work around it decide, and nobody shares them. beanstalkd hands a job to a waiting
-  client before it has flushed it, and nats-server flushes by the clock; a wake-up here comes after the flush.
-- redis shares one flush among whoever has asked meanwhile, as stonemux does, and spends a tenth of the time on each.
-- Against what does the same in the same language (FastAPI with the same database), and against etcd, stonemux is ahead; it
-  also holds up better than both with 512 connections.""".splitlines()
+- redis, beanstalkd and nats-server are written in C and Go and speak protocols of a line or two. A send here is a
+  request in HTTP and JSON whose sender, recipient, channel and membership are looked up, and which is stored as a
+  message, a delivery, an event and an entry in the audit log, each with its indexes, before one flush answers for
+  all of them. The audit log is about a sixth of it (`[audit] enabled = false`).
+- With few connections the flush and the work around it decide, and nobody shares them. beanstalkd hands a job to
+  a waiting client before it has flushed it, and nats-server flushes by the clock; a wake-up here comes after the
+  flush.
+- redis shares one flush among whoever has asked meanwhile, as stonemux does, and spends a tenth of the time on
+  each.
+- Against what does the same in the same language (FastAPI with the same database), and against etcd, stonemux is
+  ahead; it also holds up better than both with 512 connections.""".splitlines()
 
 Figures = dict[str, dict[str, list[float]]]
 """Figures by measurement and program, one a round."""
