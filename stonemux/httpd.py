@@ -206,9 +206,10 @@ class Server(ThreadingHTTPServer):
 
     def _attend(self, me: int) -> None:
         """Attend until the end, or until the guard has taken over."""
+        gathering = False
         while not self._ended and self._attending == me:
             self._in_round = False
-            happened = self._ready.wait(self._patience())
+            happened = self._ready.wait(0 if gathering else self._patience())
             self._in_round = True
             self._round += 1
             if not self._traffic:
@@ -234,7 +235,11 @@ class Server(ThreadingHTTPServer):
                 self._see_to_the_rest()
             except Exception:
                 log.exception("a round at the door failed")
-            self.mux.store.lead()
+            # Whoever has asked during this round shares its flush: one more look before the commit.
+            gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
+            if not gathering:
+                self.mux.store.lead()
+        self.mux.store.lead()  # what was gathered when the guard took over
 
     def _stand_guard(self, me: int) -> None:
         """Sleep while all is quiet; take over from an attending thread that does not get on."""

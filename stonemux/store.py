@@ -207,6 +207,11 @@ class Store:
             self._queue.append(job)
             return True
 
+    @property
+    def gathered(self) -> bool:
+        """Whether something is queued."""
+        return bool(self._queue)
+
     def lead(self) -> None:
         """Commit what is queued, unless somebody is about it.
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import socket
 import ssl
+import select
 import threading
 import urllib.error
 import urllib.parse
@@ -385,6 +386,30 @@ def test_what_is_pipelined_behind_a_change_outlives_a_change_of_guard(served):
     assert raw.answer().status == 200
     assert [m["content"] for m in raw.answer().json["messages"]] == ["slow"]
     served.mux.store.publish = publish
+
+
+def test_who_asks_during_a_round_shares_its_commit(served, monkeypatch):
+    first, second = served.connect(), served.connect()
+    assert second.ask(HEALTH).status == 200
+    handle, publish = served.server.handle, served.mux.store.publish
+    commits: list[int] = []
+
+    def publishing(events: Any, *rest: Any) -> None:
+        commits.append(len(events))
+        publish(events, *rest)
+
+    def meanwhile(connection: Any, *request: Any) -> None:
+        monkeypatch.setattr(served.server, "handle", handle)
+        others = [other.sock for other in served.server._connections.values() if other is not connection]
+        second.send(message("b"))
+        assert select.select(others, [], [], PATIENCE_S)[0]
+        handle(connection, *request)
+
+    monkeypatch.setattr(served.mux.store, "publish", publishing)
+    monkeypatch.setattr(served.server, "handle", meanwhile)
+    first.send(message("a"))
+    assert (first.answer().status, second.answer().status) == (200, 200)
+    assert commits == [2]
 
 
 def test_workers_are_used_again_and_connections_leave_nothing(served):
