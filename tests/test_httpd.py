@@ -6,9 +6,9 @@ import contextlib
 import http.client
 import itertools
 import json
+import select
 import socket
 import ssl
-import select
 import threading
 import urllib.error
 import urllib.parse
