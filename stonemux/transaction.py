@@ -44,7 +44,9 @@ MOST_ROWS = 64
 def _insert(table: str, rows: int) -> str:
     columns = INSERTS[table]
     one = f"({', '.join('?' * (columns.count(',') + 1))})"
-    return f"insert into {table} ({columns}) values {', '.join([one] * rows)}"
+    # "or fail": by default SQLite keeps a copy of every page such a statement touches, to undo it alone. A row that is
+    # refused here takes the batch back anyway.
+    return f"insert or fail into {table} ({columns}) values {', '.join([one] * rows)}"
 
 
 class Event(NamedTuple):
