@@ -62,7 +62,7 @@ class Daemon:
             self._store.on_fatal = self._fail
             self.mux = Mux.assemble(settings, clock, self._store)
             timekeeper.boot(self.mux)
-            self._directory.write_file(OWNER_TOKEN, self.mux.tokens.owner + "\n")
+            self._directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
             operations.load()
             self.server = Server(self.mux)
             undo.pop_all()

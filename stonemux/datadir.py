@@ -81,11 +81,15 @@ class DataDir:
                 pid=holder or None,
             ) from None
         with contextlib.suppress(OSError):  # told to whoever finds it locked; on a full disk it can be missed
-            self.write_file(PID, f"{os.getpid()}\n")
+            self.write_passing(PID, f"{os.getpid()}\n")
 
     def write_file(self, name: str, text: str) -> None:
         """Replace a small file in one step, mode 0600: a reader finds the old text or the new one, never half."""
         write_private(self.path / name, text)
+
+    def write_passing(self, name: str, text: str) -> None:
+        """The same for what means nothing once this process has ended: it need not outlive the machine's power."""
+        write_private(self.path / name, text, lasting=False)
 
     def audit_key(self) -> bytes:
         """What signs the checkpoints of the audit log: outside of the database, mode 0600, made when first needed."""
@@ -120,14 +124,15 @@ class DataDir:
         os.close(self._fd)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a small file in one step, mode 0600."""
+def write_private(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Replace a small file in one step, mode 0600; `lasting`: it is on the disk before it takes the place."""
     temporary = path.with_name(f".{path.name}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -1,14 +1,16 @@
 """Bringing an older database up to date, with a copy of it as it was: the way back to the older program.
 
 The copy is made first, like every other (`copies`), so it is whole, checked and on the disk before anything changes. A
-step is one transaction, so a start that is interrupted goes on where it stopped. No copy stands for another: each start
-that changes the schema makes its own, since much may have happened since an earlier attempt.
+step is one transaction, so a start that is interrupted goes on where it stopped; in a new database all of them are one,
+since one flush is a tenth of ten. No copy stands for another: each start that changes the schema makes its own, since
+much may have happened since an earlier attempt.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 from stonemux import copies
@@ -32,12 +34,14 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
     """
     found = int(db.execute("PRAGMA user_version").fetchone()[0])
     kept = _keep(directory, found, now) if 0 < found < len(MIGRATIONS) else None
-    for version in range(found, len(MIGRATIONS)):
+    versions = range(found, len(MIGRATIONS))
+    for steps in [versions] if found == 0 else [[version] for version in versions]:
         try:
-            _step(db, version)
+            _take(db, steps)
         except sqlite3.Error as trouble:
             if kept is None or trouble.sqlite_errorcode & 0xFF not in OURS:
                 raise
+            (version,) = steps
             back = f"run there: stonemux restore {kept.name}"
             if version == found:  # a copy each time it is tried would fill the disk
                 kept.unlink()
@@ -77,15 +81,17 @@ def _keep(directory: DataDir, version: int, now: int) -> Path:
     return target
 
 
-def _step(db: sqlite3.Connection, version: int) -> None:
+def _take(db: sqlite3.Connection, steps: Iterable[int]) -> None:
+    """Take these steps in one transaction."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        for statement in MIGRATIONS[version]:
-            db.execute(statement)
-        if version == 0:
-            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
-        db.execute(f"PRAGMA user_version={version + 1}")
+        for version in steps:
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+            if version == 0:
+                db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                db.execute("insert into meta values ('epoch', lower(hex(randomblob(8))))")
+            db.execute(f"PRAGMA user_version={version + 1}")
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:

@@ -56,6 +56,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         if not looked:
             check_sound(db, path, directory.marked)
         db.row_factory = Row
+        if not path.stat().st_size:  # the first page of a new database replaces nothing that a journal could bring back
+            db.execute("PRAGMA journal_mode=MEMORY")
         mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise MuxError("unsafe_environment", f"SQLite cannot use a write-ahead log for {path} (it offers {mode!r})")

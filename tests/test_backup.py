@@ -391,8 +391,8 @@ def test_a_log_that_was_not_folded_in_is_kept_with_what_it_belongs_to(restored, 
 
 
 @pytest.mark.parametrize(
-    ("act", "at"),  # before these come those that note our process id
-    [("link", 0), ("replace", 1), ("replace", 2), ("fsync", 1), ("fsync", 2), ("fsync", 3)],
+    ("act", "at"),  # before these replacements comes the one that notes our process id
+    [("link", 0), ("replace", 1), ("replace", 2), ("fsync", 0), ("fsync", 1), ("fsync", 2)],
 )
 def test_a_restore_that_is_interrupted_leaves_one_database_or_the_other(
     restored, direct, program, tmp_path, monkeypatch, act, at

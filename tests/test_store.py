@@ -952,6 +952,17 @@ def test_fault_34_new_tables_take_their_room_at_once(opened):
     assert (opened.path / "stonemux.db-wal").stat().st_size < pages * 4096 // 4
 
 
+def test_a_new_database_is_made_whole_or_not_at_all(opened, newer):
+    newer((*tables.MIGRATIONS, ("create table extra (a integer) strict", "insert into extra values ('not one')")))
+    with pytest.raises(sqlite3.IntegrityError):
+        opened()
+    with contextlib.closing(sqlite3.connect(opened.path / "stonemux.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert db.execute("select * from sqlite_master").fetchall() == []
+    newer(STEPS)
+    opened().write(note("kept"))
+
+
 def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, newer):
     opened().write(note("kept"))
     newer(STEPS)
