@@ -44,7 +44,7 @@ PEERS := redis-server beanstalkd etcd-server nats-server
 bench-peers: $(VENV)/.bench  ## measure beside redis, beanstalkd, etcd, nats and FastAPI; writes docs/benchmarks.md
 	if [ "$$(id -u)" = 0 ]; then apt-get install -qq -y --no-install-recommends $(PEERS); \
 	else echo "what is not installed is left out (apt install $(PEERS))"; fi
-	$(BIN)/python -m bench.against --report docs
+	$(BIN)/python -m bench.against --runs 3 --report docs
 
 docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example, stonemux/methods.py
 	$(PYTHON) -m stonemux reference > docs/reference.md
