@@ -268,8 +268,9 @@ def report(runs: list[Figures], versions: dict[str, str], rounds: int, seconds: 
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench-peers`; every figure is the median of {len(runs) * rounds} measurements of {seconds:g} "
-        f"s in {len(runs)} runs, all programs in turn in the same run. Ratios travel between machines, figures do not.",
+        f"Written by `make bench-peers`; every figure is the median of {len(runs) * rounds} measurements of "
+        f"{seconds:g} s in {len(runs)} runs, in each of which all programs take turns. Ratios travel between machines, "
+        "figures do not.",
         "",
         f"Machine: {os.cpu_count()} processors, {platform.system()} {platform.machine()}, one flush of 4 KiB "
         f"{flush_ms():.3f} ms; Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}. The load generator "

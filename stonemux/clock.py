@@ -90,14 +90,6 @@ def rfc3339(ms: int) -> str:
     return f"{_to_the_second(seconds)}.{milli:03d}Z"
 
 
-def http_date(seconds: int) -> str:
-    """Seconds since the epoch as a header says them, for example `Wed, 10 Jun 2026 04:30:00 GMT`.
-
-    `email.utils` writes the same, and is a twentieth of the start-up. No locale is ever set here: names are English.
-    """
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
 @lru_cache(maxsize=64)  # formatting a date costs more than the rest of a small answer, and most answers share a second
 def _to_the_second(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"

@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 
 from stonemux import VERSION, addresses
 from stonemux.addresses import Policy, Target
@@ -222,8 +223,6 @@ def _retry_after(text: str) -> int | None:
     """Seconds, from a number or a date; at most an hour."""
     if re.fullmatch("[0-9]{1,12}", text):
         return min(int(text), MOST_RETRY_AFTER_S)
-    from email.utils import parsedate_to_datetime  # few receivers say it so, and a start need not wait for it
-
     try:
         seconds = parsedate_to_datetime(text).timestamp() - _clock.wall_ms() / 1000
     except (ValueError, TypeError, OverflowError):

@@ -130,7 +130,7 @@ class Daemon:
         """Shut down: answers what waits, commits what is queued, and gives the data directory back."""
         self.server.stop()
         self._door.join()
-        self.server.close()
+        self.server.server_close()
         self._telemetry.stop()
         self._outbound.stop()
         with contextlib.suppress(MuxError):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stonemux import audit, door, monitor, operations, payload, sse, together, wire
 from stonemux.chain import Entry
-from stonemux.clock import http_date
 from stonemux.connection import SEND_MS, Connection, end
 from stonemux.errors import MuxError, nearest
 from stonemux.hub import Hangup, Watch
@@ -405,4 +405,4 @@ def _event_id(text: str) -> int:
 
 @lru_cache(maxsize=4)
 def _date(seconds: int) -> bytes:
-    return http_date(seconds).encode()
+    return formatdate(seconds, usegmt=True).encode()

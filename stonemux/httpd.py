@@ -1,9 +1,9 @@
 """The HTTP face: the listening socket, and the threads at the door.
 
-What a request passes through is our own. The stock server's parser can be desynchronized and is slow (`wire`); its
-threads, woken for every request, fight for the interpreter lock (`readiness`; a durable send with 64 connections cost
-140 microseconds with a thread a connection, 70 so); and its module brings TLS and e-mail along, which was a fifth of
-the time until the first answer.
+`ThreadingHTTPServer` supplies the listening socket and its life cycle. What a request passes through is our own: the
+stock parser can be desynchronized and is slow (`wire`), and threads that are woken for every request fight for the
+interpreter lock (`readiness`; a durable send with 64 connections cost 140 microseconds with a thread a connection, 70
+so).
 
 Which thread does what, and never does:
 
@@ -26,10 +26,12 @@ import itertools
 import logging
 import os
 import socket
+import socketserver
 import threading
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +41,7 @@ from stonemux.config import is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
-from stonemux.local import BACKLOG, Listener
+from stonemux.local import Listener
 from stonemux.mcphttp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
@@ -66,8 +68,12 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 """A fatal "internal error": all that can be said to a TLS client without a handshake."""
 
 
-class Server:
+class Server(ThreadingHTTPServer):
     """The listening socket and its connections. `_lock` guards the connections and the idle workers."""
+
+    request_queue_size = 1024
+    allow_reuse_address = True
+    daemon_threads = True
 
     def __init__(self, mux: Mux) -> None:
         """Bind to the address in the settings; raises `address_in_use` when somebody else listens there."""
@@ -84,11 +90,12 @@ class Server:
             self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
         host, port = mux.settings.host, mux.settings.port
         self._beyond = not is_loopback(host)
-        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), BaseHTTPRequestHandler, bind_and_activate=False)
         try:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.socket.bind((host, port))
-            self.socket.listen(BACKLOG)
+            self.server_bind()
+            self.server_activate()
         except OSError as trouble:
             self.socket.close()
             raise MuxError(
@@ -96,7 +103,7 @@ class Server:
                 f"cannot listen on {host}:{port}: {trouble.strerror}. Stop whatever uses it, or choose another port "
                 "with --port",
             ) from trouble
-        self.port: int = self.socket.getsockname()[1]
+        self.port: int = self.server_address[1]
         mux.endpoints.own_port = self.port
         self._local: Listener | None = None
         if mux.settings.unix_socket:
@@ -140,6 +147,11 @@ class Server:
         self._traffic = False
         self._ended = False
 
+    def server_bind(self) -> None:
+        """Bind without the stock look-up of the host's name, which may ask the network."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
     @cached_property
     def mcp(self) -> mcp.Layer:
         """What answers MCP, made when somebody first asks; a test may put a layer with other things in its place."""
@@ -165,7 +177,7 @@ class Server:
 
     # -- at the door
 
-    def serve_forever(self) -> None:
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Attend to the door until `stop`, with a guard beside."""
         self._listeners = {sock.fileno(): sock for sock in (self.socket, *([self._local.sock] if self._local else []))}
         for fd, sock in self._listeners.items():
@@ -436,9 +448,9 @@ class Server:
             self._watch.notify_all()
         self.ring()
 
-    def close(self) -> None:
+    def server_close(self) -> None:
         """Give the descriptors back; called when nobody attends any more."""
-        self.socket.close()
+        socketserver.TCPServer.server_close(self)
         if self._local is not None:
             self._local.close()
         self._ready.close()

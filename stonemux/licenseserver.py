@@ -158,7 +158,7 @@ class Licensor:
         """Answer what runs, and give everything back."""
         self.server.stop()
         self._door.join()
-        self.server.close()
+        self.server.server_close()
         self._store.close()
         self._directory.close()
 

@@ -139,7 +139,7 @@ class OverHttp:
             self.mux.clock.advance(3)
             stopping.join(0.1)
         self._door.join(5)
-        self.server.close()
+        self.server.server_close()
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
