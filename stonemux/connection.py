@@ -195,31 +195,40 @@ class Connection:
             if self._busy and ready.ended:
                 self._gone = True
                 watch = self._watch
+            found = self._take_up()
         if watch is not None:
             watch.cancel()
-        self.attend()
+        self._serve(found)
 
     def attend(self) -> None:
         """Read, and serve what has come."""
-        while True:
-            error = request = None
-            with self.lock:
-                if not self._busy and not self._closed:
-                    try:
-                        request = self._next_request()
-                    except MuxError as refusal:
-                        error = refusal
-                    if request is not None or error is not None:
-                        self._busy, self._phase = True, "busy"
-                        self.idle_since = self._deadline = None
-                        self._served += 1
+        with self.lock:
+            found = self._take_up()
+        self._serve(found)
+
+    def _take_up(self) -> tuple[wire.Head, bytes] | MuxError | None:
+        """The next request, or why there can be none; it runs from here on."""
+        if self._busy or self._closed:
+            return None
+        found: tuple[wire.Head, bytes] | MuxError | None
+        try:
+            found = self._next_request()
+        except MuxError as refusal:
+            found = refusal
+        if found is not None:
+            self._busy, self._phase = True, "busy"
+            self.idle_since = self._deadline = None
+            self._served += 1
+        return found
+
+    def _serve(self, found: tuple[wire.Head, bytes] | MuxError | None) -> None:
+        """Hand a request on. What came after it is looked at when it is answered (`finish`)."""
+        if self._verdicts:
             self._tell()
-            if error is not None:
-                self._door.refuse(self, error)
-            elif request is not None:
-                self._door.handle(self, *request)
-            else:
-                return
+        if isinstance(found, MuxError):
+            self._door.refuse(self, found)
+        elif found is not None:
+            self._door.handle(self, *found)
 
     def overdue(self, now: int) -> int | None:
         """Act on a deadline that has passed; returns the next one, or None when there is none."""

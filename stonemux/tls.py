@@ -26,6 +26,7 @@ import socket
 import ssl
 from pathlib import Path
 
+from stonemux import wire
 from stonemux.connection import HEAD_MS, IDLE_MS, Connection, Door
 from stonemux.errors import MuxError
 from stonemux.readiness import Ready
@@ -280,35 +281,27 @@ class SecuredConnection(Connection):
                     ready = ready._replace(ended=True)
         super().stir(ready)
 
-    def attend(self) -> None:
-        """Get through the handshake; then read, and serve what has come."""
-        error = None
+    def _next_request(self) -> tuple[wire.Head, bytes] | None:
+        """Get through the handshake first."""
         if not self._shaken:
-            with self.lock:
-                try:
-                    error = self._shake()
-                except OSError as trouble:
-                    log.debug("a TLS handshake failed: %s", trouble)
-                    self._close(arrived=False)
-        if error is not None:
-            self._door.refuse(self, error)
-        if self._shaken:
-            super().attend()
+            try:
+                self._shake()
+            except OSError as trouble:
+                log.debug("a TLS handshake failed: %s", trouble)
+                self._close(arrived=False)
+        return super()._next_request() if self._shaken else None
 
-    def _shake(self) -> MuxError | None:
-        """Go on with the handshake; returns what to say to a client that has not begun one."""
+    def _shake(self) -> None:
+        """Go on with the handshake; raises what to say to a client that has not begun one."""
         secured = self._secured
-        if self._closed or self._shaken or secured is None:
-            return None
+        assert secured is not None
         if self._phase == "handshake":
             first = secured.first_byte()
             if first is None:
-                return None
+                return
             if first != HANDSHAKE:
                 self.sock, self._secured, self._shaken = secured.raw, None, True
-                self._busy, self._phase = True, "busy"
-                self.idle_since = self._deadline = None
-                return MuxError(
+                raise MuxError(
                     "tls_required",
                     "this port speaks TLS; use https:// in the address, and name the daemon's "
                     "certificate to stonemux commands (STONEMUX_TLS_CERT)",
@@ -320,7 +313,6 @@ class SecuredConnection(Connection):
             self._drained = False
             self._phase = "idle"
             self._due(IDLE_MS)
-        return None
 
     def _put(self, data: bytes) -> None:
         if self._secured is not None and self._answering:
