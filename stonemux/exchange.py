@@ -229,11 +229,11 @@ class Exchange:
             self._refuse(error)
 
     def _run_here(self, call: door.Call) -> None:
-        """Run what is quick; a wait that finds something at once is quick, too."""
+        """Run what is quick; a wait that finds something at once, or has no time, is quick, too."""
         answer = call.start()
         if isinstance(answer, Wait):
             wait = answer
-            if wait.work is not None or (answer := wait.attempt()) is None:
+            if wait.work is not None or (answer := wait.at_once(self._server.ticks_ms())) is None:
                 self._server.lot.park(wait, self._connection, lambda found, error: self._waited(call, found, error))
                 return
         self._answer(answer)

@@ -94,6 +94,11 @@ class Wait:
     pass_on: Callable[[], None] | None = None
     work: Work | None = None
 
+    def at_once(self, now: int) -> Any:
+        """What there is to answer before waiting, for a wait that writes nothing; None when it has to wait."""
+        answer = self.attempt()
+        return self.give_up() if answer is None and now >= self.deadline else answer
+
 
 class Waiters:
     """How many calls and streams are parked, in all and for each agent; `_lock` guards the counts."""
