@@ -89,6 +89,7 @@ class Lot:
     def remind(self, parked: Parked) -> None:
         """Look at this call when its deadline has come."""
         with self._lock:
+            parked.reminder.append(parked)
             heapq.heappush(self._deadlines, (parked.wait.deadline, next(self._numbers), parked.reminder))
 
     def dismiss(self, parked: Parked) -> None:
@@ -110,8 +111,8 @@ class Parked(Watch):
     def __init__(self, lot: Lot, wait: Wait, seat: Seat, done: Done) -> None:
         super().__init__(lot.mux.hub, wait.topics, threading.Lock())
         self.wait = wait
-        self.reminder = [self]
-        """What stands in the heap of deadlines; empty when this call is over."""
+        self.reminder: list[Parked] = []
+        """What stands in the heap of deadlines: this call, while it rests there."""
         self._lot = lot
         self._seat = seat
         self._done = done

@@ -192,6 +192,17 @@ def test_calls_that_have_ended_are_not_kept_until_their_deadline(parker, mux):
     assert len(parker.lot._deadlines) < 3 * parking.LEAST_OVER
 
 
+def test_a_call_that_is_answered_at_once_leaves_no_cycle_behind(parker):
+    """A collector that has nothing to find does not stop the door."""
+    gc.disable()
+    try:
+        gc.collect()
+        parker.park(answering("found"))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 def test_claims_that_wait_are_changes_in_one_batch(parker, mux, monkeypatch):
     """What writes is queued like any change, so that many woken claimers pay one flush."""
     direct = Direct(mux)
