@@ -16,7 +16,7 @@ import json
 import re
 from typing import Any
 
-from stonemux import directory, documents, door, messages
+from stonemux import directory, documents, door, messages, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.messages import SETTLED
@@ -29,19 +29,27 @@ PREVIEW = 200
 
 _ID = re.compile(r"inbox-([1-9][0-9]{0,18})-(.{1,120})\Z", re.DOTALL)
 
-_ROWS = f"select {messages.FIELDS}, d.state, d.archived from delivery d join message m on m.id = d.message_id where "
-_ALIVE = " and (m.expires_at is null or m.expires_at > ?2)"
-_PAGE = " and d.message_id < ?3 order by d.message_id desc limit ?4"
-_WHICH = {
-    # by way of the partial indexes: a long history costs nothing
-    "unread": "d.agent_id = ?1 and d.message_id in ("
-    "select message_id from delivery indexed by delivery_open where agent_id = ?1 and state = 0 union all "
-    "select message_id from delivery indexed by delivery_leased where agent_id = ?1 and state = 1)" + _ALIVE,
-    "read": "d.agent_id = ?1 and d.state = 2 and d.archived is null",
-    "archived": "d.agent_id = ?1 and d.state = 2 and d.archived",
-    "all": f"d.agent_id = ?1 and (d.state = 2 or d.state < 2{_ALIVE})",
+_FIELDS = messages.FIELDS + ", d.state, d.archived"
+_SHOWN = "(d.state = 2 or d.state < 2 and (m.expires_at is null or m.expires_at > ?2))"
+
+
+def _list(*parts: str, narrowed: str = _SHOWN) -> str:
+    narrowed += " and d.message_id < ?3"
+    return trays.merged(*parts, fields=_FIELDS, narrowed=narrowed, order="place desc limit ?4")
+
+
+_LISTS = {
+    "unread": _list(f"delivery d where d.agent_id = ?1 and d.message_id in ({trays.ids(*trays.UNSETTLED)})"),
+    "read": _list(trays.REST, narrowed="d.state = 2 and d.archived is null"),
+    "archived": _list(trays.REST, narrowed="d.state = 2 and d.archived"),
+    "all": _list(*trays.EVERYTHING),
 }
-"""What a list of items selects, by their status."""
+"""The items that are listed, by their status."""
+
+_ITEM = (
+    f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
+    f"where d.agent_id = ?1 and d.message_id = ?3 and {_SHOWN}"
+)
 
 _MARK = {
     "read": (
@@ -64,9 +72,9 @@ _MARK = {
 
 _ONE = " and message_id = ?2"
 _EVERY = {
-    "read": " and ?2 is null and state < 2",
-    "archived": " and ?2 is null",
-    "unread": " and ?2 is null and archived is null",
+    "read": f" and ?2 is null and message_id in ({trays.ids(*trays.UNSETTLED)})",
+    "archived": f" and ?2 is null and message_id in ({trays.ids(*trays.EVERYTHING)})",
+    "unread": f" and ?2 is null and message_id in ({trays.ids(trays.REST)}) and archived is null",
 }
 """What `all` narrows that down to: whatever was put away stays there."""
 
@@ -78,9 +86,7 @@ def listed(
     _write_down_arrivals(mux, agent_id)
     with mux.store.read() as rx:
         directory.agent(rx, agent_id)
-        rows = rx.sql(
-            _ROWS + _WHICH[status] + _PAGE, agent_id, rx.now, 2**63 - 1 if before is None else before, limit + 1
-        )
+        rows = rx.sql(_LISTS[status], agent_id, rx.now, 2**63 - 1 if before is None else before, limit + 1)
         answer: dict[str, Any] = {
             "items": [_view(row, agent_id, full) for row in rows[:limit]],
             "unread": messages.unread(rx, agent_id),
@@ -149,13 +155,7 @@ def _parsed(item_id: str, owner: str | None = None) -> tuple[int, str]:
 
 
 def _find(rx: Snapshot, message_id: int, agent_id: str) -> Any:
-    row = rx.one(
-        _ROWS + "d.agent_id = ? and d.message_id = ? and (d.state = 2 or d.state < 2 and "
-        "(m.expires_at is null or m.expires_at > ?))",
-        agent_id,
-        message_id,
-        rx.now,
-    )
+    row = rx.one(_ITEM, agent_id, rx.now, message_id)
     if row is None:
         raise _unknown(f"inbox-{message_id}-{agent_id}")
     return row

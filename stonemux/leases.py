@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stonemux import directory, doorbells, messages
+from stonemux import directory, doorbells, messages, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
@@ -221,8 +221,8 @@ def dead(rx: Snapshot, *, agent_id: str, limit: int) -> dict[str, Any]:
     """An agent's dead letters, oldest first, with why they died."""
     directory.agent(rx, agent_id)
     rows = rx.sql(
-        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at from delivery d join message m "
-        "on m.id = d.message_id where d.agent_id = ? and d.state = 3 order by d.message_id limit ?",
+        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at from message m, {trays.DEAD} "
+        "and m.id = d.message_id order by d.message_id limit ?2",
         agent_id,
         limit + 1,
     )
@@ -263,7 +263,8 @@ def redeliver(tx: Tx, agent_id: str, since: int) -> int:
     """Queue again what plain polls settled since a time; returns how many."""
     count = tx.run(
         "update delivery set state = 0, settled_at = null, reason = null "
-        "where agent_id = ? and state = 2 and reason = ? and settled_at >= ? and archived is null",
+        "where agent_id = ?1 and reason = ?2 and archived is null "
+        f"and message_id in ({trays.ids(trays.REST, narrowed='d.state = 2 and d.settled_at >= ?3')})",
         agent_id,
         messages.RECEIVED,
         since,

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stonemux import directory, doorbells, handoff
+from stonemux import directory, doorbells, handoff, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
@@ -41,21 +41,34 @@ FIELDS = (
 EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref", "truncated", "mentions", "metadata")
 """What a message is shown with only when it carries something; the last three are stored as another value."""
 
-_OPEN = (
-    f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
-    "where d.agent_id = ?1 and d.state = 0 and (m.expires_at is null or m.expires_at > ?2) "
-    "order by d.priority desc, d.message_id limit ?3"
+
+def _poll(*parts: str, order: str, narrowed: str = "") -> str:
+    alive = "(m.expires_at is null or m.expires_at > ?2)"
+    return trays.merged(*parts, fields=FIELDS, narrowed=alive + narrowed, order=order + " limit ?3")
+
+
+_BY_URGENCY = "urgency desc, place"
+_OPEN = _poll(*trays.QUEUED, order=_BY_URGENCY)
+_OPEN_IN_CHANNEL = _poll(*trays.QUEUED, order=_BY_URGENCY, narrowed=" and d.channel = ?4")
+_OPEN_OF_TYPES = _poll(
+    *trays.QUEUED,
+    order=_BY_URGENCY,
+    narrowed=" and (?4 is null or d.channel = ?4) and m.type in (select value from json_each(?5))",
 )
-_OPEN_IN_CHANNEL = _OPEN.replace("order by", "and d.channel = ?4 order by")
-_OPEN_OF_TYPES = _OPEN.replace(
-    "order by", "and (?4 is null or d.channel = ?4) and m.type in (select value from json_each(?5)) order by"
+_AFTER = _poll(*trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3")
+_AFTER_IN_CHANNEL = _poll(
+    *trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3 and d.channel = ?5"
 )
-_AFTER = (
-    f"select {FIELDS} from delivery d join message m on m.id = d.message_id "
-    "where d.agent_id = ?1 and d.message_id > ?4 and d.state < 3 and (m.expires_at is null or m.expires_at > ?2) "
-    "order by d.message_id limit ?3"
+_COUNT = f"select (select count(*) from {trays.OPEN}) + (select count(*) from {trays.URGENT})"
+_COUNT_UNREAD = (
+    f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) "
+    "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
 )
-_AFTER_IN_CHANNEL = _AFTER.replace("order by", "and d.channel = ?5 order by")
+_UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
+_HIGHEST = (
+    f"select max((select coalesce(max(d.message_id), 0) from {trays.OPEN}), (select coalesce(max(d.message_id), 0) "
+    f"from {trays.REST}), coalesce((select delivered_through from agent where id = ?1), 0))"
+)
 
 
 def view(row: Any) -> dict[str, Any]:
@@ -174,9 +187,7 @@ def backlog(tx: Tx, agent_id: str) -> int:
 
 
 def _count_queued(rx: Snapshot, agent_id: str) -> int:
-    return int(
-        rx.one("select count(*) from delivery indexed by delivery_open where agent_id = ? and state = 0", agent_id)[0]
-    )
+    return int(rx.one(_COUNT, agent_id)[0])
 
 
 def open_mail(rx: Snapshot, agent_id: str) -> int:
@@ -186,13 +197,7 @@ def open_mail(rx: Snapshot, agent_id: str) -> int:
 
 def unread(rx: Snapshot, agent_id: str) -> int:
     """How many messages a poll would still find in an inbox: its backlog without what has run out."""
-    count: int = rx.one(
-        "select count(*) from (select message_id from delivery indexed by delivery_open where agent_id = ?1 and "
-        "state = 0 union all select message_id from delivery indexed by delivery_leased where agent_id = ?1 and "
-        "state = 1) where not exists (select 1 from message where id = message_id and expires_at <= ?2)",
-        agent_id,
-        rx.now,
-    )[0]
+    count: int = rx.one(_COUNT_UNREAD, agent_id, rx.now)[0]
     return count
 
 
@@ -206,7 +211,7 @@ def check_room(tx: Tx, agent_id: str, count: int = 1) -> None:
 def _run_out(rx: Snapshot, agent_id: str) -> int:
     """How many of an inbox's queued messages have run out since the last purge."""
     count: int = rx.one(
-        "select count(*) from message m indexed by message_expires cross join delivery d indexed by delivery_message "
+        "select count(*) from message m indexed by message_expires cross join delivery d "
         "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state = 0",
         rx.now - PURGE_WITHIN_MS,
         rx.now,
@@ -362,15 +367,7 @@ def acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None
     """
     with mux.store.read() as rx:
         check_cursor(rx, agent_id, after, "after")
-        unsettled = any(
-            rx.sql(
-                f"select 1 from delivery indexed by {index} where state = {state} and {_UP_TO} limit 1",
-                agent_id,
-                after,
-                channel,
-            )
-            for index, state in _UNSETTLED
-        )
+        unsettled = rx.sql(f"{_UNSETTLED_THROUGH} limit 1", agent_id, after, channel)
     if unsettled:
         mux.store.write(lambda tx: settle_through(tx, agent_id, after, channel))
 
@@ -389,31 +386,19 @@ def check_cursor(rx: Snapshot, agent_id: str, cursor: int, parameter: str) -> No
 
 def delivered_through(rx: Snapshot, agent_id: str) -> int:
     """The highest id ever put into this inbox."""
-    row = rx.one(
-        "select max((select coalesce(max(message_id), 0) from delivery where agent_id = ?1), "
-        "coalesce((select delivered_through from agent where id = ?1), 0))",
-        agent_id,
-    )
-    return int(row[0])
-
-
-# One statement for each partial index: without them, a cursor would walk through everything that was settled before.
-_UNSETTLED = (("delivery_open", QUEUED), ("delivery_leased", LEASED))
-_UP_TO = "agent_id = ?1 and message_id <= ?2 and (?3 is null or channel = ?3)"
+    return int(rx.one(_HIGHEST, agent_id)[0])
 
 
 def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> int:
     """Settle everything up to an id, in one channel or in all."""
-    count = 0
-    for index, state in _UNSETTLED:
-        count += tx.run(
-            f"update delivery indexed by {index} set state = 2, settled_at = ?4, due_at = null "
-            f"where state = {state} and {_UP_TO}",
-            agent_id,
-            through,
-            channel,
-            tx.now,
-        ).rowcount
+    count = tx.run(
+        "update delivery set state = 2, settled_at = ?4, due_at = null "
+        f"where agent_id = ?1 and message_id in ({_UNSETTLED_THROUGH})",
+        agent_id,
+        through,
+        channel,
+        tx.now,
+    ).rowcount
     tx.backlog.pop(agent_id, None)
     return count
 
@@ -446,6 +431,8 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
             most,
         )
     ]
+    if doomed:  # ids go on behind the last one, though its message may be gone
+        tx.run("insert or replace into meta values ('message_floor', ?)", str(max(tx.last_message, doomed[-1])))
     for message_id in doomed:
         tx.run(
             "update agent set delivered_through = max(delivered_through, ?1) "

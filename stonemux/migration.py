@@ -39,13 +39,14 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
         try:
             _take(db, steps)
         except sqlite3.Error as trouble:
-            if kept is None or trouble.sqlite_errorcode & 0xFF not in OURS:
+            kind = trouble.sqlite_errorcode & 0xFF
+            unchanged = steps[0] == found
+            if kept is not None and unchanged and kind in (*OURS, sqlite3.SQLITE_FULL):
+                kept.unlink()  # a copy each time it is tried would fill the disk
+            if kept is None or kind not in OURS:
                 raise
             (version,) = steps
-            back = f"run there: stonemux restore {kept.name}"
-            if version == found:  # a copy each time it is tried would fill the disk
-                kept.unlink()
-                back = "go on; nothing was changed"
+            back = "go on; nothing was changed" if unchanged else f"run there: stonemux restore {kept.name}"
             raise MuxError(
                 "data_refused",
                 f"{directory.database} cannot be brought from schema {version} to {version + 1} ({trouble}). Go back "

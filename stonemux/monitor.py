@@ -116,6 +116,12 @@ def event_view(event: Event) -> dict[str, Any]:
     }
 
 
+_UNREAD = (
+    "select (select count(*) from delivery indexed by delivery_open where state = 0 and priority = 0) "
+    "+ (select count(*) from delivery indexed by delivery_urgent where state = 0 and priority <> 0)"
+)
+
+
 def stats(rx: Snapshot) -> dict[str, Any]:
     """Counts of what there is."""
     mux = rx.mux
@@ -132,7 +138,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
         "messages": {
             "stored": stored,
             "sent": max(stored, last - mux.store.skipped),  # ids leap when a database goes back in time
-            "unread": rx.one("select count(*) from delivery where state = 0")[0],
+            "unread": rx.one(_UNREAD)[0],
         },
         "tasks": by_status,
         "state_keys": rx.one("select count(*) from state where not deleted")[0],

@@ -123,12 +123,18 @@ def open_unchanged(path: Path, *, live: bool = False) -> sqlite3.Connection:
 
 def stand(db: sqlite3.Connection) -> Head:
     """How far a database has come: its last event and message, and the newest time that it knows."""
-    meta = dict(db.execute("select key, value from meta where key in ('floor', 'clock')").fetchall())
+    meta = dict(db.execute("select key, value from meta where key in ('floor', 'message_floor', 'clock')").fetchall())
     event = db.execute("select id, at from event order by id desc limit 1").fetchone() or (0, 0)
-    message = db.execute("select seq from sqlite_sequence where name = 'message'").fetchone() or (0,)
+    # what was purged is in `meta`, or in the sequence of a copy from an older version
+    message = db.execute(
+        "select max((select coalesce(max(id), 0) from message), "
+        "coalesce((select seq from sqlite_sequence where name = 'message'), 0))"
+    ).fetchone()
     seq, digest = audited(db)
     at = max(event[1], int(meta.get("clock", 0)))
-    return Head(max(event[0], int(meta.get("floor", 0))), message[0], at, seq, digest)
+    return Head(
+        max(event[0], int(meta.get("floor", 0))), max(message[0], int(meta.get("message_floor", 0))), at, seq, digest
+    )
 
 
 def audited(db: sqlite3.Connection) -> tuple[int, str]:
@@ -167,9 +173,7 @@ def leap(db: sqlite3.Connection, *seen: Head) -> Head:
         own = stand(db).message_seq
         _record_leap(db, max(seen, key=lambda head: head.audit_seq), at)
         db.execute("delete from event")
-        db.execute("delete from sqlite_sequence where name = 'message'")
-        db.execute("insert into sqlite_sequence (name, seq) values ('message', ?)", (to.message_seq,))
-        noted = (("floor", str(to.event_seq)), ("clock", str(to.at)))
+        noted = (("floor", str(to.event_seq)), ("message_floor", str(to.message_seq)), ("clock", str(to.at)))
         db.executemany("insert or replace into meta values (?, ?)", noted)
         db.execute(
             "insert into meta values ('skipped', ?) on conflict (key) do update set value = value + excluded.value",

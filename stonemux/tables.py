@@ -157,6 +157,52 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             lic_id text primary key, serial integer not null, cmd text not null, at integer not null)
             strict, without rowid""",
     ),
+    # What a send has to write are few pages: rows go where the last ones went, and once to where their reader looks.
+    # (Copied twice, because to rename a table takes longer than to make all others of a new database.)
+    (
+        """insert or ignore into meta select 'message_floor', cast(seq as text) from sqlite_sequence
+            where name = 'message'""",
+        "drop view message_text",
+        "create table kept as select * from message order by id",
+        "drop table message",
+        # ids are dealt by the writer; what was purged is remembered in `meta`, so that none is dealt twice
+        """create table message (
+            id integer primary key, channel text not null, sender text not null, addressed text not null,
+            content text not null, subject text, type text, thread text, reply_to integer,
+            priority integer not null default 0, metadata text, sent_at integer not null, expires_at integer,
+            content_ref text, truncated integer, mentions text) strict""",
+        """insert into message select id, channel, sender, addressed, content, subject, type, thread, reply_to,
+            priority, metadata, sent_at, expires_at, content_ref, truncated, mentions from kept order by rowid""",
+        "drop table kept",
+        "create index message_channel on message (channel, id)",
+        "create index message_expires on message (expires_at) where expires_at is not null",
+        "create index message_thread on message (thread, id) where thread is not null",
+        "create index message_document on message (content_ref) where content_ref is not null",
+        """create view message_text as select m.id, m.subject, case when m.truncated then
+            (select substr(d.content, 1, 1000000) from document d where d.id = m.content_ref)
+            else m.content end as content from message m""",
+        "create table kept as select * from delivery indexed by delivery_message order by message_id, agent_id",
+        "drop table delivery",
+        """create table delivery (
+            message_id integer not null, agent_id text not null, channel text not null,
+            priority integer not null default 0, state integer not null default 0, due_at integer,
+            deliveries integer not null default 0, fetched_at integer, settled_at integer, reason text,
+            archived integer, primary key (message_id, agent_id)) strict, without rowid""",
+        """insert into delivery select message_id, agent_id, channel, priority, state, due_at, deliveries, fetched_at,
+            settled_at, reason, archived from kept order by rowid""",
+        "drop table kept",
+        # An inbox in its order: `open` is what a poll takes as it came, `urgent` what it takes before and after that,
+        # `rest` all that is not in `open`. Columns at the end spare a look at the table.
+        """create index delivery_open on delivery (agent_id, message_id, channel, state, priority)
+            where state = 0 and priority = 0""",
+        """create index delivery_urgent on delivery (agent_id, priority desc, message_id, channel, state)
+            where state = 0 and priority <> 0""",
+        """create index delivery_rest on delivery (agent_id, message_id, channel, state, priority, settled_at, archived)
+            where state > 0 or priority <> 0""",
+        "create index delivery_leased on delivery (agent_id, message_id, state) where state = 1",
+        "create index delivery_dead on delivery (agent_id, message_id, state) where state = 3",
+        "create index delivery_due on delivery (due_at) where due_at is not null",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

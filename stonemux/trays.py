@@ -1,0 +1,37 @@
+"""The parts of an inbox as the database holds them, each a partial index over `delivery`, and queries made of them.
+
+What an agent has to read stands in `OPEN`, in the order of ids, so a send writes to one place in its recipient's inbox.
+What has a priority would not be read in that order; it stands in `URGENT` in its own, and a poll merges the two.
+`REST` is all that is not in `OPEN`, by id, whatever became of it: with it, a cursor finds everything in order.
+
+Columns behind the order spare a look at the table. So what a query costs depends on what it hands out, and not on how
+much is stored.
+"""
+
+# In all of them ?1 is the agent.
+OPEN = "delivery d indexed by delivery_open where d.agent_id = ?1 and d.state = 0 and d.priority = 0"
+URGENT = "delivery d indexed by delivery_urgent where d.agent_id = ?1 and d.state = 0 and d.priority <> 0"
+LEASED = "delivery d indexed by delivery_leased where d.agent_id = ?1 and d.state = 1"
+DEAD = "delivery d indexed by delivery_dead where d.agent_id = ?1 and d.state = 3"
+REST = "delivery d indexed by delivery_rest where d.agent_id = ?1 and (d.state > 0 or d.priority <> 0)"
+
+QUEUED = (OPEN, URGENT)
+UNSETTLED = (OPEN, URGENT, LEASED)
+EVERYTHING = (OPEN, REST)
+
+
+def ids(*trays: str, narrowed: str = "true") -> str:
+    """A query for the ids of messages in these trays."""
+    return " union all ".join(f"select d.message_id from {tray} and {narrowed}" for tray in trays)
+
+
+def merged(*trays: str, fields: str, narrowed: str, order: str) -> str:
+    """A query for messages in these trays, in an order (of `place`, the id, and `urgency`) that each of them has."""
+    return (
+        " union all ".join(
+            f"select {fields}, d.message_id as place, d.priority as urgency from message m, {tray} "
+            f"and m.id = d.message_id and {narrowed}"
+            for tray in trays
+        )
+        + f" order by {order}"
+    )
