@@ -18,12 +18,12 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stonemux.errors import MuxError, nearest
+from stonemux.record import Record, field, replace
 
 DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
     {
@@ -98,8 +98,7 @@ def _about(section: str, doc: str, *, key: str | None = None, kind: str = "integ
     return {"section": section, "doc": doc, "key": key, "kind": kind} | more
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     """Every setting with its default; `load` makes the one a daemon runs with (there, `~` in paths is expanded)."""
 
     host: str = field(
@@ -581,8 +580,7 @@ class Settings:
         ),
     )
     routing: Mapping[str, str] = field(
-        default_factory=lambda: DEFAULT_ROUTING,
-        hash=False,
+        default=DEFAULT_ROUTING,
         metadata=_about(
             "routing",
             "The role that a message of a type goes to when it names no recipient; entries are added to these or "
@@ -602,11 +600,11 @@ class Settings:
 def _settings() -> tuple[Setting, ...]:
     defaults = Settings()
     told = []
-    for one in fields(Settings):
-        about = dict(one.metadata)
+    for name, metadata in Settings.told.items():
+        about = dict(metadata)
         key = about.pop("key")
-        key = one.name if key is None else key
-        told.append(Setting(key=key, attribute=one.name, default=getattr(defaults, one.name), **about))
+        key = name if key is None else key
+        told.append(Setting(key=key, attribute=name, default=getattr(defaults, name), **about))
     return tuple(told)
 
 

@@ -60,7 +60,7 @@ class Daemon:
             self._store = Store(self._directory, clock, accept_rollback=accept_rollback)
             undo.callback(self._store.close)
             self._store.on_fatal = self._fail
-            self.mux = Mux.assemble(settings, clock, self._store)
+            self.mux = Mux(settings, clock, self._store)
             timekeeper.boot(self.mux)
             self._directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
             operations.load()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -245,8 +244,7 @@ def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
         tokens.check(principal)
         return wait.give_up()
 
-    return replace(
-        wait,
+    return wait._replace(
         topics=(*wait.topics, TOPIC),
         attempt=attempt if work is None else wait.attempt,  # what was written in vain would be lost
         give_up=give_up,

@@ -13,7 +13,6 @@ import re
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from stonemux import operations
@@ -26,6 +25,7 @@ from stonemux.exchange import Exchange, routes
 from stonemux.httpd import Server
 from stonemux.issuer import Issuer
 from stonemux.mux import Caller, Mux
+from stonemux.record import replace
 from stonemux.schema import MOST_INTEGER, REQUIRED, TIERS, Operation, Param
 from stonemux.store import Store
 from stonemux.wire import Head
@@ -148,7 +148,7 @@ class Licensor:
             undo.callback(self._directory.close)
             self._store = Store(self._directory, clock)
             undo.callback(self._store.close)
-            self.server = LicenseServer(Mux.assemble(settings, clock, self._store))
+            self.server = LicenseServer(Mux(settings, clock, self._store))
             undo.pop_all()
         self.port = self.server.port
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
@@ -77,8 +77,7 @@ class Fault(Exception):
 # -- reading a message
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request or a notification (`request_id` None)."""
 
     request_id: RequestId | None
@@ -180,8 +179,7 @@ class Desk(Protocol):
         """How many messages a poll of this agent would find; 0 if nobody has that name."""
 
 
-@dataclass(slots=True)
-class Session:
+class Session(NamedTuple):
     """Who calls, and how to reach them while a call runs.
 
     `agent` is the agent that the caller is known as, or ""; `client` what its program told of itself; `notify` sends a
@@ -190,17 +188,17 @@ class Session:
 
     desk: Desk
     agent: str = ""
-    client: Mapping[str, str] = field(default_factory=dict)
+    client: Mapping[str, str] = MappingProxyType({})
     notify: Callable[[dict[str, Any]], None] | None = None
 
 
-@dataclass(slots=True)
 class Context:
     """A request on its way through a handler; `arguments` are those of a tool or prompt, or a template's parts."""
 
-    request: Request
-    session: Session
-    arguments: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, request: Request, session: Session) -> None:
+        self.request = request
+        self.session = session
+        self.arguments: dict[str, Any] = {}
 
     @property
     def capabilities(self) -> Mapping[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stonemux.blotter import Blotter
 from stonemux.clock import Clock
@@ -76,8 +75,7 @@ class Caller:
             self.flight = None
 
 
-@dataclass(slots=True)
-class Wait:
+class Wait(NamedTuple):
     """A call that may have to wait, as data: what to try, what to wait for, and when to give up.
 
     `attempt` returns the answer, or None while there is nothing to answer; `give_up` the answer at `deadline` (ticks).
@@ -172,55 +170,33 @@ class Alarm:
             self._at = 2**62
 
 
-@dataclass(slots=True, eq=False)
 class Mux:
     """Everything that an operation may need; there are no globals, so one process may hold several.
 
     Only `settings` is ever replaced, by `heed`: read it from here each time.
     """
 
-    settings: Settings
-    clock: Clock
-    store: Store
-    hub: Hub
-    log: EventLog
-    presence: Presence
-    flights: Flights
-    waiters: Waiters
-    alarm: Alarm
-    endpoints: Endpoints
-    tokens: Tokens
-    throttle: Throttle
-    entitlement: Entitlement
-    blotter: Blotter
-    started_at: int
-
-    @classmethod
-    def assemble(cls, settings: Settings, clock: Clock, store: Store) -> Mux:
+    def __init__(self, settings: Settings, clock: Clock, store: Store) -> None:
         """Build a program around an open store and tie the two together."""
-        alarm = Alarm(clock)
-        mux = cls(
-            settings=settings,
-            clock=clock,
-            store=store,
-            hub=Hub(clock),
-            log=EventLog(store.head, settings.max_event_buffer),
-            presence=Presence(clock, settings.stale_threshold),
-            flights=Flights(),
-            waiters=Waiters(settings),
-            alarm=alarm,
-            blotter=Blotter(clock, alarm.set if settings.audit_enabled else None),
-            endpoints=Endpoints(),
-            tokens=Tokens(clock, settings),
-            throttle=Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts"),
-            entitlement=Entitlement(settings, clock),
-            started_at=clock.now_ms(),
-        )
-        store.tie(mux)
-        store.publish = mux._publish
-        mux.tokens.listeners.append(lambda: mux.hub.wake([TOPIC]))
-        mux.entitlement.watchers.append(mux._entitle)
-        return mux
+        self.settings = settings
+        self.clock = clock
+        self.store = store
+        self.hub = Hub(clock)
+        self.log = EventLog(store.head, settings.max_event_buffer)
+        self.presence = Presence(clock, settings.stale_threshold)
+        self.flights = Flights()
+        self.waiters = Waiters(settings)
+        self.alarm = Alarm(clock)
+        self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)
+        self.endpoints = Endpoints()
+        self.tokens = Tokens(clock, settings)
+        self.throttle = Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts")
+        self.entitlement = Entitlement(settings, clock)
+        self.started_at = clock.now_ms()
+        store.tie(self)
+        store.publish = self._publish
+        self.tokens.listeners.append(lambda: self.hub.wake([TOPIC]))
+        self.entitlement.watchers.append(self._entitle)
 
     def _entitle(self) -> None:
         """After a change of the license: its tokens, and whether calls need one."""

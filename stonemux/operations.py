@@ -14,9 +14,9 @@ and *document* belong to the HTTP face.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from stonemux.record import replace
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
 from stonemux.vocabulary import EVENT_KINDS, ITEM_STATUSES, KEPT_VERSIONS, NO_TASK, TASK_STATUSES
 

@@ -50,7 +50,7 @@ class Here:
             undo.callback(directory.close)
             store = Store(directory, clock)
             undo.callback(store.close)
-            self._mux = Mux.assemble(settings, clock, store)
+            self._mux = Mux(settings, clock, store)
             timekeeper.boot(self._mux)
             self._undo = undo.pop_all()
         return self

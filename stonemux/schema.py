@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from stonemux.errors import MuxError, nearest
+from stonemux.record import Record, field
 
 REQUIRED: Any = object()
 """The default of a parameter that has none."""
@@ -44,8 +44,7 @@ Limits = Any
 """The settings record; a limit given as text is read from it by that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(Record):
     """One parameter.
 
     `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or
@@ -77,14 +76,14 @@ class Param:
     """Whether a tool's schema has it; a tool takes it either way."""
     acts: bool = False
     """Whether it says who acts; a token that is bound to an agent fits no other value."""
-    argument: str = field(init=False, repr=False, compare=False)
+    argument: str = field(init=False)
     """The name of the function's argument."""
-    check: Callable[[Param, Any, Limits], Any] = field(init=False, repr=False, compare=False)
+    check: Callable[[Param, Any, Limits], Any] = field(init=False)
     """Makes a given value a checked one, or raises."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "argument", self.into or self.name)
-        object.__setattr__(self, "check", KINDS[self.kind])
+    def derive(self) -> None:
+        """What it is called in Python, and what checks it."""
+        self.__dict__.update(argument=self.into or self.name, check=KINDS[self.kind])
 
     @property
     def required(self) -> bool:
@@ -105,8 +104,7 @@ class Param:
         return MuxError(self.code, f"{self.name} {problem}", parameter=self.name, **facts)
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Record):
     """A row of the operation table.
 
     `handler` names the function that runs, as `module.function`: the table is read by programs that never run one.
@@ -135,7 +133,7 @@ class Operation:
     actor: str = ""
     errors: tuple[str, ...] = ()
     emits: tuple[str, ...] = ()
-    example: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, Any] = field(default={})
     waiter: str = ""
     nothing: Any = None
     slow: bool = False
@@ -147,25 +145,28 @@ class Operation:
     most_body: int = BODY_LIMIT
     open: bool = False
     owner: bool = False
-    by_name: Mapping[str, Param] = field(init=False, repr=False, compare=False)
-    by: str = field(init=False, repr=False, compare=False)
+    by_name: Mapping[str, Param] = field(init=False)
+    by: str = field(init=False)
     """The function's argument that holds the acting agent."""
-    defaults: Mapping[str, Any] = field(init=False, repr=False, compare=False)
-    needed: tuple[Param, ...] = field(init=False, repr=False, compare=False)
-    clamped: tuple[Param, ...] = field(init=False, repr=False, compare=False)
-    either: tuple[tuple[Param, Param], ...] = field(init=False, repr=False, compare=False)
+    defaults: Mapping[str, Any] = field(init=False)
+    needed: tuple[Param, ...] = field(init=False)
+    clamped: tuple[Param, ...] = field(init=False)
+    either: tuple[tuple[Param, Param], ...] = field(init=False)
     """Pairs of which exactly one must be given."""
-    acting: tuple[Param, ...] = field(init=False, repr=False, compare=False)
+    acting: tuple[Param, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "by_name", {param.name: param for param in self.params})
-        put(self, "by", self.by_name[self.actor].argument if self.actor else "")
-        put(self, "defaults", {param.argument: param.default for param in self.params if not param.required})
-        put(self, "needed", tuple(param for param in self.params if param.required))
-        put(self, "acting", tuple(param for param in self.params if param.acts))
-        put(self, "clamped", tuple(param for param in self.params if param.clamp and not param.required))
-        put(self, "either", tuple((param, self.by_name[param.either]) for param in self.params if param.either))
+    def derive(self) -> None:
+        """What `bind` and the door would else work out for every call."""
+        by_name = {param.name: param for param in self.params}
+        self.__dict__.update(
+            by_name=by_name,
+            by=by_name[self.actor].argument if self.actor else "",
+            defaults={param.argument: param.default for param in self.params if not param.required},
+            needed=tuple(param for param in self.params if param.required),
+            acting=tuple(param for param in self.params if param.acts),
+            clamped=tuple(param for param in self.params if param.clamp and not param.required),
+            either=tuple((param, by_name[param.either]) for param in self.params if param.either),
+        )
 
     @property
     def summary(self) -> str:

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +25,7 @@ from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.mux import Mux
 from stonemux.outbound import Outbound
+from stonemux.record import replace
 from stonemux.store import Store
 
 
@@ -63,7 +63,7 @@ class Program:
     def _open(self, **options: Any) -> None:
         self.directory = DataDir(self.path)
         self.store = Store(self.directory, self.clock, **options)
-        self.mux = Mux.assemble(self.settings, self.clock, self.store)
+        self.mux = Mux(self.settings, self.clock, self.store)
         timekeeper.boot(self.mux)
         self.timekeeper = timekeeper.Timekeeper(self.mux)
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
+from stonemux.record import replace
 from stonemux.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ class Opened:
     def __init__(self, path: Path) -> None:
         self.directory = DataDir(path)
         self.store = Store(self.directory, Clock())
-        self.mux = Mux.assemble(replace(Settings(), data_dir=path), Clock(), self.store)
+        self.mux = Mux(replace(Settings(), data_dir=path), Clock(), self.store)
         timekeeper.boot(self.mux)
 
     def call(self, name: str, **given: Any) -> Any:

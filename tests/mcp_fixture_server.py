@@ -17,9 +17,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from stonemux.record import replace
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

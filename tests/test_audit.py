@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.record import replace
 from stonemux.store import Store
 from stonemux.timekeeper import PURGED_AT_ONCE
 from stonemux.transaction import Job

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from faces import Direct, join
+
+from stonemux.record import replace
 
 AUTO = pytest.mark.settings(dispatch_auto=True)
 pytestmark = AUTO

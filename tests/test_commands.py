@@ -19,7 +19,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from stonemux.commands.completion import SHELLS, tree
 from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
 from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.record import replace
 from stonemux.remote import Remote
 from stonemux.screen import Look
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from stonemux.config import (
     settings_table,
 )
 from stonemux.errors import MuxError
+from stonemux.record import replace
 
 TOP = Path(__file__).parent.parent
 HOME = {"HOME": "/home/owner"}
@@ -134,11 +134,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
 
 def test_settings_are_frozen() -> None:
     settings = Settings()
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         settings.port = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
         settings.routing["status"] = "me"  # type: ignore[index]
-    assert hash(settings) == hash(Settings())
 
 
 # --- refusals
@@ -275,7 +274,7 @@ def test_the_example_file_is_current() -> None:
 
 def test_every_field_has_its_line_in_example_and_table() -> None:
     lines, table = example().splitlines(), settings_table()
-    assert [setting.attribute for setting in SETTINGS] == [one.name for one in fields(Settings)]
+    assert [setting.attribute for setting in SETTINGS] == list(Settings.told)
     for setting in SETTINGS:
         assert f"[{setting.section}]" in lines
         keys = [setting.key] if setting.key else list(setting.default)

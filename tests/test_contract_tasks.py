@@ -221,7 +221,6 @@ def test_one_claimer_that_is_woken_for_two_tasks_hands_the_other_on__T13(crew, c
 def test_a_claimer_that_leaves_hands_its_wake_up_on__T13(mux, direct, clock, background):
     join(direct, "ann", "bob", "cat")
     wait = claims.await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=0)
-    wait.work = lambda tx: None
     rivals = []
 
     def attempt(got):  # looks in vain; then cat comes to wait behind, and a task is posted that wakes the first in line
@@ -229,7 +228,7 @@ def test_a_claimer_that_leaves_hands_its_wake_up_on__T13(mux, direct, clock, bac
         clock.until_parked(1)
         post(direct)
 
-    wait.attempt = attempt
+    wait = wait._replace(attempt=attempt, work=lambda tx: None)
     assert mux.wait(Caller(), wait) == {"task_id": None, "task": None}
     assert rivals[0].result(5)
 

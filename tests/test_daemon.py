@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from stonemux import VERSION, cli, daemon, datadir, operations, pool, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
+from stonemux.record import replace
 from stonemux.store import Store
 
 STOP_S = 2.0

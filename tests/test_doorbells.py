@@ -553,7 +553,7 @@ def test_doorbells_are_for_pro(face, program):
 
 
 def test_a_downgrade_keeps_doorbells_and_rings_them_after_the_upgrade__L1(open_program, receive):
-    from dataclasses import replace
+    from stonemux.record import replace
 
     receiver, program = receive(), open_program()
     face = Direct(program.mux)
@@ -636,7 +636,7 @@ def test_no_command_runs_that_the_settings_do_not_name(open_program, allowed, ur
 
 
 def test_a_command_that_fails_or_is_no_longer_allowed_is_tried_again(open_program):
-    from dataclasses import replace
+    from stonemux.record import replace
 
     program = open_program(webhooks_exec=("*",))
     face, outbound = Direct(program.mux), Outbound(program.mux)

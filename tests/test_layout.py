@@ -25,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         "errors",
         "clock",
+        "record",
         "vocabulary",
         "tables",
         "trays",

@@ -8,7 +8,6 @@ import socket
 import stat
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 from faces import Direct, join, refusal
@@ -22,6 +21,7 @@ from stonemux.entitlement import Entitlement
 from stonemux.errors import MuxError
 from stonemux.issuer import Issuer
 from stonemux.licensekey import Key
+from stonemux.record import replace
 from stonemux.telemetry import Telemetry
 
 DAY_MS = 86_400_000

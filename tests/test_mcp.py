@@ -506,7 +506,7 @@ def test_a_result_that_asks_for_input_is_left_as_it_is(mux):
 def test_notifications_go_ahead_of_the_answer(mux):
     said: list[Any] = []
     talk = Talk(mux)
-    talk.session.notify = said.append
+    talk.session = talk.session._replace(notify=said.append)
 
     def run(context):
         context.progress(1, 2)

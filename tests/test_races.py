@@ -81,8 +81,7 @@ def once_looked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]]
                     left.pop()()
                 return found
 
-            wait.attempt = looking
-            return wait
+            return wait._replace(attempt=looking)
 
         asleep, parked = Mux.wait, Lot.park
         monkeypatch.setattr(Mux, "wait", lambda mux, caller, wait: asleep(mux, caller, armed(wait)))

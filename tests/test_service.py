@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from stonemux import cli, launch, service
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
+from stonemux.record import replace
 
 ASKED = ("systemctl", "--user", "is-active", "--quiet", "stonemux.service")
 

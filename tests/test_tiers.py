@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from faces import Direct, OverHttp, join, refusal
@@ -12,6 +11,7 @@ from stonemux import httpd
 from stonemux.errors import MuxError
 from stonemux.issuer import Issuer
 from stonemux.operations import OPERATIONS
+from stonemux.record import replace
 from stonemux.schema import TIERS
 
 CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from stonemux import config, operations, pool, tls
 from stonemux.config import Settings
 from stonemux.connection import HEAD_MS, VERDICT_MS, end
 from stonemux.errors import MuxError
+from stonemux.record import replace
 from stonemux.tls import PARTING_MS
 
 HEALTH = get("/health")

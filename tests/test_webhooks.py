@@ -496,7 +496,7 @@ def test_counts_show_what_is_delivered(face, program, outbound, receive):
 
 
 def test_a_downgrade_pauses_forwarding_and_loses_nothing__L1(open_program, receive):
-    from dataclasses import replace
+    from stonemux.record import replace
 
     receiver, program = receive(), open_program()
     last = put(Direct(program.mux))

@@ -1,0 +1,73 @@
+"""Frozen records with named fields: what the settings and the rows of the table of operations are.
+
+They are written like a frozen dataclass and checked like one, but made without `dataclasses`: that module brings
+`inspect` along, and writes each class's functions as text that is compiled at every start. Together that was an eighth
+of what the daemon imports before its first answer, and more of what a command does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+
+_R = TypeVar("_R", bound="Record")
+_NONE: Any = object()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class _Field(NamedTuple):
+    default: Any
+    init: bool = True
+    metadata: Mapping[str, Any] = NOTHING
+
+
+def field(*, default: Any = _NONE, init: bool = True, metadata: Mapping[str, Any] = NOTHING) -> Any:
+    """A field of which more is to be said; one without `init` is set by the record's `derive`."""
+    return _Field(default, init, metadata)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class Record:
+    """A class's annotations are its fields, in their order; they are given by place or by name, and never change."""
+
+    told: ClassVar[dict[str, Mapping[str, Any]]]
+    """The fields that are given, with their metadata."""
+    _defaults: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls.told, cls._defaults = {}, {}
+        for name in cls.__annotations__:
+            one = cls.__dict__.get(name, _NONE)
+            if isinstance(one, _Field):
+                delattr(cls, name)
+            else:
+                one = _Field(one)
+            if one.init:
+                cls.told[name] = one.metadata
+                if one.default is not _NONE:
+                    cls._defaults[name] = one.default
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        given = {**self._defaults, **dict(zip(self.told, values, strict=False)), **named}
+        if given.keys() != self.told.keys() or len(values) > len(self.told):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.told)}, not {', '.join(given)}")
+        self.__dict__.update(given)
+        self.derive()
+
+    def derive(self) -> None:
+        """Set the fields that follow from the others, in `__dict__`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot change; replace() makes another one")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={self.__dict__[name]!r}' for name in self.told)})"
+
+
+def replace(record: _R, **changes: Any) -> _R:
+    """A record like this one, but for these fields."""
+    return type(record)(**{name: getattr(record, name) for name in record.told} | changes)
