@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
+import children
 import pytest
 from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
@@ -96,6 +98,27 @@ def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): the settings of this test's program")
+
+
+LEFT = pytest.StashKey[dict[int, str]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves a process behind has failed; the process that started the workers looks, once they are done."""
+    config = session.config
+    if hasattr(config, "workerinput"):
+        return
+    folder = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    config.stash[LEFT] = children.left(folder)
+    if config.stash[LEFT]:
+        children.end(folder, signal.SIGKILL)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for pid, command in config.stash.get(LEFT, {}).items():
+        terminalreporter.write_line(f"LEFT BEHIND by some test, and killed now: {pid} {command}", red=True)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from children import BARE
+
 from stonemux import audit, chain, door, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings
@@ -122,7 +124,7 @@ def run_and_kill(path: Path, number: int, lines: int) -> list[list[Any]]:
         [sys.executable, __file__, str(path), str(number)],
         stdout=subprocess.PIPE,
         cwd=ROOT,
-        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**BARE, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
     try:

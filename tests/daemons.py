@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from children import BARE
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +43,7 @@ def spawn(
     return subprocess.Popen(
         [*command, "--port", str(port), "--data-dir", str(data), *flags],
         cwd=ROOT,
-        env={"PATH": os.defpath, "HOME": str(data.parent), "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
+        env={**BARE, "HOME": str(data.parent), **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,

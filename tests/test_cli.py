@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from children import BARE
 from daemons import ROOT
 
 from stonemux import VERSION, cli
@@ -92,7 +93,7 @@ def test_what_cannot_be_understood_is_one_line_with_the_nearest_name_and_status_
 
 
 def child(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    environ = {"PATH": os.defpath, "HOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**BARE, "HOME": "/nowhere"}
     command = [sys.executable, "-m", "stonemux", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
 

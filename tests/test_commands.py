@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from children import BARE
 from daemons import ROOT, running_daemon
 from faces import OverHttp, join
 
@@ -276,8 +277,7 @@ def test_following_ends_with_a_real_refusal():
 
 def test_inbox_and_events_are_followed_until_an_interrupt(tmp_path):
     with running_daemon(tmp_path / "data") as daemon:
-        environ = {"PATH": os.defpath, "HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port)}
-        environ |= {"PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {**BARE, "HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port)}
         command = [sys.executable, "-m", "stonemux"]
 
         def call(*words: str) -> None:

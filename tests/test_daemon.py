@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import BARE
 from conftest import Program
 from daemons import ROOT, SERVE, ChildDaemon, running_daemon
 from faces import Direct
@@ -40,7 +41,6 @@ from stonemux.store import Store
 
 STOP_S = 2.0
 SLOW_S = 20
-ENVIRON = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", "stonemux", *arguments],
         cwd=ROOT,
-        env={**ENVIRON, "HOME": str(home), **environ},
+        env={**BARE, "HOME": str(home), **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -221,7 +221,7 @@ def test_a_daemon_ends_with_its_terminal(data):
     process = subprocess.Popen(
         [*SERVE, "--port", "0", "--data-dir", str(data)],
         cwd=ROOT,
-        env={"PATH": os.defpath, "HOME": str(data.parent)},
+        env={**BARE, "HOME": str(data.parent)},
         stdin=its,
         stdout=its,
         stderr=its,
@@ -262,7 +262,7 @@ def test_a_daemon_starts_from_a_checkout_that_cannot_be_written(data, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "stonemux", "status", "--data-dir", str(data)],
             cwd=checkout,
-            env=ENVIRON,
+            env=BARE,
             capture_output=True,
             text=True,
             timeout=SLOW_S,
@@ -676,7 +676,7 @@ def test_a_log_and_a_banner_that_cannot_be_written_do_not_disturb(data):
         process = subprocess.Popen(
             [sys.executable, "-m", "stonemux", "serve", "--port", str(port), "--data-dir", str(data)],
             cwd=ROOT,
-            env={**ENVIRON, "HOME": str(data.parent)},
+            env={**BARE, "HOME": str(data.parent)},
             stdin=subprocess.DEVNULL,
             stdout=full,
             stderr=full,

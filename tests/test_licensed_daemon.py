@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+from children import BARE
 from daemons import ROOT, running_daemon
 from raw import eventually
 from test_mcp_stdio import Place
@@ -24,7 +24,7 @@ def typed(home, *words, data=None, **environ):
     done = subprocess.run(
         [sys.executable, "-m", "stonemux", *words, *where],
         cwd=ROOT,
-        env={"PATH": os.defpath, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", **environ},
+        env={**BARE, "HOME": str(home), **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -108,7 +108,7 @@ def license_server(home, data, log):
     process = subprocess.Popen(
         [sys.executable, "-m", "stonemux", "license", "server", "--port", "0", "--data-dir", str(data)],
         cwd=ROOT,
-        env={"PATH": os.defpath, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**BARE, "HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,

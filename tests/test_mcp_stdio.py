@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
+from children import BARE
 from daemons import ROOT, SERVE
 
 from stonemux import mcp, operations, pool
@@ -54,10 +56,8 @@ class Place:
     def close(self) -> None:
         for session in self.sessions:
             session.close()
-        with suppress(OSError, ValueError):
-            pid = self.daemon
-            os.kill(pid, signal.SIGTERM)
-            self.until(lambda: not (self.data / "daemon.pid").exists())
+        # One that is still on its way has not noted its process id yet.
+        self.until(lambda: not children.end(self.data, signal.SIGTERM))
 
 
 class Session:
@@ -68,7 +68,7 @@ class Session:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stonemux", "mcp", *where],
             cwd=ROOT,
-            env={"PATH": os.defpath, "HOME": str(place.data.parent), "PYTHONDONTWRITEBYTECODE": "1", **environ},
+            env={**BARE, "HOME": str(place.data.parent), **environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

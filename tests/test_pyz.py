@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 from daemons import running_daemon
 from test_mcp_stdio import free_port
@@ -77,14 +78,13 @@ def test_a_running_daemon_does_not_mind_when_its_file_is_replaced(pyz, tmp_path)
 
 def test_a_session_of_mcp_starts_the_daemon_from_the_same_file(pyz, tmp_path, empty):
     command, environ = (*started(pyz), "mcp", "--port", str(free_port())), {"PATH": os.defpath, "HOME": str(tmp_path)}
-    pid = tmp_path / ".stonemux/daemon.pid"
     try:
         assert "mux_send" in probe.list_tools(command, environ, empty)
+        pid = tmp_path / ".stonemux/daemon.pid"
         if (line := Path("/proc", pid.read_text().strip(), "cmdline")).exists():
             assert line.read_text().split("\0")[1:5] == ["-I", "-S", str(pyz), "serve"]
     finally:
-        if pid.exists():
-            os.kill(int(pid.read_text()), signal.SIGTERM)
+        children.end(tmp_path, signal.SIGTERM)
 
 
 def test_a_client_is_told_to_start_the_file(pyz, tmp_path, empty):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from children import BARE
 from daemons import running_daemon
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,7 @@ def test_every_session_in_the_readme_goes_as_printed(tmp_path):
         typed = "".join(f"{command}\necho '{END}'\n" for command, _ in steps())
         typed = typed.replace("127.0.0.1:3392", f"127.0.0.1:{daemon.port}").replace("python3", sys.executable)
         environ = {
+            **BARE,
             "PATH": f"{command.parent}:/usr/bin:/bin",
             "HOME": str(tmp_path),
             "PYTHONPATH": str(ROOT),

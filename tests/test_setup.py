@@ -17,6 +17,7 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+from children import BARE
 from daemons import running_daemon
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -298,7 +299,7 @@ def test_codex_timeouts_are_set_unless_the_owner_did(place):
 
 def launched(python: str, *where: str, home: Path, environ: dict[str, str]) -> dict[str, Any]:
     command = [python, *where, "setup", "claude", "--no-check"]
-    environ = {"HOME": str(home), "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1", **environ}
+    environ = {**BARE, "HOME": str(home), **environ}
     subprocess.run(command, cwd=home, env=environ, check=True, capture_output=True, timeout=20)
     return json.loads((home / ".claude.json").read_text())["mcpServers"]["stonemux"]
 

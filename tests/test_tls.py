@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import BARE
 from conftest import Program
 from daemons import ROOT, spawn
 from faces import Direct, OverHttp
@@ -636,7 +637,7 @@ def test_the_commands_find_a_daemon_with_tls(tmp_path):
             said += process.stdout.readline()
         assert "https://127.0.0.1:" in said
         port = said.split("https://127.0.0.1:")[1].split()[0]
-        environ = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        environ = {**BARE, "HOME": str(tmp_path)}
         where = ["--port", port, "--data-dir", str(data)]
         command = [sys.executable, "-m", "stonemux"]
         for verb in (["status", "--check"], ["backup"], ["doctor"]):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import BARE
 from daemons import ROOT, running_daemon
 from faces import join
 from raw import eventually
@@ -49,6 +50,7 @@ def place(tmp_path) -> Path:
 @pytest.fixture
 def environ(http, place) -> dict[str, str]:
     return {
+        **BARE,
         "HOME": str(place),
         "PATH": os.environ["PATH"],
         "PLACE": str(place),
