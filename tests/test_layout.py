@@ -173,7 +173,8 @@ def tree(module: str) -> ast.Module:
     return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
 
 
-def imports(module: str) -> set[str]:
+@cache
+def imports(module: str) -> frozenset[str]:
     """Full names of what a module imports when it runs, also inside functions; `stonemux.x` for our own."""
     found: set[str] = set()
 
@@ -187,10 +188,11 @@ def imports(module: str) -> set[str]:
             assert node.module is not None
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # expressions import nothing
+                visit(child)
 
     visit(tree(module))
-    return found
+    return frozenset(found)
 
 
 def ours(module: str) -> set[str]:

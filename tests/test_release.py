@@ -14,6 +14,7 @@ import tarfile
 import tokenize
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ from stonemux import VERSION, release
 ROOT = Path(__file__).parent.parent
 WHEEL = f"stonemux-{VERSION}-py3-none-any.whl"
 SDIST = f"stonemux-{VERSION}.tar.gz"
+
+
+BARE_ONCE = cache(release._bare)
+
+
+@pytest.fixture(autouse=True)
+def bare_once(monkeypatch):
+    """The same text is taken apart once, however many files are made of it."""
+    monkeypatch.setattr(release, "_bare", BARE_ONCE)
 
 
 @pytest.fixture
