@@ -42,4 +42,5 @@ def test_every_operation_keeps_to_the_openapi_document(tmp_path):
             text=True,
             timeout=1800,
         )
-        assert done.returncode == 0, done.stdout[-6000:]
+        # a request that it tells of may be very long
+        assert done.returncode == 0, "\n".join(line[:300] for line in done.stdout.splitlines())[-20_000:]
