@@ -18,8 +18,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from stonemux import directory, dispatch, messages, tasks
+from stonemux import directory, dispatch, messages, taskrows, tasks
 from stonemux.mux import Mux
+from stonemux.taskrows import Task
 from stonemux.transaction import Snapshot, Tx
 
 CAUSES = frozenset(
@@ -93,8 +94,8 @@ def _round(tx: Tx) -> bool:
     given = 0
     while plan and given < AT_ONCE:
         _, seq, _, agent_id, agent = heapq.heappop(plan)
-        row = tx.one("select * from task where seq = ?", seq)
-        if row["status"] == "pending" and row["assigned_to"] is None:
+        (row,) = taskrows.rows(tx, "select * from task where seq = ?", seq)
+        if row.status == "pending" and row.assigned_to is None:
             dispatch.give(tx, row, agent, auto=True)
             given += 1
         elif (best := _best_for(tx, agent)) is not None:  # somebody else got it
@@ -102,15 +103,15 @@ def _round(tx: Tx) -> bool:
     return given == AT_ONCE
 
 
-def _forsaken(rx: Snapshot) -> list[Any]:
+def _forsaken(rx: Snapshot) -> list[Task]:
     """Tasks that the daemon assigned to agents that are not there to claim them."""
-    rows = rx.sql("select * from task where auto = 1 and status in ('pending', 'delayed', 'waiting') order by seq")
-    return [row for row in rows if not _is_there(rx, row["assigned_to"])]
+    given = "select * from task where auto = 1 and status in ('pending', 'delayed', 'waiting') order by seq"
+    return [row for row in taskrows.rows(rx, given) if not _is_there(rx, row.assigned_to)]
 
 
-def _is_there(rx: Snapshot, agent_id: str) -> bool:
+def _is_there(rx: Snapshot, agent_id: str | None) -> bool:
     presence = rx.mux.presence
-    return presence.knows(agent_id) and presence.status(agent_id) == "active"
+    return agent_id is not None and presence.knows(agent_id) and presence.status(agent_id) == "active"
 
 
 def _plan(rx: Snapshot) -> list[tuple[int, int, int, str, Any]]:

@@ -66,13 +66,23 @@ class Clock:
 
     def new_id(self) -> str:
         """A fresh random UUID (version 4, RFC 9562 section 5.4)."""
-        number = int.from_bytes(os.urandom(16)) & ~(0xF << 76 | 0x3 << 62) | 4 << 76 | 2 << 62
-        text = f"{number:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return _uuid(4, int.from_bytes(os.urandom(16)))
+
+    def new_ordered_id(self) -> str:
+        """A fresh UUID that begins with the time (version 7, RFC 9562 section 5.7).
+
+        What is stored under such ids one after another lies together in their index, as random ones do not.
+        """
+        return _uuid(7, self.now_ms() << 80 | int.from_bytes(os.urandom(10)))
 
     def token(self, n_bytes: int = 8) -> str:
         """Unguessable hexadecimal text."""
         return os.urandom(n_bytes).hex()
+
+
+def _uuid(version: int, number: int) -> str:
+    text = f"{number & ~(0xF << 76 | 0x3 << 62) | version << 76 | 2 << 62:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def moment(text: str) -> int:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import agents, directory, messages, tasks
+from stonemux import agents, directory, messages, taskrows, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.taskrows import Task
 from stonemux.transaction import Tx
 from stonemux.vocabulary import SYSTEM, generate_agent_channel_name
 
@@ -41,10 +42,10 @@ def dispatch(
         directory.agent(tx, dispatched_by, "dispatched_by")
     wanted = [task_id] if task_id is not None else task_ids or []
     for one in wanted:
-        tasks.find(tx, one)
+        taskrows.find(tx, one)
     messages.check_room(tx, agent_id, len(wanted))
     tasks.settle_due(tx)  # a claim that ran out is nobody's any more
-    rows = [tasks.find(tx, one) for one in wanted]
+    rows = [taskrows.find(tx, one) for one in wanted]
     for row in rows:
         _check(row, agent, restart, mark_as_started)
     results = [
@@ -64,31 +65,31 @@ def dispatch(
     return {"results": results}
 
 
-def _check(row: Any, agent: Any, restart: bool, start: bool) -> None:
-    holder = row["owner"] if row["status"] == "claimed" else None
-    wanted = row["required_capability"]
-    if row["status"] in tasks.FINAL:
-        problem = f"is {row['status']}; task.requeue puts a failed or cancelled one back into the pool"
+def _check(row: Task, agent: Any, restart: bool, start: bool) -> None:
+    holder = row.owner if row.status == "claimed" else None
+    wanted = row.required_capability
+    if row.status in taskrows.FINAL:
+        problem = f"is {row.status}; task.requeue puts a failed or cancelled one back into the pool"
     elif holder not in (None, agent["id"]) and not restart:
-        problem = f"is claimed by {holder!r} until {rfc3339(row['due_at'])}; restart=true takes it away"
+        problem = f"is claimed by {holder!r} until {rfc3339(row.due_at or 0)}; restart=true takes it away"
     elif wanted is not None and wanted not in json.loads(agent["capabilities"]):
         problem = f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
-    elif start and row["status"] in ("waiting", "delayed"):
-        problem = f"is {tasks.view(row)['status']} and cannot be started yet; dispatch it without mark_as_started"
+    elif start and row.status in ("waiting", "delayed"):
+        problem = f"is {taskrows.view(row)['status']} and cannot be started yet; dispatch it without mark_as_started"
     else:
         return
     raise MuxError(
         "task_conflict",
-        f"task {row['id']} {problem}. Nothing was dispatched",
-        task_id=row["id"],
-        status=tasks.view(row)["status"],
+        f"task {row.id} {problem}. Nothing was dispatched",
+        task_id=row.id,
+        status=taskrows.view(row)["status"],
         claimed_by=holder,
     )
 
 
 def give(
     tx: Tx,
-    row: Any,
+    row: Task,
     agent: Any,
     *,
     priority: int | None = None,
@@ -101,30 +102,30 @@ def give(
 ) -> dict[str, Any]:
     """Give one task that may be given to an agent; returns what happened."""
     agent_id = agent["id"]
-    before = {row["assigned_to"], row["owner"]} - {None}
+    before = {row.assigned_to, row.owner} - {None}
     kind = "task-reassignment" if before - {agent_id} else "task-assignment"
-    if restart and row["status"] == "claimed":
-        row = tasks.put_back(tx, row, tasks.move(row, "restart"), note=f"dispatched to {agent_id}", act="restarted")
+    if restart and row.status == "claimed":
+        row = tasks.put_back(tx, row, taskrows.move(row, "restart"), note=f"dispatched to {agent_id}", act="restarted")
     row = tasks.assign(tx, row, agent_id, priority=priority, by=by, auto=auto)
-    if start and row["status"] == "pending":
-        row = tasks.take(tx, row["seq"], agent_id)
+    if start and row.status == "pending":
+        row = tasks.take(tx, "?4", agent_id, row.seq) or row
     told = (metadata or {}) | {
         "type": kind,
-        "task_id": row["id"],
-        "priority": row["priority"],
+        "task_id": row.id,
+        "priority": row.priority,
         "restart": restart,
         "dispatched_at": rfc3339(tx.now),
         "dispatched_by": by or SYSTEM,
     }
-    result: dict[str, Any] = {"task": tasks.view(row), "agent": agents.view(tx, agent)}
+    result: dict[str, Any] = {"task": taskrows.view(row), "agent": agents.view(tx, agent)}
     if start:
-        told["claim_token"] = result["claim_token"] = tasks.claim_token(row)
+        told["claim_token"] = result["claim_token"] = taskrows.claim_token(row)
     channel = generate_agent_channel_name(agent_id)
     message_id = messages.post(
         tx,
         sender=by or SYSTEM,
         to=agent_id,
-        content=text or _sentence(kind, row["description"]),
+        content=text or _sentence(kind, row.description),
         channel=channel,
         recipients=[agent_id],
         type=kind,

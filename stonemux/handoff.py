@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import tasks
+from stonemux import taskrows, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.taskrows import Task
 from stonemux.transaction import Tx
 
 PATIENCE_MS = 24 * 3600 * 1000
@@ -40,7 +41,7 @@ def hand_off(
 ) -> dict[str, Any]:
     """Give a claimed task back with a note for whoever claims it next; any assignment ends."""
     row = tasks.held(tx, task_id, agent_id, claim_token)
-    after = tasks.move(row, "hand off")
+    after = taskrows.move(row, "hand off")
     thread, answer = _thread(tx, waiting_on, agent_id) if waiting_on is not None else (None, None)
     told: dict[str, Any] = {"agent_id": agent_id, "note": note, "at": rfc3339(tx.now)}
     for name, extra in (("branch", branch), ("worktree", worktree), ("waiting_on", waiting_on)):
@@ -54,11 +55,11 @@ def hand_off(
     else:
         until = tx.now + PATIENCE_MS
         row = tasks.put_back(tx, row, "waiting", due_at=until, note=note, act="handoff", handoff=told, thread=thread)
-    return {"task_id": task_id, "status": row["status"], "task": tasks.view(row)}
+    return {"task_id": task_id, "status": row.status, "task": taskrows.view(row)}
 
 
-def _note_answer(tx: Tx, row: Any, sender: str, message_id: int) -> None:
-    tasks.note_down(tx, row["seq"], "answered", sender, row["fence"], f"by message {message_id}")
+def _note_answer(tx: Tx, row: Task, sender: str, message_id: int) -> None:
+    tasks.note_down(tx, row.seq, "answered", sender, row.fence, f"by message {message_id}")
 
 
 def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[None, Any]:
@@ -89,8 +90,8 @@ def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
         awaited = tx.cache[_AWAITED] = frozenset(row[0] for row in rows)
     if thread not in awaited:
         return
-    for row in tx.sql("select * from task where waiting_thread = ? order by seq", thread):
-        if json.loads(row["handoff"])["agent_id"] != sender:
+    for row in taskrows.rows(tx, "select * from task where waiting_thread = ? order by seq", thread):
+        if row.handoff is None or json.loads(row.handoff)["agent_id"] != sender:
             _note_answer(tx, row, sender, message_id)
-            tasks.resume(tx, row["seq"], "reply")
+            tasks.resume(tx, row.seq, "reply")
     tx.cache.pop(_AWAITED, None)

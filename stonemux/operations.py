@@ -971,7 +971,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/task/list",
         "read",
-        "tasks.listed",
+        "taskrows.listed",
         "Tasks by priority, then age.",
         slow=True,
         params=(
@@ -994,7 +994,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/task/get",
         "read",
-        "tasks.get",
+        "taskrows.get",
         "One task with what happened to it.",
         params=(TASK_ID,),
         returns={"task": TASK | {"depends_on?": ["string"], "history": [HISTORY]}},

@@ -5,7 +5,8 @@ become visible behind a larger id.
 
 **Few statements.** Each statement gives the interpreter lock away and has to win it back from every thread that is
 parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
-(`Tx.insert`) and written together, many rows a statement, at the next other statement or at the commit.
+(`Tx.insert`) and written together, many rows a statement, at the next statement that names their table or at the
+commit.
 
 **The audit log** is chained at the commit, too: what `Tx.record` noted gets its number and its hash there, in the
 order of the batch, so a call that was taken back leaves no hole.
@@ -33,6 +34,9 @@ INSERTS = {
     "delivery": "agent_id, message_id, channel, priority",
     "event": "id, kind, channel, agents, data, at",
     "audit": COLUMNS,
+    "task": "id, channel, description, posted_by, required_capability, priority, metadata, assigned_to, status, "
+    "max_attempts, claim_timeout_ms, created_at",
+    "task_history": "task, at, act, agent_id, fence, note",
 }
 """The tables that `Tx.insert` takes rows for, and their columns."""
 
@@ -93,6 +97,7 @@ class Tx(Snapshot):
         "_noted",
         "_offers",
         "_pending",
+        "_through",
         "_topics",
         "_written",
         "audited",
@@ -113,6 +118,7 @@ class Tx(Snapshot):
         """The highest message id that was ever committed."""
         self._next_message = last_message + 1
         self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
+        self._through = dict.fromkeys(INSERTS, 0)  # how many of them are written
         self._written = self._inserted = 0
         self._pending: list[tuple[str, str | None, tuple[str, ...], str]] = []
         self._topics: list[Topic] = []
@@ -125,7 +131,7 @@ class Tx(Snapshot):
 
     def sql(self, query: str, *values: Any) -> list[Any]:
         """All rows of a statement."""
-        self._write_noted()
+        self._write_noted(query)
         return self._execute(query, values).fetchall()
 
     def one(self, query: str, *values: Any) -> Any:
@@ -135,16 +141,16 @@ class Tx(Snapshot):
 
     def run(self, query: str, *values: Any) -> sqlite3.Cursor:
         """Execute a statement that returns no rows; the cursor tells `rowcount` and `lastrowid`."""
-        self._write_noted()
+        self._write_noted(query)
         return self._execute(query, values)
 
     def many(self, query: str, rows: list[tuple[Any, ...]]) -> None:
         """Execute a statement once for each row."""
-        self._write_noted()
+        self._write_noted(query)
         self._db.executemany(query, rows)
 
     def insert(self, table: str, row: tuple[Any, ...]) -> None:
-        """Note a row of one of the tables in `INSERTS`; written before the next other statement, or at the end."""
+        """Note a row of one of the tables in `INSERTS`; written before a statement that names it, or at the end."""
         self._noted[table].append(row)
         self._inserted += 1
 
@@ -154,20 +160,26 @@ class Tx(Snapshot):
         self._next_message += 1
         return dealt
 
-    def _write_noted(self) -> None:
+    def _write_noted(self, query: str | None = None) -> None:
+        """Write what is noted for the tables that a statement names, or for all of them."""
         for table, rows in self._noted.items():
-            if rows:
-                self._write_rows(table, rows)
-                self._written += len(rows)
-                rows.clear()
+            if rows and (query is None or table in query) and (at := self._through[table]) < len(rows):
+                self._write_rows(table, rows, at)
+                self._written += len(rows) - at
+                self._through[table] = len(rows)
 
-    def _write_rows(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+    def _write_rows(self, table: str, rows: list[tuple[Any, ...]], at: int) -> None:
         """Insert many rows a statement; in powers of two, so that a handful of prepared statements serves them all."""
-        at, count = 0, len(rows)
+        count = len(rows)
         while at < count:
             size = min(1 << ((count - at).bit_length() - 1), MOST_ROWS)
             self._execute(_insert(table, size), tuple(chain.from_iterable(rows[at : at + size])))
             at += size
+
+    def _drop_noted(self) -> None:
+        for table, rows in self._noted.items():
+            rows.clear()
+            self._through[table] = 0
 
     def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
         """Put an event (`data` is JSON text) into the log, in this transaction."""
@@ -213,7 +225,7 @@ class Tx(Snapshot):
         """Where this transaction stands, for `rewind`."""
         return (
             self._db.total_changes - self._written,
-            self._written,
+            self._inserted,
             [*map(len, self._noted.values())],
             len(self._pending),
             len(self._topics),
@@ -224,26 +236,24 @@ class Tx(Snapshot):
         )
 
     def rewind(self, mark: Mark) -> bool:
-        """Take back what was noted and announced since `mark`.
+        """Take back what was noted and announced since `mark`; False if rows were changed since.
 
-        False if rows were changed since, which only a rollback undoes. Rows that were noted before the mark and have
-        been written meanwhile do no harm: they belong to others.
+        What has changed or has written its rows is undone by a rollback only. Rows that were noted before the mark and
+        have been written meanwhile do no harm: they belong to others.
         """
-        changes, written, noted, events, topics, offers, hooks, entries, next_message = mark
+        changes, inserted, noted, events, topics, offers, hooks, entries, next_message = mark
         del self._pending[events:], self._topics[topics:], self._offers[offers:], self._hooks[hooks:]
         del self._entries[entries:]
-        written_since = self._written - written
-        if (
-            not self._db.in_transaction
-            or self._db.total_changes - self._written != changes
-            or written_since not in (0, sum(noted))
-        ):
+        if not self._db.in_transaction or self._db.total_changes - self._written != changes:
             return False
-        if self._next_message != next_message:
+        if self._inserted != inserted:
+            if any(self._through[table] > count for table, count in zip(self._noted, noted, strict=True)):
+                return False
             for rows, count in zip(self._noted.values(), noted, strict=True):
-                del rows[0 if written_since else count :]
-            self._next_message = next_message
+                del rows[count:]
+            self._inserted = inserted
             self.backlog.clear()
+        self._next_message = next_message
         return True
 
     def commit(self, head: int) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
@@ -255,6 +265,7 @@ class Tx(Snapshot):
         self._noted["event"] = [(e.id, e.kind, e.channel, "\n".join(e.agents) or None, e.data, e.at) for e in events]
         audited = self._chain()
         self._write_noted()
+        self._drop_noted()
         if self._db.total_changes == self._changes:
             self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
         else:
@@ -279,8 +290,7 @@ class Tx(Snapshot):
         """Roll back; nothing of this transaction remains."""
         self._entries = []
         self._pending, self._topics, self._offers, self._hooks = [], [], [], []
-        for rows in self._noted.values():
-            rows.clear()
+        self._drop_noted()
         self._next_message = self.last_message + 1
         self.cache.clear()
         self.backlog.clear()

@@ -64,6 +64,9 @@ class FakeClock(Clock):
         self._ids += 1
         return str(uuid.UUID(int=self._ids))
 
+    def new_ordered_id(self) -> str:
+        return self.new_id()
+
     def token(self, n_bytes: int = 8) -> str:
         self._ids += 1
         return f"{self._ids:0{2 * n_bytes}x}"

@@ -44,6 +44,18 @@ def test_ids_and_tokens_do_not_repeat():
     clock = Clock()
     assert len({clock.new_id() for _ in range(1000)}) == 1000
     assert uuid.UUID(clock.new_id()).version == 4
+
+
+def test_ordered_ids_are_uuids_that_begin_with_the_time():
+    clock = Clock()
+    ids = [clock.new_ordered_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    one = uuid.UUID(ids[0])
+    assert (one.version, one.variant, str(one)) == (7, uuid.RFC_4122, ids[0])
+    assert 0 <= clock.now_ms() - (one.int >> 80) < 1000
+    assert [number >> 80 for number in (uuid.UUID(text).int for text in ids)] == sorted(
+        uuid.UUID(text).int >> 80 for text in ids
+    )
     assert len({clock.token() for _ in range(1000)}) == 1000
     assert len(clock.token(6)) == 12
 

@@ -168,6 +168,157 @@ def test_a_task_may_be_claimed_by_its_id(crew):
     assert claimed(crew) == first
 
 
+# Where a claim found nothing it does not look again until something is offered. Each way to become claimable,
+# in two steps; between them, bob looks in vain.
+
+
+def by_post(crew, clock):
+    yield
+    yield post(crew)
+
+
+def by_post_for_one(crew, clock):
+    yield
+    yield post(crew, assigned_to="bob", required_capability="write")
+
+
+def by_release(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    crew.call("task.release", task_id=task_id, agent_id="cat")
+    yield task_id
+
+
+def by_delay(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    crew.call("task.release", task_id=task_id, agent_id="cat", delay=5)
+    assert claimed(crew) is None
+    clock.advance(5_000)
+    yield task_id
+
+
+def by_retry(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    complete(crew, task_id, "cat", status="failed", retry=True)
+    clock.advance(1_000)
+    yield task_id
+
+
+def by_a_lease_that_ran_out(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    clock.advance(LEASE)
+    yield task_id
+
+
+def by_a_shorter_lease(crew, clock):
+    post(crew)
+    claimed(crew, "cat")
+    yield
+    task_id = post(crew, claim_timeout=10)
+    claimed(crew, "cat")
+    assert claimed(crew) is None
+    clock.advance(10_000)
+    yield task_id
+
+
+def by_a_completion(crew, clock):
+    first = post(crew)
+    claimed(crew, "cat")
+    second = post(crew, depends_on=[first])
+    yield
+    complete(crew, first, "cat")
+    yield second
+
+
+def by_requeue(crew, clock):
+    task_id = post(crew)
+    crew.call("task.cancel", task_id=task_id)
+    yield
+    crew.call("task.requeue", task_id=task_id)
+    yield task_id
+
+
+def by_handoff(crew, clock):
+    task_id = post(crew, assigned_to="cat")
+    claimed(crew, "cat")
+    yield
+    crew.call("task.handoff", task_id=task_id, agent_id="cat", note="yours")
+    yield task_id
+
+
+def by_an_answer(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    asked = crew.call("msg.send", from_="cat", to="ann", content="?")["message_id"]
+    crew.call("task.handoff", task_id=task_id, agent_id="cat", note="asked", waiting_on=asked)
+    yield
+    crew.call("msg.send", from_="ann", to="cat", content="!", reply_to=asked)
+    yield task_id
+
+
+def by_dispatch(crew, clock):
+    task_id = post(crew, assigned_to="cat")
+    yield
+    crew.call("task.dispatch", task_id=task_id, agent_id="bob")
+    yield task_id
+
+
+def by_restart(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    crew.call("task.dispatch", task_id=task_id, agent_id="bob", restart=True)
+    yield task_id
+
+
+def by_a_holder_that_leaves(crew, clock):
+    task_id = post(crew)
+    claimed(crew, "cat")
+    yield
+    crew.call("agent.deregister", agent_id="cat", release_claims=True)
+    yield task_id
+
+
+def by_a_capability(crew, clock):
+    task_id = post(crew, assigned_to="bob", required_capability="sing")
+    yield
+    crew.call("agent.register", agent_id="bob", capabilities=["sing"])
+    yield task_id
+
+
+WAYS = [way for name, way in list(globals().items()) if name.startswith("by_")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_who_looked_in_vain_finds_what_becomes_claimable__T3__T6(crew, clock, way):
+    steps = way(crew, clock)
+    next(steps)
+    for _ in range(2):
+        assert claimed(crew) is None
+    assert next(steps) == claimed(crew)
+
+
+def test_a_cycle_takes_one_statement_for_each_of_its_moves(direct, program):
+    join(direct, "ann", "bob")
+    executed = []
+    for _ in range(2):
+        program.store._db.set_trace_callback(executed.append)
+        executed.clear()
+        task_id = post(direct)
+        claimed(direct)
+        complete(direct, task_id)
+        program.store._db.set_trace_callback(None)
+    words = [statement.split()[0].lower() for statement in executed if "task" in statement.split(" values ")[0]]
+    assert words == ["insert", "update", "insert", "update", "insert"]
+
+
 def test_many_claimers_get_each_task_once__T1(crew, background):
     posted = {post(crew) for _ in range(6)}
     attempts = [background(claimed, crew, agent) for agent in ("bob", "cat") * 5]
@@ -284,6 +435,8 @@ def test_with_a_token_the_token_decides__T5(crew, clock):
     assert new not in str(error.facts)
     assert complete(crew, task_id, claim_token=new)["status"] == "complete"
     refusal(crew, "stale_claim", "task.complete", task_id=task_id, agent_id="bob", claim_token=old)
+    beyond = f"{task_id}.{10**19 - 1}"
+    refusal(crew, "stale_claim", "task.complete", task_id=task_id, agent_id="bob", claim_token=beyond)
 
 
 @pytest.mark.parametrize("token", ["nonsense", "00000000-0000-4000-8000-000000000000.1"])

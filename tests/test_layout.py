@@ -85,7 +85,7 @@ LAYERS: tuple[set[str], ...] = (
     {"store", "following", "progress", "output"},
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
-    {"mux", "channels", "documents", "doorbells"},
+    {"mux", "channels", "documents", "doorbells", "taskrows"},
     {"audit"},
     # what it does
     {"tasks", "state", "door", "connection", "parking", "webhooks"},

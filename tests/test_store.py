@@ -19,7 +19,7 @@ from conftest import Program
 from faces import Direct
 from fake_clock import EPOCH_MS, FakeClock
 
-from stonemux import ballast, copies, messages, migration, opening, store, tables, tasks, transaction
+from stonemux import ballast, copies, messages, migration, opening, store, tables, taskrows, tasks, transaction
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
@@ -244,6 +244,50 @@ def test_a_row_that_cannot_be_written_fails_only_its_own_call(opened):
         outcomes = Batch(store).run(*works)
         assert [n for n, (_, error) in enumerate(outcomes) if error is not None] == [1]
         assert isinstance(outcomes[1][1], sqlite3.IntegrityError)
+
+
+def test_noted_rows_are_written_before_a_statement_that_names_their_table(opened):
+    store = opened()
+    executed: list[str] = []
+
+    def work(tx: Tx) -> int:
+        tx.insert("task_history", (1, 0, "x", None, 0, None))
+        tx.insert("delivery", ("bob", 1, "default", 0))
+        store._db.set_trace_callback(executed.append)
+        tx.one("select 1 from meta")
+        tx.insert("task_history", (1, 0, "y", None, 0, None))
+        found: int = tx.one("select count(*) from task_history")[0]
+        store._db.set_trace_callback(None)
+        return found
+
+    assert store.write(work) == 2
+    assert [statement.split()[0] for statement in executed] == ["select", "insert", "select"]
+    with store.read() as rx:
+        assert rx.one("select count(*) from task_history")[0] == 2
+        assert rx.one("select count(*) from delivery")[0] == 1
+
+
+@pytest.mark.parametrize("look", ["delivery", "task_history", "meta"])
+def test_rows_noted_by_a_refused_call_are_dropped_and_nobody_elses(opened, look):
+    """Whatever was written meanwhile: others' rows of one table, this call's of another, or nothing."""
+    store = opened()
+
+    def deliver(name: str) -> Callable[[Tx], None]:
+        return lambda tx: tx.insert("delivery", (name, 1, "default", 0))
+
+    def refused(tx: Tx) -> None:
+        tx.one(f"select 1 from {look}")
+        tx.insert("task_history", (1, 0, "x", None, 0, None))
+        tx.insert("delivery", ("bad", 1, "default", 0))
+        if look == "task_history":
+            tx.one(f"select 1 from {look}")
+        raise MuxError("not_found", "no")
+
+    outcomes = Batch(store).run(deliver("ann"), refused, deliver("cid"))
+    assert [error is not None for _, error in outcomes] == [False, True, False]
+    with store.read() as rx:
+        assert [row[0] for row in rx.sql("select agent_id from delivery order by 1")] == ["ann", "cid"]
+        assert rx.one("select count(*) from task_history")[0] == 0
 
 
 def test_a_message_id_that_was_dealt_in_vain_is_dealt_again_but_never_twice(opened):
@@ -1358,6 +1402,15 @@ def test_a_claim_seeks_once_a_capability(agents, plan):
     assert_sought(plans, "task_open", "task_assigned")
 
 
+def test_claiming_and_completing_seek_what_they_change(agents, plan):
+    """The agent looked once, so that is all there is to it."""
+    agents.call("task.claim", agent_id="bob")
+    agents.call("task.post", description="x", posted_by="ann")
+    assert_sought(plan(lambda: agents.call("task.claim", agent_id="bob"), "update task"), "task_open")
+    given = {"task_id": agents.call("task.list")["tasks"][0]["task_id"], "agent_id": "bob"}
+    assert_sought(plan(lambda: agents.call("task.complete", **given), "update task"), "sqlite_autoindex_task_1")
+
+
 def test_what_is_due_is_found_by_its_time(agents, plan, mux):
     assert_sought(plan(lambda: mux.store.write(tasks.settle_due), "due_at <= ?"), "task_due")
 
@@ -1379,3 +1432,11 @@ def test_the_columns_of_noted_rows_exist():
         for table, columns in transaction.INSERTS.items():
             known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
             assert {column.strip() for column in columns.split(",")} <= known
+
+
+def test_the_fields_of_a_task_are_its_columns():
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for statement in itertools.chain(*tables.MIGRATIONS):
+            db.execute(statement)
+        assert [row[1] for row in db.execute("PRAGMA table_info(task)")] == list(taskrows.Task._fields)
+        assert transaction.INSERTS["task"].split(", ")[:9] == list(taskrows.Task._fields[1:10])

@@ -28,6 +28,7 @@ from stonemux import (
     parking,
     state,
     store,
+    taskrows,
     tasks,
     transaction,
 )
@@ -90,9 +91,9 @@ def claim_race() -> None:
         if row is None:
             return None
         tx.run("update task set status = 'pending', fence = ? where seq = ?", row["fence"], row["seq"])
-        return row["seq"]
+        return tasks.take(tx, "?4", agent["id"], row["seq"])
 
-    claims._best = chosen_early
+    claims._claim_best = chosen_early
 
 
 def zombie_complete() -> None:
@@ -100,8 +101,8 @@ def zombie_complete() -> None:
     held = tasks.held
 
     def anybody(tx: Any, task_id: str, agent_id: str, token: str | None) -> Any:
-        row = tasks.find(tx, task_id)
-        return row if token is not None and row["status"] == "claimed" else held(tx, task_id, agent_id, token)
+        row = taskrows.find(tx, task_id)
+        return row if token is not None and row.status == "claimed" else held(tx, task_id, agent_id, token)
 
     tasks.held = anybody
 

@@ -1,0 +1,209 @@
+"""Tasks as they are kept and shown: the row, the moves it can make, its view, lists and history.
+
+What may happen is data. `delayed` is a pending task that nobody may claim before `due_at`; on the wire it is `pending`.
+
+    post ──> pending ──claim──> claimed ──complete──> complete
+               ^  ^               │  │
+               │  └──release──────┤  └────fail──────> failed ──requeue──> pending
+               └──expire, retry───┘
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from stonemux import directory
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.transaction import Snapshot
+
+MOVES: dict[tuple[str, str], str] = {
+    ("pending", "claim"): "claimed",
+    ("claimed", "complete"): "complete",
+    ("pending", "complete"): "complete",  # its lease ran out, but nobody else has claimed it
+    ("claimed", "fail"): "failed",
+    ("pending", "fail"): "failed",
+    ("claimed", "extend"): "claimed",
+    ("pending", "extend"): "claimed",  # likewise
+    ("claimed", "release"): "pending",
+    ("claimed", "hand off"): "pending",
+    ("pending", "hand off"): "pending",  # likewise
+    ("claimed", "restart"): "pending",
+    ("claimed", "expire"): "pending",
+    ("claimed", "cancel"): "cancelled",
+    ("pending", "cancel"): "cancelled",
+    ("delayed", "cancel"): "cancelled",
+    ("waiting", "cancel"): "cancelled",
+    ("delayed", "ripen"): "pending",
+    ("waiting", "ripen"): "pending",
+    ("failed", "requeue"): "pending",
+    ("cancelled", "requeue"): "pending",
+}
+"""(status, act) -> next status; whatever is not here is a conflict."""
+
+FINAL = ("complete", "failed", "cancelled")
+
+
+class Task(NamedTuple):
+    """A row of the table, column by column: reading one by its name costs more than most of what is done with it."""
+
+    seq: int
+    id: str
+    channel: str
+    description: str
+    posted_by: str
+    required_capability: str | None
+    priority: int
+    metadata: str | None
+    assigned_to: str | None
+    status: str
+    due_at: int | None = None
+    owner: str | None = None
+    fence: int = 0
+    attempts: int = 0
+    max_attempts: int = 0
+    claim_timeout_ms: int | None = None
+    result: str | None = None
+    error: str | None = None
+    created_at: int = 0
+    claimed_at: int | None = None
+    completed_at: int | None = None
+    handoff: str | None = None
+    waiting_thread: str | None = None
+    auto: int | None = None
+
+
+def rows(rx: Snapshot, query: str, *values: Any) -> list[Task]:
+    """The tasks that a statement selects or returns with `*`."""
+    return [Task(*row) for row in rx.sql(query, *values)]
+
+
+def claim_token(row: Task) -> str:
+    """The fencing token of the task's current claim."""
+    return f"{row.id}.{row.fence}"
+
+
+def view(row: Task) -> dict[str, Any]:
+    """A task as it is shown."""
+    status = "pending" if row.status == "delayed" else row.status
+    shown: dict[str, Any] = {
+        "task_id": row.id,
+        "description": row.description,
+        "posted_by": row.posted_by,
+        "required_capability": row.required_capability,
+        "priority": row.priority,
+        "channel": row.channel,
+        "metadata": json.loads(row.metadata) if row.metadata else {},
+        "status": status,
+        "assigned_to": row.assigned_to,
+        "claimed_by": row.owner if status == "claimed" or status in FINAL else None,
+        "attempts": row.attempts,
+        "result": row.result,
+        "created_at": rfc3339(row.created_at),
+        "claimed_at": rfc3339(row.claimed_at) if row.claimed_at else None,
+        "lease_expires_at": rfc3339(row.due_at) if status == "claimed" else None,
+        "completed_at": rfc3339(row.completed_at) if row.completed_at else None,
+        "max_attempts": row.max_attempts,
+    }
+    if row.error:
+        shown["error"] = row.error
+    if row.handoff:
+        shown["handoff"] = json.loads(row.handoff)
+    if row.waiting_thread:
+        shown["waiting_on"] = shown["handoff"]["waiting_on"]
+    if row.status in ("delayed", "waiting") and row.due_at:
+        shown["available_at"] = rfc3339(row.due_at)
+    return shown
+
+
+def find(rx: Snapshot, task_id: str) -> Task:
+    """The task's row; raises `task_not_found`."""
+    found = rows(rx, "select * from task where id = ?", task_id)
+    if not found:
+        raise MuxError(
+            "task_not_found",
+            f"no task {task_id!r} exists; task.list shows the ones there are",
+            task_id=task_id,
+        )
+    return found[0]
+
+
+def move(row: Task, act: str) -> str:
+    """The status after an act; raises `task_conflict` where there is none."""
+    after = MOVES.get((row.status, act))
+    if after is None:
+        status = "pending" if row.status == "delayed" else row.status
+        raise MuxError(
+            "task_conflict",
+            f"task {row.id} is {status}; a {act} is not possible now",
+            status=status,
+            task_id=row.id,
+        )
+    return after
+
+
+# -- looking
+
+
+def listed(
+    rx: Snapshot,
+    *,
+    status: str | None,
+    channel: str | None,
+    agent_id: str | None,
+    capability: str | None,
+    limit: int,
+    after: str | None,
+) -> dict[str, Any]:
+    """Tasks by priority, then age; `after` is the id of the last one seen."""
+    where, values = ["1"], list[Any]()
+    if channel is not None:
+        where.append("channel = ?")
+        values.append(directory.channel(rx, channel)["name"])
+    if status is not None:
+        where.append("status in ('pending', 'delayed')" if status == "pending" else "status = ?")
+        values += [] if status == "pending" else [status]
+    if agent_id is not None:
+        directory.agent(rx, agent_id)
+        where.append("(owner = ? or assigned_to = ?)")
+        values += [agent_id, agent_id]
+    if capability is not None:
+        where.append("required_capability = ?")
+        values.append(capability)
+    if after is not None:
+        last = find(rx, after)
+        where.append("(priority < ? or (priority = ? and seq > ?))")
+        values += [last.priority, last.priority, last.seq]
+    found = rows(
+        rx, f"select * from task where {' and '.join(where)} order by priority desc, seq limit ?", *values, limit + 1
+    )
+    answer: dict[str, Any] = {"tasks": [view(row) for row in found[:limit]]}
+    if len(found) > limit:
+        answer["more"] = True
+    return answer
+
+
+def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:
+    """A task with what happened to it."""
+    row = find(rx, task_id)
+    shown = view(row)
+    needs = rx.sql(
+        "select t.id from task_need n join task t on t.seq = n.needs where n.task = ? order by t.seq", row.seq
+    )
+    if needs:
+        shown["depends_on"] = [need[0] for need in needs]
+    shown["history"] = list(_history(rx, row))
+    return {"task": shown}
+
+
+def _history(rx: Snapshot, row: Task) -> Iterable[dict[str, Any]]:
+    yield {"at": rfc3339(row.created_at), "act": "posted", "agent_id": row.posted_by}
+    for entry in rx.sql("select * from task_history where task = ? order by rowid", row.seq):
+        told = {"at": rfc3339(entry["at"]), "act": entry["act"], "agent_id": entry["agent_id"]}
+        if entry["fence"]:
+            told["attempt"] = entry["fence"]
+        if entry["note"]:
+            told["note"] = entry["note"]
+        yield told
