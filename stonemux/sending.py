@@ -23,10 +23,15 @@ def send(
     content: str | None,
     content_ref: str | None,
     channel: str,
-    pick: str,
+    subject: str | None,
     type: str | None,
+    thread: str | None,
+    reply_to: int | None,
+    priority: int,
+    metadata: dict[str, Any] | None,
+    ttl_seconds: int | None,
     suppress_inbox: bool,
-    **optional: Any,
+    pick: str,
 ) -> dict[str, Any]:
     """Put a message into one agent's inbox, or into those of a role, group or capability."""
     directory.agent(tx, sender, "from")
@@ -46,8 +51,20 @@ def send(
     said = _said(tx, content, content_ref)
     if not addressed_to_one:
         said |= _mentions(tx, channel, sender, said["content"])
-    message_id = messages.post(
-        tx, sender=sender, to=to, channel=channel, type=type, recipients=recipients, **said, **optional
+    message_id = messages.post(  # each by its name: to collect them in a dictionary costs as much as to store them
+        tx,
+        sender=sender,
+        to=to,
+        channel=channel,
+        recipients=recipients,
+        subject=subject,
+        type=type,
+        thread=thread,
+        reply_to=reply_to,
+        priority=priority,
+        metadata=metadata,
+        ttl_seconds=ttl_seconds,
+        **said,
     )
     answer: dict[str, Any] = {"message_id": message_id, "sent_at": rfc3339(tx.now)}
     status = tx.mux.presence.status
