@@ -43,14 +43,23 @@ def routes(rows: Iterable[Operation]) -> Routes:
 ROUTES = routes(operations.OPERATIONS)
 
 
-class HttpCaller(Caller):
-    """A caller at the other end of a connection."""
+class Exchange(Caller):
+    """A request that was read, until it is answered; and who sent it, for as long."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_close", "_connection", "_extra", "_given", "_head", "_server")
 
-    def __init__(self, connection: Connection, request_id: str) -> None:
-        super().__init__(request_id)
+    routes = ROUTES
+    """What answers at which path."""
+
+    def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
+        super().__init__(server.request_id())
+        self.bearer = head.headers.get("authorization")
+        self._server = server
         self._connection = connection
+        self._head = head
+        self._extra: tuple[tuple[str, str], ...] = ()
+        self._close = not head.keep_alive or connection.last or server.stopping
+        self._given: Mapping[str, Any] = {}
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
@@ -60,26 +69,6 @@ class HttpCaller(Caller):
             yield
         finally:
             self._connection.unpark()
-
-
-class Exchange:
-    """A request that was read, until it is answered."""
-
-    __slots__ = ("_caller", "_close", "_connection", "_extra", "_given", "_head", "_request_id", "_server")
-
-    routes = ROUTES
-    """What answers at which path."""
-
-    def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
-        self._server = server
-        self._connection = connection
-        self._head = head
-        self._request_id = server.request_id()
-        self._extra: tuple[tuple[str, str], ...] = ()
-        self._close = not head.keep_alive or connection.last or server.stopping
-        self._caller = HttpCaller(connection, self._request_id)
-        self._caller.bearer = head.headers.get("authorization")
-        self._given: Mapping[str, Any] = {}
 
     def run(self, body: bytes) -> None:
         """Answer the request, or see to it that it gets answered."""
@@ -120,7 +109,7 @@ class Exchange:
 
     def _admit(self, operation: Operation) -> None:
         try:
-            door.admit(self._server.mux, operation, self._caller)
+            door.admit(self._server.mux, operation, self)
         except MuxError as error:
             self._note(error, operation)
             raise
@@ -131,7 +120,7 @@ class Exchange:
         if (operation is not None and operation.changes) or error.failure.http in audit.GUARDED:
             what = operation.name if operation is not None else "http.request"
             target = path if operation is None and path in ROUTES else ""
-            entry = Entry(what, target=target, outcome=error.code, request_id=self._request_id)
+            entry = Entry(what, target=target, outcome=error.code, request_id=self.request_id)
             self._server.mux.blotter.note(entry)
 
     # -- routing
@@ -180,7 +169,7 @@ class Exchange:
             mux,
             operation,
             self._given,
-            self._caller,
+            self,
             textual=operation.method == "GET",
             key=head.headers.get("idempotency-key"),
         )
@@ -202,8 +191,8 @@ class Exchange:
             raise
 
     def _another_caller(self) -> Caller:
-        caller = HttpCaller(self._connection, self._request_id)
-        caller.bearer = self._caller.bearer
+        caller = Caller(self.request_id)
+        caller.bearer = self.bearer
         return caller
 
     def _read_given(self, operation: Operation, body: bytes) -> Mapping[str, Any] | list[Any]:
@@ -277,9 +266,9 @@ class Exchange:
         except OSError:
             pass  # the client has gone, or takes nothing
         except MuxError as error:
-            log.warning("request %s was cut off: %s", self._request_id, error.message)
+            log.warning("request %s was cut off: %s", self.request_id, error.message)
         except Exception:
-            log.exception("request %s failed", self._request_id)
+            log.exception("request %s failed", self.request_id)
         finally:
             server.mux.waiters.give()
             end(sock, whole=whole)
@@ -287,7 +276,7 @@ class Exchange:
     def _stream(self, operation: Operation) -> None:
         """Check the request, then hand the socket to the streamer."""
         server, mux = self._server, self._server.mux
-        args = dict(door.Call(mux, operation, self._given, self._caller, textual=True).args)
+        args = dict(door.Call(mux, operation, self._given, self, textual=True).args)
         asked = args.pop("last_event_id")
         asked = self._head.headers.get("last-event-id", asked)
         wanted = monitor.event_filter(mux, **args)
@@ -304,7 +293,7 @@ class Exchange:
         mux.waiters.take()
         opening = self._open_head(*EVENT_STREAM) + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
         try:
-            permit = sse.Permit(operation.tier, self._caller.principal)
+            permit = sse.Permit(operation.tier, self.principal)
             server.streamer.add(self._connection.detach(), wanted, after, opening, permit)
         except BaseException:
             mux.waiters.give()
@@ -319,7 +308,7 @@ class Exchange:
             "X-Content-Type-Options: nosniff",
             *more,
             "Connection: close",
-            f"X-Request-Id: {self._request_id}",
+            f"X-Request-Id: {self.request_id}",
             *(f"{name}: {value}" for name, value in self._extra),
         ]
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -332,7 +321,7 @@ class Exchange:
         if isinstance(answer, str):
             self._send(200, answer.encode(), content_type=monitor.METRICS_TYPE)
         else:
-            self._send(200, payload.write_json(answer), flight=self._caller.flight)
+            self._send(200, payload.write_json(answer), flight=self.flight)
 
     def _note_clamped(self, timeout: Any) -> None:
         most = self._server.mux.settings.poll_timeout_max
@@ -344,17 +333,17 @@ class Exchange:
             self._connection.abandon()
             return
         if not isinstance(error, MuxError):
-            log.error("request %s failed", self._request_id, exc_info=error)
+            log.error("request %s failed", self.request_id, exc_info=error)
             error = MuxError(
                 "internal", "the daemon failed on this request; its log has the details under the request id"
             )
-        if self._caller.flight is not None:
-            self._caller.flight.lost()
+        if self.flight is not None:
+            self.flight.lost()
         if error.retry_after is not None:
             self._extra += (("Retry-After", str(error.retry_after)),)
         self._challenge(error)
         self._close = self._close or error.close
-        self._send(error.failure.http, payload.write_json(error.body(self._request_id)))
+        self._send(error.failure.http, payload.write_json(error.body(self.request_id)))
 
     def _challenge(self, error: MuxError) -> None:
         """A refusal for want of a token says how one is shown (RFC 6750 section 3)."""
@@ -365,12 +354,12 @@ class Exchange:
     def _send(
         self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
     ) -> None:
-        if self._caller.replayed:
+        if self.replayed:
             self._extra += (("Idempotent-Replayed", "true"),)
         answer = wire.render(
             status,
             body,
-            request_id=self._request_id,
+            request_id=self.request_id,
             head_only=self._head.method == "HEAD",
             close=self._close,
             extra=self._extra,

@@ -20,7 +20,7 @@ from stonemux import audit, door, mcp, messages, payload, wire
 from stonemux.chain import Entry
 from stonemux.connection import Connection
 from stonemux.errors import MuxError
-from stonemux.exchange import EVENT_STREAM, Exchange, HttpCaller
+from stonemux.exchange import EVENT_STREAM, Exchange
 from stonemux.hub import Hangup, Watch
 from stonemux.mcp import Fault, Request
 from stonemux.mux import Caller, Mux
@@ -42,9 +42,14 @@ class McpExchange(Exchange):
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server, connection, head)
-        self._caller = _McpCaller(connection, self._request_id, self)
-        self._caller.bearer = head.headers.get("authorization")
         self._streaming = False
+
+    @contextmanager
+    def park(self, watch: Watch) -> Iterator[None]:
+        """Around a sleep: the answer becomes a stream when it has to wait."""
+        self.stream()
+        with super().park(watch):
+            yield
 
     def run(self, body: bytes) -> None:
         """Answer the message, or see to it that it gets answered."""
@@ -72,7 +77,7 @@ class McpExchange(Exchange):
         headers = self._head.headers
         tokens = self._server.mux.tokens
         if tokens.asks:
-            self._caller.principal = tokens.admit(self._caller.bearer)
+            self.principal = tokens.admit(self.bearer)
         wire.check_content_type(self._head)
         check_accept(headers)
         try:
@@ -104,7 +109,7 @@ class McpExchange(Exchange):
             self._refuse(error)
             return
         except Exception:
-            log.exception("request %s failed", self._request_id)
+            log.exception("request %s failed", self.request_id)
             message = mcp.internal_fault(request.request_id).response()
         self._send_message(message, _status(request, message))
 
@@ -113,13 +118,13 @@ class McpExchange(Exchange):
         agent = request.meta.get(mcp.AGENT_META)
         if not isinstance(agent, str):
             agent = _decoded(headers, mcp.AGENT_HEADER, request) or ""
-        bound = self._caller.principal.agent if self._caller.principal is not None else ""
+        bound = self.principal.agent if self.principal is not None else ""
         if bound and agent not in ("", bound):
             raise door.mismatch(mcp.AGENT_HEADER, agent, bound)
         told = {name: _decoded(headers, header, request) for name, header in mcp.CLIENT_HEADERS.items()}
         client = {name: value[:256] for name, value in told.items() if value}
         notify = self._notify if takes_stream(headers) else None
-        desk = _Door(self._server.mux, self._caller, headers.get("idempotency-key"))
+        desk = _Door(self._server.mux, self, headers.get("idempotency-key"))
         return mcp.Session(desk, agent or bound, client, notify)
 
     # -- answering
@@ -137,12 +142,12 @@ class McpExchange(Exchange):
         self._connection.proceed(_event(message))
 
     def _send_message(self, message: dict[str, Any], status: int) -> None:
-        flight, self._caller.flight = self._caller.flight, None
+        flight, self.flight = self.flight, None
         if flight is not None and "error" in message:
             flight.lost()
             flight = None
         self._close = self._close or flight is not None
-        if self._caller.replayed:
+        if self.replayed:
             self._extra += (("Idempotent-Replayed", "true"),)
         if self._streaming:
             self._connection.finish(_event(message), close=True, flight=flight)
@@ -152,32 +157,16 @@ class McpExchange(Exchange):
     def _refuse(self, error: BaseException) -> None:
         """Refusals of the HTTP face, and bugs, as JSON-RPC errors without an id."""
         if not isinstance(error, MuxError):
-            log.error("request %s failed", self._request_id, exc_info=error)
+            log.error("request %s failed", self.request_id, exc_info=error)
             self._send_message(mcp.internal_fault(None).response(), 500)
             return
         if error.failure.http in audit.GUARDED:
-            entry = Entry("mcp.request", outcome=error.code, request_id=self._request_id)
+            entry = Entry("mcp.request", outcome=error.code, request_id=self.request_id)
             self._server.mux.blotter.note(entry)
         self._close = self._close or error.close
         self._challenge(error)
-        fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self._request_id)["error"])
+        fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self.request_id)["error"])
         self._send_message(fault.response(), error.failure.http)
-
-
-class _McpCaller(HttpCaller):
-    """A caller whose answer becomes a stream when it has to wait."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, connection: Connection, request_id: str, exchange: McpExchange) -> None:
-        super().__init__(connection, request_id)
-        self._exchange = exchange
-
-    @contextmanager
-    def park(self, watch: Watch) -> Iterator[None]:
-        self._exchange.stream()
-        with super().park(watch):
-            yield
 
 
 class _Door:
