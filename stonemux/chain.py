@@ -87,9 +87,9 @@ def links(entries: Iterable[Entry], seq: int, prev: str, now: int) -> list[tuple
     for entry in entries:
         seq += 1
         action, actor, target, channel, outcome, request_id, body, ts, calls = entry
-        digest = sha(render(entry, seq, prev, rfc3339(ts) if ts else stamp).encode())
-        prev = digest.hexdigest()
-        hashes = bytes.fromhex(body), calls, digest.digest()
+        digest = sha(render(entry, seq, prev, rfc3339(ts) if ts else stamp).encode()).digest()
+        prev = digest.hex()
+        hashes = bytes.fromhex(body), calls, digest
         rows.append((seq, now, ts or now, action, actor, target, channel, outcome, request_id, *hashes))
     return rows
 
