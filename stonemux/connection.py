@@ -326,7 +326,11 @@ class Connection:
                 self._expect("head", HEAD_MS)
                 return None
             head = wire.parse_head(self._buffer[:end])
-            self._buffer = self._buffer[end + 4 :]
+            start, stop = end + 4, end + 4 + head.length
+            if stop <= len(self._buffer) and head.length <= BODY_LIMIT and not head.chunked:  # all of it, as most are
+                body, self._buffer = self._buffer[start:stop], self._buffer[stop:]
+                return head, body
+            self._buffer = self._buffer[start:]
             self._begin_body(head)
         if self._chunks is not None:
             self._chunks.feed(self._buffer)
@@ -416,7 +420,8 @@ class Connection:
             # What was told of while busy, or left unread by a full read, is not told of again.
             left = bool(self._buffer) or not self._drained or self._draining
             again = left and not self._busy and not self._closed
-        self._tell()
+        if self._verdicts:
+            self._tell()
         if again:
             self._door.revisit(self)
 
@@ -459,15 +464,15 @@ class Connection:
     def _answered(self) -> None:
         self._busy = self._answering = False
         self._watch = None
-        now = self._door.ticks_ms()
-        self.idle_since = now
+        self.idle_since = now = self._door.ticks_ms()
         if self._closing or self._door.stopping:
             self._draining, self._phase = True, "draining"
             self._due(SEND_MS if self._flights else DRAIN_MS)
             self._end_output()
         else:
             self._phase = "idle"
-            self._due(IDLE_MS)
+            self._deadline = now + IDLE_MS
+            self._door.remind(self._deadline)
 
     def _end_output(self) -> None:
         """Tell the client that nothing more comes."""
@@ -518,8 +523,6 @@ class Connection:
 
     def _tell(self) -> None:
         """Tell flights what became of them, with the lock released."""
-        if not self._verdicts:
-            return
         with self.lock:
             verdicts, self._verdicts = self._verdicts, []
         for flight, arrived in verdicts:
