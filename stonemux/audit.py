@@ -24,15 +24,13 @@ from stonemux.chain import START, Entry
 from stonemux.clock import moment
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
-from stonemux.schema import Operation, shown
+from stonemux.schema import TARGETS, Operation, shown
 from stonemux.transaction import Snapshot, Tx, Work
 
 log = logging.getLogger("stonemux")
 
 GUARDED = (401, 403, 421)
 """Statuses of refusals that are entered even where only reading was asked for: somebody who may not."""
-TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
-"""What a call acts on: the first of these that its parameters hold, else its answer."""
 MADE = ("webhook", "document")
 """What an answer may show in whole that was made, with its `id`."""
 
@@ -63,20 +61,17 @@ def body_of(given: Mapping[str, Any]) -> bytes:
 # -- calls
 
 
-def enter(operation: Operation, args: Mapping[str, Any], body_sha256: str) -> Callable[[Caller, Work], Work]:
-    """What makes a changing call's piece of work enter itself in the log."""
+def entered(operation: Operation, args: Mapping[str, Any], body_sha256: str, caller: Caller, work: Work) -> Work:
+    """A changing call's piece of work, which enters itself in the log."""
 
-    def wrap(caller: Caller, work: Work) -> Work:
-        def entered(tx: Tx) -> Any:
-            changes = tx.changes
-            answer = work(tx)
-            if tx.changes != changes and answer is not None:
-                tx.record(_entry(operation, args, answer, "ok", caller, body_sha256))
-            return answer
+    def work_and_entry(tx: Tx) -> Any:
+        changes = tx.changes
+        answer = work(tx)
+        if tx.changes != changes and answer is not None:
+            tx.record(_entry(operation, args, answer, "ok", caller, body_sha256))
+        return answer
 
-        return entered
-
-    return wrap
+    return work_and_entry
 
 
 def act(operation: Operation, args: Mapping[str, Any], answer: Any, caller: Caller, body_sha256: str) -> Work:
@@ -87,7 +82,7 @@ def act(operation: Operation, args: Mapping[str, Any], answer: Any, caller: Call
 def _entry(
     operation: Operation, args: Mapping[str, Any], answer: Any, outcome: str, caller: Caller, body_sha256: str
 ) -> Entry:
-    targets = _targets(operation)
+    targets = operation.targets
     target = args.get(targets[0]) if targets else None
     if type(target) is not str:
         target = _target(targets, args, answer)
@@ -108,18 +103,6 @@ def _actor(named: str | None, caller: Caller) -> str:
         return named or ""
     whose = caller.principal.name
     return whose if named is None or named == whose else f"{whose} as {named}"
-
-
-_TARGETS: dict[str, tuple[str, ...]] = {}
-
-
-def _targets(operation: Operation) -> tuple[str, ...]:
-    """The parameters that may hold what is acted on."""
-    found = _TARGETS.get(operation.name)
-    if found is None:
-        found = tuple(name for name in TARGETS if name in operation.by_name and name != operation.actor)
-        _TARGETS[operation.name] = found
-    return found
 
 
 def _target(targets: tuple[str, ...], args: Mapping[str, Any], answer: Any) -> str:

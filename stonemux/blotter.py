@@ -37,17 +37,14 @@ class Blotter:
     def __init__(self, clock: Clock, wake: Callable[[int], None] | None) -> None:
         self._clock = clock
         self._wake = wake
+        self.off = wake is None
+        """Whether nothing is noted."""
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._allowed = float(AT_ONCE)
         self._allowed_at = clock.ticks_ms()
         self._counts: dict[tuple[str, str], int] = {}
         self._counting_since = 0
-
-    @property
-    def off(self) -> bool:
-        """Whether nothing is noted."""
-        return self._wake is None
 
     def note(self, entry: Entry) -> None:
         """Note what happened just now."""

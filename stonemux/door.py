@@ -71,14 +71,14 @@ class Call:
         args = bind(operation, given, mux.settings, textual=textual)
         if caller.principal is not None and caller.principal.agent:
             _check_agent(operation, args, caller.principal.agent)
-        if mux.tier == "free":
+        if operation.tiered:
             _check_params(mux, operation, args)
         self._args = args
         self._heard_of()
         if key is not None or self._audited:
             self._digest = chain.sha256(audit.body_of(given))
         if self._audited:
-            caller.enter = audit.enter(operation, args, self._digest)
+            caller.enter = partial(audit.entered, operation, args, self._digest)
         if key is not None:
             caller.once = _once(operation, args, key, bytes.fromhex(self._digest), caller.principal)
         self.work: Work | None = None
@@ -277,8 +277,8 @@ def _check_tier(mux: Mux, needed: str, what: str) -> None:
 
 
 def _check_params(mux: Mux, operation: Operation, args: Mapping[str, Any]) -> None:
-    for param in operation.params:
-        if param.tier != "free" and args.get(param.argument) != param.default:
+    for param in operation.tiered:
+        if args[param.argument] != param.default:
             _check_tier(mux, param.tier, f"{param.name} in {operation.name}")
 
 

@@ -31,6 +31,9 @@ MOST_TOGETHER = 1000
 BODY_LIMIT = 1024 * 1024
 """The most bytes of a request's body, unless its operation takes more."""
 
+TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
+"""What a call acts on: the first of these that its parameters hold, else its answer."""
+
 TIERS = ("free", "pro", "enterprise")
 
 MOST_INTEGER = 2**63 - 1
@@ -154,6 +157,12 @@ class Operation(Record):
     either: tuple[tuple[Param, Param], ...] = field(init=False)
     """Pairs of which exactly one must be given."""
     acting: tuple[Param, ...] = field(init=False)
+    tiered: tuple[Param, ...] = field(init=False)
+    """Those of which a value may need another tier."""
+    targets: tuple[str, ...] = field(init=False)
+    """The parameters that may hold what a call acts on, the first one first."""
+    changes: bool = field(init=False)
+    """Whether a call may change something, so that it takes an idempotency key."""
 
     def derive(self) -> None:
         """What `bind` and the door would else work out for every call."""
@@ -164,8 +173,11 @@ class Operation(Record):
             defaults={param.argument: param.default for param in self.params if not param.required},
             needed=tuple(param for param in self.params if param.required),
             acting=tuple(param for param in self.params if param.acts),
+            tiered=tuple(param for param in self.params if param.tier != "free"),
             clamped=tuple(param for param in self.params if param.clamp and not param.required),
             either=tuple((param, by_name[param.either]) for param in self.params if param.either),
+            targets=tuple(name for name in TARGETS if name in by_name and name != self.actor),
+            changes=self.method == "POST",
         )
 
     @property
@@ -187,11 +199,6 @@ class Operation(Record):
         """Import the functions, if there are any."""
         for name in filter(None, (self.handler, self.waiter)):
             _function(name)
-
-    @property
-    def changes(self) -> bool:
-        """Whether a call may change something, so that it takes an idempotency key."""
-        return self.method == "POST"
 
 
 @cache
@@ -221,13 +228,11 @@ def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, text
         if textual:
             value = _from_text(param, value)
         values[param.argument] = param.check(param, value, limits)
-    for param in operation.needed:
-        if param.argument not in values:
-            raise MuxError(
-                "missing_field",
-                f"{param.name} is required: {param.doc or 'give it a value'}",
-                parameter=param.name,
-            )
+    if len(values) < len(operation.params):
+        param = next(param for param in operation.params if param.argument not in values)
+        raise MuxError(
+            "missing_field", f"{param.name} is required: {param.doc or 'give it a value'}", parameter=param.name
+        )
     for one, other in operation.either:
         if (values[one.argument] is None) == (values[other.argument] is None):
             raise _not_one(one, other, values)
