@@ -44,6 +44,15 @@ class Client:
         assert status == 200, answer
         return answer
 
+    def tool(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """What a tool answers over MCP, which must succeed."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
+        status, answer = self._exchange("POST", "/mcp", json.dumps(asked).encode(), headers)
+        assert status == 200, answer
+        told: dict[str, Any] = answer["result"]["structuredContent"]
+        return told
+
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, dict[str, Any]]:
@@ -59,6 +68,8 @@ class Client:
             self.close()
         if response.status >= 500 and response.status != 507:
             raise UnknownError(data)
+        if response.headers["Content-Type"] == "text/event-stream":
+            data = next(line for line in data.splitlines() if line.startswith(b"data: ")).removeprefix(b"data: ")
         return response.status, json.loads(data)
 
     def _connect(self) -> http.client.HTTPConnection:

@@ -21,13 +21,13 @@ LATE_S = 2
 
 
 def attack(port: int, *, seed: int, rallies: int) -> Outcome:
-    """Rallies over a poll, a cursor, a watch and a claim, until the first that is late."""
+    """Rallies over a poll, a cursor, a watch, a claim and a poll over MCP, until the first that is late."""
     chance = random.Random(seed)
     outcome = Outcome()
     receiver, server = Client(port), Client(port)
     for name in ("receiver", "server"):
         server.must("/agent/register", agent_id=name)
-    games = {"poll": _Poll, "cursor": _Cursor, "watch": _Watch, "claim": _Claim}
+    games = {"poll": _Poll, "cursor": _Cursor, "watch": _Watch, "claim": _Claim, "tool": _Tool}
     with ThreadPoolExecutor(1) as pool:
         for kind, game_of in games.items():
             game = game_of(receiver, server, seed)
@@ -74,6 +74,13 @@ class _Poll(_Game):
 
     def serve(self, number: int) -> None:
         self.server.must("/msg/send", from_="server", to="receiver", content=str(number))
+
+
+class _Tool(_Poll):
+    """Over MCP the waiter has a thread of its own, while others are attended to by the one that commits."""
+
+    def wait(self, number: int) -> Any:
+        return self.receiver.tool("mux_poll", agent_id="receiver", timeout=TIMEOUT_S)["messages"]
 
 
 class _Cursor(_Poll):
