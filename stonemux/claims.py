@@ -9,6 +9,7 @@ claim.
 from __future__ import annotations
 
 import json
+from functools import cache, lru_cache
 from typing import Any
 
 from stonemux import directory, taskrows, tasks
@@ -44,7 +45,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     def pass_on() -> None:
         with mux.store.read() as rx:
-            still_open = [topic for topic in awaited_tasks if rx.one(_best(topic), *topic[1:]) is not None]
+            still_open = [topic for topic in awaited_tasks if rx.one(_best(topic[0]), *topic[1:]) is not None]
         for topic in still_open:
             mux.hub.offer(topic)
 
@@ -55,24 +56,26 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
     return Wait(awaited, attempt, lambda: dict(NO_TASK), deadline, agent_id, pass_on, once)
 
 
-def _claim_topics(mux: Mux, agent_id: str, channel: str) -> list[Topic]:
+def _claim_topics(mux: Mux, agent_id: str, channel: str) -> tuple[Topic, ...]:
     with mux.store.read() as rx:
         agent = directory.agent(rx, agent_id)
-        return topics(agent, directory.channel(rx, channel)["name"])
+        return topics(agent_id, agent["capabilities"], directory.channel(rx, channel)["name"])
 
 
-def topics(agent: Any, channel: str) -> list[Topic]:
+@lru_cache(maxsize=4096)
+def topics(agent_id: str, capabilities: str, channel: str) -> tuple[Topic, ...]:
     """Where there may be a task for an agent: its own, those that ask for nothing, those that ask for what it can."""
-    mine: list[Topic] = [("task-for", channel, agent["id"]), ("task", channel, None)]
-    return mine + [("task", channel, capability) for capability in json.loads(agent["capabilities"])]
+    able = [None, *json.loads(capabilities)]
+    return (("task-for", channel, agent_id), *(("task", channel, capability) for capability in able))
 
 
-def _best(topic: Topic, wanted: str = "priority, seq", channel: str = "?1", what: str = "?2") -> str:
+@cache
+def _best(kind: str, wanted: str = "priority, seq", channel: str = "?1", what: str = "?2") -> str:
     """SQL for columns of the most urgent, then oldest, pending task under a topic; one seek.
 
     The indexes are named because SQLite, which knows no statistics here, would rather scan another one.
     """
-    if topic[0] == "task-for":
+    if kind == "task-for":
         where = (
             f"indexed by task_assigned where status = 'pending' and assigned_to = {what} and channel = {channel} "
             "and (required_capability is null or required_capability in "
@@ -99,11 +102,11 @@ def _claim_one(tx: Tx, agent_id: str, channel: str, task_id: str | None) -> Task
 
 def _claim_best(tx: Tx, agent: Any, channel: str) -> Task | None:
     """Claim the most urgent, then oldest, pending task that this agent may claim."""
-    there = [topic for topic in topics(agent, channel) if not tasks.has_none(tx, topic)]
+    there = [topic for topic in topics(agent["id"], agent["capabilities"], channel) if not tasks.has_none(tx, topic)]
     if len(there) > 1:
         there = _most_urgent(tx, there)
     for topic in there:
-        row = tasks.take(tx, f"({_best(topic, 'seq', '?4', '?5')})", agent["id"], *topic[1:])
+        row = tasks.take(tx, f"({_best(topic[0], 'seq', '?4', '?5')})", agent["id"], *topic[1:])
         if row is not None:
             return row
         tasks.note_none(tx, topic)
@@ -114,7 +117,7 @@ def _most_urgent(tx: Tx, looked_under: list[Topic]) -> list[Topic]:
     """The topic of the most urgent, then oldest, task under any of these; remembers those without a task."""
     found = []
     for topic in looked_under:
-        best = tx.one(_best(topic), *topic[1:])
+        best = tx.one(_best(topic[0]), *topic[1:])
         if best is None:
             tasks.note_none(tx, topic)
         else:
