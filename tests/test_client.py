@@ -156,7 +156,8 @@ def test_a_change_whose_connection_broke_is_sent_again_with_the_same_key__P6():
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_daemon_that_is_busy_is_asked_again_when_it_said(status, background):
     clock = FakeClock()
-    with scripted(refusal(status, "inbox_full", Retry_After="3"), SENT) as (server, client):
+    # Closed by both: sent on a connection that just ends, the next would be tried again after a pause of its own.
+    with scripted(refusal(status, "inbox_full", Retry_After="3", Connection="close"), SENT) as (server, client):
         client._clock = clock
         sending = background(client.msg_send, sender="ann", to="bob", content="hi")
         clock.until_parked(1)
