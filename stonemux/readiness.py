@@ -17,6 +17,11 @@ _bsd: Any = select
 """The same module, where its kqueue half exists only on some systems and the type checker knows only of its own."""
 
 
+AT_ONCE = 96
+"""Descriptors told of at once. Requests that are read together are committed together, and what more of them need no
+longer fits into the processor's caches: 512 busy connections got half as much done without a limit."""
+
+
 class Ready(NamedTuple):
     """What happened on a descriptor."""
 
@@ -54,7 +59,7 @@ class Epoll:
         ended = broken | select.EPOLLRDHUP
         return [
             Ready(fd, bool(mask & select.EPOLLOUT), bool(mask & ended), bool(mask & broken))
-            for fd, mask in self._epoll.poll(None if timeout_ms is None else timeout_ms / 1000)
+            for fd, mask in self._epoll.poll(None if timeout_ms is None else timeout_ms / 1000, AT_ONCE)
         ]
 
     def close(self) -> None:
@@ -90,7 +95,7 @@ class Kqueue:
 
     def wait(self, timeout_ms: int | None) -> list[Ready]:
         """Block until something happens, or until the timeout (None: for ever)."""
-        events = self._queue.control(None, 256, None if timeout_ms is None else timeout_ms / 1000)
+        events = self._queue.control(None, AT_ONCE, None if timeout_ms is None else timeout_ms / 1000)
         return [
             Ready(
                 event.ident,
