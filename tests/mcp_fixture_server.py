@@ -20,8 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stonemux.record import replace
-
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -30,6 +28,7 @@ from stonemux.config import Settings  # noqa: E402
 from stonemux.daemon import Daemon  # noqa: E402
 from stonemux.errors import MuxError  # noqa: E402
 from stonemux.mcp import Context, Fault, Method, Prompt, Registry, Resource, Tool  # noqa: E402
+from stonemux.record import replace  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 WAV = "UklGRiQAAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQAAAAA="

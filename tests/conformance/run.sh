@@ -33,6 +33,7 @@ for _ in $(seq 100); do
     grep -q /mcp "$results/server.log" && break
     sleep 0.1
 done
+grep -q /mcp "$results/server.log" || { cat "$results/server.log" >&2; exit 1; }
 
 suite() { # folder, name, arguments
     local entry=$cache/$1/node_modules/@modelcontextprotocol/conformance/dist/index.js name=$2
