@@ -473,7 +473,7 @@ class Store:
             try:
                 rows = db.execute("PRAGMA integrity_check(3)").fetchall()
             except sqlite3.DatabaseError as error:
-                if self._closed:
+                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
                     return
                 rows = [(str(error),)]
             finally:
