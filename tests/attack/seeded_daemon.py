@@ -229,7 +229,7 @@ def event_id_before_commit() -> None:
         ]
         if events:
             self.mux.log.publish(events)
-        time.sleep(STRETCH_S)
+        time.sleep(5 * STRETCH_S)  # a kill must fall into it
         return commit(self, head)
 
     transaction.Tx.commit = early
