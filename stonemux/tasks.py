@@ -175,7 +175,14 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
     directory.agent(tx, agent_id)
     row = find(tx, task_id)
     if token is not None:
-        if _fence(task_id, token) != row.fence or row.owner is None:
+        fence = _fence(task_id, token)
+        if fence is None:
+            raise MuxError(
+                "invalid_field",
+                f"claim_token does not belong to task {task_id}; send the one that task.claim answered",
+                parameter="claim_token",
+            )
+        if fence != row.fence or row.owner is None:
             raise _stale(row)
         return row
     if row.owner == agent_id:
@@ -191,15 +198,11 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
     )
 
 
-def _fence(task_id: str, token: str) -> int:
-    """The fence that a claim token tells."""
+def _fence(task_id: str, token: str) -> int | None:
+    """The fence that a claim token tells, or None if the token is not one of this task."""
     match = _TOKEN.match(token)
     if match is None or match[1] != task_id:
-        raise MuxError(
-            "invalid_field",
-            f"claim_token does not belong to task {task_id}; send the one that task.claim answered",
-            parameter="claim_token",
-        )
+        return None
     return min(int(match[2]), _NEVER)  # more than the database can hold is nobody's
 
 

@@ -446,6 +446,14 @@ def test_a_token_of_another_task_is_an_invalid_field(crew, token):
     refusal(crew, "invalid_field", "task.complete", task_id=task_id, agent_id="bob", claim_token=token)
 
 
+@pytest.mark.parametrize("name", ["task.complete", "task.extend", "task.release"])
+@pytest.mark.parametrize("token", ["nonsense", "00000000-0000-4000-8000-000000000000.1"])
+def test_a_task_that_does_not_exist_is_not_found_whatever_the_token(crew, name, token):
+    refusal(
+        crew, "task_not_found", name, task_id="00000000-0000-4000-8000-00000000dead", agent_id="bob", claim_token=token
+    )
+
+
 def test_who_was_overtaken_is_told_so_with_and_without_a_token__T4__fault_29(crew, clock):
     task_id = post(crew)
     old = claim(crew)["claim_token"]
