@@ -263,9 +263,14 @@ class Connection:
                 self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
         self._tell()
 
-    def hang_up(self) -> None:
-        """Close at once; whatever runs finds nobody to answer. An idle client counts as one that fell silent."""
+    def hang_up(self, *, idle: bool = False) -> None:
+        """Close at once; whatever runs finds nobody to answer. An idle client counts as one that fell silent.
+
+        `idle`: only if nothing runs, since a request may have come after the caller looked.
+        """
         with self.lock:
+            if idle and self._busy:
+                return
             self._gone = True
             watch = self._watch
             if not self._closed:

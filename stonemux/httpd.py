@@ -436,7 +436,7 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             idle = [connection for connection in self._connections.values() if connection.idle_since is not None]
         for connection in idle:
-            connection.hang_up()
+            connection.hang_up(idle=True)
         with self._lock:
             while self._connections and self.ticks_ms() < deadline:
                 self.mux.clock.wait(self._all_ended, deadline)

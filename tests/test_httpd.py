@@ -262,6 +262,28 @@ def test_a_stop_waits_for_queued_changes(served, held_commit, background):
     stopped.result(PATIENCE_S)
 
 
+def test_a_stop_does_not_hang_up_on_who_has_asked_meanwhile(served, held_commit, background, monkeypatch):
+    idle, late = served.connect(), served.connect()
+    eventually(lambda: served.server.open_connections == 2)
+    asked, told, hang_up = [], [], Connection.hang_up
+
+    def hang_up_slowly(connection: Connection, **how: Any) -> None:
+        if not asked:
+            late.send(message("late"))
+            asked.append(eventually(lambda: served.mux.store._queue))
+        hang_up(connection, **how)
+        told.append(connection)
+
+    monkeypatch.setattr(Connection, "hang_up", hang_up_slowly)
+    stopped = background(served.server.stop)
+    eventually(lambda: len(told) == 2)
+    assert idle.has_ended()
+    held_commit.set()
+    assert late.answer().status == 200
+    late.close()
+    stopped.result(PATIENCE_S)
+
+
 def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
     served = serve(max_connections=4)
     begun, go_on = threading.Event(), threading.Event()
