@@ -86,6 +86,8 @@ class Secured:
         self.raw = sock
         self.farewell = False
         """Say `close_notify` right behind the next bytes."""
+        self.quiet_end = False
+        """Our side has ended without one."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = secrets.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._shaken = False
@@ -181,6 +183,10 @@ class Secured:
                 except ssl.SSLWantReadError:
                     # An end without close_notify is as good: every answer and request says how long it is.
                     self._ended = self.parted = not self._take()
+                except ssl.SSLError as alert:
+                    if not self.quiet_end or alert.reason != "TLSV1_ALERT_DECODE_ERROR":
+                        raise
+                    self._ended = True  # that is what OpenSSL says when it has read up to such an end of ours
             if self._ended and not self.parted:
                 self.parted = not self.raw.recv(READ_AHEAD)
         except BlockingIOError:
@@ -321,6 +327,7 @@ class SecuredConnection(Connection):
 
     def _end_output(self) -> None:
         if self._flights and self._secured is not None and not self._secured.farewell:
+            self._secured.quiet_end = True
             with contextlib.suppress(OSError):
                 self._secured.raw.shutdown(socket.SHUT_WR)
         else:

@@ -340,6 +340,16 @@ def test_i5_an_orderly_end_after_the_answer_settles(served, sips, data, word):
     eventually(lambda: served.status_of(message_id) == "acked")
 
 
+def test_i5_a_client_that_reads_to_the_end_has_the_answer(served):
+    message_id = served.send()
+    raw = socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S)
+    with trusting().wrap_socket(raw, server_hostname="localhost") as client:
+        client.sendall(LAST_POLL)
+        while client.recv(65536):  # OpenSSL answers an end without close_notify with an alert
+            pass
+    assert acked(served, message_id, step=PARTING_MS)
+
+
 def test_i5_a_word_of_goodbye_alone_settles_after_a_while(served):
     message_id, client = polled(served)
     client.sock.goodbye()
