@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from test_mcp_stdio import free_port
 
 from stonemux import worker
 from stonemux.clock import rfc3339
+from stonemux.commands import run
 from stonemux.errors import MuxError
 from stonemux.worker import LATER, Orders, Worker
 
@@ -483,6 +485,30 @@ def test_sigterm_ends_a_runner_in_good_order(process, boss, place):
     assert has_ended(shell)
     assert boss.task(task)["status"] == "pending"
     assert f"task {task}: given back" in running.stderr.read()
+
+
+def test_a_signal_that_comes_just_before_it_falls_asleep_is_heard(monkeypatch):
+    stopped = threading.Event()
+
+    class Runner:
+        def run(self) -> int:
+            return 0 if stopped.wait(SOON_S) else 1
+
+        def stop(self, *, now: bool) -> None:
+            stopped.set()
+
+    def signal_first(fd: int, most: int) -> bytes:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return os.read(fd, most)
+
+    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    monkeypatch.setattr(run.os, "read", signal_first)
+    try:
+        assert run._until_signal(Runner()) == 0
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def test_t6_what_a_killed_runner_held_comes_back_after_its_lease(process, boss, place, clock):

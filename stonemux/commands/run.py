@@ -95,24 +95,34 @@ def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[s
 def _until_signal(runner: Any) -> int:
     """Let it work in a thread, while this one hears signals; what it raises is raised here."""
     ended: list[int | BaseException] = []
+    heard: list[int] = []
+    # A pipe, because the system writes to it as soon as a signal comes: one that came just before this thread fell
+    # asleep in a lock would not wake it.
+    hearing, told = os.pipe()
+    os.set_blocking(told, False)
 
     def work() -> None:
         try:
             ended.append(runner.run())
         except BaseException as error:
             ended.append(error)
-
-    heard: list[int] = []
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        runner.stop(now=len(heard) > 1)
+        finally:
+            os.write(told, b"\0")  # no signal has this number
 
     thread = threading.Thread(target=work, name="worker")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, hear)
-    thread.start()
-    thread.join()
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # the system writes the signal's number
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: None)
+        thread.start()
+        while came := os.read(hearing, 1)[0]:
+            heard.append(came)
+            runner.stop(now=len(heard) > 1)
+        thread.join()
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(hearing)
+        os.close(told)
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return EXIT_INTERRUPTED if signal.SIGINT in heard else ended[0]
