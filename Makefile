@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # A checkout that cannot be written keeps its tools elsewhere, and remembers nothing of its tests.
 VENV := $(shell test -w . && echo .venv || echo $${TMPDIR:-/tmp}/stonemux-venv-$$(id -u))
+export HYPOTHESIS_STORAGE_DIRECTORY := $(shell test -w . && echo .hypothesis || echo $(VENV)/hypothesis)
 PYTEST = $(BIN)/python -m pytest$(shell test -w . || echo ' -p no:cacheprovider')
 BIN := $(VENV)/bin
 EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])"
