@@ -51,7 +51,7 @@ def settings(options: Any, environ: Mapping[str, str]) -> Settings:
 
     flags = {
         name: value
-        for name in ("host", "port", "data_dir", "insecure_http", "log_level", "log_format")
+        for name in ("host", "port", "data_dir", "tls_cert", "tls_key", "insecure_http", "log_level", "log_format")
         if (value := getattr(options, name, None)) is not None
     }
     return load(config_file(options), environ, flags)

@@ -6,17 +6,22 @@ into a drop-in beside it (`stonemux.service.d/`), which stays.
 
 Logs go where the system puts them: to the journal, and on macOS to `daemon.log` in the data directory. Both may be
 rotated by the host; the daemon only appends.
+
+What an installed service was told of address and places counts wherever neither a flag nor the environment says
+otherwise: so a second installation, after an upgrade, does not lead the daemon away from its data.
 """
 
 from __future__ import annotations
 
 import os
 import plistlib
+import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.parsers.expat import ExpatError
 
 from stonemux import datadir, launch, operations, pool
 from stonemux.clients import home
@@ -28,6 +33,10 @@ from stonemux.setup import HANDED_ON
 NAME = "stonemux"
 MARK = "Written by: stonemux service install"
 """What a file must say to be replaced or removed."""
+TOLD = (*HANDED_ON, "tls_key")
+"""Settings that the environment or a flag may hold, which a service does not have: they go into its command."""
+ADDRESS = ("host", "port")
+"""Those of them that are no paths."""
 START_MS = 15_000
 LOOK_MS = 50
 PATIENCE_S = 60
@@ -54,19 +63,28 @@ Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus={lasting}
 TimeoutStopSec={stop}
-UMask=0077
 NoNewPrivileges=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+{rest}
+[Install]
+WantedBy=default.target
+"""
+
+ALONE = """\
+UMask=0077
 LockPersonality=yes
 MemoryDenyWriteExecute=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
-
-[Install]
-WantedBy=default.target
+"""
+# What a doorbell starts is bound by all that binds the daemon, and would end with it. Node cannot run where no memory
+# may become code, agents' sandboxes need namespaces, and work goes on while the daemon is started anew.
+WITH_COMMANDS = """\
+# Less than without webhooks.exec: commands as doorbells are bound by it, too
+KillMode=process
 """
 
 
@@ -90,19 +108,27 @@ def describe(words: Sequence[str], settings: Settings, environ: Mapping[str, str
     """The service that runs `words` on this system (as `sys.platform` names it)."""
     if any(not word.isprintable() for word in words):
         raise MuxError("bad_setting", "a path with control characters cannot stand in a service; choose another")
-    return _launchd(words, settings, environ) if system == "darwin" else _systemd(words, environ)
+    file = file_of(environ, system)
+    return _launchd(words, settings, file) if system == "darwin" else _systemd(words, settings, file)
 
 
-def _systemd(words: Sequence[str], environ: Mapping[str, str]) -> Service:
-    base = Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config")
-    unit, control = f"{NAME}.service", ("systemctl", "--user")
+def file_of(environ: Mapping[str, str], system: str) -> Path:
+    """Where the service is written on this system."""
+    if system == "darwin":
+        return home(environ) / f"Library/LaunchAgents/{NAME}.plist"
+    return Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config") / f"systemd/user/{NAME}.service"
+
+
+def _systemd(words: Sequence[str], settings: Settings, file: Path) -> Service:
+    unit, control = file.name, ("systemctl", "--user")
     return Service(
-        file=base / "systemd/user" / unit,
+        file=file,
         text=UNIT.format(
             mark=MARK,
             command=" ".join(map(_for_systemd, words)),
             lasting=" ".join(map(str, LASTING_STATUSES)),
             stop=STOP_S,
+            rest=WITH_COMMANDS if settings.webhooks_exec else ALONE,
         ),
         renew=(),
         load=((*control, "daemon-reload"), (*control, "enable", unit), (*control, "restart", unit)),
@@ -119,9 +145,9 @@ def _for_systemd(word: str) -> str:
     return f'"{word}"' if not word or any(c in word for c in " '\";") else word
 
 
-def _launchd(words: Sequence[str], settings: Settings, environ: Mapping[str, str]) -> Service:
+def _launchd(words: Sequence[str], settings: Settings, file: Path) -> Service:
     log = str(settings.data_dir / "daemon.log")
-    told = {
+    told: dict[str, object] = {
         "Label": NAME,
         "ProgramArguments": list(words),
         "RunAtLoad": True,
@@ -129,12 +155,12 @@ def _launchd(words: Sequence[str], settings: Settings, environ: Mapping[str, str
         "ExitTimeOut": STOP_S,
         "ProcessType": "Adaptive",
         "SoftResourceLimits": {"NumberOfFiles": 4096},
-        "Umask": 0o077,
         "StandardOutPath": log,
         "StandardErrorPath": log,
     }
+    if not settings.webhooks_exec:  # which would bind what a doorbell starts, too
+        told["Umask"] = 0o077
     text = plistlib.dumps(told).decode().replace("<plist", f"<!-- {MARK} -->\n<plist", 1)
-    file = home(environ) / f"Library/LaunchAgents/{NAME}.plist"
     domain = f"gui/{os.getuid()}"
     target = f"{domain}/{NAME}"
     return Service(
@@ -155,12 +181,32 @@ def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folde
     Paths become absolute, counted from `folder`: a service has neither this folder nor this environment.
     """
     words = [*launch.command(), "serve"]
-    for name in HANDED_ON:
+    for name in TOLD:
         if value := given.get(name) or environ.get(f"STONEMUX_{name.upper()}"):
-            path = name in ("data_dir", "config")
-            value = os.path.abspath(folder / Path(value).expanduser()) if path else value
+            value = value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
             words += [f"--{name.replace('_', '-')}", value]
     return words
+
+
+def kept(environ: Mapping[str, str], system: str) -> dict[str, str]:
+    """Address and places that the installed service was told, by setting; none where no service of ours is."""
+    try:
+        text = file_of(environ, system).read_text(encoding="utf-8")
+        if MARK not in text:
+            return {}
+        words = plistlib.loads(text.encode())["ProgramArguments"] if system == "darwin" else _of_systemd(text)
+        flags = words[words.index("serve") + 1 :]
+        told = dict(zip(flags[::2], flags[1::2], strict=True))
+    except (OSError, ValueError, KeyError, ExpatError, plistlib.InvalidFileException):
+        return {}
+    names = {f"--{name.replace('_', '-')}": name for name in TOLD}
+    return {names[flag]: value for flag, value in told.items() if flag in names}
+
+
+def _of_systemd(text: str) -> list[str]:
+    """The words of the command in a unit that we wrote."""
+    (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.partition("=")[2])]
 
 
 class Keeper:
@@ -196,6 +242,7 @@ class Keeper:
             return
         if text != service.text:
             _write(service.file, service.text)
+        self._make_place()
         if started:
             for command in service.renew:
                 self._try(command)
@@ -259,6 +306,14 @@ class Keeper:
                 f"a daemon{f' (pid {holder})' if holder else ''} that the system did not start holds {place}; stop it "
                 f"first{f' (kill {holder})' if holder else ''}, then install again. Nothing was changed",
             )
+
+    def _make_place(self) -> None:
+        """Make the data directory: the system opens the log in it before the daemon could."""
+        place = self._settings.data_dir
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as trouble:
+            raise MuxError("service_failed", f"{place} cannot be made: {trouble.strerror or trouble}") from trouble
 
     def _tell(self, commands: Sequence[Sequence[str]]) -> None:
         for command in commands:

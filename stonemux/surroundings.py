@@ -291,13 +291,16 @@ def _unreachable(url: str, settings: Settings) -> str:
 
 def system_service(patient: Patient) -> Iterator[Finding]:
     """The installed service, if there is one: is it what this version writes, and does it run?"""
-    words = service.words_for(patient.environ, {}, patient.folder)
+    words = service.words_for(patient.environ, service.kept(patient.environ, sys.platform), patient.folder)
     described = service.describe(words, patient.settings, patient.environ, sys.platform)
     if not described.file.exists():
         return
     told = service.Keeper(described, patient.settings, patient.environ, lambda text: None).status()
-    if told["running"]:
+    if told["running"] and told["current"]:
         yield Finding("service", OK, f"{described.file}: the system runs it")
+    elif told["running"]:
+        found = f"{described.file}: the system runs it, but this version and these settings make another one"
+        yield Finding("service", NOTE, found, "write it anew with: stonemux service install")
     else:
         found = f"{described.file}: installed, but the system does not run it"
         yield Finding("service", NOTE, found, f"look at its log ({described.logs}), then: stonemux service install")

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from stonemux import cli, launch, service
+from stonemux import cli, flags, launch, service
+from stonemux.commands import serve
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
+from stonemux.parser import Parser
 from stonemux.record import replace
 
 ASKED = ("systemctl", "--user", "is-active", "--quiet", "stonemux.service")
@@ -70,6 +72,58 @@ def test_the_written_unit_starts_this_very_program_there(typed, tmp_path):
     assert words_of(typed.unit) == [*launch.command(), *f"serve --port 4471 --data-dir {tmp_path}/data".split()]
     assert not typed.asked
     assert typed("install", "--no-start", "--port", "4471")[0] == f"{typed.unit}: already as it must be"
+
+
+def test_a_second_installation_leads_the_daemon_to_the_same_place(tmp_path, capsys, monkeypatch):
+    """After an upgrade nobody remembers the flags, and a daemon with another directory would look like a loss."""
+    monkeypatch.setattr("sys.platform", "linux")
+    environ = {"HOME": str(tmp_path)}
+    unit = tmp_path / ".config/systemd/user/stonemux.service"
+    place = tmp_path / 'our "$5" \\data 100%'
+    install = ["service", "install", "--no-start"]
+    assert cli.main([*install, "--port", "4471", "--data-dir", str(place)], environ) == 0
+    first = unit.read_text()
+    assert service.kept(environ, "linux") == {"port": "4471", "data_dir": str(place)}
+    capsys.readouterr()
+    assert cli.main(install, environ) == 0
+    assert unit.read_text() == first
+    assert "already as it must be" in capsys.readouterr().out
+    assert cli.main([*install, "--port", "4472"], {**environ, "STONEMUX_HOST": "::1"}) == 0
+    assert service.kept(environ, "linux") == {"host": "::1", "port": "4472", "data_dir": str(place)}
+
+
+def test_a_daemon_with_tls_is_started_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.chdir(tmp_path)
+    environ = {"HOME": str(tmp_path), "STONEMUX_TLS_CERT": "cert.pem", "STONEMUX_TLS_KEY": "/k.pem"}
+    assert cli.main(["service", "install", "--no-start"], environ) == 0
+    words = words_of(tmp_path / ".config/systemd/user/stonemux.service")
+    given = words[words.index("serve") + 1 :]
+    assert given == ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", "/k.pem"]
+    parser = Parser()
+    serve.add_arguments(parser)
+    settings = flags.settings(parser.read(given), {"HOME": str(tmp_path)})
+    assert (settings.tls_cert, settings.tls_key) == (str(tmp_path / "cert.pem"), "/k.pem")
+
+
+def test_what_a_doorbell_may_start_is_bound_by_less(tmp_path):
+    """Node cannot run without memory that becomes code, and what works on must not end with the daemon."""
+
+    def told(**given: Any) -> set[str]:
+        text = service.describe(["/py", "serve"], replace(Settings(), **given), {"HOME": "/h"}, "linux").text
+        return {line.partition("=")[0] for line in text.splitlines() if "=" in line}
+
+    alone, with_commands = told(), told(webhooks_exec=("/bin/ring",))
+    assert {"MemoryDenyWriteExecute", "RestrictNamespaces", "SystemCallFilter", "UMask"} <= alone - with_commands
+    assert with_commands - alone == {"KillMode"}
+    assert "NoNewPrivileges" in with_commands
+    mac = service.describe(["/py", "serve"], replace(Settings(), webhooks_exec=("*",)), {"HOME": "/h"}, "darwin")
+    assert "Umask" not in mac.text
+
+
+def test_installing_makes_the_directory_that_the_log_is_opened_in(typed, tmp_path):
+    typed("install", "--no-start")
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
 def test_installing_loads_it_and_waits_until_it_answers(typed, http):
@@ -146,7 +200,10 @@ def test_a_unit_quotes_what_systemd_would_change(word, written):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_systemd_finds_nothing_wrong_with_the_unit(typed, tmp_path):
+@pytest.mark.parametrize("settings", ["", "[webhooks]\nexec = true\n"])
+def test_systemd_finds_nothing_wrong_with_the_unit(typed, tmp_path, settings):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/config.toml").write_text(settings)
     typed("install", "--no-start")
     (tmp_path / "run").mkdir(mode=0o700)
     environ = {"PATH": os.defpath, "XDG_RUNTIME_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)}
@@ -165,7 +222,19 @@ def test_launchd_is_told_the_same(tmp_path):
     assert told["StandardErrorPath"] == str(tmp_path / "daemon.log")
     assert str(found.file) == "/Users/ann/Library/LaunchAgents/stonemux.plist"
     assert service.MARK in found.text
+    assert found.file == service.file_of({"HOME": "/Users/ann"}, "darwin")
     assert found.load == (("launchctl", "bootstrap", f"gui/{os.getuid()}", str(found.file)),)
+
+
+def test_launchds_file_says_what_it_was_told(tmp_path):
+    environ = {"HOME": str(tmp_path)}
+    words = service.words_for(environ, {"port": "4471", "data_dir": "/a <b>"}, tmp_path)
+    found = service.describe(words, Settings(), environ, "darwin")
+    assert service.kept(environ, "darwin") == {}
+    found.file.parent.mkdir(parents=True)
+    for text, told in ((found.text, {"port": "4471", "data_dir": "/a <b>"}), (f"<plist>{service.MARK}", {})):
+        found.file.write_text(text)
+        assert service.kept(environ, "darwin") == told
 
 
 def test_a_path_that_no_line_can_hold_is_refused(tmp_path):

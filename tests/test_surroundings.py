@@ -15,6 +15,7 @@ import pytest
 from faces import join
 
 from stonemux import cli, doctor, launch, surroundings
+from stonemux.config import Settings
 
 
 @pytest.fixture
@@ -206,3 +207,16 @@ def test_a_service_that_the_system_does_not_run_is_noted(look, monkeypatch):
     unit.parent.mkdir(parents=True)
     unit.write_text(f"# {surroundings.service.MARK}\n")
     assert "stonemux service install" in told(look("service", PATH="/nowhere"), "note")
+
+
+def test_a_service_that_runs_as_another_version_wrote_it_is_noted(look, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    environ, service = {"HOME": str(look.home), "PATH": str(tmp_path)}, surroundings.service
+    (tmp_path / "systemctl").symlink_to("/bin/true")
+    words = service.words_for(environ, {"port": "4471"}, tmp_path)
+    unit = service.describe(words, Settings(), environ, "linux")
+    unit.file.parent.mkdir(parents=True)
+    unit.file.write_text(unit.text)
+    assert "the system runs it" in told(look("service", PATH=str(tmp_path)), "ok")
+    unit.file.write_text(unit.text.replace("RestartSec=1", "RestartSec=9"))
+    assert "stonemux service install" in told(look("service", PATH=str(tmp_path)), "note")

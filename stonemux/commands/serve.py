@@ -11,6 +11,8 @@ from stonemux import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings, the log, and what may be accepted."""
     flags.add_settings(parser)
+    parser.add_argument("--tls-cert", metavar="FILE", help="file with the certificate, as PEM: the port speaks TLS")
+    parser.add_argument("--tls-key", metavar="FILE", help="file with its key, as PEM, when it is not in the same one")
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), help="least important line to log"
     )

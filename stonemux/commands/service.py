@@ -1,7 +1,8 @@
 """Let the system run the daemon: at login, and again when it has failed.
 
 Writes a unit of the user's systemd, or an agent of launchd on macOS, loads it, and waits until the daemon answers.
-After an upgrade, install again: that restarts it. Exit status of "status": 0 it answers, 3 not installed, 6 installed,
+After an upgrade, install again: that restarts it. Address and places that it was told stay, unless flags or the
+environment name others. Exit status of "status": 0 it answers, 3 not installed, 6 installed,
 but no daemon answers.
 """
 
@@ -28,10 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Install, remove, or look."""
-    from stonemux import service, setup
+    from stonemux import service
 
+    for name, value in service.kept(environ, sys.platform).items():
+        if not getattr(options, name, None) and not environ.get(f"STONEMUX_{name.upper()}"):
+            setattr(options, name, value)
     settings = flags.settings(options, environ)
-    given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
+    given = {name: getattr(options, name, None) for name in service.TOLD}
     words = service.words_for(environ, given, Path.cwd())
     keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
     if options.action == "install":
