@@ -112,7 +112,9 @@ class Daemon:
         """Take over what has changed in the settings, and say in the log what did and what waits for a restart."""
         old = self.mux.settings
         try:
-            settings, live, waiting = config.reread(old, reread())
+            wanted = reread()
+            check_safe(wanted)  # what the next start would refuse is told now
+            settings, live, waiting = config.reread(old, wanted)
         except MuxError as error:
             log.error("the settings stay as they were: %s", error.message)
             return

@@ -212,7 +212,32 @@ def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
         config.write_text("[coordination]\nmax_mesage_size = 600\n")
         daemon.process.send_signal(signal.SIGHUP)
         assert "did you mean coordination.max_message_size" in until_said(daemon, "stay as they were")[-1]
+        config.write_text('[server]\nhost = "0.0.0.0"\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "server.tls_cert" in until_said(daemon, "stay as they were")[-1]
         assert ask(daemon, letter).status == 200
+
+
+def test_sighup_while_it_starts_is_heeded_as_soon_as_it_can(data, monkeypatch, capsys):
+    """By default it would end the daemon, and systemd would not start one that ended so again."""
+    heard: list[int] = []
+
+    def start(*_: Any, say: Any, **__: Any) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda number, _: heard.append(number))
+        say(None)
+        return 0
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(daemon, "serve", start)
+    monkeypatch.setattr(daemon, "banner", lambda running: "it listens")
+    monkeypatch.setattr(daemon.logs, "set_up", lambda *_: None)
+    try:
+        assert cli.main(["serve", "--data-dir", str(data)], {"HOME": str(data)}) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert heard == [signal.SIGHUP]
+    assert capsys.readouterr().out == "it listens\n"
 
 
 def test_a_daemon_ends_with_its_terminal(data):

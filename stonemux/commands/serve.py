@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Mapping
 
 from stonemux import flags
@@ -32,13 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until a signal."""
+    # Python's own answer to SIGHUP is to end, and systemd takes that for an orderly stop: a reload just after the start
+    # would leave nobody running. One that comes too early is heeded once the daemon can.
+    early: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
     from stonemux import daemon, logs
+
+    def say(running: daemon.Daemon) -> None:
+        for number in early:
+            signal.raise_signal(number)
+        print(daemon.banner(running), flush=True)
 
     settings = flags.settings(options, environ)
     logs.set_up(settings.log_level, settings.log_format)
     return daemon.serve(
         settings,
         accept_rollback=options.accept_rollback,
-        say=lambda running: print(daemon.banner(running), flush=True),
+        say=say,
         reread=lambda: flags.settings(options, environ),
     )
