@@ -148,7 +148,16 @@ ONLY = {
     "http.client": set(),
     "urllib.request": set(),
     "subprocess": {"probe", "runner", "service", "setup", "starter", "surroundings", "worker"},
-    "signal": {"daemon", "licenseserver", "runner", "stdio", "worker", "commands.run", "commands.top"},
+    "signal": {
+        "daemon",
+        "licenseserver",
+        "runner",
+        "stdio",
+        "worker",
+        "commands.run",
+        "commands.serve",
+        "commands.top",
+    },
     "asyncio": set(),
     "multiprocessing": set(),
 }
