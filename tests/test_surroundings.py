@@ -161,7 +161,7 @@ def test_where_no_daemon_answers_none_is_started(look):
     ],
 )
 def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
-    configure(look.home, **entry)
+    configure(look.home, **entry, env={"STONEMUX_PORT": "1"})
     found = told(look("clients"), "problem")
     assert what in found
     assert "stonemux setup gemini" in found
