@@ -70,8 +70,8 @@ def get(rx: Snapshot, *, id: str) -> dict[str, Any]:
     return {"document": _view(row) | {"content": row["content"]}}
 
 
-def quoted(tx: Tx, document_id: str) -> dict[str, Any]:
-    """What a message that refers to a document says, as `messages.post` takes it."""
+def quoted(tx: Tx, document_id: str) -> tuple[str, bool]:
+    """What a message that refers to a document says, and whether that is only its beginning."""
     most = tx.mux.settings.max_message_size
     row = tx.one(
         "select size, case when size <= ? then content else substr(content, 1, ?) end as content from document "
@@ -82,7 +82,7 @@ def quoted(tx: Tx, document_id: str) -> dict[str, Any]:
     )
     if row is None:
         raise _unknown(document_id, "content_ref")
-    return {"content": row["content"], "content_ref": document_id, "truncated": row["size"] > most}
+    return row["content"], row["size"] > most
 
 
 def whole(rx: Snapshot, document_id: str) -> str:

@@ -114,7 +114,8 @@ class Call:
                 value, error = None, value
             elif value is None:
                 value = self.operation.nothing
-        self._noted(error)
+        if error is not None or self._caller.replayed:
+            self._noted(error)
         return value, error
 
     def _noted(self, error: BaseException | None) -> None:

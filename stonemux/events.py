@@ -30,7 +30,7 @@ class Filter(NamedTuple):
         return (
             (not self.types or event.kind in self.types)
             and (self.channel is None or event.channel == self.channel)
-            and (self.agent_id is None or self.agent_id in event.agents)
+            and (self.agent_id is None or event.concerns(self.agent_id))
         )
 
 
@@ -74,7 +74,7 @@ def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
         rx.mux.log.head,
         limit,
     )
-    return [Event(r[0], r[1], r[2], tuple(r[3].split("\n")) if r[3] else (), r[4], r[5]) for r in rows]
+    return [Event(*row) for row in rows]
 
 
 def oldest(rx: Snapshot) -> int:

@@ -163,9 +163,8 @@ def post(
         "sent_at": rfc3339(tx.now),
     }
     extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
-    for name, extra in zip(EXTRAS, extras, strict=True):
-        if extra:
-            told[name] = extra
+    if any(extras):
+        told |= {name: extra for name, extra in zip(EXTRAS, extras, strict=True) if extra}
     tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))
     return message_id
 

@@ -62,7 +62,7 @@ class Record:
         raise AttributeError(f"{type(self).__name__}.{name} cannot change; replace() makes another one")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.__dict__ == other.__dict__
+        return type(other) is type(self) and all(self.__dict__[name] == other.__dict__[name] for name in self.told)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={self.__dict__[name]!r}' for name in self.told)})"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
@@ -185,12 +185,12 @@ class Operation(Record):
         """The first sentence of `doc`, without its end."""
         return self.doc.partition(". ")[0].strip().rstrip(".")
 
-    @property
+    @cached_property
     def run(self) -> Callable[..., Any]:
         """The function that `handler` names."""
         return _function(self.handler)
 
-    @property
+    @cached_property
     def wait(self) -> Callable[..., Any] | None:
         """The function that `waiter` names."""
         return _function(self.waiter) if self.waiter else None

@@ -5,6 +5,7 @@ Content is text, or a document (`content_ref`): its text if that fits into a mes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stonemux import directory, documents, mentions, messages
@@ -48,13 +49,12 @@ def send(
         addressed_to_one = True
     if suppress_inbox and not addressed_to_one:  # the one it is addressed to gets it all the same
         recipients = []
-    said = _said(tx, content, content_ref)
-    if not addressed_to_one:
-        said |= _mentions(tx, channel, sender, said["content"])
+    text, truncated = _said(tx, content, content_ref)
     message_id = messages.post(  # each by its name: to collect them in a dictionary costs as much as to store them
         tx,
         sender=sender,
         to=to,
+        content=text,
         channel=channel,
         recipients=recipients,
         subject=subject,
@@ -64,7 +64,9 @@ def send(
         priority=priority,
         metadata=metadata,
         ttl_seconds=ttl_seconds,
-        **said,
+        content_ref=content_ref,
+        truncated=truncated,
+        mentions=() if addressed_to_one else _mentioned(tx, channel, sender, text),
     )
     answer: dict[str, Any] = {"message_id": message_id, "sent_at": rfc3339(tx.now)}
     status = tx.mux.presence.status
@@ -75,19 +77,19 @@ def send(
     return answer
 
 
-def _said(tx: Tx, content: str | None, content_ref: str | None) -> dict[str, Any]:
-    """What a message says: the text that was given, or what it carries of a document."""
+def _said(tx: Tx, content: str | None, content_ref: str | None) -> tuple[str, bool]:
+    """What a message says: the text that was given, or what it carries of a document; and whether that is cut."""
     if content is not None:
-        return {"content": content}
+        return content, False
     assert content_ref is not None
     return documents.quoted(tx, content_ref)
 
 
-def _mentions(tx: Tx, channel: str, sender: str, text: str) -> dict[str, Any]:
+def _mentioned(tx: Tx, channel: str, sender: str, text: str) -> Sequence[str]:
     """The other members of the channel that a post to it mentions."""
     if "@" not in text:
-        return {}
-    return {"mentions": [name for name in mentions.find(text, directory.member_set(tx, channel)) if name != sender]}
+        return ()
+    return [name for name in mentions.find(text, directory.member_set(tx, channel)) if name != sender]
 
 
 def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
@@ -181,15 +183,17 @@ def broadcast(
         recipients = [row[0] for row in directory.member_rows(tx, channel) if row[2] == group and row[0] != sender]
     if suppress_inbox:
         recipients = []
-    said = _said(tx, content, content_ref)
+    text, truncated = _said(tx, content, content_ref)
     message_id = messages.post(
         tx,
         sender=sender,
         to=EVERYBODY if group is None else f"group:{group}",
+        content=text,
         channel=channel,
         recipients=recipients,
-        **said,
-        **_mentions(tx, channel, sender, said["content"]),
+        content_ref=content_ref,
+        truncated=truncated,
+        mentions=_mentioned(tx, channel, sender, text),
         **optional,
     )
     return {

@@ -269,7 +269,7 @@ class Store:
         tx = self._tx
         outcomes: list[tuple[Outcome, Any, BaseException | None]] = []
         try:
-            tx.begin(self._clock.now_ms())
+            tx.begin(self._clock.now_ms(), self.head)
             for job in batch:
                 mark = tx.mark()
                 try:
@@ -278,7 +278,7 @@ class Store:
                     if isinstance(error, sqlite3.Error) or not tx.rewind(mark):
                         raise
                     outcomes.append((job.outcome, None, error))
-            events, topics, offers, hooks = tx.commit(self.head)
+            events, topics, offers, hooks = tx.commit()
         except Exception as error:
             verdict = self._judge(error, writing=True)
             try:

@@ -54,14 +54,19 @@ def _insert(table: str, rows: int) -> str:
 
 
 class Event(NamedTuple):
-    """One row of the event log. `agents` are the agents it concerns; `data` is JSON text."""
+    """One row of the event log, as it is stored. `data` is JSON text."""
 
     id: int
     kind: str
     channel: str | None
-    agents: tuple[str, ...]
+    agents: str | None
+    """The agents it concerns, a line each."""
     data: str
     at: int
+
+    def concerns(self, agent_id: str) -> bool:
+        """Whether this agent is one of those."""
+        return self.agents is not None and agent_id in self.agents.split("\n")
 
 
 class Snapshot:
@@ -91,12 +96,13 @@ class Tx(Snapshot):
         "_changes",
         "_db",
         "_entries",
+        "_head",
         "_hooks",
         "_inserted",
+        "_lists",
         "_next_message",
         "_noted",
         "_offers",
-        "_pending",
         "_through",
         "_topics",
         "_written",
@@ -113,21 +119,31 @@ class Tx(Snapshot):
         self._db = db
         self.audited = audited
         """The last record of the audit log that was ever committed: its number and its hash."""
-        self._entries: list[Entry] = []
         self.last_message = last_message
         """The highest message id that was ever committed."""
         self._next_message = last_message + 1
-        self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
-        self._through = dict.fromkeys(INSERTS, 0)  # how many of them are written
-        self._written = self._inserted = 0
-        self._pending: list[tuple[str, str | None, tuple[str, ...], str]] = []
-        self._topics: list[Topic] = []
-        self._offers: list[Topic] = []
-        self._hooks: list[Callable[[], None]] = []
+        self._head = self._written = self._inserted = 0
+        self._begin_lists()
         self.cache: dict[Hashable, Any] = {}
         """What handlers remember of slowly changing rows; dropped by `forget` and by every rollback."""
         self.backlog: dict[str, int] = {}
         """Unsettled deliveries by agent, kept by whoever changes them; dropped by every rollback."""
+
+    def _begin_lists(self) -> None:
+        """Note and announce nothing yet. The lists are new ones: those of the last commit were handed out."""
+        self._entries: list[Entry] = []
+        self._topics: list[Topic] = []
+        self._offers: list[Topic] = []
+        self._hooks: list[Callable[[], None]] = []
+        self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
+        self._through = dict.fromkeys(INSERTS, 0)  # how many of them are written
+        self._lists: tuple[list[Any], ...] = (
+            *self._noted.values(),
+            self._entries,
+            self._topics,
+            self._offers,
+            self._hooks,
+        )
 
     def sql(self, query: str, *values: Any) -> list[Any]:
         """All rows of a statement."""
@@ -176,14 +192,10 @@ class Tx(Snapshot):
             self._execute(_insert(table, size), tuple(chain.from_iterable(rows[at : at + size])))
             at += size
 
-    def _drop_noted(self) -> None:
-        for table, rows in self._noted.items():
-            rows.clear()
-            self._through[table] = 0
-
     def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
         """Put an event (`data` is JSON text) into the log, in this transaction."""
-        self._pending.append((kind, channel, agents, data))
+        event_id = self._head + len(self._noted["event"]) + 1
+        self.insert("event", Event(event_id, kind, channel, "\n".join(agents) or None, data, self.now))
 
     def record(self, entry: Entry, *, even_off: bool = False) -> None:
         """Put an entry into the audit log, in this transaction. Nothing is entered where the settings say so."""
@@ -211,29 +223,19 @@ class Tx(Snapshot):
         """How many rows this connection has changed, or will have with what is noted; differs after a write."""
         return self._db.total_changes - self._written + self._inserted
 
-    def begin(self, now: int) -> None:
-        """Open the transaction (the leader's business)."""
+    def begin(self, now: int, head: int) -> None:
+        """Open the transaction (the leader's business); `head` is the last event's id."""
         if len(self.cache) > CACHE_ENTRIES:
             self.cache.clear()
         if self._db.in_transaction:  # a leader was interrupted
             self.abandon()
-        self.now = now
+        self.now, self._head = now, head
         self._execute("BEGIN IMMEDIATE")
         self._changes = self._db.total_changes
 
     def mark(self) -> Mark:
         """Where this transaction stands, for `rewind`."""
-        return (
-            self._db.total_changes - self._written,
-            self._inserted,
-            [*map(len, self._noted.values())],
-            len(self._pending),
-            len(self._topics),
-            len(self._offers),
-            len(self._hooks),
-            len(self._entries),
-            self._next_message,
-        )
+        return self._db.total_changes - self._written, self._inserted, self._next_message, [*map(len, self._lists)]
 
     def rewind(self, mark: Mark) -> bool:
         """Take back what was noted and announced since `mark`; False if rows were changed since.
@@ -241,40 +243,32 @@ class Tx(Snapshot):
         What has changed or has written its rows is undone by a rollback only. Rows that were noted before the mark and
         have been written meanwhile do no harm: they belong to others.
         """
-        changes, inserted, noted, events, topics, offers, hooks, entries, next_message = mark
-        del self._pending[events:], self._topics[topics:], self._offers[offers:], self._hooks[hooks:]
-        del self._entries[entries:]
+        changes, inserted, next_message, lengths = mark
         if not self._db.in_transaction or self._db.total_changes - self._written != changes:
             return False
+        if any(through > length for through, length in zip(self._through.values(), lengths, strict=False)):
+            return False
+        for noted, length in zip(self._lists, lengths, strict=True):
+            del noted[length:]
         if self._inserted != inserted:
-            if any(self._through[table] > count for table, count in zip(self._noted, noted, strict=True)):
-                return False
-            for rows, count in zip(self._noted.values(), noted, strict=True):
-                del rows[count:]
             self._inserted = inserted
             self.backlog.clear()
         self._next_message = next_message
         return True
 
-    def commit(self, head: int) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
-        """Write the events, commit, and hand out what is to be announced."""
-        events = [
-            Event(head + n, kind, channel, agents, data, self.now)
-            for n, (kind, channel, agents, data) in enumerate(self._pending, 1)
-        ]
-        self._noted["event"] = [(e.id, e.kind, e.channel, "\n".join(e.agents) or None, e.data, e.at) for e in events]
+    def commit(self) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
+        """Write what is noted, commit, and hand out what is to be announced."""
         audited = self._chain()
         self._write_noted()
-        self._drop_noted()
         if self._db.total_changes == self._changes:
             self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
         else:
             self._execute("COMMIT")
         self.audited = audited
-        self._entries = []
         self.last_message = self._next_message - 1
+        events: list[Any] = self._noted["event"]
         announced = (events, self._topics, self._offers, self._hooks)
-        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
+        self._begin_lists()
         return announced
 
     def _chain(self) -> tuple[int, str]:
@@ -288,9 +282,7 @@ class Tx(Snapshot):
 
     def abandon(self) -> None:
         """Roll back; nothing of this transaction remains."""
-        self._entries = []
-        self._pending, self._topics, self._offers, self._hooks = [], [], [], []
-        self._drop_noted()
+        self._begin_lists()
         self._next_message = self.last_message + 1
         self.cache.clear()
         self.backlog.clear()
@@ -298,7 +290,7 @@ class Tx(Snapshot):
             self._execute("ROLLBACK")
 
 
-Mark = tuple[int, int, list[int], int, int, int, int, int, int]
+Mark = tuple[int, int, int, list[int]]
 Work = Callable[[Tx], Any]
 Outcome = Callable[[Any, BaseException | None], None]
 
