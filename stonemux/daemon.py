@@ -184,6 +184,7 @@ def _calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+    gc.enable()
 
 
 def banner(daemon: Daemon) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 from collections.abc import Mapping
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # would leave nobody running. One that comes too early is heeded once the daemon can.
     early: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
+    gc.disable()  # until it serves: what is loaded here stays, and going through it time and again costs 5 ms
     from stonemux import daemon, logs
 
     def say(running: daemon.Daemon) -> None:
