@@ -203,6 +203,26 @@ def check_owner(path: Path) -> None:
         )
 
 
+def check_usable(path: Path) -> None:
+    """Raise `unsafe_environment` when this process may not write in a directory, or not use a file that it needs."""
+    needed = [(path, os.W_OK | os.X_OK, "written in")]
+    needed += [(path / f"{DATABASE}{end}", os.R_OK | os.W_OK, "read and written") for end in ("", "-wal", "-shm")]
+    needed += [(path / name, os.R_OK, "read") for name in (HEAD, AUDIT_KEY)]
+    for place, how, words in needed:
+        if os.access(place, how) or not os.path.lexists(place):
+            continue
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise MuxError(
+                "unsafe_environment",
+                f"the data directory {path} lies on a file system that is mounted read-only; let it be written, or "
+                "name another directory with --data-dir",
+            )
+        raise MuxError(
+            "unsafe_environment",
+            f"{place} cannot be {words} by this user ({os.geteuid()}); allow it with: chmod u+rwX {place}",
+        )
+
+
 def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """The type of the file system that holds `path` ("" if unknown); raises `unsafe_environment` for a network one."""
     kind = _file_system(path.resolve(), mounts)

@@ -43,8 +43,11 @@ def examine(
     """Run all checks. `trouble` is why the settings' file could not be used; `full` reads the whole database."""
     patient = Patient(settings, environ, folder, trouble, full, Clock().now_ms(), _is_held(settings.data_dir))
     there = os.path.exists(patient.database)
-    checks = ALWAYS + (WITH_DATABASE if there else ()) + surroundings.AFTERWARDS
-    return [finding for name, check in checks for finding in _run(name, check, patient)]
+    findings: list[Finding] = []
+    for name, check in ALWAYS + (WITH_DATABASE if there else ()) + surroundings.AFTERWARDS:
+        if name not in READING or not any(one.check == "database" and one.state == PROBLEM for one in findings):
+            findings += _run(name, check, patient)
+    return findings
 
 
 def _is_held(path: Path) -> bool:
@@ -58,9 +61,17 @@ def _run(name: str, check: Check, patient: Patient) -> list[Finding]:
     try:
         return list(check(patient))
     except MuxError as error:
-        return [Finding(name, PROBLEM, error.message)]
+        return [_told(name, error)]
     except (OSError, sqlite3.Error, ValueError) as error:
-        return [Finding(name, PROBLEM, f"could not be looked at: {error}")]
+        remedy = f"see whether this user may read it: ls -l {patient.path}"
+        return [Finding(name, PROBLEM, f"could not be looked at: {error}", remedy)]
+
+
+def _told(name: str, error: MuxError, otherwise: str = "") -> Finding:
+    """A refusal as a finding: after its first semicolon it says what to do, or else `otherwise` does."""
+    found, _, remedy = error.message.partition("; ")
+    remedy = remedy.removeprefix("it is left untouched. ").removeprefix("left untouched")
+    return Finding(name, PROBLEM, found, otherwise if otherwise and remedy in ("", "Restore a backup") else remedy)
 
 
 def all_well(findings: Sequence[Finding]) -> bool:
@@ -96,9 +107,10 @@ def _directory(patient: Patient) -> Iterator[Finding]:
     if not path.is_dir():
         yield _to_be_made(path)
         return
-    datadir.check_owner(path)
     mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
+    if (unusable := _unusable(path)) is not None:
+        yield unusable
+    elif mode & 0o077:
         yield Finding("directory", NOTE, f"others may look into {path} (mode {mode:o})", f"chmod 700 {path}")
     else:
         yield Finding("directory", OK, f"{path} is ours alone")
@@ -107,6 +119,15 @@ def _directory(patient: Patient) -> Iterator[Finding]:
     else:
         kind = datadir.check_file_system(path) or "unknown type"
         yield from _space(patient, kind)
+
+
+def _unusable(path: Path) -> Finding | None:
+    try:
+        datadir.check_owner(path)
+        datadir.check_usable(path)
+    except MuxError as error:
+        return _told("directory", error)
+    return None
 
 
 def _to_be_made(path: Path) -> Finding:
@@ -197,6 +218,7 @@ def _was_refused(error: BaseException | None) -> bool:
 
 def _soundness(patient: Patient) -> Iterator[Finding]:
     remedy = "stop the daemon, keep a copy of the directory, and restore a backup: stonemux restore FILE"
+    locked = f"see whether this user may read and write the files: ls -l {patient.path}"
     try:
         with patient.open() as db:
             version = check_sound(db, patient.database, (patient.path / datadir.MARKER).exists())
@@ -209,7 +231,11 @@ def _soundness(patient: Patient) -> Iterator[Finding]:
             size = patient.database.stat().st_size / 1024 / 1024
             yield Finding("database", OK, f"{checked} ({size:.1f} MiB, schema {version})")
     except MuxError as error:
-        yield Finding("database", PROBLEM, error.message, remedy)
+        yield _told("database", error, remedy)
+    except sqlite3.Error as error:
+        unopened = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
+        found = f"{patient.database} cannot be read: {error}"
+        yield Finding("database", PROBLEM, found, locked if unopened else remedy)
 
 
 def _rollback(patient: Patient) -> Iterator[Finding]:
@@ -296,3 +322,5 @@ WITH_DATABASE: tuple[tuple[str, Check], ...] = (
     *surroundings.WITH_DATABASE,
 )
 """Checks by the name that a failing one is reported under."""
+READING = ("history", "doorbells")
+"""Those that read the database; where it is not sound, that has been told, and what they find says nothing."""

@@ -62,7 +62,10 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         looked = _look(directory, accept_rollback)
     except sqlite3.DatabaseError as error:
         raise _unreadable(path, error) from error
-    db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S, cached_statements=256)
+    try:
+        db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S, cached_statements=256)
+    except sqlite3.OperationalError as error:  # a directory in its place, for one
+        raise _unreadable(path, error) from error
     try:
         if not looked:
             check_sound(db, path, directory.marked)

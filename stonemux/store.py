@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonemux.ballast import ROOM_BYTES, SCARCE_BYTES, Ballast
 from stonemux.clock import Clock
-from stonemux.datadir import DataDir, Head
+from stonemux.datadir import DataDir, Head, check_usable
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.migration import migrate
@@ -140,6 +140,7 @@ class Store:
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
+        check_usable(directory.path)
         self._ballast = Ballast(directory.path)
         self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
         self._db = open_checked(directory, connect, accept_rollback)

@@ -8,6 +8,7 @@ import os
 import socket
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from faces import join
 from test_backup import command, say
 
 from stonemux import cli, doctor, surroundings, tables
+from stonemux.clock import Clock
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
+from stonemux.store import Store
 
 
 @pytest.fixture
@@ -113,7 +118,7 @@ def test_settings_that_cannot_be_used_are_a_problem_and_the_rest_is_looked_at(lo
 
 def test_a_directory_that_others_may_write_to_is_a_problem(look, stopped):
     stopped.chmod(0o777)
-    assert "chmod 700" in one(look(status=1), "directory", "problem")["found"]
+    assert "chmod 700" in one(look(status=1), "directory", "problem")["remedy"]
     stopped.chmod(0o755)
     assert "chmod 700" in one(look(status=0), "directory", "note")["remedy"]
     stopped.chmod(0o700)
@@ -141,7 +146,31 @@ def test_a_damaged_database_is_a_problem(look, stopped, damage):
     before = contents(stopped)
     found = look(status=1)
     assert contents(stopped) == before
-    assert any(finding["state"] == "problem" for finding in found["database"])
+    remedies = [finding["remedy"] for finding in found["database"] if finding["state"] == "problem"]
+    assert remedies
+    for remedy in remedies:
+        assert {"foreign": "another directory", "newer": "Run the newer"}.get(damage, "stonemux restore") in remedy
+        assert ("stonemux restore FILE" in remedy) == (damage not in ("foreign", "newer"))
+    assert not [finding for check in ("history", "doorbells") for finding in found.get(check, [])], "told once"
+
+
+@pytest.mark.parametrize(
+    ("denied", "told"),
+    [(".", "written in"), ("stonemux.db", "read and written"), ("head.json", "read"), ("", "mounted read-only")],
+)
+def test_what_this_user_may_not_use_is_a_problem_and_the_daemon_says_the_same(look, stopped, monkeypatch, denied, told):
+    """Seen from inside: the tests may run as root, who may do everything."""
+    place, access, statvfs = stopped / denied, os.access, os.statvfs
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path) != place and access(path, how))
+    if not denied:
+        flags = os.ST_RDONLY
+        monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*tuple(statvfs(path))[:8], flags, 255)))
+    found = one(look(status=1), "directory", "problem")
+    assert told in found["found"]
+    assert f"chmod u+rwX {place}" in found["remedy"] or not denied
+    with closing(DataDir(stopped)) as directory, pytest.raises(MuxError, match=told) as caught:
+        Store(directory, Clock())
+    assert caught.value.failure.exit == 5
 
 
 def test_only_a_full_look_sees_a_changed_index(look, stopped):
@@ -226,3 +255,10 @@ def test_people_read_a_line_a_finding(look, stopped, capsys):
     assert "PROBLEM  history" in told
     assert "-> put the right file back" in told
     assert told.endswith("1 problem\n")
+
+
+def test_a_folder_in_the_databases_place_is_refused(tmp_path):
+    (tmp_path / "stonemux.db").mkdir()
+    with closing(DataDir(tmp_path)) as directory, pytest.raises(MuxError, match="cannot be read") as caught:
+        Store(directory, Clock())
+    assert caught.value.code == "data_refused"
