@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from stonemux import VERSION, copies, datadir, operations, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
-from stonemux.config import Settings
+from stonemux.config import Settings, check_safe
 from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import check_sound, gone_back, stand
@@ -34,14 +35,20 @@ FUTURE_MS = 60_000
 
 def examine(
     settings: Settings,
-    trouble: MuxError | None = None,
+    troubles: Sequence[MuxError] = (),
     *,
     full: bool = False,
     environ: Mapping[str, str],
     folder: Path,
+    config: Path | None = None,
 ) -> list[Finding]:
-    """Run all checks. `trouble` is why the settings' file could not be used; `full` reads the whole database."""
-    patient = Patient(settings, environ, folder, trouble, full, Clock().now_ms(), _is_held(settings.data_dir))
+    """Run all checks.
+
+    `troubles` say what of the settings could not be used; `full` reads the whole database; `config` is the settings
+    file that a flag names.
+    """
+    held = _is_held(settings.data_dir)
+    patient = Patient(settings, environ, folder, troubles, config, full, Clock().now_ms(), held)
     there = os.path.exists(patient.database)
     findings: list[Finding] = []
     for name, check in ALWAYS + (WITH_DATABASE if there else ()) + surroundings.AFTERWARDS:
@@ -185,8 +192,11 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
                 f"a daemon ({who}) holds {patient.path}, but none answers at {surroundings.address(patient.settings)}"
             )
             yield Finding("daemon", PROBLEM, found, "name its --port, look at its log, or stop it and start it again")
-        elif _was_refused(error):
-            yield Finding("daemon", OK, f"not running; {surroundings.address(patient.settings)} is free")
+        elif _is_due_to(error, ConnectionRefusedError):
+            yield _start(patient.settings)
+        elif _is_due_to(error, socket.gaierror):
+            found = f"the address {patient.settings.host} cannot be found"
+            yield Finding("daemon", PROBLEM, found, "name another --host, or correct server.host")
         else:
             yield Finding("daemon", PROBLEM, error.message, "something else may listen there; choose another --port")
         return
@@ -204,10 +214,23 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _was_refused(error: BaseException | None) -> bool:
-    """Whether nobody listens, as opposed to somebody who does not answer as a daemon does."""
+def _start(settings: Settings) -> Finding:
+    """No daemon runs; could one?"""
+    try:
+        check_safe(settings)
+        if settings.tls_cert:
+            from stonemux import tls  # hardly anybody need wait for it
+
+            tls.context(settings.tls_cert, settings.tls_key)
+    except MuxError as error:
+        return _told("daemon", error, "correct it; until then none starts")
+    return Finding("daemon", OK, f"not running; {surroundings.address(settings)} is free")
+
+
+def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:
+    """Whether that is why nobody answered: nobody listens, as opposed to somebody who is no daemon."""
     while error is not None:
-        if isinstance(error, ConnectionRefusedError):
+        if isinstance(error, kind):
             return True
         error = error.__cause__ or error.__context__
     return False

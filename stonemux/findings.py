@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +34,10 @@ class Patient:
     environ: Mapping[str, str]
     folder: Path
     """The working directory."""
-    trouble: MuxError | None
+    troubles: Sequence[MuxError]
     """Why the settings could not be read as they are."""
+    config: Path | None
+    """The settings file that a flag names."""
     full: bool
     now: int
     held: bool

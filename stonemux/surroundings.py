@@ -123,18 +123,16 @@ def limits(patient: Patient) -> Iterator[Finding]:
 
 def settings(patient: Patient) -> Iterator[Finding]:
     """What could not be read, what has no effect, and what is misspelled."""
-    if patient.trouble is not None:
-        yield Finding(
-            "settings", PROBLEM, patient.trouble.message, "correct it; the rest was looked at without the file"
-        )
-    else:
+    for trouble in patient.troubles:
+        yield Finding("settings", PROBLEM, trouble.message, "correct it; the rest was looked at without it")
+    if not patient.troubles:
         yield Finding("settings", OK, f"data in {patient.path}, address {address(patient.settings)}")
         yield from _overridden(patient)
     yield from _misspelled(patient.environ)
-    usual = home(patient.environ) / ".stonemux" / "config.toml"
-    named = patient.environ.get("STONEMUX_CONFIG")
-    if named and usual.exists() and usual != Path(named):
-        yield Finding("settings", NOTE, f"{usual} is not read: STONEMUX_CONFIG names {named}", "remove one of them")
+    named = patient.config or patient.environ.get("STONEMUX_CONFIG")
+    for usual in dict.fromkeys((home(patient.environ) / ".stonemux/config.toml", patient.path / "config.toml")):
+        if named and usual.exists() and usual.resolve() != Path(named).resolve():
+            yield Finding("settings", NOTE, f"{usual} is not read: {named} is named", "remove one of them")
 
 
 def address(settings: Settings) -> str:
@@ -146,7 +144,7 @@ def _overridden(patient: Patient) -> Iterator[Finding]:
     """Settings of the file that the environment or a flag replaces."""
     kept = {name: patient.environ[name] for name in ("HOME", "STONEMUX_CONFIG") if name in patient.environ}
     kept["STONEMUX_DATA_DIR"] = str(patient.path)  # where the file is looked for
-    alone = config.load(None, kept, {})
+    alone = config.load(patient.config, kept, {})
     usual = config.load(Path(os.devnull), kept, {})
     for setting in SETTINGS:
         stated, used = getattr(alone, setting.attribute), getattr(patient.settings, setting.attribute)

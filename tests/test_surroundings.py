@@ -97,6 +97,59 @@ def test_a_settings_file_that_another_one_hides_is_noted(look, tmp_path):
     assert "config.toml is not read" in told(findings, "note")
 
 
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_a_settings_file_that_is_not_read_is_noted_wherever_it_lies(look, tmp_path, program, how):
+    (program.path / "config.toml").write_text("[server]\nprot = 1\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[server]\nport = 4000\n")
+    findings = (
+        look("settings", "--config", str(other)) if how == "flag" else look("settings", STONEMUX_CONFIG=str(other))
+    )
+    notes = [one["found"] for one in findings if one["state"] == "note"]
+    assert notes == [
+        "server.port in the file has no effect: the environment or a flag says otherwise",
+        f"{program.path / 'config.toml'} is not read: {other} is named",
+    ]
+
+
+def test_each_mistake_in_the_settings_is_told_and_the_rest_is_looked_at(look, program):
+    (program.path / "config.toml").write_text("[server]\nprot = 1\n")
+    findings = look("settings", STONEMUX_HOST="\t", STONEMUX_DATA_DIR=str(program.path))
+    problems = [one["found"] for one in findings if one["state"] == "problem"]
+    assert [problem.split()[0] for problem in problems] == ["STONEMUX_HOST", f"{program.path}/config.toml:"]
+    assert look("database")
+
+
+def test_a_flag_that_cannot_be_used_is_bad_usage(look, capsys):
+    assert cli.main(["doctor", "--port", "none"], {"HOME": str(look.home)}) == 2
+    assert "--port" in capsys.readouterr().err
+
+
+# -- the daemon that could be started
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "remedy"),
+    [
+        ('[server]\nhost = "0.0.0.0"\n', "not on loopback", "server.tls_cert"),
+        ('[server]\ntls_cert = "no.pem"\n', "no.pem cannot be read", "none starts"),
+        ('[server]\nhost = "nowhere.invalid"\n', "cannot be found", "--host"),
+    ],
+)
+def test_settings_with_which_no_daemon_would_start_are_a_problem(look, tmp_path, monkeypatch, settings, found, remedy):
+    def find(host: str, *_: Any, **__: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    if "invalid" in settings:
+        monkeypatch.setattr(socket, "getaddrinfo", find)
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "config.toml").write_text(settings)
+    (problem,) = [one for one in look("daemon", data=data) if one["state"] == "problem"]
+    assert found in problem["found"]
+    assert remedy in problem["remedy"]
+
+
 # -- the directory
 
 
