@@ -93,15 +93,28 @@ def entry(job: Job) -> Any:
     return _entry(job.client, _syntax(job).read(_read(job.file) or ""))
 
 
+def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, str], Path]:
+    """Command, environment and folder with which the client starts what an entry says.
+
+    Raises `client_config_broken` for an entry that says it in no such way.
+    """
+    command, args, env = found.get("command"), found.get("args") or [], found.get("env") or {}
+    listed = isinstance(args, list) and all(isinstance(word, str) and "\0" not in word for word in [command, *args])
+    if not listed or not isinstance(env, dict):
+        raise MuxError(
+            "client_config_broken",
+            f"{job.file}: the entry {NAME!r} must have a command (text), and args (a list of texts) and env, if at all",
+        )
+    environ = probe.bare(job.environ) | {name: str(value) for name, value in env.items()}
+    return [str(command), *args], environ, job.folder if job.scope == "project" else home(job.environ)
+
+
 def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
     """Start the command as the file now states it, and return the names of the tools that answer.
 
     Raises `client_check_failed`; the file stays as it is.
     """
-    found = entry(job)
-    command = [found["command"], *found.get("args", [])]
-    environ = probe.bare(job.environ) | {name: str(value) for name, value in found.get("env", {}).items()}
-    folder = job.folder if job.scope == "project" else home(job.environ)
+    command, environ, folder = started(job, entry(job))
     try:
         return probe.list_tools(command, environ, folder, patience_ms=patience_ms)
     except MuxError as error:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import platform
 import resource
-import shlex
 import shutil
 import socket
 import sqlite3
@@ -20,8 +19,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from stonemux import addresses, config, operations, pool, probe, runner, service, setup
+from stonemux import addresses, config, flags, operations, pool, probe, runner, service, setup
 from stonemux.clients import CLIENTS, SCOPES, home
 from stonemux.clock import rfc3339
 from stonemux.config import SETTINGS, Settings
@@ -177,14 +177,14 @@ def clients(patient: Patient) -> Iterator[Finding]:
             job = setup.Job(client, scope, None, patient.environ, patient.folder)
             if scope == "project" and job.file == client.file("user", patient.environ, patient.folder):
                 continue
-            for finding in _client(job):
+            for finding in _client(patient, job):
                 seen = True
                 yield finding
     if not seen:
         yield Finding("clients", OK, "none is configured; connect one with: stonemux setup CLIENT")
 
 
-def _client(job: setup.Job) -> Iterator[Finding]:
+def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
     again = f"stonemux setup {next(name for name, row in CLIENTS.items() if row is job.client)}"
     if job.scope == "project":
         again += " --scope project"
@@ -196,34 +196,85 @@ def _client(job: setup.Job) -> Iterator[Finding]:
     except MuxError as error:
         yield Finding("clients", NOTE, f"{where}: {error.message}", "repair the file; the client cannot read it either")
         return
-    if not isinstance(entry, dict) or "command" not in entry:
+    if entry is None:
         return
     try:
-        yield Finding("clients", OK, f"{where}: {_tried(job, entry)}")
+        if not isinstance(entry, dict):
+            raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is no table of settings")
+        if (url := _url(entry)) is not None:
+            yield _over_http(patient, where, url, again)
+        else:
+            yield Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
         yield Finding("clients", PROBLEM, error.message, f"write it anew with: {again}")
 
 
-def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
-    env = {name: str(value) for name, value in entry.get("env", {}).items()}
-    environ = probe.bare(job.environ) | env
+def _url(entry: Mapping[str, Any]) -> str | None:
+    """Where an entry without a command reaches stonemux, as each client calls that."""
+    named = (entry[name] for name in ("url", "httpUrl", "serverUrl") if "command" not in entry and name in entry)
+    return next((url for url in named if isinstance(url, str)), None)
+
+
+def _over_http(patient: Patient, where: str, url: str, again: str) -> Finding:
+    """A client that starts nothing: does a daemon answer there?"""
     try:
-        there = config.load(None, environ, {})
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        cert = patient.settings.tls_cert if parts.scheme == "https" else ""
+        pool.ask(parts.hostname or "", port, operations.BY_NAME["health"], {}, tls_cert=cert, timeout=2)
+    except (MuxError, ValueError):
+        remedy = f"start one there, or let the client start it: {again}"
+        return Finding("clients", NOTE, f"{where}: no daemon answers at {url}", remedy)
+    return Finding("clients", OK, f"{where}: a daemon answers at {url}")
+
+
+def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
+    command, environ, folder = setup.started(job, entry)
+    try:
+        place = _place(command)
+        there = config.load(Path(place.pop("config")) if "config" in place else None, environ, place)
+    except MuxError as error:
+        raise MuxError("client_check_failed", f"{job.file}: its command does not work: {error.message}") from error
+    try:
         pool.ask(there.host, there.port, operations.BY_NAME["health"], {}, tls_cert=there.tls_cert, timeout=2)
     except MuxError:
-        return _version(job, [entry["command"], *entry.get("args", [])], environ)
-    return f"{len(setup.check(job, patience_ms=CLIENT_MS))} tools answered"
+        return _version(job, command, environ, folder)
+    try:
+        return f"{len(probe.list_tools(command, environ, folder, patience_ms=CLIENT_MS))} tools answered"
+    except MuxError as error:
+        raise MuxError(error.code, f"{job.file}: its command does not work: {error.message}") from error
 
 
-def _version(job: setup.Job, command: list[str], environ: Mapping[str, str]) -> str:
+def _around(command: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the word `mcp`, and after it; nothing when it does not occur."""
+    if "mcp" not in command:
+        return [], []
+    at = len(command) - command[::-1].index("mcp")
+    return command[: at - 1], command[at:]
+
+
+def _place(command: list[str]) -> dict[str, str]:
+    """What the flags after `mcp` say of address and places: where a daemon would be started if none answers there."""
+    words = iter(_around(command)[1])
+    known = {flag.typed: flag.name for flag in flags.PLACE}
+    place = {}
+    for word in words:
+        name, given, value = word.partition("=")
+        if name in known:
+            place[known[name]] = value if given else next(words, "")
+    return place
+
+
+def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], folder: Path) -> str:
     """Start the command for its version only, which starts no daemon."""
-    if command[-1:] != ["mcp"]:
+    start, _ = _around(command)
+    if not start:
         return "not tried, because no daemon answers"
     try:
         done = subprocess.run(
-            [*command[:-1], "--version"],
+            [*start, "--version"],
             env=dict(environ),
-            cwd=home(job.environ),
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -251,13 +302,15 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
             "order by created_at desc limit ?",
             (MOST_BELLS,),
         ).fetchall()
+        total = db.execute("select count(*) from webhook").fetchone()[0]
     sound = 0
     for whose, url, disabled, error in rows:
         if disabled is not None:
             found = f"that of {whose} is switched off: {disabled}"
             yield Finding("doorbells", NOTE, found, "see to its receiver, then register it again")
         elif trouble := _unreachable(url, patient.settings):
-            yield Finding("doorbells", NOTE, f"that of {whose}: {trouble}", "start its receiver, or register another")
+            found, _, remedy = trouble.partition("; ")
+            yield Finding("doorbells", NOTE, f"that of {whose}: {found}", remedy or "register another")
         elif error:
             found = f"that of {whose} is there, but its last delivery failed: {error}"
             yield Finding("doorbells", NOTE, found, "see: stonemux webhook attempts")
@@ -265,13 +318,18 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
             sound += 1
     if sound:
         yield Finding("doorbells", OK, f"{sound} can be reached")
+    if total > len(rows):
+        yield Finding("doorbells", OK, f"only the newest {len(rows)} of {total} were looked at")
 
 
 def _unreachable(url: str, settings: Settings) -> str:
-    """Why a delivery would not arrive; "" if somebody listens there."""
+    """Why a delivery would not arrive; "" if somebody listens there. After a semicolon: what to do."""
     if url.startswith(runner.SCHEME):
-        words = shlex.split(url.removeprefix(runner.SCHEME))
-        return "" if words and shutil.which(words[0]) else f"there is no command {words[:1]}, or it may not be run"
+        try:
+            command = runner.check(url, settings.webhooks_exec)[0]
+        except MuxError as error:
+            return error.message
+        return "" if shutil.which(command) else f"{command} is not there or may not be run; put it there (chmod +x)"
     policy = addresses.Policy(
         settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, settings.port
     )
@@ -283,7 +341,7 @@ def _unreachable(url: str, settings: Settings) -> str:
     except MuxError as error:
         return error.message
     except OSError as trouble:
-        return f"nobody answers at its address ({trouble.strerror or trouble})"
+        return f"nobody answers at its address ({trouble.strerror or trouble}); start its receiver, or register another"
     return ""
 
 

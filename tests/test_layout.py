@@ -132,6 +132,7 @@ ONLY = {
         "addresses",
         "connection",
         "courier",
+        "doctor",
         "httpd",
         "licensor",
         "local",

@@ -16,6 +16,7 @@ from faces import join
 
 from stonemux import cli, doctor, launch, surroundings
 from stonemux.config import Settings
+from stonemux.errors import MuxError
 
 
 @pytest.fixture
@@ -184,6 +185,10 @@ def test_copies_and_keys_that_others_may_read_are_noted(look, program, direct):
 
 
 def configure(home: Path, **entry: Any) -> None:
+    write_entry(home, entry)
+
+
+def write_entry(home: Path, entry: Any) -> None:
     (home / ".gemini").mkdir(exist_ok=True)
     (home / ".gemini/settings.json").write_text(json.dumps({"mcpServers": {"stonemux": entry}}))
 
@@ -220,6 +225,51 @@ def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
     assert "stonemux setup gemini" in found
 
 
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ("stonemux mcp", "is no table"),
+        ({}, "must have a command"),
+        ({"command": 5}, "must have a command"),
+        ({"command": "/bin/true\0"}, "must have a command"),
+        ({"command": "/bin/true", "args": "mcp"}, "must have a command"),
+        ({"command": "/bin/true", "args": [1, "mcp"]}, "must have a command"),
+        ({"command": "/bin/true", "args": ["mcp"], "env": ["A=1"]}, "must have a command"),
+        ({"command": "/bin/true", "args": ["mcp"], "env": None}, "does not start stonemux"),
+        ({"command": "/bin/true", "args": ["mcp"], "env": {"STONEMUX_PORT": "abc"}}, "STONEMUX_PORT (server.port)"),
+    ],
+)
+def test_an_entry_that_no_client_can_use_is_a_problem(look, entry, what, monkeypatch):
+    monkeypatch.setattr(surroundings.pool, "ask", deaf)
+    write_entry(look.home, entry)
+    found = told(look("clients"), "problem")
+    assert what in found
+    assert "stonemux setup gemini" in found
+
+
+def deaf(*_: Any, **__: Any) -> Any:
+    raise MuxError("unreachable", "nobody answers")
+
+
+def test_a_daemon_is_not_started_where_the_commands_flags_lead(look, http):
+    """One answers where the environment leads, but not there."""
+    command, *args = launch.command()
+    data = look.home / "data"
+    for flags in (["--port", "1", "--data-dir", str(data)], ["--port=1", f"--data-dir={data}"]):
+        env = {"STONEMUX_PORT": str(http.port)}
+        configure(look.home, command=command, args=[*args, "mcp", *flags], env=env)
+        assert "no daemon answers" in told(look("clients", port=http.port), "ok")
+    assert not data.exists()
+
+
+def test_a_client_that_calls_over_http_is_looked_after(look, http):
+    configure(look.home, httpUrl=f"http://127.0.0.1:{http.port}/mcp")
+    assert "a daemon answers" in told(look("clients"), "ok")
+    for url in ("http://127.0.0.1:1/mcp", "http://[nowhere"):
+        configure(look.home, httpUrl=url)
+        assert "no daemon answers at" in told(look("clients"), "note")
+
+
 def test_a_clients_file_that_cannot_be_read_is_noted(look):
     configure(look.home, command="x")
     (look.home / ".gemini/settings.json").write_text("{")
@@ -252,6 +302,26 @@ def test_a_doorbell_that_nobody_hears_is_noted(look, bell, program):
     assert "nobody answers at its address" in told(look("doorbells"), "note")
     program.store.write(lambda tx: tx.run("update webhook set disabled_at = 1, disabled_for = 'gone (410)'"))
     assert "is switched off: gone (410)" in told(look("doorbells"), "note")
+
+
+def test_a_command_that_would_not_be_run_is_noted(look, bell, program):
+    bell("http://127.0.0.1:1/x")
+
+    def hang(command: str) -> str:
+        program.store.write(lambda tx: tx.run("update webhook set url = ?", f"exec:{command}"))
+        return told(look("doorbells"), "note")
+
+    assert "webhooks.exec" in hang("/bin/true")
+    (program.path / "config.toml").write_text("[webhooks]\nexec = true\n")
+    assert "/no/such is not there or may not be run -> put it there (chmod +x)" in hang("/no/such")
+    program.store.write(lambda tx: tx.run("update webhook set url = 'exec:/bin/true'"))
+    assert "1 can be reached" in told(look("doorbells"), "ok")
+
+
+def test_more_doorbells_than_are_looked_at_are_told(look, bell, monkeypatch):
+    bell("http://127.0.0.1:1/x")
+    monkeypatch.setattr(surroundings, "MOST_BELLS", 0)
+    assert "newest 0 of 1" in told(look("doorbells"), "ok")
 
 
 def test_a_service_that_the_system_does_not_run_is_noted(look, monkeypatch):
