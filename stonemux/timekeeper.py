@@ -46,6 +46,8 @@ LARGE_LOG_BYTES = 16 * 1024 * 1024
 DAY_MS = 86_400_000
 CHECK_MS = 7 * DAY_MS
 """How often every page of the database is read, if anything has happened since."""
+CUT_S = 0.05
+"""How often a check is told to end until it does."""
 
 DUE = (
     (tasks.next_due, tasks.settle_due),
@@ -116,9 +118,10 @@ class Timekeeper:
 
     def end_check(self) -> None:
         """Cut a running check of the database short, and wait for its end."""
-        if self._checker is not None:
-            self._mux.store.cut_check()
-            self._checker.join()
+        while self._is_checking():
+            assert self._checker is not None
+            self._mux.store.cut_check()  # again and again: one that comes before the check reads is not felt
+            self._checker.join(CUT_S)
 
     def _run(self) -> None:
         while not self._stopping:

@@ -822,16 +822,27 @@ def test_a_check_that_finds_damage_says_so_and_serving_goes_on(opened, caplog):
 @pytest.mark.parametrize("whose", ["store", "timekeeper"])
 def test_the_end_cuts_a_check_short(opened, caplog, whose):
     store = opened()
-    apart = store.apart
-    end = opened.close if whose == "store" else store.cut_check  # the timekeeper ends first, while the store is open
+    apart, cut_check, cut = store.apart, store.cut_check, threading.Event()
+    # the timekeeper ends first, while the store is open
+    end = threading.Thread(target=opened.close if whose == "store" else lambda: store.cut_check())
+
+    def seen_cutting() -> None:
+        cut_check()
+        cut.set()
+
+    def checking() -> None:
+        if end.ident is None:
+            end.start()
+            cut.wait(5)
 
     def ended_meanwhile() -> sqlite3.Connection:
         db = apart()
-        db.set_progress_handler(end, 10)
+        db.set_progress_handler(checking, 10)
         return db
 
-    store.apart = ended_meanwhile
+    store.apart, store.cut_check = ended_meanwhile, seen_cutting
     store.check()
+    end.join()
     assert store.damage == ""
     assert store.checked == (0, -1)
     assert "damaged" not in caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+
 import pytest
 from faces import join
 
@@ -75,6 +78,33 @@ def test_a_check_that_fails_is_told_and_the_daemon_lives_on(program, monkeypatch
     keep_house(program)
     assert "could not be checked" in caplog.text
     keep_house(program)
+
+
+def test_an_end_that_comes_before_the_check_reads_is_felt(program, direct, monkeypatch):
+    join(direct, "ann")
+    store, cuts, reading = program.store, threading.Semaphore(0), []
+    apart, cut_check = store.apart, store.cut_check
+
+    def seen_cutting() -> None:
+        cut_check()
+        cuts.release()
+
+    def read() -> None:
+        if not reading:
+            reading.append(True)
+            cuts.acquire(timeout=5)
+
+    def apart_at_last() -> sqlite3.Connection:
+        assert cuts.acquire(timeout=5), "nobody told the check to end"
+        db = apart()
+        db.set_progress_handler(read, 10)
+        return db
+
+    monkeypatch.setattr(store, "apart", apart_at_last)
+    monkeypatch.setattr(store, "cut_check", seen_cutting)
+    keep_house(program)
+    assert reading
+    assert store.checked == (0, -1)
 
 
 def test_health_tells_of_damage(face, program):
