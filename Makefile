@@ -1,7 +1,8 @@
 # `make` prints this help. Tools go into .venv, which `make` makes by itself; the program itself needs none of them.
 PYTHON ?= python3
-# A checkout that cannot be written keeps its tools elsewhere, and remembers nothing of its tests.
+# A checkout that cannot be written keeps its tools and what it makes elsewhere, and remembers nothing of its tests.
 VENV := $(shell test -w . && echo .venv || echo $${TMPDIR:-/tmp}/stonemux-venv-$$(id -u))
+DIST := $(shell test -w . && echo dist || echo $${TMPDIR:-/tmp}/stonemux-dist-$$(id -u))
 export HYPOTHESIS_STORAGE_DIRECTORY := $(shell test -w . && echo .hypothesis || echo $(VENV)/hypothesis)
 PYTEST = $(BIN)/python -m pytest$(shell test -w . || echo ' -p no:cacheprovider')
 BIN := $(VENV)/bin
@@ -53,13 +54,13 @@ docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example, s
 	$(PYTHON) -m stonemux reference --client > stonemux/methods.py
 
 pyz:  ## make dist/stonemux.pyz: all of it in one file, which any Python 3.11 runs
-	$(PYTHON) -m stonemux.release pyz
+	$(PYTHON) -m stonemux.release --into $(DIST) pyz
 
 release:  ## make dist/: the one file, wheel, source archive, and their checksums
-	$(PYTHON) -m stonemux.release
+	$(PYTHON) -m stonemux.release --into $(DIST)
 
 clean:  ## remove what was made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DIST) build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help serve test faces lint check deep conformance bench bench-peers docs pyz release clean

@@ -12,6 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 from stonemux import copies
 from stonemux.clock import rfc3339
@@ -46,7 +47,11 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
             if kept is None or kind not in OURS:
                 raise
             (version,) = steps
-            back = "go on; nothing was changed" if unchanged else f"run there: stonemux restore {kept.name}"
+            back = (
+                "go on; nothing was changed"
+                if unchanged
+                else f"run there: stonemux restore {kept.name} --data-dir {quote(str(directory.path))}"
+            )
             raise MuxError(
                 "data_refused",
                 f"{directory.database} cannot be brought from schema {version} to {version + 1} ({trouble}). Go back "

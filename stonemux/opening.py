@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stonemux.chain import COLUMNS, START, Entry, links
@@ -243,7 +244,11 @@ def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
 def _way_back(path: Path) -> str:
     """What to do with the newest copy that a newer program made before it changed a database of our version."""
     kept = sorted(path.parent.glob(f"backups/schema-{len(MIGRATIONS)}-*.db"))
-    return f"go back to what it was before with: stonemux restore {kept[-1].name}, " if kept else ""
+    if not kept:
+        return ""
+    return (
+        f"go back to what it was before with: stonemux restore {kept[-1].name} --data-dir {quote(str(path.parent))}, "
+    )
 
 
 def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:

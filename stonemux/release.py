@@ -186,12 +186,13 @@ def _checksums(made: Iterable[Path]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m stonemux.release [pyz]`, in the folder that holds `pyproject.toml`: all of it, or one file."""
-    DIST.mkdir(exist_ok=True)
-    made = [build_pyz(DIST)]
-    if arguments != ["pyz"]:
-        made += [DIST / build_wheel(str(DIST)), DIST / build_sdist(str(DIST))]
-        sums = DIST / "SHA256SUMS"
+    """`python -m stonemux.release [--into FOLDER] [pyz]`, where `pyproject.toml` is: all of it, or one file."""
+    folder, what = (Path(arguments[1]), arguments[2:]) if arguments[:1] == ["--into"] else (DIST, arguments)
+    folder.mkdir(exist_ok=True)
+    made = [build_pyz(folder)]
+    if what != ["pyz"]:
+        made += [folder / build_wheel(str(folder)), folder / build_sdist(str(folder))]
+        sums = folder / "SHA256SUMS"
         sums.write_text(_checksums(made), encoding="utf-8")
         made.append(sums)
     for path in made:

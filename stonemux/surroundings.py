@@ -43,6 +43,7 @@ LEAST_TIME = 1_735_689_600_000
 """2025: a clock before that was never set."""
 CLIENT_MS = 8_000
 """How long a client's command may take."""
+TOKEN_REMEDY = "put a token into the env of its entry as STONEMUX_TOKEN; make one with: stonemux token --agent NAME"
 BELL_S = 1.0
 MOST_BELLS = 20
 SPARE_FILES = 128
@@ -206,7 +207,8 @@ def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
         else:
             yield Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
-        yield Finding("clients", PROBLEM, error.message, f"write it anew with: {again}")
+        remedy = TOKEN_REMEDY if '"token_' in error.message else f"write it anew with: {again}"
+        yield Finding("clients", PROBLEM, error.message, remedy)
 
 
 def _url(entry: Mapping[str, Any]) -> str | None:

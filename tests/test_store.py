@@ -1086,7 +1086,7 @@ def test_a_migration_that_fails_leaves_the_steps_before_it_and_tells_the_way_bac
     assert caught.value.code == "data_refused"
     if broken:
         (copy,) = copies_made(opened)
-        assert caught.value.message.endswith(f"stonemux restore {copy.name}")
+        assert caught.value.message.endswith(f"stonemux restore {copy.name} --data-dir {copy.parent.parent}")
     else:
         assert not copies_made(opened)
         assert caught.value.message.endswith("nothing was changed")

@@ -270,6 +270,15 @@ def test_a_client_that_calls_over_http_is_looked_after(look, http):
         assert "no daemon answers at" in told(look("clients"), "note")
 
 
+def test_a_client_that_lacks_a_token_is_told_how_to_get_one(look, http, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MuxError("client_check_failed", 'it refused initialize: {"data": {"code": "token_missing"}}')
+
+    monkeypatch.setattr(surroundings.probe, "list_tools", refuse)
+    configure(look.home, command="stonemux", args=["mcp"], env={"STONEMUX_PORT": str(http.port)})
+    assert "stonemux token --agent NAME" in told(look("clients"), "problem")
+
+
 def test_a_clients_file_that_cannot_be_read_is_noted(look):
     configure(look.home, command="x")
     (look.home / ".gemini/settings.json").write_text("{")
