@@ -25,7 +25,7 @@ from urllib.parse import urlencode, urlsplit
 
 from stonemux.clock import Clock
 from stonemux.config import load
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
 from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
@@ -117,9 +117,9 @@ class Calls(Methods):
         """
         row = BY_NAME.get(operation)
         if row is None or row.kind == "stream":
-            close = nearest(operation, [name for name, one in BY_NAME.items() if one.kind != "stream"], most=1)[0]
+            close = guess(operation, [name for name, one in BY_NAME.items() if one.kind != "stream"])
             raise MuxError(
-                "not_found", f"{shown(operation)} is no operation to call; did you mean {close}?", nearest=close
+                "not_found", f"{shown(operation)} is no operation to call{did_you_mean(close)}", nearest=close or None
             )
         told = self._completed(row, dict(given or {}))
         return self._round(row, told, self._key(row, told, idempotency_key), 1000 * _waited(row, told))

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from stonemux import VERSION
-from stonemux.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, MuxError, nearest
+from stonemux.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, MuxError, did_you_mean, guess
 
 
 class Command(NamedTuple):
@@ -61,6 +61,11 @@ COMMANDS: tuple[Command, ...] = (
 HELP = ("-h", "--help")
 HABITS = {"start": "serve", "daemon": "serve", "version": "--version", "ps": "top", "ls": "agent discover"}
 """What other programs made people type, and what it is here."""
+
+ENDING = (
+    "Ctrl-C or SIGTERM ends a daemon (daemon.pid in its data directory has its number), "
+    "stonemux service install starts one anew that the system runs, stonemux service remove ends it"
+)
 
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -140,14 +145,16 @@ def _unknown(name: str) -> str:
 
     if name.startswith("-"):
         return f"there is no flag {name} before a command"
+    if name in ("stop", "restart", "kill"):
+        return f"there is no command {name!r}; {ENDING}"
     areas = verbs.areas(operations.OPERATIONS)
     known = [*(command.name for command in COMMANDS), *areas, *verbs.ALIASES]
     meant = [f"stonemux {area} {name}" for area, here in areas.items() if name in here]
     if not meant and name in HABITS:
         meant = [f"stonemux {HABITS[name]}"]
-    if not meant and (close := nearest(name, known, most=1, otherwise=False)):
-        meant = close
-    return f"there is no command {name[:80]!r}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    if not meant:
+        meant = [guess(name, known)]
+    return f"there is no command {name[:80]!r}{did_you_mean(' or '.join(meant))}"
 
 
 def _help() -> str:

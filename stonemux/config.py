@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.record import Record, field, replace
 
 DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
@@ -726,8 +726,9 @@ def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
     for attribute, value in flags.items():
         setting = _BY_ATTRIBUTE.get(attribute)
         if setting is None:
-            close = nearest(attribute, _BY_ATTRIBUTE, most=1)[0]
-            raise MuxError("bad_setting", f"--{attribute} is no setting; did you mean {_BY_ATTRIBUTE[close].flag}?")
+            close = guess(attribute, _BY_ATTRIBUTE)
+            flag = _BY_ATTRIBUTE[close].flag if close else ""
+            raise MuxError("bad_setting", f"--{attribute} is no setting{did_you_mean(flag)}")
         if value is not None:
             label = f"{setting.flag} ({setting.name})"
             values[attribute] = _Given(setting, _typed(setting, value), label, Path.cwd(), home).checked()
@@ -800,24 +801,27 @@ def _entries(
 
 def _unknown_section(path: Path, name: str) -> MuxError:
     home = next((setting.name for setting in SETTINGS if setting.key == name), None)
-    close = home or nearest(name, _SECTIONS, most=1)[0]
-    hint = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]"
+    close = home or guess(name, _SECTIONS)
+    known = ", ".join(_SECTIONS)
+    meant = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]" if close else ""
     return MuxError(
         "bad_setting",
-        f"{path}: there is no section {_shown(name)}; did you mean {hint}? Known: {', '.join(_SECTIONS)}",
+        f"{path}: there is no section {_shown(name)}{did_you_mean(meant, f'Known: {known}')}",
         file=str(path),
-        nearest=close,
+        nearest=close or None,
     )
 
 
 def _unknown_key(path: Path, section: str, key: str, known: Mapping[str, Setting]) -> MuxError:
     elsewhere = next((setting.name for setting in SETTINGS if setting.key == key), None)
-    close = elsewhere or f"{section}.{nearest(key, known, most=1)[0]}"
+    here = ", ".join(known)
+    near = guess(key, known)
+    close = elsewhere or (f"{section}.{near}" if near else "")
     return MuxError(
         "bad_setting",
-        f"{path}: [{section}] has no setting {_shown(key)}; did you mean {close}? It has: {', '.join(known)}",
+        f"{path}: [{section}] has no setting {_shown(key)}{did_you_mean(close, f'It has: {here}')}",
         file=str(path),
-        nearest=close,
+        nearest=close or None,
     )
 
 
@@ -847,7 +851,7 @@ def _text(given: _Given) -> str:
         raise given.refuse(f"is {_shown(value)}; it must be text without control characters and outer blanks")
     if choices and value not in choices:
         raise given.refuse(
-            f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=nearest(value, choices, most=1)[0]
+            f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=guess(value, choices) or None
         )
     if not value and given.setting.default:
         raise given.refuse("is empty; leave it out for the default")

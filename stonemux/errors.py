@@ -175,9 +175,27 @@ class MuxError(Exception):
         return {"error": told | self.facts}
 
 
-def nearest(wanted: str, known: Iterable[str], most: int = 5, *, otherwise: bool = True) -> list[str]:
-    """The known names closest to `wanted`; when nothing is close, the first few there are, or none."""
+CLOSE = 0.5
+"""How much of two names must be the same for one to be meant by the other."""
+
+
+def nearest(wanted: str, known: Iterable[str], most: int = 5) -> list[str]:
+    """The known names closest to `wanted`; when nothing is close, the first few there are."""
+    names = sorted(known)
+    return _close(wanted, names, most, CLOSE) or names[:most]
+
+
+def guess(wanted: str, known: Iterable[str], *, least: float = CLOSE) -> str:
+    """The known name that was meant; "" when none is close, since to name just any leads astray."""
+    return "".join(_close(wanted, sorted(known), 1, least))
+
+
+def did_you_mean(name: str, then: str = "") -> str:
+    """The end of a refusal: proposes a name, if there is one to propose, and goes on with `then`."""
+    return " ".join(filter(None, (f"; did you mean {name}?" if name else "." * bool(then), then)))
+
+
+def _close(wanted: str, names: list[str], most: int, least: float) -> list[str]:
     import difflib  # only mistakes need it, and a start need not wait for it
 
-    names = sorted(known)
-    return difflib.get_close_matches(wanted, names, n=most, cutoff=0.5) or names[: most * otherwise]
+    return difflib.get_close_matches(wanted, names, n=most, cutoff=least)

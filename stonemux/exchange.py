@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stonemux import audit, door, monitor, operations, payload, sse, together, wire
 from stonemux.chain import Entry
 from stonemux.connection import SEND_MS, Connection, end
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Caller, Flight, Wait
 from stonemux.schema import MOST_INTEGER, Operation, bind
@@ -378,9 +378,14 @@ def refusal(error: MuxError, request_id: str) -> bytes:
 
 
 def _unknown_path(path: str, known: Routes) -> MuxError:
-    close = nearest(path, known, most=1)[0]
+    if path == "/":
+        here = "this is stonemux, which has no pages: /health and /stats say how it is"
+        return MuxError("not_found", f"{here}, /openapi.json lists all")
+    close = guess(path, known)
     return MuxError(
-        "not_found", f"nothing answers at this path; did you mean {close}? /openapi.json lists all", nearest=close
+        "not_found",
+        f"nothing answers at this path{did_you_mean(close, '/openapi.json lists all')}",
+        nearest=close or None,
     )
 
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from stonemux.errors import EXIT_USAGE, nearest
+from stonemux.errors import EXIT_USAGE, did_you_mean, guess
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             if not flag:
                 self.error(f"one word too many: {rest[0]!r}")
             known = [name for name in self._option_string_actions if name.startswith("--")]
-            self.error(f"there is no flag {flag}; did you mean {nearest(flag, known, most=1)[0]}?")
+            self.error(f"there is no flag {flag}{did_you_mean(guess(flag, known))}")
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -14,12 +14,12 @@ absent; a type ending in `|null` may be null.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.record import Record, field
 
 REQUIRED: Any = object()
@@ -42,6 +42,28 @@ _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 IDEMPOTENCY_KEY = "^[!-~]{1,128}$"
 """What an idempotency key looks like: visible ASCII without blanks, because a header loses its outer ones."""
+
+OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
+    "message": ("content",),
+    "msg": ("content",),
+    "text": ("content", "value", "description", "note"),
+    "body": ("content", "description"),
+    "data": ("content", "value"),
+    "sender": ("from",),
+    "author": ("from", "posted_by", "created_by"),
+    "recipient": ("to",),
+    "receiver": ("to",),
+    "agent": ("agent_id", "from", "posted_by"),
+    "name": ("agent_id", "key", "title", "channel"),
+    "id": ("ids", "task_id", "agent_id"),
+    "task": ("task_id", "description"),
+    "title": ("description", "subject"),
+    "output": ("result",),
+    "error": ("result",),
+    "wait": ("timeout",),
+    "query": ("q",),
+}
+"""What callers write who do not know the parameters, and the ones that they mean: the first that there is."""
 
 Limits = Any
 """The settings record; a limit given as text is read from it by that name."""
@@ -255,16 +277,21 @@ def _unknown(operation: Operation, name: str) -> MuxError:
     known = list(operation.by_name)
     if operation.changes:
         known.append("idempotency_key")
-    close = nearest(name, known, most=1) if known else []
-    hint = f"did you mean {close[0]}? " if close and known else ""
-    accepted = ", ".join(known) or "none"
+    close = meant(name, known)
     return MuxError(
         "unknown_field",
-        f"{operation.name} has no parameter {shown(name)}; {hint}It accepts: {accepted}",
+        f"{operation.name} has no parameter {shown(name)}"
+        + did_you_mean(close, f"It accepts: {', '.join(known) or 'none'}"),
         parameter=name[:128],
-        nearest=close[0] if close else None,
+        nearest=close or guess(name, known, least=0) or None,
         accepted=known,
     )
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The parameter that was meant by a name that there is not, or "" when there is nothing to propose."""
+    words = OTHER_WORDS.get(name, ())
+    return next((word for word in words if word in known), "") or guess(name, known)
 
 
 def shown(text: str) -> str:

@@ -25,7 +25,7 @@ from stonemux import addresses, config, flags, operations, pool, probe, runner, 
 from stonemux.clients import CLIENTS, SCOPES, home
 from stonemux.clock import rfc3339
 from stonemux.config import SETTINGS, Settings
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, guess
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 
 PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] = (
@@ -163,8 +163,9 @@ def _misspelled(environ: Mapping[str, str]) -> Iterator[Finding]:
     known |= {*OTHERS, *(f"STONEMUX_{name}" for name in GIVEN)}
     for name in sorted(environ):
         if name.startswith("STONEMUX_") and name not in known:
-            close = nearest(name, sorted(known), most=1)[0]
-            yield Finding("settings", NOTE, f"nobody reads the variable {name}", f"did you mean {close}?")
+            close = guess(name, known)
+            remedy = f"did you mean {close}?" if close else "take it away"
+            yield Finding("settings", NOTE, f"nobody reads the variable {name}", remedy)
 
 
 # -- clients

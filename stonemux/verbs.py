@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from stonemux.errors import MuxError, nearest
+from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.flags import PLACE, Flag
-from stonemux.schema import Operation, Param, shown
+from stonemux.schema import Operation, Param, meant, shown
 
 ALIASES: Mapping[str, str] = {"message": "msg"}
 """Other spellings of areas, as documents write them."""
@@ -33,6 +33,7 @@ SYNONYMS = (
     {"cancel", "delete", "deregister", "remove", "rm"},
     {"dispatch", "assign"},
     {"update", "archive"},
+    {"set", "put", "write", "update"},
 )
 """Verbs that people take for each other."""
 
@@ -83,8 +84,8 @@ def unknown(area: str, verb: str, here: Iterable[str]) -> str:
     """What to say of a verb that an area does not have."""
     known = [known for known in here if known]
     same = [one for one in known for words in SYNONYMS if verb in words and one in words]
-    meant = (same or nearest(verb, known, most=1))[0]
-    return f"{area} has no verb {shown(verb)}; did you mean {meant}? It has: {', '.join(known)}"
+    close = same[0] if same else guess(verb, known)
+    return f"{area} has no verb {shown(verb)}" + did_you_mean(close, f"It has: {', '.join(known)}")
 
 
 # --- what is given
@@ -212,13 +213,15 @@ class _Line:
         return VALUES[param.kind](param, text)
 
     def _unknown(self, name: str) -> MuxError:
-        close = nearest(name, [*self._params, *self._common], most=1)[0]
+        word = name.removeprefix("--").replace("-", "_")
         accepted = [param.name for param in self._operation.params] + [KEY.name] * self._operation.changes
+        known = [one.removeprefix("--").replace("-", "_") for one in (*self._params, *self._common)]
+        close = meant(word, known)
         return MuxError(
             "unknown_field",
-            f"there is no flag {name[:80]}; did you mean {close}?",
-            parameter=name.removeprefix("--").replace("-", "_")[:128],
-            nearest=self._params[close].name if close in self._params else None,
+            f"there is no flag {name[:80]}" + did_you_mean(close and "--" + close.replace("_", "-")),
+            parameter=word[:128],
+            nearest=close if close in accepted else None,
             accepted=accepted,
         )
 

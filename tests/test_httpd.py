@@ -573,6 +573,15 @@ def test_an_unknown_path_is_told_the_nearest(served, path, near):
     assert near in got.json["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/docs"])
+def test_a_path_that_is_near_to_none_is_told_where_all_stand_and_no_other(served, path):
+    got = served.ask(get(path))
+    assert (got.status, got.code) == (404, "not_found")
+    assert got.json["error"].get("nearest") is None
+    assert "did you mean" not in got.json["error"]["message"]
+    assert "/openapi.json" in got.json["error"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/", "//health", "/health/", "/msg/../health", "/%2e/health", "/health%3f"])
 def test_a_path_is_taken_literally(served, path):
     assert served.ask(get(path)).code == "not_found"

@@ -100,6 +100,32 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(face):
         assert wanted in error.message
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("msg.send", "message", "content"),
+        ("msg.send", "body", "content"),
+        ("msg.send", "sender", "from"),
+        ("msg.send", "recipient", "to"),
+        ("agent.register", "name", "agent_id"),
+        ("agent.register", "id", "agent_id"),
+        ("task.complete", "id", "task_id"),
+        ("task.post", "title", "description"),
+        ("state.set", "text", "value"),
+    ],
+)
+def test_a_usual_word_for_a_parameter_is_understood_in_the_refusal(direct, name, wrong, right):
+    error = refusal(direct, "unknown_field", name, **{wrong: "x"})
+    assert error.facts["nearest"] == right
+    assert f"did you mean {right}?" in error.message
+
+
+def test_a_name_that_is_like_none_is_not_taken_for_another(direct):
+    error = refusal(direct, "unknown_field", "agent.register", zzz="x")
+    assert "did you mean" not in error.message
+    assert ". It accepts: agent_id, role," in error.message
+
+
 def test_every_required_parameter_is_required_and_named(face):
     for operation in CALLED:
         for param in operation.needed:
