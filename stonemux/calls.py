@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode, urlsplit
 
+from stonemux import launch
 from stonemux.clock import Clock
 from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess
@@ -308,7 +309,8 @@ class Calls(Methods):
 
     def unreachable(self, trouble: str, name: str, key: str | None) -> MuxError:
         """The error for a daemon that could not be reached, or that did not answer."""
-        message = f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: stonemux serve"
+        start = f"stonemux serve{launch.at(self._pool.port)}"
+        message = f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {start}"
         if key is None or not self._reached:
             return MuxError("unreachable", message)
         return MuxError(

@@ -195,7 +195,7 @@ def banner(daemon: Daemon) -> str:
         *([("socket", daemon.settings.unix_socket)] if daemon.settings.unix_socket else []),
         ("data", str(daemon.settings.data_dir)),
         ("tier", daemon.mux.tier),
-        ("try", f"{run} status" if daemon.server.port == 3392 else f"{run} status --port {daemon.server.port}"),
+        ("try", f"{run} status{launch.at(daemon.server.port)}"),
         ("stop", "Ctrl-C"),
     ]
     return "\n".join([f"stonemux {VERSION}", *(f"  {name:<10}{value}" for name, value in rows)])

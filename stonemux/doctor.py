@@ -25,6 +25,7 @@ from stonemux.config import Settings, check_safe
 from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import check_sound, gone_back, stand
+from stonemux.remote import Remote
 
 LARGE_LOG = 64 * 1024 * 1024
 """Bytes beyond which the write-ahead log grows because somebody reads without end."""
@@ -200,7 +201,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         else:
             yield Finding("daemon", PROBLEM, error.message, "something else may listen there; choose another --port")
         return
-    if not patient.held:
+    if not patient.held or _is_anothers(patient):
         found = f"the daemon at {surroundings.address(patient.settings)} does not use {patient.path}"
         yield Finding("daemon", NOTE, found, "name the directory that it uses with --data-dir")
     elif health["status"] != "ok":
@@ -212,6 +213,19 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "daemon", OK, f"answers at {surroundings.address(patient.settings)} ({who}), up for {health['uptime']} s"
         )
+
+
+def _is_anothers(patient: Patient) -> bool:
+    """Whether the daemon that answers does not know the token that the holder of the data directory keeps there."""
+    token = datadir.read_owner_token(patient.path)
+    if token is None:
+        return False
+    try:
+        with Remote(patient.settings, token) as daemon:
+            daemon.ask(operations.BY_NAME["license.status"], {})
+    except MuxError as error:
+        return error.code == "token_invalid"
+    return False
 
 
 def _start(settings: Settings) -> Finding:

@@ -10,6 +10,8 @@ import sys
 
 import stonemux
 
+DEFAULT_PORT = 3392
+
 
 def command() -> list[str]:
     """The command without its verb: `[*command(), "serve"]` starts what is running now.
@@ -31,6 +33,16 @@ def typed() -> str:
     if archive() is not None:
         return f"python3 {sys.argv[0]}"
     return "python3 -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
+
+
+def serving(port: int) -> str:
+    """What a person types to start a daemon that listens at this port."""
+    return f"{typed()} serve" + at(port)
+
+
+def at(port: int) -> str:
+    """The flag that names a port, where it is needed."""
+    return "" if port == DEFAULT_PORT else f" --port {port}"
 
 
 def archive() -> str | None:

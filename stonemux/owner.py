@@ -24,8 +24,9 @@ from stonemux.tokens import OWNER
 
 def desk(settings: Settings, token: str | None = None) -> Remote | Here:
     """Where the owner's operations are called; `token` is what to show where the data directory holds none."""
-    shown = read_owner_token(settings.data_dir) or token
-    return Here(settings) if shown is None else Remote(settings, shown)
+    mine = read_owner_token(settings.data_dir)
+    shown = mine or token
+    return Here(settings) if shown is None else Remote(settings, shown, owned=settings.data_dir if mine else None)
 
 
 def call(settings: Settings, name: str, given: Mapping[str, Any]) -> Any:

@@ -335,7 +335,7 @@ def ask(
     except (NoAnswer, ValueError) as trouble:
         raise MuxError(
             "unreachable",
-            f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: {launch.typed()} serve",
+            f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: {launch.serving(port)}",
         ) from trouble
     finally:
         pool.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
@@ -29,9 +30,11 @@ ACT_S = 3600.0
 class Remote:
     """A daemon, and the token to show it, if any. `replayed`: whether the last answer was that of an earlier call."""
 
-    def __init__(self, settings: Settings, token: str | None) -> None:
+    def __init__(self, settings: Settings, token: str | None, *, owned: Path | None = None) -> None:
+        """`owned` is the data directory whose owner the token shows."""
         self._pool = Pool(settings.host, settings.port, settings.tls_cert)
         self._token = token
+        self._owned = owned
         self.replayed = False
 
     def __enter__(self) -> Self:
@@ -75,8 +78,18 @@ class Remote:
             return exchange.body.decode()
         answer = json.loads(exchange.body)
         if exchange.status != 200:
-            raise _refusal(exchange, answer)
+            raise self._refused(exchange, answer)
         return answer
+
+    def _refused(self, exchange: Exchange, answer: Any) -> MuxError:
+        error = _refusal(exchange, answer)
+        if error.code != "token_invalid" or self._owned is None:
+            return error
+        return MuxError(
+            error.code,
+            f"the daemon at {self._pool.authority} does not use the data directory {self._owned}; name the one that "
+            "it uses with --data-dir, or another daemon with --port",
+        )
 
     def stream(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[bytes]:
         """Call an operation whose answer may never end; yields it piece by piece."""
@@ -106,9 +119,9 @@ class Remote:
             raise NoAnswer("it is another server")
 
     def _unreachable(self, trouble: Exception) -> MuxError:
+        start = launch.serving(self._pool.port)
         return MuxError(
-            "unreachable",
-            f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {launch.typed()} serve",
+            "unreachable", f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {start}"
         )
 
 

@@ -213,7 +213,7 @@ def test_without_a_daemon_the_first_call_says_so_after_two_seconds():
         clock = on_fake_time(client)
         begun = clock.ticks_ms()
         error = refused("unreachable", client.health)
-        assert "start one with: stonemux serve" in error.message
+        assert f"start one with: stonemux serve --port {port}" in error.message
         assert "unknown" not in error.message
         assert 1_000 <= clock.ticks_ms() - begun < 2_000
 

@@ -16,7 +16,7 @@ import pytest
 from faces import join
 from test_backup import command, say
 
-from stonemux import cli, doctor, surroundings, tables
+from stonemux import cli, datadir, doctor, surroundings, tables
 from stonemux.clock import Clock
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -107,6 +107,42 @@ def test_another_server_on_the_port_is_a_problem(look, stopped):
 def test_a_daemon_of_another_directory_is_noted(look, http, tmp_path):
     found = look("--port", http.port, data=tmp_path / "other", status=0)
     assert "does not use" in one(found, "daemon", "note")["found"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The data directory of a daemon that listens at another port."""
+    directory = DataDir(tmp_path / "elsewhere")
+    (directory.path / datadir.OWNER_TOKEN).write_text("a.b.c\n")
+    yield directory.path
+    directory.close()
+
+
+def test_a_daemon_is_not_taken_for_the_one_that_holds_the_directory(look, http, elsewhere):
+    found = look("--port", http.port, data=elsewhere, status=0)
+    assert "does not use" in one(found, "daemon", "note")["found"]
+
+
+def test_status_asks_a_daemon_of_another_directory_without_this_ones_token(http, elsewhere, capsys):
+    assert command("status", "--port", http.port, data=elsewhere) == 0
+    assert f"at 127.0.0.1:{http.port}: ok" in capsys.readouterr().out
+
+
+@pytest.mark.settings(auth_tokens="required")
+def test_status_says_which_directory_a_daemon_with_tokens_does_not_use(http, elsewhere, capsys):
+    assert command("status", "--port", http.port, data=elsewhere) == 1
+    assert f"does not use the data directory {elsewhere}; name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["token"], ["backup"], ["token", "rotate"]], ids=" ".join)
+def test_what_the_owner_asks_of_a_daemon_of_another_directory_is_refused_with_the_reason(
+    http, elsewhere, capsys, words
+):
+    (elsewhere / datadir.DATABASE).touch()
+    assert command(*words, "--port", http.port, data=elsewhere) == 1
+    told = capsys.readouterr().err
+    assert f"the daemon at 127.0.0.1:{http.port} does not use the data directory {elsewhere}" in told
+    assert "--data-dir" in told
 
 
 def test_settings_that_cannot_be_used_are_a_problem_and_the_rest_is_looked_at(look, stopped):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stonemux import VERSION, flags
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.screen import span
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
+    from stonemux.remote import Remote
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,17 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Ask, and print what was answered; that nobody answered is an answer, too."""
-    from stonemux import operations
-    from stonemux.datadir import read_owner_token
-    from stonemux.remote import Remote
-
     settings = flags.settings(options, environ)
     try:
-        token = environ.get("STONEMUX_TOKEN") or read_owner_token(settings.data_dir)
-        with Remote(settings, token) as daemon:
-            health, stats, license = (
-                daemon.ask(operations.BY_NAME[name], {}) for name in ("health", "stats", "license.status")
-            )
+        health, stats, license = _answers(settings, environ.get("STONEMUX_TOKEN"))
     except MuxError as error:
         if error.code != "unreachable":
             raise
@@ -49,6 +45,32 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     else:
         print(_text(f"{settings.host}:{settings.port}", health, license, stats))
     return EXIT_OK
+
+
+def _answers(settings: Settings, token: str | None) -> list[Any]:
+    """Health, stats and license. The owner's token is shown where none is given; another daemon may need none."""
+    from stonemux.datadir import read_owner_token
+    from stonemux.remote import Remote
+
+    mine = None if token else read_owner_token(settings.data_dir)
+    try:
+        with Remote(settings, token or mine, owned=settings.data_dir if mine else None) as daemon:
+            return _ask(daemon)
+    except MuxError as error:
+        if error.code != "token_invalid" or mine is None:
+            raise
+        foreign = error
+    try:
+        with Remote(settings, None) as daemon:
+            return _ask(daemon)
+    except MuxError as error:
+        raise foreign if error.code == "token_missing" else error from None
+
+
+def _ask(daemon: Remote) -> list[Any]:
+    from stonemux import operations
+
+    return [daemon.ask(operations.BY_NAME[name], {}) for name in ("health", "stats", "license.status")]
 
 
 def _text(address: str, health: Mapping[str, Any], license: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
