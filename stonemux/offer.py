@@ -26,8 +26,12 @@ CLIENT_KEY = "client"
 """Where an agent's metadata keeps what its program told of itself when it registered."""
 
 _DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
-_TOOL_NAMES = {row.name: row.tool for row in TOOLS.values()}
-_OPERATION = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in _TOOL_NAMES))
+_WORDS = {
+    row.name: row.tool or f"`stonemux {row.name.replace('.', ' ')}`"
+    for row in operations.OPERATIONS
+    if row.tool or "." in row.name
+}
+_OPERATION = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in _WORDS))
 
 INSTRUCTIONS = """\
 stonemux connects you with the other agents on this machine: messages, a pool of tasks, shared state.
@@ -223,14 +227,18 @@ def _told_error(operation: Operation, error: MuxError) -> dict[str, Any]:
 
 def _advice(operation: Operation, error: MuxError) -> str:
     if error.code == "missing_field" and error.facts.get("parameter") == operation.actor:
-        first = "" if operation.name == "agent.register" else "call mux_register first, or "
-        return f"{operation.actor} is required while this session has no name; {first}say who you are with it"
+        if operation.name == "agent.register":
+            return "agent_id is required: say who you are with it"
+        return (
+            f"{operation.actor} is required, because it is not known who calls: give it with every call. If you are "
+            "not registered, call mux_register first; over standard input and output the name is remembered then"
+        )
     return tool_words(error.message)
 
 
 def tool_words(message: str) -> str:
-    """A message with the tools' names in place of the operations'."""
-    return _OPERATION.sub(lambda found: _TOOL_NAMES[found[0]], message)
+    """A message with the tools' names in place of the operations', or with the command where there is no tool."""
+    return _OPERATION.sub(lambda found: _WORDS[found[0]], message)
 
 
 def _given(operation: Operation, context: Context) -> dict[str, Any]:

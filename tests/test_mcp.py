@@ -361,6 +361,21 @@ def test_without_a_name_the_refusal_says_how_to_get_one(mux):
     assert "mux_register" in error["message"]
 
 
+def test_who_has_registered_where_no_name_is_remembered_is_told_to_give_it_with_every_call(mux):
+    talk = Talk(mux)
+    assert talk.failure("mux_register")["error"]["message"] == "agent_id is required: say who you are with it"
+    talk.call("mux_register", agent_id="ann")
+    message = talk.failure("mux_send", to="ann", content="x")["error"]["message"]
+    assert message.startswith("from is required, because it is not known who calls: give it with every call.")
+
+
+def test_a_refusal_names_the_command_of_what_is_no_tool(mux):
+    ann = Talk(mux, agent="ann")
+    ann.call("mux_register")
+    message = ann.failure("mux_send", to="ann", content="x" * 70_000)["error"]["message"]
+    assert "put it into a document (`stonemux document create`) and send its id as content_ref" in message
+
+
 def test_decimal_texts_are_taken_as_integers_and_nothing_else_is(mux):
     ann = Talk(mux, agent="ann")
     ann.call("mux_register")
