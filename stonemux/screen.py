@@ -20,8 +20,10 @@ from stonemux.schema import Operation
 GAP = "  "
 MOST = 100
 """What a column has at most where there is no terminal."""
-LEAST = 8
-"""Columns narrower than this are not cut any further."""
+LEAST = 12
+"""Columns narrower than this are not cut any further, as long as fewer of them give room."""
+WHOLE = 40
+"""What a first column that holds ids may take before it is cut: the next command needs the id, and a UUID has 36."""
 
 CHOSEN: Mapping[str, tuple[str, ...]] = {
     "agents": ("id", "role", "status", "activity", "capabilities", "group", "channel", "last_heartbeat"),
@@ -218,7 +220,10 @@ def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     widths = [
         max(measure(cell) for cell in (heading, *column)) for heading, *column in zip(headings, *cells, strict=True)
     ]
-    widths = fitted(widths, look.width) if look.width is not None else [min(width, MOST) for width in widths]
+    if look.width is None:
+        widths = [min(width, MOST) for width in widths]
+    else:
+        widths = fitted(widths, look.width, whole=columns[0].endswith("id") and widths[0] <= WHOLE)
     lines = [
         GAP.join(look.tone("1", fill(text, width)) for text, width in zip(headings, widths, strict=False)).rstrip()
     ]
@@ -230,17 +235,27 @@ def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def fitted(widths: Sequence[int], room: int) -> list[int]:
-    """`widths` cut down to the room of a line: the widest first, and where that is not enough the last columns go."""
+def fitted(widths: Sequence[int], room: int, *, whole: bool = False) -> list[int]:
+    """`widths` cut down to the room of a line: the widest first, and where that is not enough the last columns go.
+
+    `whole`: the first column is not cut while the room holds it.
+    """
+    first, rest = list(widths[:whole]), list(widths[whole:])
+    while rest:
+        kept = _cut(rest, room - sum(first) - len(GAP) * (len(first) + len(rest) - 1))
+        if kept:
+            return first + kept
+        rest.pop()
+    return [min(widths[0], room)]
+
+
+def _cut(widths: Sequence[int], room: int) -> list[int]:
+    """`widths` cut to `room` altogether, none below LEAST; nothing when that is not enough."""
     kept = list(widths)
-    while kept:
-        spare = room - len(GAP) * (len(kept) - 1) - sum(kept)
+    while (spare := room - sum(kept)) < 0:
         widest = max(kept)
-        if spare >= 0:
-            return kept
         if widest <= LEAST:
-            kept.pop()
-            continue
+            return []
         next_widest = max([width for width in kept if width < widest], default=LEAST)
         most = kept.count(widest)
         kept[kept.index(widest)] = max(LEAST, next_widest, widest + spare) if most == 1 else widest - 1

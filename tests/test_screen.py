@@ -110,6 +110,26 @@ def test_a_narrow_terminal_cuts_the_widest_and_then_drops_the_last():
     assert told.endswith("…  3 min ago")
 
 
+def test_an_id_is_shown_whole_since_the_next_command_needs_it():
+    task = "01a2026a-16f4-7000-8000-000000000001"
+    rows = [
+        {
+            "task_id": task,
+            "status": "pending",
+            "priority": 0,
+            "description": "Add 'remember me' to the login form",
+            "required_capability": "python",
+            "created_at": AT,
+        }
+    ]
+    heading, line = screen.answer(BY_NAME["task.list"], {"tasks": rows}, Look(80, False, NOW)).splitlines()
+    assert heading.split() == ["Task", "Status", "Priority", "Description"]
+    assert line == f"{task}  pending         0  Add 'remember me' to t…"
+    wide = screen.answer(BY_NAME["task.list"], {"tasks": rows}, Look(120, False, NOW))
+    assert "Required" in wide
+    assert task not in screen.answer(BY_NAME["task.list"], {"tasks": rows}, Look(30, False, NOW))
+
+
 def test_wide_characters_keep_columns_aligned():
     assert screen.measure("日本") == 4
     assert screen.measure("é") == 1
