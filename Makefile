@@ -13,6 +13,7 @@ help:  ## print this help
 
 # What each kind of work needs stands in pyproject.toml, under the extra of the same name.
 $(VENV)/.%: pyproject.toml
+	@$(PYTHON) -m stonemux --version > /dev/null  # which says so where it is too old
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(EXTRA) $*)
 	touch $@

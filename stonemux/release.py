@@ -13,12 +13,16 @@ version of Python only and make it more than three times as large, to save a ten
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - told to make and pip before the rest asks for what an older one lacks
+    sys.exit("stonemux needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
+
 import base64
 import gzip
 import hashlib
 import io
 import marshal
-import sys
 import tarfile
 import tokenize
 import tomllib

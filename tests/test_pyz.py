@@ -94,11 +94,11 @@ def test_a_client_is_told_to_start_the_file(pyz, tmp_path, empty):
 
 def test_an_older_python_says_so(pyz, tmp_path):
     """The first lines must be readable for it, and stand before anything is loaded."""
-    for module in ("__main__.py", "onefile.py"):
+    for module in ("__main__.py", "onefile.py", "release.py"):
         first = [ast.unparse(node) for node in ast.parse((PACKAGE / module).read_text()).body]
         check = next(place for place, text in enumerate(first) if "version_info" in text)
         assert "needs Python 3.11" in first[check]
-        assert set(first[1:check]) <= {"import sys", "import os"}
+        assert set(first[1:check]) <= {"import sys", "import os", "from __future__ import annotations"}
 
 
 def test_a_trace_shows_the_lines_as_they_are(pyz):
