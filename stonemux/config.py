@@ -115,7 +115,7 @@ class Settings(Record):
         default=3392,
         metadata=_about(
             "server",
-            "Port to listen on; 0 takes any free one, which the first line of output names.",
+            "Port to listen on; 0 takes any free one, which the line `listening` of the output names.",
             least=0,
             most=65535,
             environment="STONEMUX_PORT",
@@ -847,12 +847,11 @@ def _boolean(given: _Given) -> bool:
 
 def _text(given: _Given) -> str:
     value, choices = given.value, given.setting.choices
+    if choices and value not in choices:
+        close = guess(value, choices) if type(value) is str else ""
+        raise given.refuse(f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=close or None)
     if type(value) is not str or not value.isprintable() or value != value.strip():
         raise given.refuse(f"is {_shown(value)}; it must be text without control characters and outer blanks")
-    if choices and value not in choices:
-        raise given.refuse(
-            f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=guess(value, choices) or None
-        )
     if not value and given.setting.default:
         raise given.refuse("is empty; leave it out for the default")
     return value

@@ -80,14 +80,20 @@ ON_POST = (
 """Further codes of every POST."""
 
 STREAM_EVENTS: Mapping[str, str] = {
-    "agent_stale": "nobody: an agent was silent for longer than stale_threshold",
-    "gap": "nobody: the stream tells that events between two ids are no longer kept",
-    "reset": "nobody: the stream tells that the given id is unknown; read everything anew",
-    "auth_expired": "nobody: the token that the stream was opened with has run out or was revoked",
-    "upgrade_required": "nobody: the daemon's tier no longer has streams",
-    "shutdown": "nobody: the daemon is stopping; connect again later",
+    "agent_stale": "by itself: an agent was silent for longer than stale_threshold",
+    "message_dead": "by itself: the last lease that max_deliveries allows ran out",
+    "task_released": "by itself: a lease ran out",
+    "task_failed": "by itself: the lease of the last attempt ran out",
+    "task_ready": "by itself: a handoff waited for a day",
+    "task_assigned": "by itself: the daemon gave out work (dispatch.auto)",
+    "webhook_disabled": "by itself: an endpoint or a doorbell failed for too long, or answered 410",
+    "gap": "by itself: the stream tells that events between two ids are no longer kept",
+    "reset": "by itself: the stream tells that the given id is unknown; read everything anew",
+    "auth_expired": "by itself: the token that the stream was opened with has run out or was revoked",
+    "upgrade_required": "by itself: the daemon's tier no longer has streams",
+    "shutdown": "by itself: the daemon is stopping; connect again later",
 }
-"""Events that no operation emits."""
+"""What happens by itself: events that no operation emits, or not alone."""
 
 _KEY = "idempotency_key"
 _KEY_DOC = (
@@ -546,7 +552,8 @@ def _event_table(operations: Sequence[Operation]) -> str:
     for operation in operations:
         for event in operation.emits:
             by_event.setdefault(event, []).append(f"[{operation.name}](#{_anchor(operation.name)})")
+    for event, text in STREAM_EVENTS.items():
+        by_event.setdefault(event, []).append(text)
     told = {event: ", ".join(names) for event, names in by_event.items()}
-    told |= {event: text for event, text in STREAM_EVENTS.items() if event not in told}
-    rows = ["## Event types", "", "| type | emitted by |", "|---|---|"]
+    rows = ["## Event types", "", "| type | comes from |", "|---|---|"]
     return "\n".join(rows + [f"| `{event}` | {_cell(text)} |" for event, text in told.items()])

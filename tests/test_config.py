@@ -168,6 +168,7 @@ def test_settings_are_frozen() -> None:
         ('[server]\nallowed_hosts = ["a:80"]\n', 'server.allowed_hosts holds "a:80"'),
         ("[server]\nallowed_hosts = [1]\n", "server.allowed_hosts holds 1"),
         ('[logging]\nlevel = "loud"\n', 'logging.level is "loud"; it must be one of: debug, info, warning, error'),
+        ("[auth]\ntokens = true\n", "auth.tokens is true; it must be one of: auto, required, off"),
         ('[license]\ndefault_tier = "Pro"\n', "it must be one of: free, pro, enterprise"),
         ("[routing]\nstatus = 1\n", 'routing maps "status" to 1; the role must be a name'),
         ('[routing]\n"" = "x"\n', 'routing maps "" to "x"; the type must be a name'),

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from stonemux import reference
 from stonemux.config import SETTINGS, Settings
 from stonemux.errors import FAILURES, MuxError
+from stonemux.operations import OPERATIONS
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param, bind, param_schema, shape_schema
+from stonemux.vocabulary import EVENT_KINDS
 
 TOP = Path(__file__).parent.parent
 SETTINGS_HERE = Settings()
@@ -275,7 +277,8 @@ def test_every_operation_parameter_and_error_is_explained() -> None:
     assert all(f"| `{code}` | " in text for code in FAILURES)
     assert all(f"| `{setting.section}.{setting.key or 'TYPE'}` | " in text for setting in SETTINGS)
     assert "| `note` | [note.post](#notepost) |" in text
-    assert "| `shutdown` | nobody: " in text
+    assert "| `shutdown` | by itself: " in text
+    assert all(f"\n| `{kind}` | " in reference.markdown(OPERATIONS, SETTINGS_HERE) for kind in EVENT_KINDS)
 
 
 def test_parameters_are_shown_with_default_and_limits() -> None:
