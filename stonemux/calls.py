@@ -292,6 +292,9 @@ class Calls(Methods):
         """The error that the daemon answered."""
         try:
             told = self._decoded(exchange, name)["error"]
+            row = BY_NAME[name]
+            if row.actor and (told["code"], told.get("parameter")) == ("missing_field", row.actor):
+                told["message"] += f" Say it as {row.by}, in Client(agent=...), or in STONEMUX_AGENT"
             error = _refusal(told)
         except (KeyError, TypeError, AttributeError):
             raise self.unreachable("it is another server", name, None) from None

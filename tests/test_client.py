@@ -108,6 +108,12 @@ def test_a_refusal_has_code_message_facts_and_status(client: Client):
     assert error.facts["request_id"]
 
 
+def test_who_is_missing_is_told_as_python_says_it(client: Client):
+    message = refused("missing_field", client.msg_send, to="ann", content="x").message
+    assert message.endswith(" Say it as sender, in Client(agent=...), or in STONEMUX_AGENT")
+    assert "STONEMUX_AGENT" not in refused("missing_field", client.msg_send, sender="ann", to="ann").message
+
+
 def test_settings_come_from_the_environment_as_for_commands(tmp_path: Path):
     (tmp_path / "c.toml").write_text("[server]\nport = 4000\n")
     environ = {"HOME": str(tmp_path), "STONEMUX_CONFIG": str(tmp_path / "c.toml"), "STONEMUX_AGENT": "ann"}
