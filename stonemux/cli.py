@@ -160,7 +160,10 @@ def _unknown(name: str) -> str:
 def _help() -> str:
     from stonemux import operations, verbs
 
-    areas = {area: ", ".join(filter(None, here)) for area, here in verbs.areas(operations.OPERATIONS).items()}
+    areas = {
+        area: ", ".join(filter(None, here)) or here[""].summary
+        for area, here in verbs.areas(operations.OPERATIONS).items()
+    }
     return "\n".join(
         [
             "usage: stonemux COMMAND ...",

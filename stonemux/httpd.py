@@ -22,6 +22,7 @@ An idle daemon does nothing at all: deadlines exist only for connections that ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -64,6 +65,11 @@ STOP_MS = 1000
 """How long running requests may take to end when the daemon stops."""
 IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
+UNHEARD = {
+    errno.EADDRINUSE: "Stop whatever uses it, or choose another port with --port",
+    errno.EACCES: "Ports below 1024 are not for everybody: choose another one with --port",
+}
+"""What to do about a port that cannot be listened on."""
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 """A fatal "internal error": all that can be said to a TLS client without a handshake."""
 
@@ -98,10 +104,9 @@ class Server(ThreadingHTTPServer):
             self.server_activate()
         except OSError as trouble:
             self.socket.close()
+            remedy = UNHEARD.get(trouble.errno or 0, "Name an address of this machine with --host")
             raise MuxError(
-                "address_in_use",
-                f"cannot listen on {host}:{port}: {trouble.strerror}. Stop whatever uses it, or choose another port "
-                "with --port",
+                "address_in_use", f"cannot listen on {host}:{port}: {trouble.strerror}. {remedy}"
             ) from trouble
         self.port: int = self.server_address[1]
         mux.endpoints.own_port = self.port

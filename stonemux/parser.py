@@ -32,4 +32,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with a refusal."""
+        lead, required, names = message.partition("are required: ")
+        for action in self._actions if required else ():
+            if action.choices and not action.option_strings:  # what it may be says more than what it is called here
+                names = names.replace(action.dest, "|".join(action.choices))
+        message = lead + required + names
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -263,7 +263,10 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-_HOW = "; get one with POST /token/obtain, or on the machine itself with: stonemux token --agent NAME"
+_HOW = (
+    "; get one with POST /token/obtain, or on the machine itself with: stonemux token --agent NAME. Commands and the "
+    "Python client take it from STONEMUX_TOKEN"
+)
 
 
 def _refused(code: str, message: str) -> MuxError:

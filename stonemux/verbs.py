@@ -324,7 +324,8 @@ def verb_help(operation: Operation) -> str:
     """How an operation is typed, and what each flag means."""
     loose = "".join(f" [{param.name.upper()}]" for param in slots(operation))
     rows = [(_shape(param), _meaning(operation, param)) for param in operation.params]
-    others = [(f"{one.typed} {one.metavar}".rstrip(), one.help) for one in common(operation)]
+    short = {long: f"{letter}, " for letter, long in SHORT.items()}
+    others = [(f"{short.get(one.typed, '')}{one.typed} {one.metavar}".rstrip(), one.help) for one in common(operation)]
     return "\n".join(
         [
             f"usage: {typed(operation)}{loose} [--flag value ...]",
@@ -351,6 +352,8 @@ def _meaning(operation: Operation, param: Param) -> str:
         told.append(f"One of: {', '.join(param.choices)}.")
     if param.required:
         told.append("Required.")
+    elif param.default is True:
+        told.append(f"Default: yes; --no-{flag(param).removeprefix('--')} for no.")
     elif param.default not in (None, False):
         told.append(f"Default: {param.default}.")
     if param.name == operation.actor:

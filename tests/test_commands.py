@@ -129,6 +129,32 @@ def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
     assert typed("help", "task", "post")[1].startswith("usage: stonemux task post [DESCRIPTION] [--flag")
 
 
+def test_help_says_how_it_is_typed(typed, capsys):
+    told = typed("webhook", "add", "--help")[1]
+    assert "Default: yes; --no-ordered for no." in told
+    assert "  -q, --quiet " in told
+    assert re.search(r"\n  health    Whether the daemon serves", typed("--help")[1])
+    with pytest.raises(SystemExit):
+        typed("help", "run")
+    assert "usage: stonemux run [--flag VALUE ...] -- COMMAND [ARGUMENT ...]\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["license"], "issue|show|server"),
+        (["sigil"], "issue|apply, die|live|FILE"),
+        (["setup"], "claude|codex|gemini|cursor|vscode"),
+        (["completion"], "bash|zsh|fish"),
+        (["restore"], "FILE"),
+    ],
+)
+def test_a_missing_word_is_told_with_what_it_may_be(capsys, words, missing):
+    with pytest.raises(SystemExit):
+        cli.main(words, {"HOME": "/nowhere"})
+    assert f": the following arguments are required: {missing} (see " in capsys.readouterr().err
+
+
 def test_watching_prints_again_when_the_answer_changes(typed, http, monkeypatch):
     rounds = iter(range(3))
 
@@ -494,6 +520,15 @@ def test_a_script_names_everything(shell, capsys):
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_mcp_tells_a_person_that_it_waits_for_a_program(capsys, monkeypatch, stream):
+    monkeypatch.setattr("stonemux.stdio.serve", lambda *_: 0)
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert cli.main(["mcp"], {"HOME": "/nowhere"}) == 0
+    out, err = capsys.readouterr()
+    assert (out, "stonemux setup" in err) == ("", stream.isatty())
 
 
 def test_a_bar_is_drawn_on_a_terminal_only_and_wiped_away():

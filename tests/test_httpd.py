@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import itertools
 import json
@@ -26,6 +27,7 @@ from tls_client import trusting
 
 from stonemux import connection, httpd
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
+from stonemux.errors import MuxError
 from stonemux.operations import OPERATIONS
 from stonemux.readiness import Ready
 from stonemux.transaction import Job
@@ -571,6 +573,24 @@ def test_an_unknown_path_is_told_the_nearest(served, path, near):
     got = served.ask(get(path))
     assert (got.status, got.code, got.json["error"]["nearest"]) == (404, "not_found", near)
     assert near in got.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "remedy"),
+    [
+        (OSError(errno.EADDRINUSE, "Address already in use"), "Stop whatever uses it, or choose another port"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Ports below 1024 are not for everybody"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name an address of this machine"),
+    ],
+)
+def test_who_cannot_listen_is_told_what_to_do(mux, monkeypatch, trouble, remedy):
+    def refuse(server: httpd.Server) -> None:
+        raise trouble
+
+    monkeypatch.setattr(httpd.Server, "server_bind", refuse)
+    with pytest.raises(MuxError, match=f"{trouble.strerror}. {remedy}") as caught:
+        httpd.Server(mux)
+    assert caught.value.code == "address_in_use"
 
 
 @pytest.mark.parametrize("path", ["/", "/favicon.ico", "/docs"])

@@ -6,6 +6,7 @@ Starts the daemon if none answers. STONEMUX_AGENT names the agent that this sess
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 
 from stonemux import flags
@@ -20,4 +21,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until standard input ends."""
     from stonemux import stdio
 
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(
+            "stonemux: mcp talks to a program that starts it, which stonemux setup arranges; Ctrl-D ends it",
+            file=sys.stderr,
+        )
     return stdio.serve(flags.settings(options, environ), flags.config_file(options), environ)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who works, on what, and how."""
+    parser.usage = "%(prog)s [--flag VALUE ...] -- COMMAND [ARGUMENT ...]"
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what is started, with its arguments")
     parser.add_argument("--agent", metavar="ID", help="the agent that works (default: STONEMUX_AGENT)")
     parser.add_argument(
