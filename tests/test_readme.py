@@ -41,7 +41,7 @@ def same(text: str, port: int) -> str:
     return text
 
 
-def test_every_session_in_the_readme_goes_as_printed(tmp_path):
+def test_every_session_in_the_readme_goes_as_printed(tmp_path, capsys):
     command = tmp_path / "bin" / "stonemux"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m stonemux "$@"\n')
@@ -65,6 +65,7 @@ def test_every_session_in_the_readme_goes_as_printed(tmp_path):
             assert same(output, daemon.port) == same(expected, daemon.port), command
         python = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace(":3392", f":{daemon.port}")
         exec(compile(python, "README.md", "exec"), {})
+        assert capsys.readouterr().out == re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
         assert json.loads(daemon.get("/msg/list?limit=1"))["messages"][0]["content"] == "The draft is ready."
 
 
