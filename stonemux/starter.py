@@ -18,6 +18,7 @@ from typing import BinaryIO
 from stonemux import launch
 from stonemux.clock import Clock
 from stonemux.config import Settings
+from stonemux.datadir import PID
 from stonemux.errors import EXIT_LOCKED, MuxError
 from stonemux.pool import NoAnswer, Pool
 
@@ -25,6 +26,8 @@ LOG = "daemon.log"
 MOST_LOG_BYTES = 4 * 1024 * 1024
 """A larger log is set aside (as `daemon.log.1`) before the next start."""
 START_MS = 10_000
+HELD_MS = 2_000
+"""How long a daemon that has held the directory since before START_MS may take to answer: it is not starting."""
 LOOK_MS = 20
 HEALTH_S = 2.0
 
@@ -49,13 +52,14 @@ class Starter:
         with self._lock:
             if self.answers():
                 return
-            deadline = self._clock.ticks_ms() + START_MS
+            begun = self._clock.ticks_ms()
             child = self._child = self._spawn()
             while not self.answers():
                 status = child.poll()
                 if status not in (None, EXIT_LOCKED):
                     raise self._failed(f"the daemon ended with status {status}")
-                if self._clock.ticks_ms() >= deadline:
+                patience = HELD_MS if status == EXIT_LOCKED and self._is_held_for_long() else START_MS
+                if self._clock.ticks_ms() - begun >= patience:
                     raise self._failed(f"no daemon answers at {self._settings.host}:{self._settings.port}")
                 with self._pause:
                     self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
@@ -66,11 +70,20 @@ class Starter:
         try:
             with pool.exchange() as exchange:
                 exchange.request("GET", "/health", timeout=HEALTH_S)
-            return exchange.status == 200 and json.loads(exchange.body).get("status") == "ok"
+            ours = exchange.status == 200 and "x-request-id" in exchange.headers
+            return ours and json.loads(exchange.body).get("status") == "ok"
         except (NoAnswer, ValueError, AttributeError):
             return False
         finally:
             pool.close()
+
+    def _is_held_for_long(self) -> bool:
+        """Whether the daemon that holds the directory does so at another address, rather than being on its way here."""
+        try:
+            noted = os.stat(self._settings.data_dir / PID).st_mtime
+        except OSError:
+            return False
+        return self._clock.now_ms() - noted * 1000 > START_MS
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         settings = self._settings

@@ -198,6 +198,8 @@ class Pipe:
         for attempt in range(TRIES):
             try:
                 exchange.request("POST", "/mcp", line.strip(), headers)
+                if "x-request-id" not in exchange.headers:
+                    raise NoAnswer("another server listens there")
                 return
             except NoAnswer as error:
                 if attempt + 1 == TRIES:

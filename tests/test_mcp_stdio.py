@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
@@ -20,7 +21,10 @@ import pytest
 from children import BARE
 from daemons import ROOT, SERVE
 
-from stonemux import mcp, operations, pool
+from stonemux import datadir, mcp, operations, pool, starter
+from stonemux.config import Settings
+from stonemux.datadir import DataDir
+from stonemux.errors import MuxError
 
 WITHIN_S = 15
 
@@ -234,6 +238,51 @@ def test_without_a_daemon_everything_is_listed_and_tools_say_why(place):
     assert "chmod 700" in error["message"]
     place.data.chmod(0o700)
     assert ann.call("mux_discover") == {"agents": []}
+
+
+@pytest.mark.parametrize("health", [b'{"status": "ok"}', b"<html>"])
+def test_another_server_on_the_port_is_not_taken_for_the_daemon(place, health):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.answer(health)
+
+        def do_POST(self) -> None:
+            self.answer(b"<html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", place.port), Other) as other:
+        serving = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        ann = place.session()
+        assert ann.answer(ann.send("initialize", protocolVersion="2025-11-25"))["result"]["serverInfo"]
+        error = json.loads(ann.answer(ann.begin("mux_discover"))["result"]["content"][0]["text"])["error"]
+        assert error["code"] == "unreachable"
+        assert "choose another port with --port" in error["message"]
+        other.shutdown()
+        serving.join()
+
+
+def test_a_daemon_that_holds_the_directory_at_another_address_is_not_waited_for(place, monkeypatch):
+    monkeypatch.setattr(starter, "HELD_MS", 0)
+    held = DataDir(place.data)
+    try:
+        (place.data / datadir.PID).write_text("1")
+        os.utime(place.data / datadir.PID, (1, 1))
+        began = time.monotonic()
+        with pytest.raises(MuxError, match="in use by another stonemux daemon"):
+            starter.Starter(Settings(port=place.port, data_dir=place.data), None, BARE).ensure()
+        assert time.monotonic() - began < WITHIN_S / 3
+    finally:
+        (place.data / datadir.PID).unlink()
+        held.close()
 
 
 def test_what_the_client_tells_of_itself_is_kept(place):
