@@ -646,7 +646,11 @@ def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[
     changed = [setting for setting in SETTINGS if getattr(old, setting.attribute) != getattr(new, setting.attribute)]
     live = [setting for setting in changed if setting.live]
     settings = replace(old, **{setting.attribute: getattr(new, setting.attribute) for setting in live})
-    _refuse_contradictions(settings)
+    try:
+        _refuse_contradictions(settings)
+    except MuxError as error:
+        told = f"{error.message}, or start the daemon again, since one of them only changes then"
+        raise MuxError(error.code, told, **error.facts) from None
     return settings, live, [setting for setting in changed if not setting.live]
 
 
