@@ -187,7 +187,7 @@ class _Door:
             return 0
         mux.presence.beat(agent_id)
         with mux.flights.of(agent_id) as held, mux.store.read() as rx:
-            return max(0, messages.unread(rx, agent_id) - len(held))
+            return max(0, messages.queued(rx, agent_id) - len(held))
 
 
 def _event(message: dict[str, Any]) -> bytes:

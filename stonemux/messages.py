@@ -60,10 +60,9 @@ _AFTER_IN_CHANNEL = _poll(
     *trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3 and d.channel = ?5"
 )
 _COUNT = f"select (select count(*) from {trays.OPEN}) + (select count(*) from {trays.URGENT})"
-_COUNT_UNREAD = (
-    f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) "
-    "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
-)
+_LIVING = "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
+_COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
+_COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.QUEUED)}) {_LIVING}"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
 _HIGHEST = (
     f"select max((select coalesce(max(d.message_id), 0) from {trays.OPEN}), (select coalesce(max(d.message_id), 0) "
@@ -195,8 +194,14 @@ def open_mail(rx: Snapshot, agent_id: str) -> int:
 
 
 def unread(rx: Snapshot, agent_id: str) -> int:
-    """How many messages a poll would still find in an inbox: its backlog without what has run out."""
+    """How many messages of an inbox are not settled: its backlog without what has run out."""
     count: int = rx.one(_COUNT_UNREAD, agent_id, rx.now)[0]
+    return count
+
+
+def queued(rx: Snapshot, agent_id: str) -> int:
+    """How many of them a poll would find: what is on a lease is in somebody's hands."""
+    count: int = rx.one(_COUNT_QUEUED, agent_id, rx.now)[0]
     return count
 
 

@@ -42,7 +42,7 @@ class Desk:
 
     def unread(self, agent_id: str) -> int:
         with self.mux.store.read() as rx:
-            return messages.unread(rx, agent_id)
+            return messages.queued(rx, agent_id)
 
 
 class Talk:

@@ -56,6 +56,16 @@ def standard(message: dict[str, Any]) -> dict[str, str]:
     return mcp.standard_headers(mcp.read(message))
 
 
+def test_what_is_on_a_lease_is_not_told_as_unread_since_no_poll_would_find_it(client):
+    client.tool("mux_register", "ann", agent_id="ann")
+    assert client.tool("mux_send", "ann", to="ann", content="one")["unread"] == 1
+    told = client.tool("mux_poll", "ann", ack="manual")
+    assert [message["content"] for message in told["messages"]] == ["one"]
+    assert "unread" not in told
+    assert client.tool("mux_send", "ann", to="ann", content="two")["unread"] == 1
+    assert "unread" not in client.tool("mux_poll", "ann", timeout=0)
+
+
 # -- refusals of the transport
 
 
