@@ -125,7 +125,7 @@ def _systemd(words: Sequence[str], settings: Settings, file: Path) -> Service:
         file=file,
         text=UNIT.format(
             mark=MARK,
-            command=" ".join(map(_for_systemd, words)),
+            command=" ".join([_for_systemd(words[0], variables=False), *map(_for_systemd, words[1:])]),
             lasting=" ".join(map(str, LASTING_STATUSES)),
             stop=STOP_S,
             rest=WITH_COMMANDS if settings.webhooks_exec else ALONE,
@@ -139,9 +139,9 @@ def _systemd(words: Sequence[str], settings: Settings, file: Path) -> Service:
     )
 
 
-def _for_systemd(word: str) -> str:
-    """A word of a command line as a unit writes it."""
-    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+def _for_systemd(word: str, *, variables: bool = True) -> str:
+    """A word of a command line as a unit writes it; `variables`: systemd replaces them there, all but in the first."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$" if variables else "$")
     return f'"{word}"' if not word or any(c in word for c in " '\";") else word
 
 

@@ -8,6 +8,7 @@ import plistlib
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,23 @@ def test_the_status_tells_what_is_missing(typed):
 )
 def test_a_unit_quotes_what_systemd_would_change(word, written):
     assert service._for_systemd(word) == written
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_finds_a_python_in_a_folder_with_a_strange_name(tmp_path):
+    python = tmp_path / "our $5 100%" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (tmp_path / "run").mkdir(mode=0o700)
+    found = service.describe([str(python), str(python)], Settings(), {"HOME": str(tmp_path)}, "linux")
+    found.file.parent.mkdir(parents=True)
+    found.file.write_text(found.text)
+    environ = {"PATH": os.defpath, "XDG_RUNTIME_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["systemd-analyze", "--user", "verify", str(found.file)], env=environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert service._of_systemd(found.text)[1] == str(python)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
