@@ -39,6 +39,8 @@ ADDRESS = ("host", "port")
 """Those of them that are no paths."""
 START_MS = 15_000
 LOOK_MS = 50
+SETTLE_MS = 500
+"""How long to leave a system alone that is still taking out an earlier service: launchd may need some seconds."""
 PATIENCE_S = 60
 STOP_S = 30
 """How long a daemon may take to answer what waits and to commit; then the system kills it."""
@@ -243,10 +245,11 @@ class Keeper:
         if text != service.text:
             _write(service.file, service.text)
         self._make_place()
-        if started:
-            for command in service.renew:
-                self._try(command)
-        self._run(commands)
+        patience_ms = 0
+        for command in service.renew if started else ():
+            if self._try(command):
+                patience_ms = START_MS
+        self._run(commands, patience_ms=patience_ms)
         if started:
             self._await()
         self._say(f"log: {service.logs}")
@@ -319,12 +322,18 @@ class Keeper:
         for command in commands:
             self._say(f"would run {' '.join(command)}")
 
-    def _run(self, commands: Sequence[Sequence[str]]) -> None:
+    def _run(self, commands: Sequence[Sequence[str]], *, patience_ms: int) -> None:
+        deadline = self._clock.ticks_ms() + patience_ms
         for command in commands:
             self._say(f"running {' '.join(command)}")
-            said = _outcome(command, self._environ)
-            if said is not None:
-                raise MuxError("service_failed", f"{' '.join(command)}: {said}")
+            while (said := _outcome(command, self._environ)) is not None:
+                if self._clock.ticks_ms() >= deadline:
+                    raise MuxError("service_failed", f"{' '.join(command)}: {said}")
+                self._rest(SETTLE_MS)
+
+    def _rest(self, ms: int) -> None:
+        with self._pause:
+            self._clock.wait(self._pause, self._clock.ticks_ms() + ms)
 
     def _attempt(self, commands: Sequence[Sequence[str]]) -> None:
         for command in commands:
@@ -350,8 +359,7 @@ class Keeper:
                 raise MuxError(
                     "unreachable", f"it is installed, but no daemon answers at {address}; see {self._service.logs}"
                 )
-            with self._pause:
-                self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
+            self._rest(LOOK_MS)
         self._say(f"it answers at {address}")
 
 

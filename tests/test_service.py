@@ -244,6 +244,23 @@ def test_launchd_is_told_the_same(tmp_path):
     assert found.load == (("launchctl", "bootstrap", f"gui/{os.getuid()}", str(found.file)),)
 
 
+def test_launchd_is_given_time_to_take_out_an_earlier_one(tmp_path, http, capsys, monkeypatch):
+    """It refuses to load a service for some seconds after it was unloaded."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(service, "SETTLE_MS", 1)
+    busy, script = tmp_path / "busy", tmp_path / "launchctl"
+    busy.mkdir()
+    script.write_text(
+        f'#!/bin/sh\ncase $1 in bootstrap) rmdir {busy} && echo "failed: 5" >&2 && exit 5;; esac\nexit 0\n'
+    )
+    script.chmod(0o755)
+    install = ["service", "install", "--port", str(http.port), "--data-dir", str(tmp_path / "data")]
+    environ = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.defpath}"}
+    assert cli.main(install, environ) == 0
+    assert f"it answers at 127.0.0.1:{http.port}" in capsys.readouterr().out
+    assert not busy.exists()
+
+
 def test_launchds_file_says_what_it_was_told(tmp_path):
     environ = {"HOME": str(tmp_path)}
     words = service.words_for(environ, {"port": "4471", "data_dir": "/a <b>"}, tmp_path)
