@@ -163,6 +163,20 @@ def test_removing_takes_away_the_file_also_where_the_system_refuses(typed):
     assert "nothing to remove" in typed("remove")[0]
 
 
+@pytest.mark.parametrize("settings", [None, "[server"])
+def test_it_can_be_removed_without_the_settings_that_it_was_installed_with(typed, tmp_path, settings):
+    config = tmp_path / "settings.toml"
+    config.write_text("")
+    typed("install", "--no-start", "--config", str(config))
+    if settings is None:
+        config.unlink()
+    else:
+        config.write_text(settings)
+    typed("install", "--no-start", expected=2)
+    typed("remove")
+    assert not typed.unit.exists()
+
+
 def test_a_file_of_somebody_else_is_left_alone(typed):
     typed.unit.parent.mkdir(parents=True)
     typed.unit.write_text("[Service]\nExecStart=/usr/bin/other\n")

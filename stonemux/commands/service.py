@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     for name, value in service.kept(environ, sys.platform).items():
         if not getattr(options, name, None) and not environ.get(f"STONEMUX_{name.upper()}"):
             setattr(options, name, value)
+    if options.action == "remove":
+        options.config = os.devnull  # a file that is gone or broken keeps nobody from it
     settings = flags.settings(options, environ)
     given = {name: getattr(options, name, None) for name in service.TOLD}
     words = service.words_for(environ, given, Path.cwd())
