@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -21,9 +22,18 @@ def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> 
     return screen.answer(operation, told, look)
 
 
+def as_typed(message: str) -> str:
+    """A message with operations named as they are typed; what it quotes stays as it is."""
+    from stonemux import operations  # which only a refusal needs here
+
+    names = "|".join(re.escape(name) for name in operations.BY_NAME if "." in name)
+    named = rf"(?<!['\w./-])(?:{names})(?!['\w-])"
+    return re.sub(named, lambda found: f"`stonemux {found[0].replace('.', ' ')}`", message)
+
+
 def refusal(error: MuxError, *, as_json: bool) -> int:
     """Tell a refusal, to programs with all of its facts; returns the exit status."""
-    print(f"stonemux: {screen.safe(error.message)}", file=sys.stderr)
+    print(f"stonemux: {screen.safe(as_typed(error.message))}", file=sys.stderr)
     if as_json:
         told = error.body()
         if error.retry_after is not None:

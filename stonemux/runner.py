@@ -44,8 +44,8 @@ def check(url: str, allowed: Sequence[str]) -> list[str]:
         raise forbidden("must name the command by its full path, as in exec:/usr/local/bin/ring")
     if ANY not in allowed and text not in allowed:
         raise forbidden(
-            "is a command that the settings do not allow; the machine's owner lists it under webhooks.exec, word for "
-            "word, or leave it"
+            "is a command that the settings do not allow; the machine's owner may list it under webhooks.exec, word "
+            "for word"
         )
     return words
 

@@ -129,6 +129,16 @@ def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
     assert typed("help", "task", "post")[1].startswith("usage: stonemux task post [DESCRIPTION] [--flag")
 
 
+def test_a_refusal_names_operations_as_they_are_typed(typed, http):
+    http.call("agent.register", agent_id="ann")
+    told = typed("msg", "send", "hi", "--from", "ann", "--to", "nobody")[2]
+    assert "register it with `stonemux agent register` or look with `stonemux agent discover`." in told
+    told = typed("state", "get", "state.set")[2]
+    assert "has no key 'state.set'; create it with `stonemux state set` and" in told
+    told = json.loads(typed("state", "get", "k", "--json")[1])["error"]["message"]
+    assert "create it with state.set and" in told
+
+
 def test_help_says_how_it_is_typed(typed, capsys):
     told = typed("webhook", "add", "--help")[1]
     assert "Default: yes; --no-ordered for no." in told
