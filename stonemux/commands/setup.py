@@ -1,6 +1,7 @@
 """Write stonemux into a client's MCP configuration, then start the command and list its tools.
 
-Address, data directory and settings file, by flag or from the environment, are handed on.
+The command starts a daemon where none runs, which stays. Address, data directory and settings file, by flag or from the
+environment, are handed on.
 """
 
 from __future__ import annotations
