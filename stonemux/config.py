@@ -654,6 +654,14 @@ def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[
     return settings, live, [setting for setting in changed if not setting.live]
 
 
+def here() -> Path:
+    """The working directory; "." where it was removed from under a shell, as happens to worktrees."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path()
+
+
 def check_safe(settings: Settings) -> None:
     """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) unprotected, with `unsafe_environment`.
 
@@ -713,7 +721,7 @@ class _Given(NamedTuple):
 def _default(setting: Setting, home: str) -> Any:
     if setting.kind != "path":
         return setting.default
-    return _Given(setting, str(setting.default), f"the default of {setting.name}", Path.cwd(), home).checked()
+    return _Given(setting, str(setting.default), f"the default of {setting.name}", here(), home).checked()
 
 
 def _from_environment(environ: Mapping[str, str], home: str) -> dict[str, Any]:
@@ -721,7 +729,7 @@ def _from_environment(environ: Mapping[str, str], home: str) -> dict[str, Any]:
     for setting in SETTINGS:
         if setting.environment and (text := environ.get(setting.environment)):
             label = f"{setting.environment} ({setting.name})"
-            values[setting.attribute] = _Given(setting, _typed(setting, text), label, Path.cwd(), home).checked()
+            values[setting.attribute] = _Given(setting, _typed(setting, text), label, here(), home).checked()
     return values
 
 
@@ -735,7 +743,7 @@ def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
             raise MuxError("bad_setting", f"--{attribute} is no setting{did_you_mean(flag)}")
         if value is not None:
             label = f"{setting.flag} ({setting.name})"
-            values[attribute] = _Given(setting, _typed(setting, value), label, Path.cwd(), home).checked()
+            values[attribute] = _Given(setting, _typed(setting, value), label, here(), home).checked()
     return values
 
 

@@ -387,6 +387,19 @@ def test_a_view_fits_the_terminal(width, height):
         assert "more" in "\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    "words", ["agent discover", "status", "doctor", "service status", "setup gemini --dry-run --no-check"]
+)
+def test_a_folder_that_was_removed_from_under_the_shell_is_no_trouble(typed, tmp_path, monkeypatch, words):
+    """An agent's worktree, say."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, out, err = typed(*words.split(), HOME=str(tmp_path))
+    assert (status, err) == (3 if words == "service status" else 0, "")
+    assert out
+
+
 def test_top_prints_one_view_where_there_is_no_terminal(typed, http):
     http.call("msg.send", from_="ann", to="bob", content="x")
     http.call("task.post", description="write", posted_by="ann")

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stonemux import flags
@@ -30,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Examine and tell."""
     from stonemux import doctor
+    from stonemux.config import here
 
     config = flags.config_file(options)
     settings, troubles = _settings(options, dict(environ))
-    findings = doctor.examine(settings, troubles, full=options.full, environ=environ, folder=Path.cwd(), config=config)
+    findings = doctor.examine(settings, troubles, full=options.full, environ=environ, folder=here(), config=config)
     if options.json:
         print(json.dumps(doctor.as_json(findings)))
     else:

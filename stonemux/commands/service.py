@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from stonemux import flags
 from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE
@@ -31,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Install, remove, or look."""
     from stonemux import service
+    from stonemux.config import here
 
     for name, value in service.kept(environ, sys.platform).items():
         if not getattr(options, name, None) and not environ.get(f"STONEMUX_{name.upper()}"):
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         options.config = os.devnull  # a file that is gone or broken keeps nobody from it
     settings = flags.settings(options, environ)
     given = {name: getattr(options, name, None) for name in service.TOLD}
-    words = service.words_for(environ, given, Path.cwd())
+    words = service.words_for(environ, given, here())
     keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
     if options.action == "install":
         keeper.install(dry_run=options.dry_run, started=not options.no_start)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 from stonemux import flags
 from stonemux.clients import CLIENTS, SCOPES
@@ -29,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Write the entry, or take it out."""
     from stonemux import setup
+    from stonemux.config import here
 
-    wanted, folder = None, Path.cwd()
+    wanted, folder = None, here()
     if not options.remove:
         flags.settings(options, environ)  # refuses what the configured command would refuse
         given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
