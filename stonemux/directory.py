@@ -16,6 +16,8 @@ from stonemux.transaction import Snapshot, Tx
 
 DEFAULT_CHANNEL = "default"
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
+OTHERS = ("to", "members", "assigned_to")
+"""Parameters that name an agent other than the one that calls."""
 
 
 def _one(rx: Snapshot, query: str, *values: str) -> Any:
@@ -47,10 +49,12 @@ def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> M
         agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
     )
     listed = f"Known: {', '.join(known)}" if known else "Nobody is registered yet"
+    remedy = "register it with agent.register or look with agent.discover"
+    if parameter in OTHERS:  # a model that registered it would take its name
+        remedy = "agent.discover tells who is, and each registers itself"
     return MuxError(
         "agent_not_found",
-        f"no agent {shown(agent_id)} is registered ({parameter}); register it with agent.register or look with "
-        f"agent.discover. {listed}",
+        f"no agent {shown(agent_id)} is registered ({parameter}); {remedy}. {listed}",
         parameter=parameter,
         known_agents=known,
     )

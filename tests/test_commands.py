@@ -131,7 +131,7 @@ def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
 
 def test_a_refusal_names_operations_as_they_are_typed(typed, http):
     http.call("agent.register", agent_id="ann")
-    told = typed("msg", "send", "hi", "--from", "ann", "--to", "nobody")[2]
+    told = typed("msg", "send", "hi", "--from", "nobody", "--to", "ann")[2]
     assert "register it with `stonemux agent register` or look with `stonemux agent discover`." in told
     told = typed("state", "get", "state.set")[2]
     assert "has no key 'state.set'; create it with `stonemux state set` and" in told

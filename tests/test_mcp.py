@@ -369,6 +369,22 @@ def test_who_has_registered_where_no_name_is_remembered_is_told_to_give_it_with_
     assert message.startswith("from is required, because it is not known who calls: give it with every call.")
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("mux_send", {"to": "bob", "content": "x"}),
+        ("mux_task_post", {"description": "x", "assigned_to": "bob"}),
+        ("mux_channel_create", {"name": "c", "members": ["bob"]}),
+    ],
+)
+def test_nobody_is_told_to_register_another_agent_whose_name_it_would_take(mux, tool, arguments):
+    ann = Talk(mux, agent="ann")
+    ann.call("mux_register")
+    message = ann.failure(tool, **arguments)["error"]["message"]
+    assert "mux_discover tells who is, and each registers itself. Known: ann" in message
+    assert "mux_register" not in message
+
+
 def test_a_refusal_names_the_command_of_what_is_no_tool(mux):
     ann = Talk(mux, agent="ann")
     ann.call("mux_register")
