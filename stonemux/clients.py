@@ -30,6 +30,8 @@ class Client(NamedTuple):
     """An environment variable that moves the user's file to `moved`, below the folder that it names."""
     moved: str = ""
     user_on_mac: str = ""
+    by_folder: str = ""
+    """What holds further servers in the user's file, for one folder each; the client prefers them."""
     fixed: Mapping[str, Any] = NONE
     """Fields of the entry beside command, arguments and environment."""
     defaults: Mapping[str, Any] = NONE
@@ -60,6 +62,7 @@ CLIENTS: Mapping[str, Client] = {
         ".mcp.json",
         variable="CLAUDE_CONFIG_DIR",
         moved=".claude.json",
+        by_folder="projects",
         fixed={"type": "stdio"},
         note="Claude Code asks once whether it may use the servers of a project",
     ),

@@ -93,6 +93,14 @@ def entry(job: Job) -> Any:
     return _entry(job.client, _syntax(job).read(_read(job.file) or ""))
 
 
+def entry_of_folder(job: Job) -> Any:
+    """What stands in the user's file for this folder alone, or None. Raises what `write` raises on reading."""
+    found = _syntax(job).read(_read(job.file) or "").get(job.client.by_folder)
+    for name in (str(job.folder), job.client.table, NAME) if job.scope == "user" else ("",):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
 def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, str], Path]:
     """Command, environment and folder with which the client starts what an entry says.
 

@@ -194,22 +194,26 @@ def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
     if not job.file.exists():
         return
     try:
-        entry = setup.entry(job)
+        entry, alone = setup.entry(job), setup.entry_of_folder(job)
     except MuxError as error:
         yield Finding("clients", NOTE, f"{where}: {error.message}", "repair the file; the client cannot read it either")
         return
-    if entry is None:
-        return
+    if entry is not None:
+        yield _entry(patient, job, entry, where, f"write it anew with: {again}")
+    if alone is not None:
+        remedy = f"take it out of {job.client.by_folder!r} in that file; one for all folders is written by: {again}"
+        yield _entry(patient, job, alone, f"{where}, for {job.folder}", remedy)
+
+
+def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str) -> Finding:
     try:
         if not isinstance(entry, dict):
             raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is no table of settings")
         if (url := _url(entry)) is not None:
-            yield _over_http(patient, where, url, again)
-        else:
-            yield Finding("clients", OK, f"{where}: {_tried(job, entry)}")
+            return _over_http(patient, where, url, remedy)
+        return Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
-        remedy = TOKEN_REMEDY if '"token_' in error.message else f"write it anew with: {again}"
-        yield Finding("clients", PROBLEM, error.message, remedy)
+        return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if '"token_' in error.message else remedy)
 
 
 def _url(entry: Mapping[str, Any]) -> str | None:
@@ -218,7 +222,7 @@ def _url(entry: Mapping[str, Any]) -> str | None:
     return next((url for url in named if isinstance(url, str)), None)
 
 
-def _over_http(patient: Patient, where: str, url: str, again: str) -> Finding:
+def _over_http(patient: Patient, where: str, url: str, remedy: str) -> Finding:
     """A client that starts nothing: does a daemon answer there?"""
     try:
         parts = urlsplit(url)
@@ -226,8 +230,7 @@ def _over_http(patient: Patient, where: str, url: str, again: str) -> Finding:
         cert = patient.settings.tls_cert if parts.scheme == "https" else ""
         pool.ask(parts.hostname or "", port, operations.BY_NAME["health"], {}, tls_cert=cert, timeout=2)
     except (MuxError, ValueError):
-        remedy = f"start one there, or let the client start it: {again}"
-        return Finding("clients", NOTE, f"{where}: no daemon answers at {url}", remedy)
+        return Finding("clients", NOTE, f"{where}: no daemon answers at {url}", f"start one there, or {remedy}")
     return Finding("clients", OK, f"{where}: a daemon answers at {url}")
 
 

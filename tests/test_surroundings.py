@@ -279,6 +279,15 @@ def test_a_client_that_lacks_a_token_is_told_how_to_get_one(look, http, monkeypa
     assert "stonemux token --agent NAME" in told(look("clients"), "problem")
 
 
+def test_what_a_client_prefers_in_this_folder_is_looked_at_too(look):
+    entry = {"command": "/no/such", "args": ["mcp"]}
+    projects = {str(look.home): {"mcpServers": {"stonemux": entry}}, "/other": {}, "/broken": 5}
+    (look.home / ".claude.json").write_text(json.dumps({"projects": projects}))
+    found = told(look("clients"), "problem")
+    assert "cannot be started" in found
+    assert "take it out of 'projects'" in found
+
+
 def test_a_clients_file_that_cannot_be_read_is_noted(look):
     configure(look.home, command="x")
     (look.home / ".gemini/settings.json").write_text("{")
