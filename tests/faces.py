@@ -25,7 +25,7 @@ from fake_clock import FakeClock
 from raw import OVER_TLS
 from tls_client import CERT, trusting
 
-from stonemux import cli, door, operations, screen
+from stonemux import cli, door, operations, output, screen
 from stonemux.client import Client
 from stonemux.errors import MuxError
 from stonemux.httpd import Server
@@ -369,7 +369,7 @@ class OverCli(OverHttp):
         message = error.pop("message")
         named = re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), message)  # flags for parameters
         raised = MuxError(error.pop("code"), named, retry_after=error.pop("retry_after", None), **error)
-        assert (status, err.getvalue()) == (raised.failure.exit, f"stonemux: {screen.safe(message)}\n")
+        assert (status, err.getvalue()) == (raised.failure.exit, f"stonemux: {screen.safe(output.as_typed(message))}\n")
         shapes.check_refusal(operation, raised)
         raise raised
 
