@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
 import re
 import sqlite3
 import stat
@@ -288,6 +289,35 @@ def test_rows_noted_by_a_refused_call_are_dropped_and_nobody_elses(opened, look)
     with store.read() as rx:
         assert [row[0] for row in rx.sql("select agent_id from delivery order by 1")] == ["ann", "cid"]
         assert rx.one("select count(*) from task_history")[0] == 0
+
+
+def test_a_refused_call_that_noted_rows_leaves_no_count_behind(opened):
+    store = opened()
+
+    def refused(tx: Tx) -> None:
+        tx.insert("delivery", ("ann", 1, "default", 0))
+        tx.backlog["ann"] = 1
+        raise MuxError("not_found", "no")
+
+    assert Batch(store).run(refused, lambda tx: tx.backlog.get("ann"))[1] == (None, None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 71])
+def test_rows_keep_what_they_hold_whatever_the_others_leave_out(opened, count):
+    store = opened()
+    chance = random.Random(count)
+    rows = [
+        (number, 0, "x", chance.choice([None, "ann"]), 0, chance.choice([None, "", "note"])) for number in range(count)
+    ]
+
+    def note_all(tx: Tx) -> None:
+        for row in rows:
+            tx.insert("task_history", row)
+
+    store.write(note_all)
+    with store.read() as rx:
+        found = rx.sql("select task, at, act, agent_id, fence, note from task_history order by task")
+    assert [tuple(row) for row in found] == rows
 
 
 def test_a_message_id_that_was_dealt_in_vain_is_dealt_again_but_never_twice(opened):
