@@ -172,8 +172,9 @@ class Server(ThreadingHTTPServer):
         return self._openapi
 
     def heed(self) -> None:
-        """Tell of the program's settings as they are now."""
+        """Go by the program's settings as they are now."""
         self._openapi = b""
+        self.streamer.wake()  # it sleeps as long as the keepalive was
         self.mcp.registry = offer.registry(self.mux.settings)
 
     def request_id(self) -> str:

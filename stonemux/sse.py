@@ -169,10 +169,9 @@ class Streamer:
 
     def _run(self) -> None:
         clock = self._mux.clock
-        keepalive = self._mux.settings.sse_keepalive * 1000
         behind = False
         while not self._closing:
-            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms(), keepalive))
+            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms(), self._keepalive_ms()))
             if any(fd == self._bell for fd, _ in ready):
                 os.read(self._bell, 64)
                 self._rung = False  # before looking, so that what comes while we look rings again
@@ -185,12 +184,16 @@ class Streamer:
             if self._doubtful or self._review_at <= self._mux.clock.now_ms():
                 self._review()
             behind = self._write_all(now)
-            self._keep_alive(now, keepalive)
+            self._keep_alive(now, self._keepalive_ms())
         self._admit()
         for stream in list(self._streams.values()):
             if not stream.unsent:
                 self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)
             self._drop(stream)
+
+    def _keepalive_ms(self) -> int:
+        """How long a stream may be silent; read each time, since the setting may change."""
+        return self._mux.settings.sse_keepalive * 1000
 
     def _patience(self, now: int, keepalive: int) -> int | None:
         """Milliseconds until something must happen by itself; None when there is no stream."""

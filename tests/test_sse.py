@@ -18,6 +18,7 @@ from tls_client import TlsSocket
 
 from stonemux import events, sse
 from stonemux.errors import MuxError
+from stonemux.record import replace
 from stonemux.vocabulary import EVENT_KINDS
 
 
@@ -401,6 +402,15 @@ def test_e8_an_event_puts_the_keepalive_off(streaming):
     streaming.pass_time(14_999)
     assert reader.is_silent()
     streaming.pass_time(1)
+    assert reader.block() == ": ka"
+
+
+def test_e8_a_keepalive_that_changes_counts_for_streams_that_are_open(streaming):
+    reader = streaming.read()
+    eventually(lambda: streaming.streamer._streams)
+    streaming.clock.advance(3_000)
+    streaming.mux.heed(replace(streaming.mux.settings, sse_keepalive=3))
+    streaming.server.heed()
     assert reader.block() == ": ka"
 
 
