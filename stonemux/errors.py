@@ -97,7 +97,6 @@ FAILURES: dict[str, Failure] = {
     "version_conflict": Failure(409, 1, "The value has another version by now; it is told.", lasting=True),
     "license_checksum": Failure(400, 2, "The license key holds a typo."),
     "license_malformed": Failure(400, 2, "The text has not the form of a license key."),
-    "length_required": Failure(411, 2, "A request with a body must say how long it is."),
     "too_many_calls": Failure(413, 2, "The list holds more calls than one request may make."),
     "body_too_large": Failure(413, 2, "The body is larger than this path takes."),
     "document_too_large": Failure(413, 2, "The document is larger than max_document_size."),

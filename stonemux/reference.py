@@ -74,7 +74,6 @@ ON_POST = (
     "invalid_idempotency_key",
     "invalid_json",
     "json_too_deep",
-    "length_required",
     "storage_full",
 )
 """Further codes of every POST."""
@@ -161,7 +160,7 @@ def openapi(operations: Sequence[Operation], settings: Settings, version: str) -
         "servers": [{"url": _base(settings)}],
         "tags": [{"name": area} for area in _areas(operations)],
         "paths": paths,
-        "components": {"schemas": {"Error": _error_schema()}, "headers": _api_headers()},
+        "components": {"schemas": {"Error": _error_schema(operations)}, "headers": _api_headers()},
     }
 
 
@@ -301,8 +300,7 @@ def _api_headers() -> dict[str, Any]:
     return {name: {"description": text, "schema": schema} for name, (text, schema) in said.items()}
 
 
-def _error_schema() -> dict[str, Any]:
-    codes = [code for code in FAILURES if _is_sent(code)]
+def _error_schema(operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": "Any refusal; further facts beside the message let a program go on without reading prose.",
@@ -312,7 +310,7 @@ def _error_schema() -> dict[str, Any]:
                 "type": "object",
                 "required": ["code", "message", "request_id"],
                 "properties": {
-                    "code": {"type": "string", "enum": codes},
+                    "code": {"type": "string", "enum": _sent(operations)},
                     "message": {"type": "string"},
                     "request_id": {"type": "string"},
                 },
@@ -321,9 +319,10 @@ def _error_schema() -> dict[str, Any]:
     }
 
 
-def _is_sent(code: str) -> bool:
-    """Whether a code is seen over HTTP; those of start-up share the status of `internal`, which is."""
-    return code == "internal" or FAILURES[code].http != FAILURES["internal"].http
+def _sent(operations: Iterable[Operation]) -> list[str]:
+    """The codes that are seen over HTTP; with status 500, only those that an operation names are."""
+    named = {*ALWAYS, *(code for operation in operations for code in own_errors(operation))}
+    return [code for code, failure in FAILURES.items() if failure.http != 500 or code in named]
 
 
 # --- Markdown
@@ -335,7 +334,7 @@ def markdown(operations: Sequence[Operation], settings: Settings) -> str:
     for area in _areas(operations):
         parts.append(f"## {area}")
         parts += [_section(operation, settings) for operation in operations if _area(operation) == area]
-    parts += [_error_table(), _event_table(operations), SETTINGS_HEAD + settings_table()]
+    parts += [_error_table(operations), _event_table(operations), SETTINGS_HEAD + settings_table()]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
@@ -540,10 +539,11 @@ def _in_query(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _error_table() -> str:
+def _error_table(operations: Sequence[Operation]) -> str:
+    sent = _sent(operations)
     rows = ["## Error codes", "", "| code | HTTP | exit status of a command | meaning |", "|---|---|---|---|"]
     for code, failure in FAILURES.items():
-        rows.append(f"| `{code}` | {failure.http if _is_sent(code) else ''} | {failure.exit} | {_cell(failure.doc)} |")
+        rows.append(f"| `{code}` | {failure.http if code in sent else ''} | {failure.exit} | {_cell(failure.doc)} |")
     return "\n".join(rows)
 
 

@@ -157,8 +157,8 @@ def test_every_refusal_has_its_status_and_the_one_error_shape() -> None:
         for status, answer in told.items():
             if status != "200":
                 assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
-    assert {"402", "404", "411", "415", "422", "429", "507"} <= set(described(POST)["responses"])
-    assert not {"411", "415", "422", "429", "507"} & set(described(LIST)["responses"])
+    assert {"402", "404", "415", "422", "429", "507"} <= set(described(POST)["responses"])
+    assert not {"415", "422", "429", "507"} & set(described(LIST)["responses"])
     assert "404" not in described(METRICS)["responses"]
 
 
@@ -166,6 +166,12 @@ def test_what_only_start_up_refuses_with_is_not_in_the_error_shape() -> None:
     codes = document()["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
     assert "internal" in codes
     assert not {"bad_setting", "data_dir_locked", "unreachable"} & set(codes)
+
+
+def test_the_error_shape_knows_every_code_that_an_operation_refuses_with() -> None:
+    told = reference.openapi(OPERATIONS, SETTINGS_HERE, "1")
+    codes = told["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
+    assert {code for row in OPERATIONS for code in reference.own_errors(row)} <= set(codes)
 
 
 def test_a_limit_follows_the_setting() -> None:
