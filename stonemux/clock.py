@@ -87,10 +87,10 @@ def _uuid(version: int, number: int) -> str:
 
 def moment(text: str) -> int:
     """Milliseconds since the epoch of an RFC 3339 time; raises ValueError for anything else."""
-    told = datetime.fromisoformat(text.upper())
-    if told.tzinfo is None:
+    found = datetime.fromisoformat(text.upper())
+    if found.tzinfo is None:
         raise ValueError("a time needs its offset, like Z")
-    return int(told.timestamp() * 1000)
+    return round(found.timestamp() * 1000)
 
 
 @lru_cache(maxsize=64)  # what one transaction writes and answers has one time

@@ -14,11 +14,11 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from types import TracebackType
 from typing import Any
 
 from stonemux.calls import Calls
+from stonemux.clock import moment
 from stonemux.errors import MuxError
 from stonemux.keeper import Keeper
 from stonemux.methods import MsgPollAnswerMessage, Names, Task
@@ -267,5 +267,4 @@ def claimed(
 def _lease_ms(task: Task) -> int:
     if task["claimed_at"] is None or task["lease_expires_at"] is None:
         return WAIT_S * 1000
-    lease = datetime.fromisoformat(task["lease_expires_at"]) - datetime.fromisoformat(task["claimed_at"])
-    return max(1000, round(lease.total_seconds() * 1000))
+    return max(1000, moment(task["lease_expires_at"]) - moment(task["claimed_at"]))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 
+from stonemux.clock import moment
 from stonemux.errors import MuxError
 from stonemux.schema import TIERS
 
@@ -171,11 +171,3 @@ def _moment(value: Any, name: str) -> int:
         return moment(value if type(value) is str else "")
     except ValueError:
         raise _invalid(f"its {name} is no time") from None
-
-
-def moment(text: str) -> int:
-    """Milliseconds since the epoch of a time in RFC 3339; raises ValueError."""
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise ValueError("a time must say its zone, such as Z")
-    return round(found.timestamp() * 1000)

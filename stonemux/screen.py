@@ -11,10 +11,10 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, TextIO
 
+from stonemux.clock import moment
 from stonemux.schema import Operation
 
 GAP = "  "
@@ -108,7 +108,7 @@ def span(seconds: int) -> str:
 def relative(time: str, now_ms: int) -> str:
     """A time of the wire as people say it: `3 min ago`, `in 2 h`."""
     try:
-        ms = round(datetime.fromisoformat(time).timestamp() * 1000)
+        ms = moment(time)
     except ValueError:
         return time
     if abs(now_ms - ms) < 1000:

@@ -29,11 +29,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import IO, Any, Protocol
 
 from stonemux.client import Client
-from stonemux.clock import Clock
+from stonemux.clock import Clock, moment
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
 
 LATER = 75
@@ -470,7 +469,7 @@ class _Task:
         self._id: str = claim["task_id"]
         self._token: str = claim["claim_token"]
         self._retry = orders.retry
-        self.lease_ms = _between(self.told["claimed_at"], self.told["lease_expires_at"])
+        self.lease_ms = moment(self.told["lease_expires_at"]) - moment(self.told["claimed_at"])
         self.environ = {
             "STONEMUX_TASK_ID": self._id,
             "STONEMUX_CLAIM_TOKEN": self._token,
@@ -616,9 +615,3 @@ def _document(client: Client, text: str, key: str) -> str:
             raise
         return ""
     return made["document"]["id"]
-
-
-def _between(early: str, late: str) -> int:
-    """Milliseconds from one time of the wire to another."""
-    first, second = (datetime.fromisoformat(text) for text in (early, late))
-    return round((second - first).total_seconds() * 1000)

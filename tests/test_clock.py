@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from stonemux.clock import Clock, rfc3339
+from stonemux.clock import Clock, moment, rfc3339
 
 
 def test_a_clock_starts_no_earlier_than_it_is_told():
@@ -71,3 +71,15 @@ def test_ordered_ids_are_uuids_that_begin_with_the_time():
 )
 def test_times_are_shown_in_utc(ms, text):
     assert rfc3339(ms) == text
+
+
+def test_a_time_is_read_as_it_is_written():
+    for ms in (0, 1, 999, 1_781_065_800_001, 4_102_444_799_999):
+        assert moment(rfc3339(ms)) == ms
+    assert moment("2026-06-10t06:30:00.5+02:00") == moment("2026-06-10T04:30:00.500Z")
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2026-06-10T04:30:00", "2026-06-10", "1781065800"])
+def test_what_names_no_moment_is_no_time(text):
+    with pytest.raises(ValueError, match=r".+"):
+        moment(text)

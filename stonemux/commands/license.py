@@ -43,8 +43,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _issue(options: argparse.Namespace, settings: Any) -> int:
-    from stonemux import activation, license
-    from stonemux.clock import Clock
+    from stonemux import activation
+    from stonemux.clock import Clock, moment
     from stonemux.datadir import check_owner
     from stonemux.issuer import Issuer
 
@@ -58,7 +58,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
     not_after = None if options.days is None else clock.now_ms() + options.days * 86_400_000
     if options.not_after is not None:
         try:
-            not_after = license.moment(options.not_after)
+            not_after = moment(options.not_after)
         except ValueError:
             raise MuxError(
                 "invalid_field", "--not-after must be a time with its zone, like 2027-01-31T00:00:00Z"
