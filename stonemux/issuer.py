@@ -137,5 +137,5 @@ class Issuer:
     def last_command(self, lic_id: str) -> dict[str, Any] | None:
         """The last command for a license; None if there was none."""
         with contextlib.suppress(FileNotFoundError):
-            return license.decode((self._folder / "commands" / f"{lic_id}.json").read_bytes())
+            return license.decode((self._folder / "commands" / f"{lic_id}.json").read_bytes(), license.SIGIL)
         return None

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from stonemux.clock import moment
@@ -71,16 +72,31 @@ def signed(kind: str, document: Mapping[str, Any], seed: bytes) -> dict[str, Any
     return {**document, "signature": ed25519.sign(seed, canonical(kind, document)).hex()}
 
 
-def decode(text: bytes | str) -> dict[str, Any]:
-    """A document's text as an object; raises `license_invalid`."""
-    if len(text) <= MOST_DOCUMENT:
-        try:
-            document = json.loads(text)
-            if type(document) is dict:
-                return document
-        except (ValueError, RecursionError):
-            pass
-    raise _invalid("it is no JSON object of less than 16 KiB")
+class _Flaw(Exception):
+    """Why a document counts for nothing."""
+
+
+@contextmanager
+def _examined(kind: str) -> Iterator[None]:
+    """Around the examination of a document: a flaw becomes the refusal of what it is."""
+    try:
+        yield
+    except _Flaw as flaw:
+        code, what = ("license_invalid", "license") if kind == LICENSE else ("sigil_refused", "command")
+        raise MuxError(code, f"the {what} does not count: {flaw}") from None
+
+
+def decode(text: bytes | str, kind: str = LICENSE) -> dict[str, Any]:
+    """A document's text as an object; raises `license_invalid`, for a command `sigil_refused`."""
+    with _examined(kind):
+        if len(text) <= MOST_DOCUMENT:
+            try:
+                document = json.loads(text)
+                if type(document) is dict:
+                    return document
+            except (ValueError, RecursionError):
+                pass
+        raise _Flaw("it is no JSON object of at most 16 KiB")
 
 
 def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> License:
@@ -88,7 +104,20 @@ def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> L
 
     Raises `license_invalid`, which says why it grants nothing.
     """
-    found = License(
+    with _examined(LICENSE):
+        found = _license(document)
+        public = trusted.get(found.issuer_key_id)
+        if public is None:
+            raise _Flaw(
+                f"its issuer ({found.issuer_key_id}) is none that this machine trusts; if you do, name its public key "
+                "in license.trusted_issuers"
+            )
+        _check_signature(LICENSE, document, public)
+    return found
+
+
+def _license(document: Mapping[str, Any]) -> License:
+    return License(
         lic_id=_text(document, "lic_id", _ID),
         key_sha256=_text(document, "key_sha256", _HEX, 64),
         tier=_one_of(document, "tier", TIERS[1:]),
@@ -99,19 +128,11 @@ def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> L
         revocation_key=bytes.fromhex(_text(document, "revocation_key", _HEX, 64)),
         require_tokens=document.get("require_tokens") is True,
     )
-    public = trusted.get(found.issuer_key_id)
-    if public is None:
-        raise _invalid(
-            f"its issuer ({found.issuer_key_id}) is none that this machine trusts; if you do, name its public key in "
-            "license.trusted_issuers"
-        )
-    _check_signature(LICENSE, document, public)
-    return found
 
 
 def read_sigil(document: Mapping[str, Any], granted: License, now: int) -> Sigil:
     """The command that a document gives to this license; raises `sigil_refused`."""
-    try:
+    with _examined(SIGIL):
         found = Sigil(
             cmd=_one_of(document, "cmd", COMMANDS),
             lic_id=_text(document, "lic_id", _ID),
@@ -119,12 +140,10 @@ def read_sigil(document: Mapping[str, Any], granted: License, now: int) -> Sigil
             issued=_moment(document.get("issued"), "issued"),
         )
         if found.lic_id != granted.lic_id:
-            raise _invalid("it is for another license")
+            raise _Flaw("it is for another license")
         _check_signature(SIGIL, document, granted.revocation_key)
-    except MuxError as error:
-        raise MuxError("sigil_refused", error.message.replace("the license", "the command", 1)) from None
-    if not now - SIGIL_MS < found.issued <= now + SIGIL_SKEW_MS:
-        raise MuxError("sigil_refused", "the command does not count: it is older than 90 days, or from the future")
+        if not now - SIGIL_MS < found.issued <= now + SIGIL_SKEW_MS:
+            raise _Flaw("it is older than 90 days, or from the future")
     return found
 
 
@@ -133,36 +152,32 @@ def _check_signature(kind: str, document: Mapping[str, Any], public: bytes) -> N
 
     signature = bytes.fromhex(_text(document, "signature", _HEX, 128))
     if not ed25519.verify(public, canonical(kind, document), signature):
-        raise _invalid("its signature is not its signer's: it was changed, or never was genuine")
-
-
-def _invalid(why: str) -> MuxError:
-    return MuxError("license_invalid", f"the license does not count: {why}")
+        raise _Flaw("its signature is not its signer's: it was changed, or never was genuine")
 
 
 def _text(document: Mapping[str, Any], name: str, pattern: re.Pattern[str], length: int = 0) -> str:
     value = document.get(name)
     if type(value) is not str or not pattern.fullmatch(value) or (length and len(value) != length):
-        raise _invalid(f"its {name} is missing or malformed")
+        raise _Flaw(f"its {name} is missing or malformed")
     return value
 
 
 def _one_of(document: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:
     value = document.get(name)
     if value not in choices or type(value) is not str:
-        raise _invalid(f"its {name} is none of: {', '.join(choices)}")
+        raise _Flaw(f"its {name} is none of: {', '.join(choices)}")
     return value
 
 
 def _seats(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 0 < value < 2**31):
-        raise _invalid("its seats are no number of agents")
+        raise _Flaw("its seats are no number of agents")
     return value
 
 
 def _serial(value: Any) -> int:
     if type(value) is not int or not 0 < value < 2**62:
-        raise _invalid("its serial is no number above 0")
+        raise _Flaw("its serial is no number above 0")
     return value
 
 
@@ -170,4 +185,4 @@ def _moment(value: Any, name: str) -> int:
     try:
         return moment(value if type(value) is str else "")
     except ValueError:
-        raise _invalid(f"its {name} is no time") from None
+        raise _Flaw(f"its {name} is no time") from None

@@ -47,7 +47,7 @@ def _apply(options: argparse.Namespace, settings: Any) -> int:
     from stonemux import license, owner
 
     try:
-        document = license.decode(Path(options.what).read_bytes())
+        document = license.decode(Path(options.what).read_bytes(), license.SIGIL)
     except OSError as trouble:
         raise MuxError("not_found", f"{options.what} cannot be read: {trouble.strerror}") from trouble
     done = owner.call(settings, "license.command", {"command": document})
