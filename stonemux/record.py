@@ -49,9 +49,10 @@ class Record:
                     cls._defaults[name] = one.default
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        given = {**self._defaults, **dict(zip(self.told, values, strict=False)), **named}
-        if given.keys() != self.told.keys() or len(values) > len(self.told):
-            raise TypeError(f"{type(self).__name__} takes {', '.join(self.told)}, not {', '.join(given)}")
+        placed = dict(zip(self.told, values, strict=False))
+        given = self._defaults | placed | named
+        if given.keys() != self.told.keys() or len(values) > len(self.told) or not placed.keys().isdisjoint(named):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.told)}, each once, not {', '.join(given)}")
         self.__dict__.update(given)
         self.derive()
 

@@ -30,8 +30,10 @@ def test_fields_are_given_by_place_or_by_name_and_have_defaults():
     assert list(Point.told) == ["x", "y", "name"]
 
 
-@pytest.mark.parametrize(("values", "named"), [((), {}), ((1, 2, "p", 3), {}), ((1,), {"z": 1}), ((1,), {"sum": 3})])
-def test_what_is_missing_or_unknown_is_refused(values: Any, named: Any):
+@pytest.mark.parametrize(
+    ("values", "named"), [((), {}), ((1, 2, "p", 3), {}), ((1,), {"z": 1}), ((1,), {"sum": 3}), ((1,), {"x": 2})]
+)
+def test_what_is_missing_or_unknown_or_given_twice_is_refused(values: Any, named: Any):
     with pytest.raises(TypeError, match="Point takes x, y, name"):
         Point(*values, **named)
 
