@@ -26,7 +26,7 @@ from urllib.parse import urlencode, urlsplit
 from stonemux import launch
 from stonemux.clock import Clock
 from stonemux.config import load
-from stonemux.errors import MuxError, did_you_mean, guess
+from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
 from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
@@ -139,7 +139,7 @@ class Calls(Methods):
         for bodies, key in self._parts(row, calls):
             request = _Request("POST", row.path, bodies, {"Content-Type": "application/json"})
             results = self.persist(row.name, key, 0, partial(self._once, row, request, self._budget_ms))["results"]
-            answers += [_refusal(told["error"]) if "error" in told else told for told in results]
+            answers += [read_error(told["error"]) if "error" in told else told for told in results]
         return answers
 
     def _parts(self, operation: Operation, calls: Iterable[Mapping[str, Any]]) -> Iterator[tuple[bytes, str]]:
@@ -295,13 +295,11 @@ class Calls(Methods):
             row = BY_NAME[name]
             if row.actor and (told["code"], told.get("parameter")) == ("missing_field", row.actor):
                 told["message"] += f" Say it as {row.by}, in Client(agent=...), or in STONEMUX_AGENT"
-            error = _refusal(told)
+            error = read_error(told, exchange.headers.get("retry-after", ""))
         except (KeyError, TypeError, AttributeError):
             raise self.unreachable("it is another server", name, None) from None
         self._reached = True
         error.status = exchange.status
-        after = exchange.headers.get("retry-after", "")
-        error.retry_after = int(after) if after.isdecimal() else None
         return error
 
     def _decoded(self, exchange: Exchange, name: str) -> Any:
@@ -384,10 +382,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is nothing that JSON knows")
-
-
-def _refusal(told: dict[str, Any]) -> MuxError:
-    """The error of one of many calls."""
-    error = MuxError(told.pop("code"), told.pop("message"))
-    error.facts.update(told)
-    return error

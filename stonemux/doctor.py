@@ -177,16 +177,12 @@ def _marker(patient: Patient) -> Iterator[Finding]:
         yield Finding("database", OK, "there is none yet")
 
 
-def _ask_health(settings: Settings) -> dict[str, Any]:
-    health = operations.BY_NAME["health"]
-    return pool.ask(settings.host, settings.port, health, {}, tls_cert=settings.tls_cert, timeout=3)
-
-
 def _daemon(patient: Patient) -> Iterator[Finding]:
     holder = datadir.noted_pid(patient.path)
     who = f"pid {holder}" if holder else "pid unknown"
+    at = patient.settings
     try:
-        health = _ask_health(patient.settings)
+        health = pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=3)
     except MuxError as error:
         if patient.held:
             found = (

@@ -7,7 +7,7 @@ knows a status number, and no face invents a code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -172,6 +172,14 @@ class MuxError(Exception):
         if request_id is not None:
             told["request_id"] = request_id
         return {"error": told | self.facts}
+
+
+def read_error(told: Mapping[str, Any], retry_after: str = "") -> MuxError:
+    """The refusal that a daemon has told in an answer's `error`, and in the header Retry-After."""
+    error = MuxError(told["code"], told["message"])
+    error.facts = {name: value for name, value in told.items() if name not in ("code", "message")}
+    error.retry_after = int(retry_after) if retry_after.isdecimal() else None
+    return error
 
 
 CLOSE = 0.5

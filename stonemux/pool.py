@@ -16,12 +16,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from stonemux import launch
 from stonemux.clock import Clock
-from stonemux.errors import FAILURES, MuxError
-from stonemux.schema import Operation
+from stonemux.errors import MuxError, read_error
 
 if TYPE_CHECKING:
     from stonemux.trust import Trust
@@ -62,6 +60,13 @@ class Pool:
     def exchange(self) -> Exchange:
         """A new request that has not been sent yet."""
         return Exchange(self)
+
+    def unreachable(self, trouble: Exception) -> MuxError:
+        """The refusal of a command that finds no daemon here."""
+        return MuxError(
+            "unreachable",
+            f"no stonemux daemon answers at {self.authority} ({trouble}); start one with: {launch.serving(self.port)}",
+        )
 
     def take(self) -> socket.socket:
         """An open connection: an idle one if there is one that can be trusted. Raises NoAnswer."""
@@ -248,6 +253,11 @@ class Exchange:
         if self._aborted:
             raise Aborted
 
+    def check_daemon(self) -> None:
+        """Raises NoAnswer when the answer is not a daemon's."""
+        if "x-request-id" not in self.headers:
+            raise NoAnswer("it is another server")
+
     def part(self) -> None:
         """Let the connection end with this exchange: so the daemon hears at once that the answer arrived."""
         self._reusable = False
@@ -309,38 +319,24 @@ def _is_quiet(sock: socket.socket) -> bool:
     return not poller.poll(0)
 
 
-def ask(
-    host: str,
-    port: int,
-    operation: Operation,
-    given: dict[str, Any],
-    *,
-    tls_cert: str = "",
-    timeout: float = 10.0,
-) -> dict[str, Any]:
-    """Call one operation on a daemon and return its answer.
+def health(host: str, port: int, *, tls_cert: str = "", timeout: float = 10.0) -> dict[str, Any]:
+    """What the daemon at an address says of itself; `timeout` bounds each wait for bytes, in seconds.
 
-    Raises the MuxError that the daemon answered, or `unreachable` when none answers within `timeout` seconds.
+    Raises `unreachable` when none answers, or what it refuses with.
     """
-    query = f"?{urlencode(given)}" if operation.method == "GET" and given else ""
-    body = json.dumps(given).encode() if operation.method == "POST" else None
-    headers = {"Content-Type": "application/json"} if body is not None else {}
     pool = Pool(host, port, tls_cert)
     try:
         with pool.exchange() as exchange:
-            exchange.request(operation.method, operation.path + query, body, headers, timeout=timeout)
-        if "x-request-id" not in exchange.headers:
-            raise NoAnswer("it is another server")
-        answer = json.loads(exchange.body)
+            exchange.request("GET", "/health", timeout=timeout)
+        exchange.check_daemon()
+        answer: dict[str, Any] = json.loads(exchange.body)
+        refusal = None if exchange.status == 200 and "status" in answer else read_error(answer["error"])
     except (NoAnswer, ValueError) as trouble:
-        raise MuxError(
-            "unreachable",
-            f"no stonemux daemon answers at {host}:{port} ({trouble}); start one with: {launch.serving(port)}",
-        ) from trouble
+        raise pool.unreachable(trouble) from trouble
+    except (KeyError, TypeError, AttributeError):
+        raise pool.unreachable(NoAnswer("it is another server")) from None
     finally:
         pool.close()
-    if exchange.status == 200:
-        return answer  # type: ignore[no-any-return]
-    error = answer["error"]
-    code = error.pop("code")
-    raise MuxError(code if code in FAILURES else "internal", error.pop("message"), **error)
+    if refusal is not None:
+        raise refusal
+    return answer

@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
-from stonemux import launch
-from stonemux.errors import FAILURES, MuxError
+from stonemux.errors import MuxError, read_error
 from stonemux.pool import Exchange, NoAnswer, Pool
 from stonemux.schema import Operation
 
@@ -62,7 +61,7 @@ class Remote:
                 exchange.request(operation.method, path, body, headers, timeout=_patience(operation, given))
                 answer = self._read(operation, exchange)
             except (NoAnswer, ValueError) as trouble:
-                raise self._unreachable(trouble) from trouble
+                raise self._pool.unreachable(trouble) from trouble
             try:
                 yield answer
             except BaseException:
@@ -72,7 +71,7 @@ class Remote:
                 exchange.received()
 
     def _read(self, operation: Operation, exchange: Exchange) -> Any:
-        self._check(exchange)
+        exchange.check_daemon()
         self.replayed = exchange.headers.get("idempotent-replayed") == "true"
         if operation.kind == "text" and exchange.status == 200:
             return exchange.body.decode()
@@ -97,12 +96,12 @@ class Remote:
         try:
             with self._pool.exchange() as exchange:
                 pieces = exchange.stream(path, headers)
-                self._check(exchange)
+                exchange.check_daemon()
                 if exchange.status != 200:
                     raise _refusal(exchange, json.loads(b"".join(pieces)))
                 yield from pieces
         except (NoAnswer, ValueError) as trouble:
-            raise self._unreachable(trouble) from trouble
+            raise self._pool.unreachable(trouble) from trouble
 
     def _request(self, operation: Operation, given: Mapping[str, Any]) -> tuple[str, bytes | None, dict[str, str]]:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -114,22 +113,9 @@ class Remote:
         except UnicodeEncodeError:
             raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
 
-    def _check(self, exchange: Exchange) -> None:
-        if "x-request-id" not in exchange.headers:
-            raise NoAnswer("it is another server")
-
-    def _unreachable(self, trouble: Exception) -> MuxError:
-        start = launch.serving(self._pool.port)
-        return MuxError(
-            "unreachable", f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {start}"
-        )
-
 
 def _refusal(exchange: Exchange, answer: Any) -> MuxError:
-    facts = answer["error"]
-    code, message, wait = facts.pop("code"), facts.pop("message"), exchange.headers.get("retry-after", "")
-    known = code if code in FAILURES else "internal"
-    return MuxError(known, message, retry_after=int(wait) if wait.isdecimal() else None, **facts)
+    return read_error(answer["error"], exchange.headers.get("retry-after", ""))
 
 
 def _patience(operation: Operation, given: Mapping[str, Any]) -> float:

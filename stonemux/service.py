@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers.expat import ExpatError
 
-from stonemux import datadir, launch, operations, pool
+from stonemux import datadir, launch, pool
 from stonemux.clients import home
 from stonemux.clock import Clock
 from stonemux.config import Settings
@@ -346,7 +346,7 @@ class Keeper:
     def _answers(self) -> bool:
         try:
             at = self._settings
-            pool.ask(at.host, at.port, operations.BY_NAME["health"], {}, tls_cert=at.tls_cert, timeout=2)
+            pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=2)
         except MuxError:
             return False
         return True

@@ -7,7 +7,6 @@ whatever ends the client's process group. What it says goes into `daemon.log` in
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -15,12 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from stonemux import launch
+from stonemux import launch, pool
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.datadir import PID
 from stonemux.errors import EXIT_LOCKED, MuxError
-from stonemux.pool import NoAnswer, Pool
 
 LOG = "daemon.log"
 MOST_LOG_BYTES = 4 * 1024 * 1024
@@ -66,16 +64,12 @@ class Starter:
 
     def answers(self) -> bool:
         """Whether a stonemux daemon answers at the address."""
-        pool = Pool(self._settings.host, self._settings.port, self._settings.tls_cert)
+        at = self._settings
         try:
-            with pool.exchange() as exchange:
-                exchange.request("GET", "/health", timeout=HEALTH_S)
-            ours = exchange.status == 200 and "x-request-id" in exchange.headers
-            return ours and json.loads(exchange.body).get("status") == "ok"
-        except (NoAnswer, ValueError, AttributeError):
+            pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=HEALTH_S)
+        except MuxError:
             return False
-        finally:
-            pool.close()
+        return True
 
     def _is_held_for_long(self) -> bool:
         """Whether the daemon that holds the directory does so at another address, rather than being on its way here."""

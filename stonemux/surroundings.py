@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stonemux import addresses, config, flags, operations, pool, probe, runner, service, setup
+from stonemux import addresses, config, flags, pool, probe, runner, service, setup
 from stonemux.clients import CLIENTS, SCOPES, home
 from stonemux.clock import rfc3339
 from stonemux.config import SETTINGS, Settings
@@ -228,7 +228,7 @@ def _over_http(patient: Patient, where: str, url: str, remedy: str) -> Finding:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         cert = patient.settings.tls_cert if parts.scheme == "https" else ""
-        pool.ask(parts.hostname or "", port, operations.BY_NAME["health"], {}, tls_cert=cert, timeout=2)
+        pool.health(parts.hostname or "", port, tls_cert=cert, timeout=2)
     except (MuxError, ValueError):
         return Finding("clients", NOTE, f"{where}: no daemon answers at {url}", f"start one there, or {remedy}")
     return Finding("clients", OK, f"{where}: a daemon answers at {url}")
@@ -242,7 +242,7 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
     except MuxError as error:
         raise MuxError("client_check_failed", f"{job.file}: its command does not work: {error.message}") from error
     try:
-        pool.ask(there.host, there.port, operations.BY_NAME["health"], {}, tls_cert=there.tls_cert, timeout=2)
+        pool.health(there.host, there.port, tls_cert=there.tls_cert, timeout=2)
     except MuxError:
         return _version(job, command, environ, folder)
     try:

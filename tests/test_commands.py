@@ -25,6 +25,7 @@ import pytest
 from children import BARE
 from daemons import ROOT, running_daemon
 from faces import OverHttp, join
+from scripted import Scripted, refusal
 
 from stonemux import cli, flags, following, progress, verbs
 from stonemux.commands import top
@@ -583,6 +584,16 @@ def test_a_growing_file_is_watched(tmp_path, monkeypatch):
             time.sleep(0.01)
     assert "copying  [######------------------]  25 %  1 MiB" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_command_tells_what_it_was_refused_with_whatever_that_is():
+    with Scripted(refusal(409, "a_code_of_tomorrow", Retry_After="3")) as server:
+        with Remote(replace(Settings(), port=server.port), None) as remote, pytest.raises(MuxError) as caught:
+            remote.ask(BY_NAME["health"], {})
+        error = caught.value
+        assert (error.code, error.message, error.retry_after) == ("a_code_of_tomorrow", "so it is", 3)
+        assert error.failure.exit == 1
+        assert error.facts == {"request_id": "r1"}
 
 
 def test_a_command_gets_the_answer_to_its_own_call_after_a_poll(http: OverHttp):

@@ -32,7 +32,7 @@ from faces import Direct
 from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
 
-from stonemux import VERSION, cli, daemon, datadir, operations, pool, timekeeper
+from stonemux import VERSION, cli, daemon, datadir, pool, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -775,7 +775,7 @@ def test_status_does_not_take_another_server_for_the_daemon(tmp_path, body, stat
     thread.start()
     try:
         with pytest.raises(MuxError) as caught:
-            pool.ask("127.0.0.1", server.server_port, operations.BY_NAME["health"], {})
+            pool.health("127.0.0.1", server.server_port)
         assert caught.value.code == "unreachable"
         environ = {"HOME": str(tmp_path)}
         assert cli.main(["status", "--port", str(server.server_port), "--check"], environ) == 6
@@ -783,13 +783,6 @@ def test_status_does_not_take_another_server_for_the_daemon(tmp_path, body, stat
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def test_an_error_of_the_daemon_reaches_the_caller(http):
-    with pytest.raises(MuxError) as caught:
-        pool.ask("127.0.0.1", http.port, operations.BY_NAME["agent.get"], {"agent_id": "nobody"})
-    assert caught.value.code == "agent_not_found"
-    assert caught.value.facts["known_agents"] == []
 
 
 def test_a_store_that_failed_to_open_gives_everything_back(made):

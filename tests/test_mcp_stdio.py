@@ -20,11 +20,15 @@ import children
 import pytest
 from children import BARE
 from daemons import ROOT, SERVE
+from scripted import Scripted, answer
 
-from stonemux import datadir, mcp, operations, pool, starter
+from stonemux import datadir, mcp, operations, starter
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
+from stonemux.record import replace
+from stonemux.remote import Remote
+from stonemux.starter import Starter
 
 WITHIN_S = 15
 
@@ -135,7 +139,14 @@ def place(tmp_path) -> Iterator[Place]:
 
 
 def waiters(place: Place) -> int:
-    return pool.ask("127.0.0.1", place.port, operations.BY_NAME["stats"], {})["waiters"]
+    with Remote(replace(Settings(), port=place.port), None) as daemon:
+        return daemon.ask(operations.BY_NAME["stats"], {})["waiters"]
+
+
+def test_a_daemon_that_has_found_damage_is_not_started_once_more():
+    with Scripted(answer(200, {"status": "failing"})) as server:
+        assert Starter(replace(Settings(), port=server.port), None, {}).answers()
+    assert not Starter(replace(Settings(), port=server.port), None, {}).answers()
 
 
 def test_two_sessions_talk_through_one_daemon_that_nobody_started(place):

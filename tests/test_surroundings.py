@@ -240,7 +240,7 @@ def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
     ],
 )
 def test_an_entry_that_no_client_can_use_is_a_problem(look, entry, what, monkeypatch):
-    monkeypatch.setattr(surroundings.pool, "ask", deaf)
+    monkeypatch.setattr(surroundings.pool, "health", deaf)
     write_entry(look.home, entry)
     found = told(look("clients"), "problem")
     assert what in found

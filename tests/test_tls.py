@@ -28,7 +28,7 @@ from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
 from tls_client import CERT, KEY, TlsSocket, trusting
 
 import stonemux
-from stonemux import config, operations, pool, tls
+from stonemux import config, pool, tls
 from stonemux.config import Settings
 from stonemux.connection import HEAD_MS, VERDICT_MS, end
 from stonemux.errors import MuxError
@@ -564,7 +564,7 @@ def test_beyond_loopback_there_are_tokens_and_either_tls_or_the_will_to_go_witho
 
 
 def health(port: int, host: str = "localhost", cert: str = CERT) -> dict[str, Any]:
-    return pool.ask(host, port, operations.BY_NAME["health"], {}, tls_cert=cert)
+    return pool.health(host, port, tls_cert=cert)
 
 
 def unreachable(port: int, **given: Any) -> str:
