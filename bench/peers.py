@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import HttpPeer, Peer, Refused, excerpt
-from bench.rows import CONTENT, RECIPIENTS, TaskCycle, _send_peer
+from bench.rows import CONTENT, RECIPIENTS, TaskCycle, send_peer
 from bench.servers import (
     START_S,
     FastApi,
@@ -38,7 +38,6 @@ from bench.servers import (
 )
 
 PAYLOAD = CONTENT.encode()
-CYCLES_AT_ONCE = 512
 
 
 class Contender:
@@ -170,7 +169,7 @@ class Ours(Contender):
         register(server.address, ["sender", *RECIPIENTS, *names])
 
     def put(self, index: int) -> Peer:
-        return _send_peer()(index)
+        return send_peer()(index)
 
     def cycle(self, index: int) -> Peer | None:
         return TaskCycle(RECIPIENTS[index % len(RECIPIENTS)])

@@ -76,10 +76,6 @@ class Row:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-class Unavailable(Exception):
-    """A baseline that is not installed."""
-
-
 # --- throughput, side by side
 
 
@@ -178,7 +174,8 @@ def _message(sender: str, recipient: str) -> dict[str, object]:
     return {"from": sender, "to": recipient, "content": CONTENT}
 
 
-def _send_peer(*, headers: str = "") -> Callable[[int], Peer]:
+def send_peer(*, headers: str = "") -> Callable[[int], Peer]:
+    """What makes peers that send one message to each of the recipients in turn."""
     made = [post("/msg/send", _message("sender", recipient), headers=headers) for recipient in RECIPIENTS]
 
     def make(index: int) -> Peer:
@@ -261,9 +258,9 @@ def send(plan: Plan) -> Iterator[Row]:
     wanted = {1: 1.5, 64: 4.0}
     for connections in (1, 8, 64, 512):
         name = f"durable send, {connections} connection{'s' * (connections > 1)}"
-        yield _throughput(plan, name, _send_peer(), connections, against="shared", least=wanted.get(connections, 0.0))
+        yield _throughput(plan, name, send_peer(), connections, against="shared", least=wanted.get(connections, 0.0))
     name = "durable send, 64 connections, second baseline"
-    yield _throughput(plan, name, _send_peer(), 64, against="connection a request", least=8.0)
+    yield _throughput(plan, name, send_peer(), 64, against="connection a request", least=8.0)
 
 
 def keyed_send(plan: Plan) -> Iterator[Row]:
@@ -285,7 +282,7 @@ def sends_together(plan: Plan) -> Iterator[Row]:
     together: list[Result] = []
     with _daemon_with_agents() as server:
         for _ in range(plan.rounds):
-            for make, results in ((_send_peer(), singly), (lambda _: HttpPeer([lists]), together)):
+            for make, results in ((send_peer(), singly), (lambda _: HttpPeer([lists]), together)):
                 got = load(server.address, make, connections=8, seconds=plan.seconds, warmup=plan.warmup)
                 results.append(got)
                 server.check()
@@ -301,7 +298,7 @@ def sends_together(plan: Plan) -> Iterator[Row]:
 def fresh_send(plan: Plan) -> Iterator[Row]:
     """The same by 16 clients that connect anew for each request."""
     name = "send, connecting anew, 16 clients"
-    yield _throughput(plan, name, _send_peer(headers=CLOSE), 16, against="shared", least=2.0, fresh=True)
+    yield _throughput(plan, name, send_peer(headers=CLOSE), 16, against="shared", least=2.0, fresh=True)
 
 
 def round_trip(plan: Plan) -> Iterator[Row]:

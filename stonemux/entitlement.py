@@ -128,11 +128,6 @@ class Entitlement:
         """Whether the active license wants every call to show a token."""
         return self.active is not None and self.active.require_tokens
 
-    def last_serial(self, lic_id: str) -> int:
-        """The serial of the last command that was obeyed for a license."""
-        last = self._sigils.get(lic_id)
-        return last.serial if last is not None else 0
-
     def obey(self, sigil: Sigil) -> None:
         """A command counts from here on."""
         self._sigils = self._sigils | {sigil.lic_id: sigil}

@@ -56,12 +56,7 @@ class Patient:
     @contextlib.contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
         """A connection to the database that can change nothing."""
-        if self.held:
-            uri = f"{self.database.absolute().as_uri()}?mode=ro"
-            db = sqlite3.connect(uri, uri=True, isolation_level=None)
-        else:
-            db = open_unchanged(self.database)
-        with contextlib.closing(db):
+        with contextlib.closing(open_unchanged(self.database, live=self.held)) as db:
             yield db
 
 

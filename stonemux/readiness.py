@@ -14,8 +14,7 @@ import select
 from typing import Any, NamedTuple
 
 _bsd: Any = select
-"""The same module, where its kqueue half exists only on some systems and the type checker knows only of its own."""
-
+"""The same module without its types: its kqueue half is not there on the system that the type checker runs on."""
 
 AT_ONCE = 96
 """Descriptors told of at once. Requests that are read together are committed together, and what more of them need no
@@ -30,8 +29,6 @@ class Ready(NamedTuple):
     """It can take more bytes."""
     ended: bool
     """The peer has closed its side, or the connection broke."""
-    broken: bool
-    """The connection broke: it was reset, or both sides are closed."""
 
 
 class Epoll:
@@ -55,10 +52,9 @@ class Epoll:
 
     def wait(self, timeout_ms: int | None) -> list[Ready]:
         """Block until something happens, or until the timeout (None: for ever)."""
-        broken = select.EPOLLERR | select.EPOLLHUP
-        ended = broken | select.EPOLLRDHUP
+        ended = select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
         return [
-            Ready(fd, bool(mask & select.EPOLLOUT), bool(mask & ended), bool(mask & broken))
+            Ready(fd, bool(mask & select.EPOLLOUT), bool(mask & ended))
             for fd, mask in self._epoll.poll(None if timeout_ms is None else timeout_ms / 1000, AT_ONCE)
         ]
 
@@ -80,9 +76,7 @@ class Kqueue:
 
     def add(self, fd: int) -> None:
         """Register a connection."""
-        flags = _bsd.KQ_EV_ADD | _bsd.KQ_EV_CLEAR
-        kinds = (_bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE)
-        self._change(fd, flags, *kinds)
+        self._change(fd, _bsd.KQ_EV_ADD | _bsd.KQ_EV_CLEAR, _bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE)
 
     def add_listener(self, fd: int) -> None:
         """Register a listening socket, or anything that is to be reported as long as it can be read."""
@@ -101,7 +95,6 @@ class Kqueue:
                 event.ident,
                 event.filter == _bsd.KQ_FILTER_WRITE,
                 bool(event.flags & _bsd.KQ_EV_EOF),
-                bool(event.flags & _bsd.KQ_EV_EOF and event.fflags),
             )
             for event in events
         ]

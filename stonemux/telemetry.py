@@ -36,7 +36,6 @@ class Telemetry:
         self._stopping = self._stirred = False
         self.last = 0
         """When the last one was sent (`Clock.now_ms`), whether anybody heard it or not."""
-        self._install_id = ""
 
     def start(self) -> None:
         """Begin, if there is anybody to tell."""
@@ -75,14 +74,14 @@ class Telemetry:
         settings = mux.settings
         if not settings.license_server or not settings.license_heartbeat or mux.entitlement.license is None:
             return False
-        self._install_id, noted = read_install(self._directory.path, mux.clock.new_id)
+        install_id, noted = read_install(self._directory.path, mux.clock.new_id)
         self.last = max(self.last, noted)
         if mux.clock.now_ms() < self.last + DAY_MS:
             return False
         self.last = mux.clock.now_ms()
-        note_install(self._directory.path, self._install_id, self.last)
+        note_install(self._directory.path, install_id, self.last)
         try:
-            answer = licensor.post(settings.license_server, "/heartbeat", body(mux, self._install_id))
+            answer = licensor.post(settings.license_server, "/heartbeat", body(mux, install_id))
         except licensor.NoUse as trouble:
             log.info("nobody heard the heartbeat, which changes nothing: %s", trouble)
             return True

@@ -233,7 +233,7 @@ class Tokens:
         if principal.expires_at <= now:
             raise _expired()
         if claims["iat"] * 1000 > now + SKEW_MS:
-            raise _refused("token_not_yet_valid", "the token is dated in the future; check the clock that it came from")
+            raise MuxError("token_not_yet_valid", "the token is dated in the future; check the clock that it came from")
         self.check(principal)
         return principal
 
@@ -269,21 +269,17 @@ _HOW = (
 )
 
 
-def _refused(code: str, message: str) -> MuxError:
-    return MuxError(code, message)
-
-
 def _missing() -> MuxError:
-    return _refused("token_missing", "this daemon asks for a token in the header Authorization: Bearer TOKEN" + _HOW)
+    return MuxError("token_missing", "this daemon asks for a token in the header Authorization: Bearer TOKEN" + _HOW)
 
 
 def _invalid() -> MuxError:
-    return _refused("token_invalid", "the token is not one of this daemon" + _HOW)
+    return MuxError("token_invalid", "the token is not one of this daemon" + _HOW)
 
 
 def _expired() -> MuxError:
-    return _refused("token_expired", "the token has expired" + _HOW)
+    return MuxError("token_expired", "the token has expired" + _HOW)
 
 
 def _revoked() -> MuxError:
-    return _refused("token_revoked", "the token was revoked" + _HOW)
+    return MuxError("token_revoked", "the token was revoked" + _HOW)

@@ -1395,7 +1395,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-HEARD = Ready(-1, writable=False, ended=False, broken=False)
+HEARD = Ready(-1, writable=False, ended=False)
 
 
 def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
