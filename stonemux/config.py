@@ -600,7 +600,7 @@ class Settings(Record):
 def _settings() -> tuple[Setting, ...]:
     defaults = Settings()
     told = []
-    for name, metadata in Settings.told.items():
+    for name, metadata in Settings.fields.items():
         about = dict(metadata)
         key = about.pop("key")
         key = name if key is None else key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from stonemux import datadir
 from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.opening import open_unchanged
+from stonemux.record import Record
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 
@@ -26,8 +26,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class Patient:
+class Patient(Record):
     """What is looked at."""
 
     settings: Settings

@@ -1,4 +1,4 @@
-"""Frozen records with named fields: what the settings and the rows of the table of operations are.
+"""Frozen records with named fields, such as the settings and the rows of the table of operations.
 
 They are written like a frozen dataclass and checked like one, but made without `dataclasses`: that module brings
 `inspect` along, and writes each class's functions as text that is compiled at every start. Together that was an eighth
@@ -31,12 +31,12 @@ def field(*, default: Any = _NONE, init: bool = True, metadata: Mapping[str, Any
 class Record:
     """A class's annotations are its fields, in their order; they are given by place or by name, and never change."""
 
-    told: ClassVar[dict[str, Mapping[str, Any]]]
+    fields: ClassVar[dict[str, Mapping[str, Any]]]
     """The fields that are given, with their metadata."""
     _defaults: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls) -> None:
-        cls.told, cls._defaults = {}, {}
+        cls.fields, cls._defaults = {}, {}
         for name in cls.__annotations__:
             one = cls.__dict__.get(name, _NONE)
             if isinstance(one, _Field):
@@ -44,15 +44,15 @@ class Record:
             else:
                 one = _Field(one)
             if one.init:
-                cls.told[name] = one.metadata
+                cls.fields[name] = one.metadata
                 if one.default is not _NONE:
                     cls._defaults[name] = one.default
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        placed = dict(zip(self.told, values, strict=False))
+        placed = dict(zip(self.fields, values, strict=False))
         given = self._defaults | placed | named
-        if given.keys() != self.told.keys() or len(values) > len(self.told) or not placed.keys().isdisjoint(named):
-            raise TypeError(f"{type(self).__name__} takes {', '.join(self.told)}, each once, not {', '.join(given)}")
+        if given.keys() != self.fields.keys() or len(values) > len(self.fields) or not placed.keys().isdisjoint(named):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.fields)}, each once, not {', '.join(given)}")
         self.__dict__.update(given)
         self.derive()
 
@@ -63,12 +63,12 @@ class Record:
         raise AttributeError(f"{type(self).__name__}.{name} cannot change; replace() makes another one")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and all(self.__dict__[name] == other.__dict__[name] for name in self.told)
+        return type(other) is type(self) and all(self.__dict__[name] == other.__dict__[name] for name in self.fields)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={self.__dict__[name]!r}' for name in self.told)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={self.__dict__[name]!r}' for name in self.fields)})"
 
 
 def replace(record: _R, **changes: Any) -> _R:
     """A record like this one, but for these fields."""
-    return type(record)(**{name: getattr(record, name) for name in record.told} | changes)
+    return type(record)(**{name: getattr(record, name) for name in record.fields} | changes)

@@ -16,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stonemux import jsonc, launch, probe, tomltext
 from stonemux.clients import Client, home
 from stonemux.errors import MuxError
+from stonemux.record import Record
 from stonemux.schema import KINDS, Param
 
 NAME = "stonemux"
@@ -44,8 +44,7 @@ class Launch(NamedTuple):
     env: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Record):
     """What one run is to do: for which client, in which scope, and with which command. None removes the entry."""
 
     client: Client

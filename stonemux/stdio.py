@@ -25,7 +25,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,14 +47,17 @@ MOST_LINE = 1024 * 1024
 _FROM_ENVIRONMENT = {"session_id": "CLAUDE_CODE_SESSION_ID", "project_dir": "CLAUDE_PROJECT_DIR"}
 
 
-@dataclass(eq=False, slots=True)
 class _Call:
-    """A request on its way. `after`: the registration that it waits for, if any."""
+    """A request on its way."""
 
-    request: Request
-    line: bytes
-    exchange: Exchange
-    after: _Call | None
+    __slots__ = ("after", "exchange", "line", "request")
+
+    def __init__(self, request: Request, line: bytes, exchange: Exchange, after: _Call | None) -> None:
+        self.request = request
+        self.line = line
+        self.exchange = exchange
+        self.after = after
+        """The registration that it waits for, if any."""
 
     @property
     def key(self) -> tuple[type, mcp.RequestId]:
@@ -137,10 +139,11 @@ class Pipe:
             self._registration = call
         with self._lock:
             self._calls[call.key] = call
-            fresh = not self._idle
-            self._idle -= not fresh
+            waited_for = self._idle > 0
+            if waited_for:
+                self._idle -= 1
         self._work.put(call)
-        if fresh:
+        if not waited_for:
             threading.Thread(target=self._serve_calls, daemon=True).start()
 
     def _cancel(self, request_id: Any) -> None:

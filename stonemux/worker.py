@@ -28,12 +28,12 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 from stonemux.client import Client
 from stonemux.clock import Clock, moment
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+from stonemux.record import Record
 
 LATER = 75
 """The exit status (EX_TEMPFAIL) of a command that wants its task to go back to the pool."""
@@ -60,8 +60,7 @@ SETTLED = ("message_not_found", "not_delivered")
 """The same of a message."""
 
 
-@dataclass(frozen=True)
-class Orders:
+class Orders(Record):
     """What a runner is to do."""
 
     agent: str

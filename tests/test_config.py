@@ -275,7 +275,7 @@ def test_the_example_file_is_current() -> None:
 
 def test_every_field_has_its_line_in_example_and_table() -> None:
     lines, table = example().splitlines(), settings_table()
-    assert [setting.attribute for setting in SETTINGS] == list(Settings.told)
+    assert [setting.attribute for setting in SETTINGS] == list(Settings.fields)
     for setting in SETTINGS:
         assert f"[{setting.section}]" in lines
         keys = [setting.key] if setting.key else list(setting.default)

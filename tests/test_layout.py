@@ -160,6 +160,7 @@ ONLY = {
         "commands.top",
     },
     "asyncio": set(),
+    "dataclasses": set(),  # see `record`
     "multiprocessing": set(),
 }
 """Modules of the standard library, and who may import them."""

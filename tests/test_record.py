@@ -26,8 +26,8 @@ def told(point: Point) -> tuple[int, int, str, int]:
 def test_fields_are_given_by_place_or_by_name_and_have_defaults():
     assert told(Point(1)) == (1, 2, "p", 3)
     assert told(Point(1, 5, name="q")) == (1, 5, "q", 6)
-    assert Point.told["y"] == {"axis": "up"}
-    assert list(Point.told) == ["x", "y", "name"]
+    assert Point.fields["y"] == {"axis": "up"}
+    assert list(Point.fields) == ["x", "y", "name"]
 
 
 @pytest.mark.parametrize(
