@@ -4,13 +4,12 @@ A ring is thin, because the inbox holds the mail: who, which message, how many a
 agent is enough, and the newest takes the place of the one before it, under an id of its own. It is written in the
 transaction of its message; delivering it is the `outbound`'s business.
 
-A ring that replaces a failed one does not begin anew: mail to an agent whose doorbell is broken would else try it
-with every message. It is tried within seconds, though, since the agent may be back.
+A ring that replaces a failed one does not begin anew, or a broken doorbell would be tried with every message to its
+agent. It is tried within seconds, though, since the agent may be back.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
@@ -28,14 +27,14 @@ SOON_MS = 5_000
 KIND = "inbox.message"
 
 
-def policy(tx: Snapshot) -> Policy:
+def policy(rx: Snapshot) -> Policy:
     """What the settings allow, and where this daemon listens."""
-    settings = tx.mux.settings
+    settings = rx.mux.settings
     return Policy(
         settings.webhooks_allow_private,
         settings.webhooks_allow_cidrs,
         settings.host,
-        tx.mux.endpoints.own_port or settings.port,
+        rx.mux.endpoints.own_port or settings.port,
     )
 
 
@@ -270,9 +269,7 @@ def announce_disabled(tx: Tx, row: Any, found: attempts.Verdict) -> None:
     told = {"id": row["id"], "url": shown_url(row["url"]), "reason": found.disabled_for, "failures": found.failures}
     if row["agent_id"]:
         told["agent_id"] = row["agent_id"]
-    tx.emit(
-        "webhook_disabled", json.dumps(told, ensure_ascii=False), agents=(row["agent_id"],) if row["agent_id"] else ()
-    )
+    tx.emit("webhook_disabled", dumps(told), agents=(row["agent_id"],) if row["agent_id"] else ())
 
 
 def notified(rx: Snapshot, agent_id: str, message_id: int) -> int | None:

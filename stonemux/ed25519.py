@@ -107,16 +107,16 @@ def _encode(point: _Point) -> bytes:
 def _decode(data: bytes) -> _Point | None:
     """The point of a canonical encoding; None for anything else (RFC 8032, section 5.1.3)."""
     number = _integer(data)
-    sign, y = number >> 255, number & (1 << 255) - 1
+    x_is_odd, y = number >> 255, number & (1 << 255) - 1
     if y >= _P:
         return None
     square = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
     x = pow(square, (_P + 3) // 8, _P)
     if x * x % _P != square:
         x = x * _ROOT % _P
-    if x * x % _P != square or (x == 0 and sign):
+    if x * x % _P != square or (x == 0 and x_is_odd):
         return None
-    if x & 1 != sign:
+    if x & 1 != x_is_odd:
         x = _P - x
     return (x, y, 1, x * y % _P)
 

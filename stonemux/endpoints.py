@@ -76,7 +76,7 @@ class Endpoints:
         """Called when something may be due now."""
 
     def put(self, endpoint: Endpoint) -> None:
-        """Take an endpoint in, or in place of the one it had before."""
+        """Take an endpoint in; an agent's doorbell replaces the one that it had."""
         if endpoint.agent_id is not None:
             self.bells[endpoint.agent_id] = endpoint
         else:

@@ -13,6 +13,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from stonemux import operations
@@ -81,7 +82,7 @@ def activate(mux: Mux, caller: Caller, *, key: str, install_id: str) -> dict[str
     """The license of a key, remembering for whom."""
     issuer = _issuer(mux)
     document = issuer.find(key)
-    _directory(mux).joinpath(_file(install_id)).write_text(document["lic_id"])
+    (_directory(mux) / _file(install_id)).write_text(document["lic_id"])
     log.info("license %s was activated by %s", document["lic_id"], install_id)
     return {"license": document}
 
@@ -92,14 +93,14 @@ def heartbeat(
     """Note it in the log, and answer with the last command for the installation's license."""
     log.info("installation %s runs %s as %s with %d agents", install_id, version, tier, agent_count)
     with contextlib.suppress(FileNotFoundError):
-        lic_id = _directory(mux).joinpath(_file(install_id)).read_text()
+        lic_id = (_directory(mux) / _file(install_id)).read_text()
         command = _issuer(mux).last_command(lic_id)
         if command is not None:
             return {"command": command}
     return {}
 
 
-def _directory(mux: Mux) -> Any:
+def _directory(mux: Mux) -> Path:
     folder = mux.settings.data_dir / "installs"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -124,7 +124,7 @@ class McpExchange(Exchange):
         told = {name: _decoded(headers, header, request) for name, header in mcp.CLIENT_HEADERS.items()}
         client = {name: value[:256] for name, value in told.items() if value}
         notify = self._notify if takes_stream(headers) else None
-        desk = _Door(self._server.mux, self, headers.get("idempotency-key"))
+        desk = _Desk(self._server.mux, self, headers.get("idempotency-key"))
         return mcp.Session(desk, agent or bound, client, notify)
 
     # -- answering
@@ -169,8 +169,8 @@ class McpExchange(Exchange):
         self._send_message(fault.response(), error.failure.http)
 
 
-class _Door:
-    """The daemon's own desk; `key` is the idempotency key of the whole request."""
+class _Desk:
+    """The daemon's own `mcp.Desk`; `key` is the idempotency key of the whole request."""
 
     def __init__(self, mux: Mux, caller: Caller, key: str | None) -> None:
         self._mux = mux

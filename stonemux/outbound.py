@@ -23,12 +23,16 @@ from stonemux.addresses import Policy
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
+from stonemux.operations import BY_NAME
 from stonemux.schema import TIERS
 
 log = logging.getLogger("stonemux")
 
 THREADS = 8
 THREADS_FOR_UNSOUND = 6
+BELL_RANK = TIERS.index(BY_NAME["agent.register"].by_name["webhook_url"].tier)
+FORWARD_RANK = TIERS.index(BY_NAME["webhook.add"].tier)
+"""The tiers, by their places in `TIERS`, below which rings and forwarded events wait."""
 AGAIN_MS = 5_000
 """When to look again at an endpoint whose attempt could not be written down."""
 STOP_MS = 2_000
@@ -98,7 +102,9 @@ class Outbound:
         first: tuple[int, Endpoint] | None = None
         for one in list(self._mux.endpoints.waiting):
             due = one.due
-            if due is None or max(due, one.quiet) > now or one.busy or rank < (1 if one.agent_id is not None else 2):
+            if due is None or max(due, one.quiet) > now or one.busy:
+                continue
+            if rank < (FORWARD_RANK if one.agent_id is None else BELL_RANK):
                 continue
             if not one.sound and self._unsound >= THREADS_FOR_UNSOUND:
                 continue

@@ -257,7 +257,7 @@ class Pipe:
 
 
 class _Closed:
-    """A desk with nobody behind it."""
+    """An `mcp.Desk` with nobody behind it: every call is refused with `error`."""
 
     def __init__(self, error: MuxError) -> None:
         self._error = error
