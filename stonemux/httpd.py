@@ -331,7 +331,7 @@ class Server(ThreadingHTTPServer):
             idle = [(since, other) for other in self._connections.values() if (since := other.idle_since) is not None]
         if not idle:
             return False
-        min(idle, key=lambda pair: pair[0])[1].hang_up()
+        min(idle, key=lambda pair: pair[0])[1].hang_up(idle=True)
         return True
 
     def _turn_away(self, sock: socket.socket, words: bytes) -> None:

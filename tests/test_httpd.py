@@ -286,6 +286,24 @@ def test_a_stop_does_not_hang_up_on_who_has_asked_meanwhile(served, held_commit,
     stopped.result(PATIENCE_S)
 
 
+def test_a_newcomer_gets_no_room_from_who_has_asked_meanwhile(served, held_commit, monkeypatch):
+    """The guard makes room while the thread that it relieved is still in its round."""
+    late = served.connect()
+    eventually(lambda: served.server.open_connections == 1)
+    hang_up = Connection.hang_up
+
+    def hang_up_slowly(connection: Connection, **how: Any) -> None:
+        late.send(message("late"))
+        eventually(lambda: served.mux.store._queue)
+        hang_up(connection, **how)
+
+    monkeypatch.setattr(Connection, "hang_up", hang_up_slowly)
+    assert served.server._make_room()
+    held_commit.set()
+    monkeypatch.undo()
+    assert late.answer().status == 200
+
+
 def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
     served = serve(max_connections=4)
     begun, go_on = threading.Event(), threading.Event()
