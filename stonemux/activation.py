@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stonemux import license as documents
-from stonemux import licensekey, licensor
+from stonemux import licenseclient, licensekey
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.datadir import read_head, read_install, read_owner_token, write_private
@@ -50,15 +50,15 @@ def _of_key(settings: Settings, key: str, clock: Clock) -> dict[str, Any]:
             raise
     install_id, _ = read_install(settings.data_dir, clock.new_id)
     try:
-        answer = licensor.post(settings.license_server, "/activate", {"key": key, "install_id": install_id})
-    except licensor.NoUse as trouble:
+        answer = licenseclient.post(settings.license_server, "/activate", {"key": key, "install_id": install_id})
+    except licenseclient.NoUse as trouble:
         raise _refused(settings, trouble) from trouble
     if type(answer.get("license")) is not dict:
         raise MuxError("license_invalid", f"{settings.license_server} answered with no license")
     return dict(answer["license"])
 
 
-def _refused(settings: Settings, trouble: licensor.NoUse) -> MuxError:
+def _refused(settings: Settings, trouble: licenseclient.NoUse) -> MuxError:
     if 400 <= trouble.status < 500:
         return MuxError("license_unknown", f"{settings.license_server} has given out no license with that key")
     return MuxError(

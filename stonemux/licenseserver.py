@@ -128,7 +128,7 @@ class LicenseServer(Server):
         _LicenseExchange(self, connection, head).run(body)
 
 
-class Licensor:
+class LicenseDaemon:
     """A running license server; `close` ends it."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
@@ -168,12 +168,12 @@ def serve(settings: Settings, *, say: Callable[[int], None]) -> None:
     """Run a license server until SIGTERM or SIGINT; `say` hears its port."""
     ended, end = os.pipe()
     os.set_blocking(end, False)
-    licensor = Licensor(settings)
+    daemon = LicenseDaemon(settings)
     try:
         signal.set_wakeup_fd(end)  # which writes to the pipe whenever a signal comes
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        say(licensor.port)
+        say(daemon.port)
         os.read(ended, 1)
     finally:
-        licensor.close()
+        daemon.close()

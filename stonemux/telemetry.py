@@ -14,7 +14,7 @@ import logging
 import threading
 from typing import Any
 
-from stonemux import VERSION, door, licensor
+from stonemux import VERSION, door, licenseclient
 from stonemux.datadir import DataDir, note_install, read_install
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
@@ -81,8 +81,8 @@ class Telemetry:
         self.last = mux.clock.now_ms()
         note_install(self._directory.path, install_id, self.last)
         try:
-            answer = licensor.post(settings.license_server, "/heartbeat", body(mux, install_id))
-        except licensor.NoUse as trouble:
+            answer = licenseclient.post(settings.license_server, "/heartbeat", body(mux, install_id))
+        except licenseclient.NoUse as trouble:
             log.info("nobody heard the heartbeat, which changes nothing: %s", trouble)
             return True
         if type(answer.get("command")) is dict:

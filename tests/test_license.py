@@ -14,7 +14,7 @@ from faces import Direct, join, refusal
 from test_sse import Reader
 from test_tokens import claims_of, issued
 
-from stonemux import activation, cli, license, licenseserver, licensor
+from stonemux import activation, cli, license, licenseclient, licenseserver
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.entitlement import Entitlement
@@ -354,7 +354,7 @@ def test_a_key_that_another_issuer_made_is_unknown(program, open_program):
 @contextmanager
 def serving(program):
     """The license server of a program's issuer, as an address."""
-    running = licenseserver.Licensor(replace(Settings(), data_dir=program.path, port=0), clock=program.clock)
+    running = licenseserver.LicenseDaemon(replace(Settings(), data_dir=program.path, port=0), clock=program.clock)
     try:
         yield f"http://127.0.0.1:{running.port}"
     finally:
@@ -416,11 +416,11 @@ def test_the_servers_door_is_as_hard_as_the_daemons(far):
             ("/msg/send", {}, "not_found"),
             ("/mcp", {}, "not_found"),
         ):
-            with pytest.raises(licensor.NoUse) as caught:
-                licensor.post(server, path, body)
+            with pytest.raises(licenseclient.NoUse) as caught:
+                licenseclient.post(server, path, body)
             assert caught.value.answer["error"]["code"] == code
         told = {"install_id": "../../x", "version": "1", "tier": "pro", "agent_count": 1}
-        assert licensor.post(server, "/heartbeat", told) == {}
+        assert licenseclient.post(server, "/heartbeat", told) == {}
 
 
 @contextmanager
@@ -511,8 +511,8 @@ def test_a_server_that_hangs_or_drips_costs_no_more_than_its_time():
     for answer in (lambda sock: held.wait(5), drip):
         held.clear()
         with answering(answer) as (server, _):
-            with pytest.raises(licensor.NoUse):
-                licensor.post(server, "/heartbeat", {}, patience_ms=100)
+            with pytest.raises(licenseclient.NoUse):
+                licenseclient.post(server, "/heartbeat", {}, patience_ms=100)
             held.set()
 
 
