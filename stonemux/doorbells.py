@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from stonemux import addresses, attempts, runner, signature
+from stonemux import addresses, attempts, bellcommand, signature
 from stonemux.addresses import Policy
 from stonemux.clock import rfc3339
 from stonemux.endpoints import Endpoint, Outcome
@@ -105,8 +105,8 @@ def check(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> None:
             "missing_field", "webhook_secret needs a webhook_url, whose deliveries it signs", parameter="webhook_url"
         )
     if url:
-        if url.startswith(runner.SCHEME):
-            runner.check(url, tx.mux.settings.webhooks_exec)
+        if url.startswith(bellcommand.SCHEME):
+            bellcommand.check(url, tx.mux.settings.webhooks_exec)
         else:
             addresses.check(url, policy(tx))
     check_secret(secret, "webhook_secret")
@@ -160,8 +160,8 @@ def view(rx: Snapshot, agent_id: str) -> dict[str, Any] | None:
 
 def shown_url(url: str) -> str:
     """A URL without what often is a secret: its query, or the arguments of a command."""
-    if url.startswith(runner.SCHEME):
-        return runner.SCHEME + shlex.split(url.removeprefix(runner.SCHEME))[0]
+    if url.startswith(bellcommand.SCHEME):
+        return bellcommand.SCHEME + shlex.split(url.removeprefix(bellcommand.SCHEME))[0]
     base, question, _ = url.partition("?")
     return base + ("?…" if question else "")
 

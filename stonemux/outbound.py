@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from stonemux import attempts, courier, doorbells, runner, webhooks
+from stonemux import attempts, bellcommand, courier, doorbells, webhooks
 from stonemux.addresses import Policy
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
@@ -47,7 +47,7 @@ class Outbound:
         self._all_ended = threading.Condition(self._lock)
         self._threads = 0
         self._unsound = 0
-        self._running: set[courier.Attempt | runner.Run] = set()
+        self._running: set[courier.Attempt | bellcommand.Run] = set()
         self._stopping = False
 
     def start(self) -> None:
@@ -162,7 +162,7 @@ class Outbound:
         if row is None:
             return
         body = doorbells.body(row)
-        if row["url"].startswith(runner.SCHEME):
+        if row["url"].startswith(bellcommand.SCHEME):
             outcome = self._execute(row, body)
         else:
             signed = attempts.signed(row, row["wire_id"], body, mux.clock, mux.clock.now_ms())
@@ -201,10 +201,10 @@ class Outbound:
     def _execute(self, row: Any, body: bytes) -> Outcome | None:
         settings = self._mux.settings
         try:
-            words = runner.check(row["url"], settings.webhooks_exec)
+            words = bellcommand.check(row["url"], settings.webhooks_exec)
         except MuxError as refused:  # the settings are no longer what they were
             return Outcome(None, refused.message, 0)
-        run = runner.Run(words, total_ms=settings.webhooks_exec_timeout * 1000)
+        run = bellcommand.Run(words, total_ms=settings.webhooks_exec_timeout * 1000)
         variables = {
             "STONEMUX_AGENT": row["agent_id"],
             "STONEMUX_HOST": settings.host,
@@ -219,7 +219,7 @@ class Outbound:
         return None if run.was_cut else outcome
 
     @contextlib.contextmanager
-    def _counted(self, run: courier.Attempt | runner.Run) -> Iterator[None]:
+    def _counted(self, run: courier.Attempt | bellcommand.Run) -> Iterator[None]:
         """Inside the block, `stop` can cut it short."""
         with self._lock:
             self._running.add(run)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stonemux import addresses, config, flags, pool, probe, runner, service, setup
+from stonemux import addresses, bellcommand, config, flags, pool, probe, service, setup
 from stonemux.clients import CLIENTS, SCOPES, home
 from stonemux.clock import rfc3339
 from stonemux.config import SETTINGS, Settings
@@ -330,9 +330,9 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
 
 def _unreachable(url: str, settings: Settings) -> str:
     """Why a delivery would not arrive; "" if somebody listens there. After a semicolon: what to do."""
-    if url.startswith(runner.SCHEME):
+    if url.startswith(bellcommand.SCHEME):
         try:
-            command = runner.check(url, settings.webhooks_exec)[0]
+            command = bellcommand.check(url, settings.webhooks_exec)[0]
         except MuxError as error:
             return error.message
         return "" if shutil.which(command) else f"{command} is not there or may not be run; put it there (chmod +x)"

@@ -80,7 +80,7 @@ LAYERS: tuple[set[str], ...] = (
     {"follow"},
     {"client"},
     # what is kept
-    {"copies", "verbs", "remote", "courier", "runner", "attempts", "throttle", "tokens", "entitlement"},
+    {"copies", "verbs", "remote", "courier", "bellcommand", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference", "issuer"},
     {"store", "following", "progress", "output"},
     {"events", "directory", "wire", "starter", "methodtext"},
@@ -148,11 +148,11 @@ ONLY = {
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
-    "subprocess": {"probe", "runner", "service", "setup", "starter", "surroundings", "worker"},
+    "subprocess": {"probe", "bellcommand", "service", "setup", "starter", "surroundings", "worker"},
     "signal": {
         "daemon",
         "licenseserver",
-        "runner",
+        "bellcommand",
         "stdio",
         "worker",
         "commands.run",
