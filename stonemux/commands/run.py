@@ -19,13 +19,14 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stonemux import flags, launch
 from stonemux.errors import EXIT_INTERRUPTED, MuxError
 
 if TYPE_CHECKING:
     from stonemux.config import Settings
+    from stonemux.runner import Runner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Work until a signal."""
-    from stonemux import worker
+    from stonemux import runner
 
     agent = options.agent or environ.get("STONEMUX_AGENT")
     if not agent:
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if options.reply and not options.messages:
         raise MuxError("not_understood", "--reply goes with --messages: a task's result needs no answer")
     settings = flags.settings(options, environ)
-    orders = worker.Orders(
+    orders = runner.Orders(
         agent=agent,
         command=tuple(options.command),
         capabilities=tuple(options.capability),
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         beat_ms=settings.heartbeat_interval * 1000,
     )
     told = _silent if options.quiet else _say
-    return _until_signal(worker.Worker(orders, _environ(options, settings, environ), told, _emit))
+    return _until_signal(runner.Runner(orders, _environ(options, settings, environ), told, _emit))
 
 
 def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
@@ -93,7 +94,7 @@ def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[s
     return found | {"STONEMUX_CLI": shlex.join(launch.command())}
 
 
-def _until_signal(runner: Any) -> int:
+def _until_signal(runner: Runner) -> int:
     """Let it work in a thread, while this one hears signals; what it raises is raised here."""
     ended: list[int | BaseException] = []
     heard: list[int] = []
@@ -110,7 +111,7 @@ def _until_signal(runner: Any) -> int:
         finally:
             os.write(told, b"\0")  # no signal has this number
 
-    thread = threading.Thread(target=work, name="worker")
+    thread = threading.Thread(target=work, name="runner")
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # the system writes the signal's number
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -19,11 +19,11 @@ from faces import join
 from raw import eventually
 from test_mcp_stdio import free_port
 
-from stonemux import worker
+from stonemux import runner
 from stonemux.clock import rfc3339
 from stonemux.commands import run
 from stonemux.errors import MuxError
-from stonemux.worker import LATER, Orders, Worker
+from stonemux.runner import LATER, Orders, Runner
 
 SOON_S = 10
 
@@ -31,8 +31,8 @@ SOON_S = 10
 class Running:
     """A runner in a thread, with what it said and what its commands had to say to nobody."""
 
-    def __init__(self, made: Worker, said: list[str], emitted: list[str], background: Any) -> None:
-        self.worker = made
+    def __init__(self, made: Runner, said: list[str], emitted: list[str], background: Any) -> None:
+        self.runner = made
         self.said = said
         self.emitted = emitted
         self.outcome = background(made.run)
@@ -69,12 +69,12 @@ def start(environ, background) -> Iterator[Callable[..., Running]]:
         said: list[str] = []
         emitted: list[str] = []
         wanted = Orders(agent=orders.pop("agent", "w"), command=("sh", "-c", script), **orders)
-        begun.append(Running(Worker(wanted, environ, said.append, emitted.append), said, emitted, background))
+        begun.append(Running(Runner(wanted, environ, said.append, emitted.append), said, emitted, background))
         return begun[-1]
 
     yield starter
     for running in begun:
-        running.worker.stop(now=True)
+        running.runner.stop(now=True)
         running.outcome.exception(SOON_S)
 
 
@@ -138,7 +138,7 @@ def test_a_failure_tells_the_status_and_the_end_of_standard_error(start, boss):
     assert done["status"] == "failed"
     assert done["result"].startswith("exit status 3\n000")
     assert done["result"].endswith(" why")
-    assert len(done["result"]) < worker.TAIL_BYTES + 20
+    assert len(done["result"]) < runner.TAIL_BYTES + 20
 
 
 def test_t8_a_failure_may_be_tried_again(start, boss):
@@ -160,7 +160,7 @@ def test_a_command_may_ask_for_another_time(start, boss, clock):
     assert boss.task(task)["status"] == "pending"
     assert boss.task(task)["history"][-1]["note"] == "busy"
     assert boss.call("task.claim", agent_id="w")["task_id"] is None
-    clock.advance(worker.LATER_S * 1000)
+    clock.advance(runner.LATER_S * 1000)
     assert boss.call("task.claim", agent_id="w")["task_id"] == task
 
 
@@ -168,7 +168,7 @@ def test_output_beyond_a_results_limit_is_kept_as_a_document(start, boss):
     task = boss.post()
     assert start("printf '%0100000d' 7", once=True).ends() == 0
     result = boss.task(task)["result"]
-    assert len(result) <= worker.MOST_RESULT
+    assert len(result) <= runner.MOST_RESULT
     assert "[100000 bytes in all; the whole is doc-" in result
     document = result.rpartition(" ")[2].rstrip("]")
     assert boss.call("document.get", id=document)["document"]["content"] == f"{7:0100000d}"
@@ -250,7 +250,7 @@ def test_what_a_stopped_command_leaves_behind_is_killed(start, boss, place):
 def test_without_the_right_to_watch_a_cancellation_is_noticed_when_the_lease_is_extended(
     start, boss, place, monkeypatch
 ):
-    monkeypatch.setattr(Worker, "_watch", lambda self: None)
+    monkeypatch.setattr(Runner, "_watch", lambda self: None)
     task = boss.post()
     running = start('touch "$PLACE/begun"; sleep 60', once=True, beat_ms=20)
     eventually((place / "begun").exists)
@@ -275,12 +275,12 @@ def test_a_command_whose_task_went_to_another_is_stopped_after_a_grace(start, bo
 def test_no_more_commands_run_than_may(start, boss, place):
     tasks = [boss.post(str(n)) for n in range(5)]
     running = start('while [ ! -e "$PLACE/go" ]; do sleep 0.01; done', parallel=2)
-    eventually(lambda: running.worker._changed._waiters)  # it has taken what it may, and waits for room
+    eventually(lambda: running.runner._changed._waiters)  # it has taken what it may, and waits for room
     assert [boss.task(task)["status"] for task in tasks].count("claimed") == 2
     (place / "go").touch()
     for task in tasks:
         boss.until(task, "complete")
-    running.worker.stop()
+    running.runner.stop()
     assert running.ends() == 0
 
 
@@ -321,7 +321,7 @@ def test_an_agent_that_somebody_deregisters_comes_back(start, boss, clock):
     start("echo hi", capabilities=("x",))
     eventually(lambda: boss.call("stats")["waiters"] == 2)
     boss.call("agent.deregister", agent_id="w")
-    clock.advance(worker.WAIT_S * 1000)
+    clock.advance(runner.WAIT_S * 1000)
     boss.until(boss.post(required_capability="x"), "complete")
 
 
@@ -332,7 +332,7 @@ def test_stopping_gives_the_work_back_and_takes_no_more(start, boss, place):
     task, other = boss.post("first"), boss.post("second")
     running = start('echo $$ > "$PLACE/shell"; sleep 60')
     shell = pid_in(place / "shell")
-    running.worker.stop()
+    running.runner.stop()
     assert running.ends() == 0
     assert has_ended(shell)
     assert boss.task(task)["status"] == boss.task(other)["status"] == "pending"
@@ -343,7 +343,7 @@ def test_stopping_gives_the_work_back_and_takes_no_more(start, boss, place):
 def test_stopping_a_runner_that_waits_leaves_nothing_claimed(start, boss):
     running = start("true")
     eventually(lambda: boss.call("stats")["waiters"])
-    running.worker.stop()
+    running.runner.stop()
     assert running.ends() == 0
     task = boss.post()
     assert boss.call("task.claim", agent_id="boss")["task_id"] == task
@@ -354,7 +354,7 @@ def test_a_command_that_does_not_exist_is_told_before_anything_is_taken(environ,
     (place / "text").write_text("#!/bin/sh\n")
     for command in ("no-such-command", str(place / "text"), str(place)):
         with pytest.raises(MuxError, match="there is no command") as caught:
-            Worker(Orders(agent="new", command=(command,)), environ, print, print)
+            Runner(Orders(agent="new", command=(command,)), environ, print, print)
         assert caught.value.code == "not_found"
     assert boss.task(task)["status"] == "pending"
     with pytest.raises(MuxError):
@@ -366,7 +366,7 @@ def test_a_command_that_cannot_be_started_gives_its_task_back_and_ends_the_runne
     program = place / "program"
     program.write_bytes(b"\x7fELF nonsense")
     program.chmod(0o755)
-    running = Running(Worker(Orders(agent="w", command=(str(program),)), environ, print, print), [], [], background)
+    running = Running(Runner(Orders(agent="w", command=(str(program),)), environ, print, print), [], [], background)
     with pytest.raises(MuxError, match="cannot be started"):
         running.ends()
     assert boss.task(task)["status"] == "pending"
@@ -382,7 +382,7 @@ def test_a_tier_that_has_no_tasks_refuses(start):
 
 def test_without_a_daemon_the_runner_says_so(environ):
     environ["STONEMUX_PORT"] = str(free_port())
-    made = Worker(Orders(agent="w", command=("true",)), environ, print, print)
+    made = Runner(Orders(agent="w", command=("true",)), environ, print, print)
     made.client._budget_ms = 0
     with pytest.raises(MuxError, match="no stonemux daemon answers"):
         made.run()
@@ -436,8 +436,8 @@ def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter
 
 def test_a_messages_lease_is_kept_too(start, boss, letter, clock, place, monkeypatch):
     extended: list[int] = []
-    extend = worker._Message.extend
-    monkeypatch.setattr(worker._Message, "extend", lambda self, client: extend(self, client) or extended.append(1))
+    extend = runner._Message.extend
+    monkeypatch.setattr(runner._Message, "extend", lambda self, client: extend(self, client) or extended.append(1))
     message = letter("slow")
     script = 'touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done'
     start(script, messages=True, once=True, lease_s=60, beat_ms=20)
@@ -568,14 +568,14 @@ def test_t12_a_runner_survives_a_restart_of_the_daemon(tmp_path, place, backgrou
     script = 'echo "$STONEMUX_TASK_ID"; while [ ! -e "$PLACE/$STONEMUX_TASK_ID" ]; do sleep 0.01; done'
     data = tmp_path / "data"
 
-    def post(made: Worker) -> str:
+    def post(made: Runner) -> str:
         return made.client.task_post(description="work", posted_by="w")["task_id"]
 
-    def status(made: Worker, task: str) -> str:
+    def status(made: Runner, task: str) -> str:
         return made.client.task_get(task_id=task)["task"]["status"]
 
     with running_daemon(data, "--port", str(port)) as daemon:
-        made = Worker(Orders(agent="w", command=("sh", "-c", script)), environ, said.append, print)
+        made = Runner(Orders(agent="w", command=("sh", "-c", script)), environ, said.append, print)
         outcome = background(made.run)
         eventually(lambda: made._watching._reached)
         first = post(made)

@@ -14,7 +14,7 @@ happens to either, the task stays with the daemon:
 Stopping means SIGTERM to the command and all that it started, SIGKILL when its grace is over.
 
 One thread takes what there is to do, one a command waits for its end, one more keeps its lease; one watches for
-cancellations. `Worker._lock` guards who runs; `_Job._lock` what is known about one command.
+cancellations. `Runner._lock` guards who runs; `_Job._lock` what is known about one command.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Piece(Protocol):
         """Somebody else may do it."""
 
 
-class Worker:
+class Runner:
     """A runner: `run` works until `stop` is called, from any thread."""
 
     def __init__(
@@ -299,10 +299,10 @@ class Worker:
 class _Job:
     """One command on its way. `_lock` guards what is known about it; `_turn` tells its keeper of a change."""
 
-    def __init__(self, worker: Worker, piece: Piece) -> None:
+    def __init__(self, runner: Runner, piece: Piece) -> None:
         self.piece = piece
-        self._worker = worker
-        self._client = worker.client
+        self._runner = runner
+        self._client = runner.client
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._process: subprocess.Popen[bytes] | None = None
@@ -317,25 +317,25 @@ class _Job:
 
         Raises `not_found` when the command cannot be started; its work was given back then.
         """
-        worker, piece = self._worker, self.piece
-        begun = worker.clock.ticks_ms()
-        worker.say(f"{piece.name}: started")
+        runner, piece = self._runner, self.piece
+        begun = runner.clock.ticks_ms()
+        runner.say(f"{piece.name}: started")
         with contextlib.ExitStack() as closing:
             given, output, errors = (closing.enter_context(tempfile.TemporaryFile()) for _ in range(3))
             given.write(json.dumps(piece.told).encode() + b"\n")
             given.seek(0)
             try:
                 process = subprocess.Popen(
-                    worker.program,
+                    runner.program,
                     stdin=given,
                     stdout=output,
                     stderr=errors,
-                    env=worker.environ | piece.environ,
+                    env=runner.environ | piece.environ,
                     start_new_session=True,
                 )
             except OSError as trouble:
                 self.give_back(f"its command cannot be started: {trouble.strerror}", 0)
-                raise MuxError("not_found", f"{worker.program[0]} cannot be started: {trouble.strerror}") from trouble
+                raise MuxError("not_found", f"{runner.program[0]} cannot be started: {trouble.strerror}") from trouble
             keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
             with self._lock:
                 self._process = process
@@ -349,18 +349,18 @@ class _Job:
             if why:
                 _signal(process, signal.SIGKILL)  # what it left behind
             outcome = self._settle(status, why, held, output, errors)
-        worker.say(f"{piece.name}: {outcome} after {(worker.clock.ticks_ms() - begun) / 1000:.1f} s")
+        runner.say(f"{piece.name}: {outcome} after {(runner.clock.ticks_ms() - begun) / 1000:.1f} s")
         return status == 0 and not why
 
     def stop(self, why: str, *, now: bool = False) -> None:
         """Stop the command; `now` leaves it no grace."""
         with self._lock:
             self._why = self._why or why
-            ticks = self._worker.clock.ticks_ms()
+            ticks = self._runner.clock.ticks_ms()
             if now:
                 self._kill_at = ticks
             elif self._kill_at is None:
-                self._kill_at = ticks + self._worker.orders.grace_s * 1000
+                self._kill_at = ticks + self._runner.orders.grace_s * 1000
                 if self._process is not None:
                     _signal(self._process, signal.SIGTERM)
             self._turn.notify_all()
@@ -369,7 +369,7 @@ class _Job:
 
     def _keep(self, process: subprocess.Popen[bytes]) -> None:
         """Extend the lease while the command runs, and kill it when its grace is over."""
-        clock = self._worker.clock
+        clock = self._runner.clock
         with self._lock:
             if self._why:  # it was stopped before it had begun
                 _signal(process, signal.SIGTERM)
@@ -389,20 +389,20 @@ class _Job:
             extend_at = clock.ticks_ms() + self._pace()
 
     def _pace(self) -> int:
-        return min(self.piece.lease_ms // 3, self._worker.orders.beat_ms)
+        return min(self.piece.lease_ms // 3, self._runner.orders.beat_ms)
 
     def _extend(self) -> None:
         if not self._held:
             return
         try:
-            cancelled = self.piece.extend(self._worker.keeping)
+            cancelled = self.piece.extend(self._runner.keeping)
         except MuxError as error:
             if error.code not in OVER + SETTLED:
                 return  # the daemon is away, and gives a fresh lease when it comes back
             with self._lock:
                 self._held = False
             if error.code == "stale_claim":
-                self._worker.say(f"{self.piece.name}: no longer ours")
+                self._runner.say(f"{self.piece.name}: no longer ours")
                 self._lose()
             return
         if cancelled:
@@ -410,11 +410,11 @@ class _Job:
 
     def _lose(self) -> None:
         """Somebody else may be at it: the command may end by itself, but not go on for long."""
-        grace_ms = self._worker.orders.grace_s * 1000
-        deadline = self._worker.clock.ticks_ms() + grace_ms
+        grace_ms = self._runner.orders.grace_s * 1000
+        deadline = self._runner.clock.ticks_ms() + grace_ms
         with self._lock:
-            while self._process is not None and self._worker.clock.ticks_ms() < deadline:
-                self._worker.clock.wait(self._turn, deadline)
+            while self._process is not None and self._runner.clock.ticks_ms() < deadline:
+                self._runner.clock.wait(self._turn, deadline)
         self.stop("lost")
 
     # -- the end
@@ -449,9 +449,9 @@ class _Job:
             try:
                 return tell()
             except MuxError as error:
-                if error.code != "unreachable" or self._worker.stopping:
+                if error.code != "unreachable" or self._runner.stopping:
                     raise
-                self._worker.say(f"{self.piece.name}: ended; {error.message}; trying again")
+                self._runner.say(f"{self.piece.name}: ended; {error.message}; trying again")
 
     def give_back(self, why: str, delay_s: int) -> None:
         """Let somebody else do it; if the daemon cannot be told, the lease's end does that."""
