@@ -13,8 +13,8 @@ happens to either, the task stays with the daemon:
 
 Stopping means SIGTERM to the command and all that it started, SIGKILL when its grace is over.
 
-One thread takes what there is to do, one a command waits for its end, one more keeps its lease; one watches for
-cancellations. `Runner._lock` guards who runs; `_Job._lock` what is known about one command.
+One thread takes what there is to do, and one watches for cancellations. Each command has two: one waits for its end,
+the other keeps its lease. `Runner._lock` guards who runs; `_Job._lock` what is known about one command.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ AGAIN_MS = 2000
 PATIENCE_S = 60.0
 """How long a call to a daemon that went away is tried again."""
 KEEPING_S = 5.0
-"""The same of a lease's extension: meanwhile its command cannot be killed."""
+"""The same for the extension of a lease; it is short, since the command cannot be killed meanwhile."""
 MOST_OUTPUT = 10 * 1024 * 1024
 """Bytes of a command's output that are kept."""
 MOST_RESULT = 65_536
@@ -57,7 +57,7 @@ MOST_REASON = 1000
 OVER = ("stale_claim", "already_complete", "not_claim_owner", "task_conflict", "task_not_found")
 """Refusals that mean: the task is no longer ours."""
 SETTLED = ("message_not_found", "not_delivered")
-"""The same of a message."""
+"""The same for a message."""
 
 
 class Orders(Record):
@@ -339,6 +339,8 @@ class _Job:
             keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
             with self._lock:
                 self._process = process
+                if self._why:  # it was stopped before it had begun
+                    _signal(process, signal.SIGTERM)
             keeper.start()
             status = process.wait()
             with self._lock:
@@ -370,9 +372,6 @@ class _Job:
     def _keep(self, process: subprocess.Popen[bytes]) -> None:
         """Extend the lease while the command runs, and kill it when its grace is over."""
         clock = self._runner.clock
-        with self._lock:
-            if self._why:  # it was stopped before it had begun
-                _signal(process, signal.SIGTERM)
         extend_at = clock.ticks_ms() + self._pace()
         while True:
             with self._lock:
