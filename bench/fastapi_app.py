@@ -1,7 +1,7 @@
 """The yardstick: durable send and poll as a plain FastAPI + aiosqlite application does them.
 
 Written as an ordinary developer would, without tricks for or against it: typed models, one SQLite database in WAL mode
-with `synchronous=FULL` (an answered send is on disk, as in stonemux), one index for the poll, one commit a request.
+with `synchronous=FULL` (an answered send is on disk, as in stonemux), one index for the poll, one commit per request.
 It does less than stonemux: no check that sender and recipient exist, no channels, events, waiting or idempotency.
 
 Run with `uvicorn bench.fastapi_app:app` and in the environment

@@ -37,7 +37,7 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
 
     def attempt(got: Any) -> Any:
         if got is None:
-            # Registered anew with other capabilities, it would wait for the wrong tasks: the caller may ask again.
+            # An agent that has registered other capabilities would wait for the wrong tasks: it may ask again.
             return None if _claim_topics(mux, agent_id, channel) == awaited_tasks else dict(NO_TASK)
         if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
             caller.flight = _Claim(mux, got["claim_token"])

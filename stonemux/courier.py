@@ -2,7 +2,8 @@
 
 Nobody at the other end is trusted. The connection goes to the address that was judged and not to the name once more;
 no redirect is followed and no proxy asked; of the answer, the head is read up to 8 KiB and the body up to 4 KiB. One
-deadline spans the whole attempt, so that whoever answers a byte a second holds a thread no longer than who hangs.
+deadline spans the whole attempt, so a receiver that sends one byte per second holds a thread no longer than one that
+hangs.
 
 The exchange is our own because the stock client gives every single read the whole timeout anew.
 """

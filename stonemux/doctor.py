@@ -96,7 +96,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """For people: a line a finding, and what to do below it."""
+    """For people: a line per finding, and below it what to do."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.state:<8} {finding.check:<10} {finding.found}")

@@ -2,8 +2,8 @@
 
 `ThreadingHTTPServer` supplies the listening socket and its life cycle. What a request passes through is our own: the
 stock parser can be desynchronized and is slow (`wire`), and threads that are woken for every request fight for the
-interpreter lock (`readiness`; a durable send with 64 connections cost 140 microseconds with a thread a connection, 70
-so).
+interpreter lock (`readiness`; with 64 connections, a durable send cost 140 microseconds with a thread per connection,
+and costs 70 now).
 
 Which thread does what, and never does:
 

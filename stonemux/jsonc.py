@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stonemux.errors import MuxError
 
 MAX_DEPTH = 200
-"""Deeper nesting is refused; reading takes two calls a level."""
+"""Deeper nesting is refused; reading takes two calls per level."""
 
 
 class Member(NamedTuple):

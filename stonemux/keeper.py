@@ -1,8 +1,8 @@
-"""Extending, in the background, what somebody holds on a lease while he works on it.
+"""Extending, in the background, the leases of what somebody is working on.
 
-One thread a client, started with the first thing to look after. It alone has the list; everybody else talks to it
-through a queue, which takes word also from a finalizer, whatever else is running. It looks after each thing several
-times a lease and so notices by itself what has been let go of; being quick costs the holder nothing.
+One thread per client, started with the first thing to look after. It alone has the list; everybody else talks to it
+through a queue, which even a finalizer may use, whatever else is running. It looks at each thing several times per
+lease and so notices by itself what has been let go of; a holder that is done before the first look pays nothing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Sixteen characters of Crockford's base32 hold 80 bits: version 3, tier 2, serial 40, the issuer's code 25, checksum 10.
 Too few for a signature: a key only names a license, and what may be done stands in the signed document behind it (see
 `license`). The checksum tells typos apart without asking anybody: as a CRC of degree 10 it finds every change within
-ten neighbouring bits, so each single wrong character and each swap of two neighbours. The issuer's code is an HMAC that
+ten neighboring bits, so each single wrong character and each swap of two neighbours. The issuer's code is an HMAC that
 only the issuer can check.
 """
 

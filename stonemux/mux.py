@@ -53,7 +53,10 @@ class Caller:
         self.once: Callable[[Caller, Work], Work] | None = None
         """Makes a piece of writing happen once for the call's idempotency key."""
         self.enter: Callable[[Caller, Work], Work] | None = None
-        """Enters a piece of writing in the audit log. Neither holds the caller: that would be a cycle a call."""
+        """Enters a piece of writing in the audit log.
+
+        Both are handed the caller instead of holding it: each call would otherwise leave a cycle to the collector.
+        """
         self.replayed = False
         """The answer is the stored one of an earlier call with the same key."""
 
@@ -156,7 +159,7 @@ class Alarm:
 
     def set(self, at: int) -> None:
         """Ring at this moment, if nothing rings earlier."""
-        if at < self._at:
+        if at < self._at:  # without the lock: who rings earlier looks at all that is due, and finds what we set it for
             with self._condition:
                 self._at = min(self._at, at)
                 self._condition.notify()
@@ -215,7 +218,7 @@ class Mux:
         self.alarm.set(self.clock.now_ms())  # what is due next may have become another
 
     def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
-        """After a commit: let the event log, the waiters and one waiter an offer know."""
+        """After a commit: tell the event log, all who wait for a topic, and one waiter for each offer."""
         if events:
             self.log.publish(events)
             topics.append(("events",))

@@ -231,9 +231,8 @@ def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
         )
     if remembered.audit_head and _has_audit(db):
         row = db.execute("select hash from audit where seq = ?", (remembered.audit_seq,)).fetchone()
-        if (
-            row is not None and row[0].hex() != remembered.audit_head
-        ):  # where it was purged, there is nothing to compare
+        # A record that was purged cannot be compared.
+        if row is not None and row[0].hex() != remembered.audit_head:
             return (
                 f"has an audit log whose record {remembered.audit_seq} is not the one that this directory has seen: it "
                 "was rewritten, or is that of another database"

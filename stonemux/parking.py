@@ -29,7 +29,7 @@ from stonemux.transaction import Job
 AT_ONCE = 64
 """So many calls are looked at before the sockets get their turn again."""
 LEAST_OVER = 64
-"""Entries for calls that have ended are swept out when they are more than half of all, and more than these."""
+"""Entries of calls that have ended are swept out when they are more than half of all, and more than this many."""
 RESTING, QUEUED, RUNNING, TOLD = range(4)
 
 Done = Callable[[Any, BaseException | None], None]

@@ -93,7 +93,7 @@ class Presence:
         with self._lock:
             stale = [name for name, seen in self._seen.items() if seen <= horizon and name not in self._told]
             self._told.update(stale)
-            # A heartbeat takes no lock: one that came before the line above has not seen that it is told of.
+            # A heartbeat takes no lock: one that came before the line above did not find its agent told of.
             woken = [name for name in stale if self._seen[name] > horizon]
             self._told.difference_update(woken)
         return [name for name in stale if name not in woken]

@@ -17,8 +17,8 @@ _bsd: Any = select
 """The same module without its types: its kqueue half is not there on the system that the type checker runs on."""
 
 AT_ONCE = 96
-"""Descriptors told of at once. Requests that are read together are committed together, and what more of them need no
-longer fits into the processor's caches: 512 busy connections got half as much done without a limit."""
+"""Descriptors told of at once. Requests that are read together are committed together, and what a larger round touches
+no longer fits into the processor's caches: without a limit, 512 busy connections got half as much done."""
 
 
 class Ready(NamedTuple):

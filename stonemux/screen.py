@@ -167,7 +167,7 @@ def ids(told: Mapping[str, Any]) -> list[str]:
 
 
 def record(shape: Mapping[str, Any], told: Mapping[str, Any], look: Look) -> str:
-    """One thing: a line a field, what takes several lines below its name."""
+    """One thing: a line per field; a value of several lines stands below its name."""
     shown = {name: value for name, value in told.items() if value not in (None, [], {})}
     width = max((len(_label(name)) for name in shown), default=0)
     lines = []

@@ -5,7 +5,7 @@ session is. The daemon is started if none answers, and found again when it was r
 idempotency key, so one that was cut off is sent again without happening twice. While no daemon can be started, the
 messages are answered here, and tools say why.
 
-Transports, "stdio" (2025-11-25) and 2026-07-28: one message a line, nothing else on standard output, the end of the
+Transports, "stdio" (2025-11-25) and 2026-07-28: one message per line, nothing else on standard output, the end of the
 input ends the program.
 
 The main thread reads and never blocks on a call; each request has a thread, which then waits for the next one. They

@@ -10,9 +10,9 @@ does. So a late completion is accepted as long as the fence has not moved. Who g
 loses it for good (requeue) is no longer its owner. Leases run on the program's clock, which never steps, and each
 restart gives the live ones a full term: nobody is late because the daemon was away.
 
-Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first. Claims
-remember when that will be (`_DUE`), and which sorts of tasks there are none of (`has_none`), so as not to look each
-time: whoever lets a task be due earlier, or makes one claimable (`offer`), corrects that.
+Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first. To spare
+looks, claims remember when something will be due next (`_DUE`) and for whom there is no task (`has_none`). Whoever sets
+an earlier end, or makes a task claimable (`offer`), corrects what is remembered.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ EXHAUSTED = "max_attempts_exceeded"
 
 _TOKEN = re.compile(r"(.{36})\.([1-9][0-9]{0,18})\Z")
 
-
 _DUE = ("tasks due",)
 """Where a transaction remembers a moment before which no lease and no delay ends."""
+
 _NEVER = 2**62
 
 

@@ -84,7 +84,7 @@ class Timekeeper:
         self._mux = mux
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
-        self._run_out_from = self._run_out_to = 0  # between these, what ran out was written down
+        self._run_out_from = self._run_out_to = 0  # mail that ran out between these is written down as dead
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
@@ -227,7 +227,8 @@ class Timekeeper:
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
-        since = self._run_out_to if now < self._run_out_from + DAY_MS else 0  # what was marked unread again, too
+        # Once a day all of it is looked at: what was marked as unread again may have run out long ago.
+        since = self._run_out_to if now < self._run_out_from + DAY_MS else 0
         self._run_out_from = self._run_out_from if since else now
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, since))
         self._run_out_to = now
@@ -235,7 +236,6 @@ class Timekeeper:
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
         self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))
-
         if settings.audit_retention_days:
             self._purge_audit(now - settings.audit_retention_days * DAY_MS)
 

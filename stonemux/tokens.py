@@ -81,7 +81,7 @@ class Made(NamedTuple):
 
 
 class Tokens:
-    """The keys, what was revoked, and the judgement. `asks` and `required` are read on every call."""
+    """The keys, what was revoked, and the judgment. `asks` and `required` are read on every call."""
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock

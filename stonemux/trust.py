@@ -40,5 +40,7 @@ class Trust:
         secured = self._context.wrap_socket(sock, server_hostname=self._host)
         if self._here and secured.getpeercert(binary_form=True) not in self._known:
             secured.close()
-            raise OSError(f"the daemon shows another certificate than that of {self._file}; was it started before?")
+            raise OSError(
+                f"the daemon shows another certificate than that of {self._file}; restart it if the file is newer"
+            )
         return secured

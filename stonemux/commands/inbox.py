@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", help="how many to show at most (default 100)")
     parser.add_argument("--follow", action="store_true", help="then show whole what arrives, until interrupted")
     parser.add_argument(
-        "--json", action="store_true", help="the daemon's answer, for programs; --follow: a line an item"
+        "--json", action="store_true", help="the daemon's answer, for programs; --follow: one line per item"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     flags.add_settings(parser)

@@ -1,4 +1,4 @@
-"""Load, kills, and judgement.
+"""Load, kills, and judgment.
 
 Everybody works against one daemon, which is killed at random moments and started again on the same data. Then it is
 calm: what is there gets delivered and done. Then the diaries are judged.
