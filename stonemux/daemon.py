@@ -4,8 +4,8 @@ Order of the start: settings, data directory (locked), store (checked, migrated)
 the banner. The stop goes backwards: no new connections, parked calls answered, streams told, queued changes committed,
 write-ahead log folded in, lock given back.
 
-A signal only writes to a pipe that the main thread reads; everything else happens in order, on that thread. SIGTERM and
-SIGINT end the daemon, SIGHUP lets it read its settings again, or ends it when its terminal is gone.
+A signal only writes to a pipe that the main thread reads (`signals`); everything else happens in order, on that thread.
+SIGTERM and SIGINT end the daemon, SIGHUP lets it read its settings again, or ends it when its terminal is gone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
 
-from stonemux import VERSION, config, launch, logs, operations, timekeeper
+from stonemux import VERSION, config, launch, logs, operations, signals, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.datadir import OWNER_TOKEN, DataDir
@@ -30,6 +29,7 @@ from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
 from stonemux.mux import Mux
 from stonemux.outbound import Outbound
+from stonemux.signals import Signals
 from stonemux.store import Store
 from stonemux.telemetry import Telemetry
 
@@ -50,10 +50,7 @@ class Daemon:
         clock = clock or Clock()
         self.settings = settings
         self.failure: MuxError | None = None
-        # A pipe, because the system writes to it as soon as a signal comes: one that came just before the main thread
-        # fell asleep on a lock would not wake it. It stays open, so that a late `stop` cannot write anywhere else.
-        self._ending, self._end = os.pipe()
-        os.set_blocking(self._end, False)
+        self._signals = Signals()  # never closed, so that a late `stop` cannot write anywhere else
         with contextlib.ExitStack() as undo:
             self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
             undo.callback(self._directory.close)
@@ -88,21 +85,17 @@ class Daemon:
         self.failure = error
         self.stop()
 
-    def stop(self, *_: Any) -> None:
-        """Ask `serve` to end; any thread may, and a signal handler."""
-        with contextlib.suppress(BlockingIOError):  # it was asked more than often enough
-            os.write(self._end, b"x")
+    def stop(self) -> None:
+        """Ask `serve` to end; any thread may."""
+        self._signals.put(signals.NONE)
 
     def heed_signals(self) -> None:
         """Let SIGTERM and SIGINT end `serve`, and SIGHUP make it read the settings again."""
-        signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)  # which writes the signal's number
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.stop)
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        self._signals.listen(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def serve(self, reread: Callable[[], Settings] | None = None) -> int:
         """Wait for the end, then shut down in order; returns the exit status. `reread` gives the settings anew."""
-        while os.read(self._ending, 1)[0] == signal.SIGHUP and not _terminal_is_gone():
+        while self._signals.next() == signal.SIGHUP and not _terminal_is_gone():
             if reread is not None:
                 self.reload(reread)
         self.close()

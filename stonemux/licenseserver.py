@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import signal
 import threading
@@ -28,6 +27,7 @@ from stonemux.issuer import Issuer
 from stonemux.mux import Caller, Mux
 from stonemux.record import replace
 from stonemux.schema import MOST_INTEGER, REQUIRED, TIERS, Operation, Param
+from stonemux.signals import Signals
 from stonemux.store import Store
 from stonemux.wire import Head
 
@@ -166,14 +166,12 @@ class LicenseDaemon:
 
 def serve(settings: Settings, *, say: Callable[[int], None]) -> None:
     """Run a license server until SIGTERM or SIGINT; `say` hears its port."""
-    ended, end = os.pipe()
-    os.set_blocking(end, False)
     daemon = LicenseDaemon(settings)
+    signals = Signals()
     try:
-        signal.set_wakeup_fd(end)  # which writes to the pipe whenever a signal comes
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+        signals.listen(signal.SIGTERM, signal.SIGINT)
         say(daemon.port)
-        os.read(ended, 1)
+        signals.next()
     finally:
         daemon.close()
+        signals.close()

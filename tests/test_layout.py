@@ -35,6 +35,7 @@ LAYERS: tuple[set[str], ...] = (
         "clients",
         "launch",
         "ed25519",
+        "signals",
     },
     # one subject each, none knows of the program
     {
@@ -155,6 +156,7 @@ ONLY = {
         "bellcommand",
         "stdio",
         "runner",
+        "signals",
         "commands.run",
         "commands.serve",
         "commands.top",

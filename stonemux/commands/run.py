@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from stonemux import flags, launch
 from stonemux.errors import EXIT_INTERRUPTED, MuxError
+from stonemux.signals import NONE, Signals
 
 if TYPE_CHECKING:
     from stonemux.config import Settings
@@ -98,10 +99,7 @@ def _until_signal(runner: Runner) -> int:
     """Let it work in a thread, while this one hears signals; what it raises is raised here."""
     ended: list[int | BaseException] = []
     heard: list[int] = []
-    # A pipe, because the system writes to it as soon as a signal comes: one that came just before this thread fell
-    # asleep in a lock would not wake it.
-    hearing, told = os.pipe()
-    os.set_blocking(told, False)
+    signals = Signals()
 
     def work() -> None:
         try:
@@ -109,22 +107,18 @@ def _until_signal(runner: Runner) -> int:
         except BaseException as error:
             ended.append(error)
         finally:
-            os.write(told, b"\0")  # no signal has this number
+            signals.put(NONE)
 
     thread = threading.Thread(target=work, name="runner")
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # the system writes the signal's number
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, frame: None)
+        signals.listen(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         thread.start()
-        while came := os.read(hearing, 1)[0]:
+        while (came := signals.next()) != NONE:
             heard.append(came)
             runner.stop(now=len(heard) > 1)
         thread.join()
     finally:
-        signal.set_wakeup_fd(-1)
-        os.close(hearing)
-        os.close(told)
+        signals.close()
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return EXIT_INTERRUPTED if signal.SIGINT in heard else ended[0]
