@@ -29,7 +29,7 @@ from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
+from stonemux.pool import Aborted, Exchange, NoAnswer, Pool, in_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, shown
 
 FIRST_CONTACT_MS = 2000
@@ -262,7 +262,7 @@ class Calls(Methods):
         headers: dict[str, str] = {}
         try:
             if operation.method == "GET":
-                query = urlencode({name: _in_query(name, value) for name, value in given.items() if value is not None})
+                query = urlencode({name: in_query(name, value) for name, value in given.items() if value is not None})
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
                 return _Request("GET", operation.path + (f"?{query}" if query else ""), None, headers, receipt)
         except UnicodeEncodeError:
@@ -362,20 +362,6 @@ def _waited(operation: Operation, given: Mapping[str, Any]) -> int:
         return 0
     wait = given.get("timeout", operation.by_name["timeout"].default)
     return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
-
-
-def _in_query(name: str, value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, list | tuple):
-        return value
-    if any("," in str(entry) for entry in value):
-        raise MuxError(
-            "invalid_field",
-            f"{name} holds a name with a comma, and commas part the entries of a list in a query; ask for one less",
-            parameter=name,
-        )
-    return ",".join(map(str, value))
 
 
 def _as_json(value: Any) -> Any:

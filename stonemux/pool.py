@@ -295,6 +295,21 @@ def _request(authority: str, method: str, path: str, body: bytes | None, headers
     return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
+def in_query(name: str, value: Any) -> str:
+    """A parameter's value as a query string has it, before it is encoded. Raises `invalid_field`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, list | tuple):
+        return str(value)
+    if any("," in str(entry) for entry in value):
+        raise MuxError(
+            "invalid_field",
+            f"{name} holds a name with a comma, and commas part the entries of a list in a query; ask for one less",
+            parameter=name,
+        )
+    return ",".join(map(str, value))
+
+
 def _until(sock: socket.socket, data: bytes, whole: Callable[[bytearray], bool]) -> bytes:
     pieces = bytearray(data)
     while not whole(pieces):

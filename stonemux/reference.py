@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 from stonemux import verbs
 from stonemux.config import Settings, settings_table
 from stonemux.errors import FAILURES
+from stonemux.pool import in_query
 from stonemux.schema import (
     IDEMPOTENCY_KEY,
     MOST_INTEGER,
@@ -528,15 +529,9 @@ def curl(operation: Operation, settings: Settings) -> str:
     if operation.changes:
         body = json.dumps(dict(operation.example), ensure_ascii=False)
         return f"curl -s {url} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
-    query = urlencode({name: _in_query(value) for name, value in operation.example.items()}, quote_via=quote)
+    query = urlencode({name: in_query(name, value) for name, value in operation.example.items()}, quote_via=quote)
     flags = "-sN" if operation.kind == "stream" else "-s"
     return f"curl {flags} {shlex.quote(url + '?' + query) if query else url}"
-
-
-def _in_query(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(str(entry) for entry in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _error_table(operations: Sequence[Operation]) -> str:

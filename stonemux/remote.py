@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 from stonemux.errors import MuxError, read_error
-from stonemux.pool import Exchange, NoAnswer, Pool
+from stonemux.pool import Exchange, NoAnswer, Pool, in_query
 from stonemux.schema import Operation
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Remote:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             if operation.method == "GET":
-                query = urlencode({name: _in_query(value) for name, value in given.items()})
+                query = urlencode({name: in_query(name, value) for name, value in given.items()})
                 return operation.path + (f"?{query}" if query else ""), None, headers
             return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
         except UnicodeEncodeError:
@@ -123,9 +123,3 @@ def _patience(operation: Operation, given: Mapping[str, Any]) -> float:
         return ACT_S
     wait = given.get("timeout", operation.by_name["timeout"].default) if "timeout" in operation.by_name else 0
     return PATIENCE_S + (min(max(wait, 0), 86_400) if isinstance(wait, int) else 0)
-
-
-def _in_query(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(entry) for entry in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -596,6 +596,12 @@ def test_a_command_tells_what_it_was_refused_with_whatever_that_is():
         assert error.facts == {"request_id": "r1"}
 
 
+def test_a_name_with_a_comma_is_not_taken_for_two_in_a_query(typed: Typed):
+    status, _, said = typed("message", "poll", "ann", "--timeout", "0", "--types", '["a,b"]')
+    assert status == 2
+    assert "types holds a name with a comma" in said
+
+
 def test_a_command_gets_the_answer_to_its_own_call_after_a_poll(http: OverHttp):
     join(http, "ann")
     with Remote(replace(Settings(), port=http.port), None) as remote:
