@@ -48,14 +48,7 @@ def register(
     webhook_secret: str | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
-    if agent_id in (SYSTEM, EVERYBODY) or agent_id.startswith(directory.ADDRESS_PREFIXES):
-        raise MuxError(
-            "reserved_name",
-            f"agent_id {agent_id!r} is reserved: it must not be {SYSTEM!r} or {EVERYBODY!r}, nor "
-            f"begin with {', '.join(directory.ADDRESS_PREFIXES)}",
-            parameter="agent_id",
-        )
-    _check_home(agent_id, channel)
+    _check_names(agent_id, channel)
     doorbells.check(tx, agent_id, webhook_url, webhook_secret)
     before = directory.find_agent(tx, agent_id)
     if before is None:
@@ -100,8 +93,15 @@ def register(
     return answer
 
 
-def _check_home(agent_id: str, channel: str) -> None:
-    """Nobody is at home in another agent's own channel."""
+def _check_names(agent_id: str, channel: str) -> None:
+    """Refuse an id that means something else, and a home that is another agent's own channel."""
+    if agent_id in (SYSTEM, EVERYBODY) or agent_id.startswith(directory.ADDRESS_PREFIXES):
+        raise MuxError(
+            "reserved_name",
+            f"agent_id {agent_id!r} is reserved: it must not be {SYSTEM!r} or {EVERYBODY!r}, nor "
+            f"begin with {', '.join(directory.ADDRESS_PREFIXES)}",
+            parameter="agent_id",
+        )
     if channel.startswith(AGENT_CHANNEL_PREFIX) and channel != generate_agent_channel_name(agent_id):
         raise MuxError(
             "reserved_name",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from stonemux.clock import Clock, rfc3339
 from stonemux.endpoints import Outcome
-from stonemux.signature import headers
+from stonemux.signature import headers, make_secret
 from stonemux.transaction import Snapshot, Tx
 
 SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
@@ -71,12 +71,39 @@ def jittered(delay_ms: int, clock: Clock) -> int:
     return delay_ms * (800 + int(clock.token(2), 16) % 401) // 1000
 
 
+class Secrets(NamedTuple):
+    """What an endpoint's deliveries are signed with from now on."""
+
+    secret: str
+    old: str | None = None
+    """The one that was replaced, which signs until `until`, too."""
+    until: int | None = None
+    made: str | None = None
+    """The secret, if it was made just now, to be shown once."""
+
+
+def secrets(tx: Tx, before: Any, given: str | None, *, moved: bool = False) -> Secrets:
+    """The secrets of an endpoint that had the row `before` (None: it is new) and is given a secret, or None.
+
+    `moved` says that its receiver is another one, which has no use for the secret of the one before.
+    """
+    if given is None and (before is None or moved):
+        made = make_secret(tx.mux.clock.token(32))
+        return Secrets(made, made=made)
+    if before is None:
+        assert given is not None
+        return Secrets(given)
+    if given is None or given == before["secret"]:
+        return Secrets(before["secret"], before["old_secret"], before["old_until"])
+    return Secrets(given, before["secret"], tx.now + ROTATION_MS)
+
+
 def signed(row: Any, wire_id: str, body: bytes, clock: Clock, now: int) -> dict[str, str]:
     """The headers of one attempt; with a second signature while the secret of this row's endpoint is being replaced."""
-    secrets = [row["secret"]]
+    keys = [row["secret"]]
     if row["old_secret"] and now < row["old_until"]:
-        secrets.append(row["old_secret"])
-    return headers(secrets, wire_id, clock.wall_ms() // 1000, body)
+        keys.append(row["old_secret"])
+    return headers(keys, wire_id, clock.wall_ms() // 1000, body)
 
 
 def note(

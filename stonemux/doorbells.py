@@ -56,15 +56,7 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
         if before is None:  # taken away in this very batch
             return None
         url = before["url"]
-    made = None
-    kept, until = (before["old_secret"], before["old_until"]) if before is not None else (None, None)
-    if secret is None and before is not None and before["url"] == url:
-        secret = before["secret"]
-    elif secret is None:
-        secret = made = signature.make_secret(tx.mux.clock.token(32))
-        kept = until = None  # another receiver has no use for the secret of the one before
-    elif before is not None and before["secret"] != secret:
-        kept, until = before["secret"], tx.now + attempts.ROTATION_MS
+    keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
     pending = before["wire_id"] if before is not None else None
     due = tx.now if pending else None
     bell_id = before["id"] if before is not None else "db-" + tx.mux.clock.token(6)
@@ -76,9 +68,9 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
         bell_id,
         agent_id,
         url,
-        secret,
-        kept,
-        until,
+        keys.secret,
+        keys.old,
+        keys.until,
         tx.now,
         due,
     )
@@ -95,7 +87,7 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
             endpoints.wake()
 
     tx.after(hung)
-    return made
+    return keys.made
 
 
 def check(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from stonemux import addresses, attempts, directory, doorbells, events, signature
+from stonemux import addresses, attempts, directory, doorbells, events
 from stonemux.clock import rfc3339
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
@@ -67,14 +67,7 @@ def add(
     before = _row(tx, id) if id is not None else None
     if before is None and tx.one("select count(*) from webhook where agent_id is null")[0] >= MOST:
         raise MuxError("webhook_limit", f"events are forwarded to {MOST} endpoints already; remove one", limit=MOST)
-    made = None
-    old, until = None, None
-    if before is not None and (secret is None or secret == before["secret"]):
-        secret, old, until = before["secret"], before["old_secret"], before["old_until"]
-    elif before is not None:
-        old, until = before["secret"], tx.now + attempts.ROTATION_MS
-    elif secret is None:
-        secret = made = signature.make_secret(tx.mux.clock.token(32))
+    keys = attempts.secrets(tx, before, secret)
     head = tx.mux.store.head
     cursor = before["cursor"] if before is not None else head
     if since is not None:
@@ -87,9 +80,9 @@ def add(
         "failing_since = null, last_error = null, disabled_at = null, disabled_for = null",
         endpoint_id,
         url,
-        secret,
-        old,
-        until,
+        keys.secret,
+        keys.old,
+        keys.until,
         dumps(types) if types else None,
         channel,
         int(ordered),
@@ -110,8 +103,8 @@ def add(
 
     tx.after(added)
     answer: dict[str, Any] = {"webhook": _view(tx, _row(tx, endpoint_id)), "created": before is None}
-    if made is not None:
-        answer["secret"] = made
+    if keys.made is not None:
+        answer["secret"] = keys.made
     return answer
 
 
