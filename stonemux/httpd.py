@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
-from stonemux.config import is_loopback
+from stonemux.config import Settings, is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
@@ -94,40 +94,15 @@ class Server(ThreadingHTTPServer):
 
             secrets = tls.context(mux.settings.tls_cert, mux.settings.tls_key)
             self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
-        host, port = mux.settings.host, mux.settings.port
+        host = mux.settings.host
         self._beyond = not is_loopback(host)
         if ":" in host:
             self.address_family = socket.AF_INET6
-        super().__init__((host, port), BaseHTTPRequestHandler, bind_and_activate=False)
-        try:
-            self.server_bind()
-            self.server_activate()
-        except OSError as trouble:
-            self.socket.close()
-            remedy = UNHEARD.get(trouble.errno or 0, "Name an address of this machine with --host")
-            raise MuxError(
-                "address_in_use", f"cannot listen on {host}:{port}: {trouble.strerror}. {remedy}"
-            ) from trouble
+        super().__init__((host, mux.settings.port), BaseHTTPRequestHandler, bind_and_activate=False)
+        self._local = self._listen()
         self.port: int = self.server_address[1]
         mux.endpoints.own_port = self.port
-        self._local: Listener | None = None
-        if mux.settings.unix_socket:
-            try:
-                self._local = Listener(Path(mux.settings.unix_socket))
-            except BaseException:
-                self.socket.close()
-                raise
-        names = {
-            "localhost",
-            "127.0.0.1",
-            "[::1]",
-            host if ":" not in host else f"[{host}]",
-            *mux.settings.allowed_hosts,
-        }
-        local = frozenset(f"{name.lower()}:{self.port}" for name in names)
-        # A browser always names a port that is not 80, so a Host without one comes from a program.
-        self.hosts = local | frozenset(name.lower() for name in names)
-        self.origins = frozenset(f"{mux.settings.scheme}://{name}" for name in local)
+        self.hosts, self.origins = _own_names(mux.settings, self.port)
         self.streamer = sse.Streamer(mux)
         self.lot = Lot(mux, self._ring_from_elsewhere)
         """The calls that wait."""
@@ -151,6 +126,22 @@ class Server(ThreadingHTTPServer):
         self._in_round = False
         self._traffic = False
         self._ended = False
+
+    def _listen(self) -> Listener | None:
+        """Listen on the port, and on the Unix socket if there is to be one, which is returned."""
+        settings = self.mux.settings
+        try:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except OSError as trouble:
+                remedy = UNHEARD.get(trouble.errno or 0, "Name an address of this machine with --host")
+                where = f"{settings.host}:{settings.port}"
+                raise MuxError("address_in_use", f"cannot listen on {where}: {trouble.strerror}. {remedy}") from trouble
+            return Listener(Path(settings.unix_socket)) if settings.unix_socket else None
+        except BaseException:
+            self.socket.close()
+            raise
 
     def server_bind(self) -> None:
         """Bind without the stock look-up of the host's name, which may ask the network."""
@@ -466,6 +457,15 @@ class Server(ThreadingHTTPServer):
             worker.give(None)
         os.close(self._bell)
         os.close(self._rope)
+
+
+def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:
+    """What Host and Origin may say: the names by which this server is called, lower-case."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    names = {name.lower() for name in ("localhost", "127.0.0.1", "[::1]", host, *settings.allowed_hosts)}
+    local = frozenset(f"{name}:{port}" for name in names)
+    # A browser always names a port that is not 80, so a Host without one comes from a program.
+    return local | names, frozenset(f"{settings.scheme}://{name}" for name in local)
 
 
 def is_remote(peer: str, sock: socket.socket) -> bool:
