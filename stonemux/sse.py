@@ -171,7 +171,7 @@ class Streamer:
         clock = self._mux.clock
         behind = False
         while not self._closing:
-            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms(), self._keepalive_ms()))
+            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms()))
             if any(fd == self._bell for fd, _ in ready):
                 os.read(self._bell, 64)
                 self._rung = False  # before looking, so that what comes while we look rings again
@@ -184,21 +184,21 @@ class Streamer:
             if self._doubtful or self._review_at <= self._mux.clock.now_ms():
                 self._review()
             behind = self._write_all(now)
-            self._keep_alive(now, self._keepalive_ms())
+            self._keep_alive(now)
         self._admit()
         for stream in list(self._streams.values()):
             if not stream.unsent:
                 self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)
             self._drop(stream)
 
-    def _keepalive_ms(self) -> int:
-        """How long a stream may be silent; read each time, since the setting may change."""
-        return self._mux.settings.sse_keepalive * 1000
+    def _speaks_at(self, stream: Stream) -> int:
+        """When a stream that has been silent gets a comment."""
+        return stream.spoke_at + self._mux.settings.sse_keepalive * 1000  # read each time, since it may change
 
-    def _patience(self, now: int, keepalive: int) -> int | None:
+    def _patience(self, now: int) -> int | None:
         """Milliseconds until something must happen by itself; None when there is no stream."""
         due = [
-            stream.spoke_at + keepalive if stream.blocked_since is None else stream.blocked_since + STALLED_MS
+            self._speaks_at(stream) if stream.blocked_since is None else stream.blocked_since + STALLED_MS
             for stream in self._streams.values()
         ]
         if not due:
@@ -313,12 +313,12 @@ class Streamer:
             stream.blocked_since = None
             self._poller.modify(stream.sock, select.POLLIN)
 
-    def _keep_alive(self, now: int, keepalive: int) -> None:
+    def _keep_alive(self, now: int) -> None:
         for stream in list(self._streams.values()):
             if stream.blocked_since is not None:
                 if stream.blocked_since + STALLED_MS <= now:
                     self._drop(stream)
-            elif stream.spoke_at + keepalive <= now:
+            elif self._speaks_at(stream) <= now:
                 self._send(stream, b": ka\n\n", now)
 
     def _drop(self, stream: Stream) -> None:

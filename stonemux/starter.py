@@ -39,7 +39,7 @@ class Starter:
         self._environ = environ
         self._clock = Clock()
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | None = None  # kept, or Python would complain that it still runs
         self._pause = threading.Condition()
 
     def ensure(self) -> None:

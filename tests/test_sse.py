@@ -417,11 +417,11 @@ def test_e8_a_keepalive_that_changes_counts_for_streams_that_are_open(streaming)
 def test_e8_the_streamer_sleeps_until_the_next_keepalive(open_stream):
     streaming = open_stream(sse_keepalive=7)
     now = streaming.clock.ticks_ms()
-    assert streaming.streamer._patience(now, 7000) is None
+    assert streaming.streamer._patience(now) is None
     streaming.read()
-    eventually(lambda: streaming.streamer._patience(now, 7000) == 7000)  # once the greeting is out
-    assert streaming.streamer._patience(now + 6999, 7000) == 1
-    assert streaming.streamer._patience(now + 9999, 7000) == 0
+    eventually(lambda: streaming.streamer._patience(now) == 7000)  # once the greeting is out
+    assert streaming.streamer._patience(now + 6999) == 1
+    assert streaming.streamer._patience(now + 9999) == 0
 
 
 def test_an_idle_streamer_does_nothing(streaming, monkeypatch):
