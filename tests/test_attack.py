@@ -33,6 +33,6 @@ def test_fault_27_polls_left_behind_over_tls_lose_nothing(tmp_path):
         assert victim.stop() == 0
 
 
-def test_nobody_sleeps_through_what_he_waits_for(victim):
+def test_nobody_sleeps_through_what_they_wait_for(victim):
     outcome = wakeups.attack(victim.port, seed=1, rallies=30)
     assert not outcome.violations

@@ -50,7 +50,7 @@ def test_any_sign_of_life_starts_the_time_anew(presence, clock):
     assert presence.status("ann") == "active"
 
 
-def test_staleness_is_told_once_a_silence(presence, clock):
+def test_staleness_is_told_once_per_silence(presence, clock):
     clock.advance(THRESHOLD_MS)
     assert presence.newly_stale() == ["ann"]
     assert presence.newly_stale() == []
