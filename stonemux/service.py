@@ -28,15 +28,11 @@ from stonemux.clients import home
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
-from stonemux.setup import HANDED_ON
+from stonemux.setup import ADDRESS, HANDED_ON
 
 NAME = "stonemux"
 MARK = "Written by: stonemux service install"
 """What a file must say to be replaced or removed."""
-TOLD = (*HANDED_ON, "tls_key")
-"""Settings that the environment or a flag may hold, which a service does not have: they go into its command."""
-ADDRESS = ("host", "port")
-"""Those of them that are no paths."""
 START_MS = 15_000
 LOOK_MS = 50
 SETTLE_MS = 500
@@ -183,7 +179,7 @@ def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folde
     Paths become absolute, counted from `folder`: a service has neither this folder nor this environment.
     """
     words = [*launch.command(), "serve"]
-    for name in TOLD:
+    for name in HANDED_ON:
         if value := given.get(name) or environ.get(f"STONEMUX_{name.upper()}"):
             value = value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
             words += [f"--{name.replace('_', '-')}", value]
@@ -201,7 +197,7 @@ def kept(environ: Mapping[str, str], system: str) -> dict[str, str]:
         told = dict(zip(flags[::2], flags[1::2], strict=True))
     except (OSError, ValueError, KeyError, ExpatError, plistlib.InvalidFileException):
         return {}
-    names = {f"--{name.replace('_', '-')}": name for name in TOLD}
+    names = {f"--{name.replace('_', '-')}": name for name in HANDED_ON}
     return {names[flag]: value for flag, value in told.items() if flag in names}
 
 

@@ -27,8 +27,10 @@ from stonemux.schema import KINDS, Param
 
 NAME = "stonemux"
 SYNTAXES: Mapping[str, Any] = {"json": jsonc, "toml": tomltext}
-HANDED_ON = ("host", "port", "data_dir", "config", "tls_cert")
-"""Settings that reach the daemon through the entry's environment, as STONEMUX_HOST and so on."""
+ADDRESS = ("host", "port")
+HANDED_ON = (*ADDRESS, "data_dir", "config", "tls_cert", "tls_key")
+"""Settings that reach the daemon through the entry's environment, as STONEMUX_HOST and so on. All but the address are
+paths."""
 OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *(f"STONEMUX_{name.upper()}" for name in HANDED_ON))
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
 """Fields of an entry that reached stonemux over HTTP; beside a command they would contradict it."""
@@ -143,7 +145,7 @@ def launch_for(environ: Mapping[str, str], given: Mapping[str, str | None], fold
         variable = f"STONEMUX_{name.upper()}"
         value = given.get(name) or environ.get(variable)
         if value:
-            env[variable] = os.path.abspath(folder / Path(value).expanduser()) if name in HANDED_ON[2:] else value
+            env[variable] = value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
     if agent is not None:
         env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
     command, *args = launch.command()

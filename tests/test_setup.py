@@ -253,6 +253,11 @@ def test_address_data_and_settings_are_handed_on(place):
         "STONEMUX_DATA_DIR": str(place.project / "data"),
         "STONEMUX_CONFIG": str(place.project / "s.toml"),
     }, "flags win; whoever runs setup is not whom the client speaks for"
+    place.run("cursor", "--no-check", STONEMUX_TLS_CERT="cert.pem", STONEMUX_TLS_KEY="key.pem")
+    assert place.entry("cursor")["env"] == {
+        "STONEMUX_TLS_CERT": str(place.project / "cert.pem"),
+        "STONEMUX_TLS_KEY": str(place.project / "key.pem"),
+    }, "a session may have to start the daemon"
     place.run("cursor", "--no-check")
     assert "env" not in place.entry("cursor"), "what is no longer given goes"
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Install, remove, or look."""
-    from stonemux import service
+    from stonemux import service, setup
     from stonemux.config import here
 
     for name, value in service.kept(environ, sys.platform).items():
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if options.action == "remove":
         options.config = os.devnull  # a file that is gone or broken keeps nobody from it
     settings = flags.settings(options, environ)
-    given = {name: getattr(options, name, None) for name in service.TOLD}
+    given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
     words = service.words_for(environ, given, here())
     keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
     if options.action == "install":
