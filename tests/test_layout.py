@@ -268,3 +268,21 @@ def _is_doc(text: str) -> bool:
 
 def test_no_module_has_the_name_of_one_of_the_standard_library():
     assert not set(MODULES) - {"__main__"} & sys.stdlib_module_names
+
+
+def test_the_design_tells_of_each_thread_of_the_daemon():
+    reached, new = set(), {"daemon"}
+    while new:
+        reached |= new
+        new = {other for module in new for other in ours(module)} - reached
+    threads = {
+        keyword.value.value
+        for module in reached
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "threading.Thread"
+        for keyword in node.keywords
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
+    }
+    design = (PACKAGE.parent / "docs/design.md").read_text(encoding="utf-8")
+    section = design.partition("## Threads")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| ([a-z-]+) \| ", section, re.MULTILINE)) - {"thread", "main"} == threads
