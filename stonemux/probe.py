@@ -78,8 +78,9 @@ def _talk(
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
+    into, out = _pipes(child)
     with contextlib.suppress(OSError):  # what it no longer reads
-        child.stdin.close()  # type: ignore[union-attr]
+        into.close()
     for act in (child.terminate, child.kill):
         try:
             child.wait(FAREWELL_S)
@@ -87,7 +88,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             act()
     child.wait()
-    child.stdout.close()  # type: ignore[union-attr]
+    out.close()
+
+
+def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Its standard input and output."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    return child.stdin, child.stdout
 
 
 class _Session:
@@ -95,6 +103,7 @@ class _Session:
 
     def __init__(self, child: subprocess.Popen[bytes], deadline: int) -> None:
         self._child = child
+        self._into, self._out = _pipes(child)
         self._deadline = deadline
         self._clock = Clock()
         self._rest = b""
@@ -130,8 +139,8 @@ class _Session:
 
     def _write(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # it ended; reading tells
-            self._child.stdin.write(json.dumps(message).encode() + b"\n")  # type: ignore[union-attr]
-            self._child.stdin.flush()  # type: ignore[union-attr]
+            self._into.write(json.dumps(message).encode() + b"\n")
+            self._into.flush()
 
     def _read(self, method: str) -> dict[str, Any]:
         line = self._line(method)
@@ -144,7 +153,7 @@ class _Session:
         return message
 
     def _line(self, method: str) -> bytes:
-        pipe: int = self._child.stdout.fileno()  # type: ignore[union-attr]
+        pipe = self._out.fileno()
         while b"\n" not in self._rest:
             left = self._deadline - self._clock.ticks_ms()
             if left <= 0 or not select.select([pipe], [], [], left / 1000)[0]:
