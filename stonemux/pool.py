@@ -304,7 +304,7 @@ def in_query(name: str, value: Any) -> str:
     if any("," in str(entry) for entry in value):
         raise MuxError(
             "invalid_field",
-            f"{name} holds a name with a comma, and commas part the entries of a list in a query; ask for one less",
+            f"{name} holds a name with a comma, and in a query a comma separates names; leave that one out",
             parameter=name,
         )
     return ",".join(map(str, value))
