@@ -27,7 +27,7 @@ from daemons import ROOT, running_daemon
 from faces import OverHttp, join
 from scripted import Scripted, refusal
 
-from stonemux import cli, flags, following, progress, verbs
+from stonemux import cli, flags, progress, tail, verbs
 from stonemux.commands import top
 from stonemux.commands.completion import SHELLS, tree
 from stonemux.config import Settings
@@ -280,7 +280,7 @@ class AFollowed:
 
 
 def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monkeypatch):
-    monkeypatch.setattr(following, "AWAY_MS", 0)
+    monkeypatch.setattr(tail, "AWAY_MS", 0)
     away = MuxError("unreachable", "no")
     daemon = AFollowed(
         {"head": 30},
@@ -291,7 +291,7 @@ def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monke
         away,
         {"events": [], "next": 12, "reset": {"head": 3}},
     )
-    follower = following.Follower(daemon, {"channel": "c"})  # type: ignore[arg-type]
+    follower = tail.Tail(daemon, {"channel": "c"})  # type: ignore[arg-type]
     follower.begin(10)
     assert [follower.next(), follower.next(), follower.next()] == [[{"id": 11}], [{"id": 12}], []]
     assert [asked["after"] for asked in daemon.asked[1:]] == [10, 11, 11, 11, 12, 12]
@@ -305,7 +305,7 @@ def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monke
 
 def test_following_ends_with_a_real_refusal():
     daemon = AFollowed({"head": 30}, MuxError("upgrade_required", "no"))
-    follower = following.Follower(daemon, {})  # type: ignore[arg-type]
+    follower = tail.Tail(daemon, {})  # type: ignore[arg-type]
     follower.begin(back=20)
     assert follower.after == 10
     with pytest.raises(MuxError):

@@ -83,7 +83,7 @@ LAYERS: tuple[set[str], ...] = (
     # what is kept
     {"copies", "verbs", "remote", "courier", "bellcommand", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference", "issuer"},
-    {"store", "following", "progress", "output"},
+    {"store", "tail", "progress", "output"},
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
     {"mux", "channels", "documents", "doorbells", "taskrows"},

@@ -17,8 +17,8 @@ from typing import Any
 from stonemux import flags, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
-from stonemux.following import Follower
 from stonemux.remote import Remote
+from stonemux.tail import WAIT_S, Tail
 
 BACK = 20
 EMPTY: tuple[Any, ...] = (None, [], {})
@@ -39,10 +39,10 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print what there is, and follow if asked to."""
     given = {name: value for name in ("types", "channel", "agent_id") if (value := getattr(options, name)) is not None}
     with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
-        follower = Follower(remote, given)
-        follower.begin(_id(options.after), back=BACK)
-        while options.follow or follower.after < follower.head:
-            for event in follower.next(timeout=25 if options.follow else 0):
+        tail = Tail(remote, given)
+        tail.begin(_id(options.after), back=BACK)
+        while options.follow or tail.after < tail.head:
+            for event in tail.next(timeout=WAIT_S if options.follow else 0):
                 print(_line(event, options, environ))
             sys.stdout.flush()
     return EXIT_OK

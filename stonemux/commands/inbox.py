@@ -16,9 +16,9 @@ from typing import Any
 from stonemux import flags, output, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
-from stonemux.following import Follower
 from stonemux.operations import BY_NAME
 from stonemux.remote import Remote
+from stonemux.tail import Tail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +70,8 @@ def _follow(
     environ: Mapping[str, str],
 ) -> None:
     """Show each item once, the oldest first."""
-    follower = Follower(remote, {"agent_id": agent, "types": ["message"]})
-    follower.begin()
+    tail = Tail(remote, {"agent_id": agent, "types": ["message"]})
+    tail.begin()
     newest = 0
     while True:
         for item in sorted(items, key=lambda item: int(item["message_id"])):
@@ -80,8 +80,8 @@ def _follow(
                 _print(item, options, environ)
         items = []
         while not items:
-            if follower.next():
-                items = follower.ask(BY_NAME["inbox.list"], given)["items"]
+            if tail.next():
+                items = tail.ask(BY_NAME["inbox.list"], given)["items"]
 
 
 def _print(item: Mapping[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Following the event log: batch after batch, also over restarts of the daemon.
+"""The end of the event log, for commands: batch after batch, also over restarts of the daemon.
 
 Each batch begins where the one before ended, so nothing is missed while the daemon is away; what it no longer keeps it
 says itself, as a gap.
@@ -22,7 +22,7 @@ AWAY_MS = 500
 AWAY = ("unreachable", "shutting_down")
 
 
-class Follower:
+class Tail:
     """A place in the event log; `after` is the last id that was seen."""
 
     def __init__(self, remote: Remote, given: Mapping[str, Any]) -> None:
