@@ -346,6 +346,34 @@ def test_inbox_and_events_are_followed_until_an_interrupt(tmp_path):
                 follower.communicate()
 
 
+def test_following_an_inbox_misses_neither_a_burst_nor_what_is_read_at_once(tmp_path):
+    with running_daemon(tmp_path / "data") as daemon:
+        environ = {**BARE, "HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port)}
+
+        def call(*words: str) -> None:
+            assert cli.main([*words, "--quiet"], environ) == 0
+
+        for agent in ("ann", "bob"):
+            call("agent", "register", agent)
+        for content in ("old", "there"):
+            call("msg", "send", content, "--from", "ann", "--to", "bob")
+        words = [sys.executable, "-m", "stonemux", "inbox", "bob", "--follow", "--limit", "1", "--json"]
+        follower = subprocess.Popen(words, cwd=ROOT, env=environ, stdout=-1, text=True)
+        try:
+            out = follower.stdout
+            assert out is not None
+            assert json.loads(out.readline())["content"] == "there"
+            follower.send_signal(signal.SIGSTOP)
+            for number in range(102):
+                call("msg", "send", f"new {number}", "--from", "ann", "--to", "bob")
+            call("inbox", "update", "read", "bob", "--all")
+            follower.send_signal(signal.SIGCONT)
+            assert [json.loads(out.readline())["content"] for _ in range(102)] == [f"new {n}" for n in range(102)]
+        finally:
+            follower.kill()
+            follower.communicate()
+
+
 # --- top
 
 STATS = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from stonemux import flags, output, screen
 from stonemux.clock import Clock
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose inbox, what of it, and how."""
     parser.add_argument("agent", metavar="AGENT", nargs="?", help="whose inbox (STONEMUX_AGENT, unless given)")
     parser.add_argument("--full", action="store_true", help="whole contents in place of previews")
-    parser.add_argument("--status", help="unread (default), read, archived or all")
-    parser.add_argument("--limit", help="how many to show at most (default 100)")
+    parser.add_argument("--status", help="unread (default; of what arrives while --follow: all), read, archived, all")
+    parser.add_argument("--limit", help="how many to show at most (default 100), of those that are there already")
     parser.add_argument("--follow", action="store_true", help="then show whole what arrives, until interrupted")
     parser.add_argument(
         "--json", action="store_true", help="the daemon's answer, for programs; --follow: one line per item"
@@ -45,11 +45,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if options.full or options.follow:
         given["full"] = True
     with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
-        answer = remote.ask(BY_NAME["inbox.list"], given)
-        if not options.follow:
-            print(_text(answer, options, environ))
-            return EXIT_OK
-        _follow(remote, agent, given, answer["items"], options, environ)
+        if options.follow:
+            _follow(remote, given, options, environ)
+        print(_text(remote.ask(BY_NAME["inbox.list"], given), options, environ))
     return EXIT_OK
 
 
@@ -61,27 +59,39 @@ def _text(answer: Mapping[str, Any], options: argparse.Namespace, environ: Mappi
     return output.answer(BY_NAME["inbox.list"], answer, options, look)
 
 
-def _follow(
-    remote: Remote,
-    agent: str,
-    given: dict[str, Any],
-    items: list[dict[str, Any]],
-    options: argparse.Namespace,
-    environ: Mapping[str, str],
-) -> None:
-    """Show each item once, the oldest first."""
-    tail = Tail(remote, {"agent_id": agent, "types": ["message"]})
+def _follow(remote: Remote, given: dict[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
+    """Show each item once, the oldest first: those that are there, and then all that arrive."""
+    agent = {"agent_id": given["agent_id"]}
+    tail = Tail(remote, agent | {"types": ["message"]})
     tail.begin()
-    newest = 0
+    newest = max(_ids(remote.ask(BY_NAME["inbox.list"], agent | {"status": "all", "limit": 1})["items"]), default=0)
+    items = remote.ask(BY_NAME["inbox.list"], given)["items"]
+    shown = _ids(items)
+    # One that the agent's own poll takes at once has been read by the time that it is looked for.
+    later = agent | {"status": given.get("status", "all"), "full": True}
     while True:
-        for item in sorted(items, key=lambda item: int(item["message_id"])):
-            if item["message_id"] > newest:
-                newest = item["message_id"]
-                _print(item, options, environ)
-        items = []
-        while not items:
-            if tail.next():
-                items = tail.ask(BY_NAME["inbox.list"], given)["items"]
+        for item in reversed(items):
+            _print(item, options, environ)
+        while not tail.next():
+            pass
+        items = [item for item in _after(tail, later, newest) if item["message_id"] not in shown]
+        newest = max(_ids(items), default=newest)
+
+
+def _after(tail: Tail, given: dict[str, Any], newest: int) -> list[dict[str, Any]]:
+    """The items of messages that are newer, the newest first, however many there are."""
+    items: list[dict[str, Any]] = []
+    before: dict[str, int] = {}
+    while True:
+        answer = tail.ask(BY_NAME["inbox.list"], given | before)
+        items += [item for item in answer["items"] if item["message_id"] > newest]
+        if "more" not in answer or answer["items"][-1]["message_id"] <= newest:
+            return items
+        before = {"before": answer["items"][-1]["message_id"]}
+
+
+def _ids(items: list[dict[str, Any]]) -> set[int]:
+    return {item["message_id"] for item in items}
 
 
 def _print(item: Mapping[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> None:
