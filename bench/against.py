@@ -1,6 +1,7 @@
 """`python -m bench.against`: stonemux beside the programs that its users know, in one run.
 
-    --report DIR  write `benchmarks.md` and `benchmarks.svg` there
+    --report DIR  write `benchmarks.md` and `benchmarks.svg` there; what is written by hand below the figures,
+                  "Where a peer wins", stays: see whether it still holds
     --json FILE   write every figure
     --seconds S   length of one measurement (default 2)
     --rounds N    how often each is measured in a run (default 1); medians are shown
@@ -38,22 +39,8 @@ PUTS = (1, 8, 64, 512)
 CYCLES = (8, 64)
 CROWDS = (1, 100, 1000, 2000)
 WAKES = 60
-WHY = """
-## Where a peer wins, and why
-
-- redis and nats-server are written in C and Go and speak protocols of a line or two; beanstalkd, too. A send here is a
-  request in HTTP and JSON whose sender, recipient, channel and membership are looked up, and which is stored as a
-  message, a delivery, an event and an entry in the audit log, each with its indexes, before one flush answers for
-  all of them. redis shares one flush among whoever has asked meanwhile, as stonemux does, and spends a fifth to an
-  eighth of the time on each.
-- With few connections the flush and the work around it decide, and nobody shares them. beanstalkd flushes for each job
-  and does little else, so it wins there, and loses where many ask at once.
-- beanstalkd hands a job to a waiting client before it has flushed it, and nats-server flushes by the clock; a wake-up
-  here comes after the flush, so that nobody is told what a power cut could take back.
-- Against what does the same in the same language (FastAPI with the same database), and against etcd, stonemux is
-  ahead, and with 512 connections more so.
-- One wake-up of 40 to 70 ms, in every fourth start or so, stands behind the worst percentile. Its cause was not found;
-  a stall of the disk would look like that, and redis showed one in another run.""".splitlines()
+COMMENT = "\n## Where a peer wins, and why\n"
+"""Where in the report begins what a person has concluded from the figures."""
 
 Figures = dict[str, dict[str, list[float]]]
 """Figures by measurement and program, one a round."""
@@ -133,12 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     runs = [_run(chosen, options.rounds, options.seconds) for _ in range(options.runs)]
     told = report(runs, versions, options.rounds, options.seconds)
-    print(told)
+    print(told, end="")
     print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
     if options.json:
         options.json.write_text(json.dumps({"versions": versions, "runs": runs}, indent=2) + "\n")
     if options.report:
-        (options.report / "benchmarks.md").write_text(told + "\n")
+        page = options.report / "benchmarks.md"
+        page.write_text(told + _comment(page))
         (options.report / "benchmarks.svg").write_text(_chart(_together(runs)))
     return 0
 
@@ -293,8 +281,6 @@ def report(runs: list[Figures], versions: dict[str, str], rounds: int, seconds: 
         "## Targets",
         "",
         "What each run has measured by itself. `make bench` has more targets, of stonemux alone.",
-    ]
-    lines += [
         "",
         f"| | target |{''.join(f' run {n + 1} |' for n in range(len(runs)))}",
         f"|---|---:|{'---:|' * len(runs)}",
@@ -302,7 +288,11 @@ def report(runs: list[Figures], versions: dict[str, str], rounds: int, seconds: 
     for target in TARGETS:
         told = " | ".join(target.told(figures) for figures in runs)
         lines.append(f"| {target.what} | {'>=' if target.least else '<='} {target.limit:g}{target.unit} | {told} |")
-    return "\n".join([*lines, *WHY])
+    return "\n".join(lines) + "\n"
+
+
+def _comment(page: Path) -> str:
+    return "".join(page.read_text().partition(COMMENT)[1:]) if page.exists() else ""
 
 
 def _table(figures: Figures, rows: list[str], names: list[str]) -> list[str]:
