@@ -65,11 +65,11 @@ STOP_MS = 1000
 """How long running requests may take to end when the daemon stops."""
 IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
-UNHEARD = {
+PORT_REMEDIES = {
     errno.EADDRINUSE: "Stop whatever uses it, or choose another port with --port",
     errno.EACCES: "Ports below 1024 are not for everybody: choose another one with --port",
 }
-"""What to do about a port that cannot be listened on."""
+"""What to do about a port that cannot be listened on, by the reason."""
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 """A fatal "internal error": all that can be said to a TLS client without a handshake."""
 
@@ -135,7 +135,7 @@ class Server(ThreadingHTTPServer):
                 self.server_bind()
                 self.server_activate()
             except OSError as trouble:
-                remedy = UNHEARD.get(trouble.errno or 0, "Name an address of this machine with --host")
+                remedy = PORT_REMEDIES.get(trouble.errno or 0, "Name an address of this machine with --host")
                 where = f"{settings.host}:{settings.port}"
                 raise MuxError("address_in_use", f"cannot listen on {where}: {trouble.strerror}. {remedy}") from trouble
             return Listener(Path(settings.unix_socket)) if settings.unix_socket else None

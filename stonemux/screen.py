@@ -240,7 +240,8 @@ def fitted(widths: Sequence[int], room: int, *, whole: bool = False) -> list[int
 
     `whole`: the first column is not cut while the room holds it.
     """
-    first, rest = list(widths[:whole]), list(widths[whole:])
+    kept_whole = 1 if whole else 0
+    first, rest = list(widths[:kept_whole]), list(widths[kept_whole:])
     while rest:
         kept = _cut(rest, room - sum(first) - len(GAP) * (len(first) + len(rest) - 1))
         if kept:

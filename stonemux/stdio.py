@@ -201,8 +201,7 @@ class Pipe:
         for attempt in range(TRIES):
             try:
                 exchange.request("POST", "/mcp", line.strip(), headers)
-                if "x-request-id" not in exchange.headers:
-                    raise NoAnswer("another server listens there")
+                exchange.check_daemon()
                 return
             except NoAnswer as error:
                 if attempt + 1 == TRIES:
