@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +16,23 @@ from typing import IO
 from children import BARE
 
 ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A free port below those that the system gives to clients.
+
+    Else somebody could be given that very port before the daemon has it, and a client that knocks while the daemon is
+    dead could talk to itself.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class ChildDaemon:

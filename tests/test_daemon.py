@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, SERVE, ChildDaemon, running_daemon
+from daemons import ROOT, SERVE, ChildDaemon, free_port, running_daemon
 from faces import Direct
 from fake_clock import FakeClock
 from raw import Raw, eventually, get, post
@@ -695,8 +695,7 @@ def test_the_level_silences_what_is_less_important(data):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 def test_a_log_and_a_banner_that_cannot_be_written_do_not_disturb(data):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with open("/dev/full", "w") as full:
         process = subprocess.Popen(
             [sys.executable, "-m", "stonemux", "serve", "--port", str(port), "--data-dir", str(data)],
@@ -744,8 +743,7 @@ def test_status_shows_a_running_daemon(data):
 
 
 def test_status_without_a_daemon_says_so(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shown = run("status", "--port", port, home=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "not running" in shown.stdout

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from faces import Direct, join, refusal
-from test_sse import Reader
+from streams import Reader
 from test_tokens import claims_of, issued
 
 from stonemux import activation, cli, license, licenseclient, licenseserver

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 import children
 import pytest
 from children import BARE
-from daemons import ROOT, SERVE
+from daemons import ROOT, SERVE, free_port
 from scripted import Scripted, answer
 
 from stonemux import datadir, mcp, operations, starter
@@ -31,12 +30,6 @@ from stonemux.remote import Remote
 from stonemux.starter import Starter
 
 WITHIN_S = 15
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Place:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import children
 import pytest
-from daemons import running_daemon
-from test_mcp_stdio import free_port
+from daemons import free_port, running_daemon
 
 from stonemux import onefile, probe, release
 

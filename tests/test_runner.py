@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 from children import BARE
-from daemons import ROOT, running_daemon
+from daemons import ROOT, free_port, running_daemon
 from faces import join
 from raw import eventually
-from test_mcp_stdio import free_port
 
 from stonemux import runner
 from stonemux.clock import rfc3339

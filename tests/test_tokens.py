@@ -13,7 +13,7 @@ from fake_clock import EPOCH_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw import eventually
-from test_sse import Reader
+from streams import Reader
 
 from stonemux.errors import MuxError
 from stonemux.licensekey import Key

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from daemons import running_daemon
+from daemons import free_port, running_daemon
 from receivers import eventually
 from test_outbound import call
 
@@ -22,8 +21,7 @@ def test_the_documented_receiver_verifies_a_delivery(tmp_path):
     program = re.search(r"<!-- receiver -->\n```python\n(.*?)```", DOC, re.DOTALL)
     assert program is not None
     (tmp_path / "receiver.py").write_text(program[1])
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     with running_daemon(tmp_path / "data") as daemon:
         call(daemon.port, "/agent/register", agent_id="ann")
         url = f"http://127.0.0.1:{port}/ring"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from daemons import ROOT, SERVE, spawn
+from daemons import ROOT, SERVE, free_port, spawn
 from tls_client import CERT, KEY
 
 
@@ -22,22 +20,6 @@ def seeded(defect: str) -> tuple[str, ...]:
 
 WITH_TLS = {"STONEMUX_TLS_CERT": CERT, "STONEMUX_TLS_KEY": KEY}
 """What makes a daemon speak TLS."""
-
-
-def free_port() -> int:
-    """A free port below those that the system gives to clients.
-
-    Else a client that knocks while the daemon is dead could be given that very port, and talk to itself.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class StillbornError(Exception):

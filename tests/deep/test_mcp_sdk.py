@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from typing import Any
 
 import pytest
+from daemons import free_port
 
 Client = getattr(pytest.importorskip("mcp"), "Client", None)
 if Client is None:
@@ -22,9 +22,7 @@ MAIN = os.path.join(os.path.dirname(__file__), "..", "..", "stonemux", "__main__
 
 @pytest.fixture
 def place(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data = tmp_path / "data"
     arguments = ["-P", os.path.abspath(MAIN), "mcp", "--port", str(port), "--data-dir", str(data)]
     yield StdioServerParameters(command=sys.executable, args=arguments, env={}), f"http://127.0.0.1:{port}/mcp"
