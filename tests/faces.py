@@ -266,6 +266,7 @@ class OverMcp(OverHttp):
         for other in operations.OPERATIONS:
             if other.tool:  # what an agent reads names tools, and the contract's tests look for operations
                 message = re.sub(rf"\b{other.tool}\b", other.name, message)
+        message = re.sub(r"`stonemux (\w+) (\w+)`", r"\1.\2", message)  # what is no tool is named as it is typed
         raised = MuxError(error.pop("code"), message, retry_after=error.pop("retry_after", None), **error)
         shapes.check_refusal(operation, raised)
         return raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_dash_is_standard_input_as_it_is():
         (["hi", "ann", "--cont", "1"], "unknown_field", "there is no flag --cont; did you mean --count?"),
         (["hi", "ann", "--jsn"], "unknown_field", "there is no flag --jsn; did you mean --json?"),
         (["hi", "ann", "--no-count"], "unknown_field", "there is no flag --no-count; did you mean --count?"),
-        (["hi", "ann", "-x"], "unknown_field", "there is no flag -x; did you mean "),
+        (["hi", "ann", "-x"], "unknown_field", "there is no flag -x"),
         (["hi", "ann", "--count", "1", "--count", "2"], "invalid_field", "--count is given twice"),
         (["hi", "ann", "--text", "ho"], "not_understood", "one word too many: 'ann'"),
         (["hi", "ann", "--tags", '["a"'], "invalid_field", "--tags must be a JSON list, not '[\"a\"'"),
@@ -162,7 +163,7 @@ def test_no_flag_means_two_things_and_help_names_each(operation):
     assert len(flags) == len(set(flags))
     told = verbs.verb_help(operation)
     for flag in flags:
-        assert f"\n  {flag}" in told
+        assert re.search(rf"\n  (-\w, )?{flag}\b", told)
     assert verbs.example(operation) in told
     assert max(map(len, told.splitlines()[:-1])) <= verbs.WIDTH
 
