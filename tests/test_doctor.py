@@ -66,7 +66,8 @@ def one(found: dict[str, list[dict[str, str]]], check: str, state: str) -> dict[
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_directory_in_good_order_is_well_and_left_alone(look, stopped, full):
+def test_a_directory_in_good_order_is_well_and_left_alone(look, stopped, full, monkeypatch):
+    monkeypatch.setattr(surroundings, "PYTHON_BUGS", ())  # one of them may be that of the Python that runs this
     before = contents(stopped)
     found = look(*(["--full"] if full else []), status=0)
     assert contents(stopped) == before

@@ -452,6 +452,7 @@ def test_a_file_that_never_rests_is_given_up(job, place, monkeypatch):
         ('{"a": 1,, }', 1, "',' where a key"),
         ('{"a" 1}', 1, "a colon must stand"),
         ("{\n/* no end", 2, "a comment without end"),
+        ("{}\n/* no end", 2, "a comment without end"),
         ('{"a": 01}', 1, "a comma or } must stand"),
         ('{"a": tru}', 1, "a value must stand"),
         ('{"a": "\t"}', 1, "a value must stand"),

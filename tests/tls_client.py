@@ -85,10 +85,10 @@ class TlsSocket:
         try:
             while self._through(lambda: self._tls.read(65536)):
                 pass
-        except ssl.SSLEOFError:
-            return False
         except ssl.SSLZeroReturnError:
             pass
+        except ssl.SSLError:  # SSLEOFError in newer versions of Python
+            return False
         return True
 
     def sendall(self, data: bytes) -> None:
