@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stonemux.client import Client as Client
     from stonemux.errors import MuxError as MuxError
 
-VERSION = "0.1.0"
+VERSION = __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

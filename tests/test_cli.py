@@ -12,7 +12,7 @@ import pytest
 from children import BARE
 from daemons import ROOT
 
-from stonemux import VERSION, cli
+from stonemux import __version__, cli
 from stonemux.parser import Parser
 
 ENVIRON = {"HOME": "/nowhere"}
@@ -42,7 +42,7 @@ def test_no_command_is_help_and_status_2(capsys):
 
 
 def test_the_version_is_told(capsys):
-    assert typed(capsys, "--version") == (0, f"stonemux {VERSION}\n", "")
+    assert typed(capsys, "--version") == (0, f"stonemux {__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
