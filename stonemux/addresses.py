@@ -104,9 +104,12 @@ class Policy(NamedTuple):
     own_port: int = 0
 
 
-def forbidden(problem: str) -> MuxError:
-    """The refusal of a URL."""
-    return MuxError("webhook_url_forbidden", f"webhook_url {problem}", parameter="webhook_url")
+class ForbiddenURL(ValueError):
+    """A URL that nothing is delivered to; as text it says why, without the subject: "leads to ..."."""
+
+    def refusal(self, parameter: str) -> MuxError:
+        """The refusal of a call that gave it."""
+        return MuxError("webhook_url_forbidden", f"{parameter} {self}", parameter=parameter)
 
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^#]*)(?P<fragment>#.*)?")
@@ -114,37 +117,40 @@ _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253}
 
 
 def parse(url: str) -> Target:
-    """The parts of a URL; raises `webhook_url_forbidden` for whatever is not plainly one.
+    """The parts of a URL; raises ForbiddenURL for whatever is not plainly one.
 
     Bytes are looked at before anything else, since parsers strip some of them silently.
     """
     if len(url) > MOST_BYTES:
-        raise forbidden(f"has {len(url)} characters; the limit is {MOST_BYTES}")
+        raise ForbiddenURL(f"has {len(url)} characters; the limit is {MOST_BYTES}")
     if re.search(r"[^\x21-\x7e]", url) or "\\" in url:
-        raise forbidden("must be plain visible ASCII without backslashes; encode other characters as %XX or xn--")
+        raise ForbiddenURL("must be plain visible ASCII without backslashes; encode other characters as %XX or xn--")
     whole = _URL.fullmatch(url)
     if whole is None or whole["scheme"].lower() not in ("http", "https"):
-        raise forbidden("must begin with http:// or https://")
+        raise ForbiddenURL("must begin with http:// or https://")
     if whole["fragment"] is not None:
-        raise forbidden("must not have a fragment (#...); nothing of it would be sent")
+        raise ForbiddenURL("must not have a fragment (#...); nothing of it would be sent")
     if "@" in whole["authority"]:
-        raise forbidden("must not carry a user name or password; deliveries are signed instead")
+        raise ForbiddenURL("must not carry a user name or password; deliveries are signed instead")
     authority = _AUTHORITY.fullmatch(whole["authority"])
     if authority is None:
-        raise forbidden("has no valid host: a name, an IPv4 address or an IPv6 address in brackets, and a port")
+        raise ForbiddenURL("has no valid host: a name, an IPv4 address or an IPv6 address in brackets, and a port")
     secure = whole["scheme"].lower() == "https"
     port = int(authority["port"] or (443 if secure else 80))
     if not 1 <= port <= 65535:
-        raise forbidden(f"has port {port}; it must be 1 to 65535")
+        raise ForbiddenURL(f"has port {port}; it must be 1 to 65535")
     path = whole["path"]
     return Target(secure, authority["host"].strip("[]"), port, path if path.startswith("/") else f"/{path}")
 
 
 def check(url: str, policy: Policy) -> Target:
-    """The parts of a URL that a delivery may be tried at, as far as can be told without asking a name server."""
+    """The parts of a URL that a delivery may be tried at, as far as can be told without asking a name server.
+
+    Raises ForbiddenURL.
+    """
     target = parse(url)
     if target.host.rstrip(".").lower() in METADATA_NAMES:
-        raise forbidden(f"names {target.host}, a metadata service, which is never called")
+        raise ForbiddenURL(f"names {target.host}, a metadata service, which is never called")
     try:
         found = resolve(target, numeric=True)
     except OSError:
@@ -165,12 +171,12 @@ def resolve(target: Target, *, numeric: bool = False) -> list[str]:
 
 
 def judge_all(target: Target, addresses: Iterable[str], policy: Policy) -> None:
-    """Refuse a target when a single one of its addresses is refused; raises `webhook_url_forbidden`."""
+    """Refuse a target when a single one of its addresses is refused; raises ForbiddenURL."""
     for address in addresses:
         problem = judge(address, target.port, policy)
         if problem:
             meant = address if address == target.host else f"{target.host}, which is {address}"
-            raise forbidden(f"leads to {meant}: {problem}")
+            raise ForbiddenURL(f"leads to {meant}: {problem}")
 
 
 def judge(address: str, port: int, policy: Policy) -> str:

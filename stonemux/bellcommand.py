@@ -14,7 +14,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from stonemux.addresses import forbidden
+from stonemux.addresses import ForbiddenURL
 from stonemux.clock import Clock
 from stonemux.endpoints import Outcome
 
@@ -32,18 +32,18 @@ _clock = Clock()
 
 
 def check(url: str, allowed: Sequence[str]) -> list[str]:
-    """The words of the command in an `exec:` URL; raises `webhook_url_forbidden` unless the settings allow it."""
+    """The words of the command in an `exec:` URL; raises ForbiddenURL unless the settings allow it."""
     text = url.removeprefix(SCHEME)
     if len(text) > MOST_CHARACTERS or not text.isprintable():
-        raise forbidden(f"must name a command in at most {MOST_CHARACTERS} printable characters")
+        raise ForbiddenURL(f"must name a command in at most {MOST_CHARACTERS} printable characters")
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise forbidden(f"is no command: {error}") from error
+        raise ForbiddenURL(f"is no command: {error}") from error
     if not words or not os.path.isabs(words[0]):
-        raise forbidden("must name the command by its full path, as in exec:/usr/local/bin/ring")
+        raise ForbiddenURL("must name the command by its full path, as in exec:/usr/local/bin/ring")
     if ANY not in allowed and text not in allowed:
-        raise forbidden(
+        raise ForbiddenURL(
             "is a command that the settings do not allow; the machine's owner may list it under webhooks.exec, word "
             "for word"
         )

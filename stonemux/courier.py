@@ -21,7 +21,6 @@ from stonemux import VERSION, addresses
 from stonemux.addresses import Policy, Target
 from stonemux.clock import Clock
 from stonemux.endpoints import Outcome
-from stonemux.errors import MuxError
 
 MOST_HEAD_BYTES = 8192
 MOST_BODY_BYTES = 4096
@@ -76,8 +75,8 @@ class Attempt:
             error = _verdict(status)
             if status in _HEEDED:
                 retry_after = _retry_after(head.fields.get("retry-after", ""))
-        except MuxError as refused:
-            error = refused.message
+        except addresses.ForbiddenURL as problem:
+            error = f"its URL {problem}"
         except _Trouble as trouble:
             error = str(trouble)
         except TimeoutError:
@@ -123,7 +122,7 @@ class Attempt:
     def _refuse_self(self, sock: socket.socket, target: Target) -> None:
         """The daemon under any address of this machine: who calls itself comes from where it goes."""
         if target.port == self._policy.own_port and sock.getsockname()[0] == sock.getpeername()[0]:
-            raise addresses.forbidden("leads to the daemon's own port")
+            raise addresses.ForbiddenURL("leads to the daemon's own port")
 
     def _secured(self, sock: socket.socket, target: Target) -> socket.socket:
         import ssl  # most doorbells are on loopback, without TLS

@@ -96,11 +96,13 @@ def check(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> None:
         raise MuxError(
             "missing_field", "webhook_secret needs a webhook_url, whose deliveries it signs", parameter="webhook_url"
         )
-    if url:
-        if url.startswith(bellcommand.SCHEME):
+    try:
+        if url and url.startswith(bellcommand.SCHEME):
             bellcommand.check(url, tx.mux.settings.webhooks_exec)
-        else:
+        elif url:
             addresses.check(url, policy(tx))
+    except addresses.ForbiddenURL as problem:
+        raise problem.refusal("webhook_url") from None
     check_secret(secret, "webhook_secret")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stonemux import attempts, bellcommand, courier, doorbells, webhooks
-from stonemux.addresses import Policy
+from stonemux.addresses import ForbiddenURL, Policy
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
@@ -202,8 +202,8 @@ class Outbound:
         settings = self._mux.settings
         try:
             words = bellcommand.check(row["url"], settings.webhooks_exec)
-        except MuxError as refused:  # the settings are no longer what they were
-            return Outcome(None, refused.message, 0)
+        except ForbiddenURL as problem:  # the settings are no longer what they were
+            return Outcome(None, f"its URL {problem}", 0)
         run = bellcommand.Run(words, total_ms=settings.webhooks_exec_timeout * 1000)
         variables = {
             "STONEMUX_AGENT": row["agent_id"],

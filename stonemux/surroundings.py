@@ -333,8 +333,8 @@ def _unreachable(url: str, settings: Settings) -> str:
     if url.startswith(bellcommand.SCHEME):
         try:
             command = bellcommand.check(url, settings.webhooks_exec)[0]
-        except MuxError as error:
-            return error.message
+        except addresses.ForbiddenURL as problem:
+            return f"its URL {problem}"
         return "" if shutil.which(command) else f"{command} is not there or may not be run; put it there (chmod +x)"
     policy = addresses.Policy(
         settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, settings.port
@@ -344,8 +344,8 @@ def _unreachable(url: str, settings: Settings) -> str:
         found = addresses.resolve(target)
         addresses.judge_all(target, found, policy)
         socket.create_connection((found[0], target.port), timeout=BELL_S).close()
-    except MuxError as error:
-        return error.message
+    except addresses.ForbiddenURL as problem:
+        return f"its URL {problem}"
     except OSError as trouble:
         return f"nobody answers at its address ({trouble.strerror or trouble}); start its receiver, or register another"
     return ""

@@ -111,8 +111,8 @@ def add(
 def _check_url(tx: Tx, url: str) -> None:
     try:
         addresses.check(url, doorbells.policy(tx))
-    except MuxError as error:
-        raise MuxError(error.code, error.message.removeprefix("webhook_"), parameter="url") from None
+    except addresses.ForbiddenURL as problem:
+        raise problem.refusal("url") from None
 
 
 def _row(rx: Snapshot, endpoint_id: str) -> Any:

@@ -202,7 +202,7 @@ def test_the_daemon_under_another_address_of_this_machine_is_refused(receive, mo
     receiver = receive()
     monkeypatch.setattr(addresses, "judge", lambda *_: "")
     found = post(receiver.url, policy=Policy(own_port=receiver.port))
-    assert "own port" in found.error
+    assert found.error == "its URL leads to the daemon's own port"
     assert not receiver.heard
 
 
