@@ -84,8 +84,8 @@ class Socket(Protocol):
         """End it."""
 
 
-class Door(Protocol):
-    """What a connection needs of the server it belongs to."""
+class Attendant(Protocol):
+    """Who looks after a connection: what it needs of its server."""
 
     stopping: bool
 
@@ -119,6 +119,7 @@ class Connection:
 
     __slots__ = (
         "_answering",
+        "_attendant",
         "_beat",
         "_beat_ms",
         "_buffer",
@@ -127,7 +128,6 @@ class Connection:
         "_closed",
         "_closing",
         "_deadline",
-        "_door",
         "_drained",
         "_draining",
         "_ending",
@@ -147,7 +147,7 @@ class Connection:
         "sock",
     )
 
-    def __init__(self, door: Door, sock: Socket) -> None:
+    def __init__(self, attendant: Attendant, sock: Socket) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -155,12 +155,12 @@ class Connection:
         self.remote = False
         """Whether the client is on another machine."""
         self.lock = threading.Lock()
-        now = door.ticks_ms()
+        now = attendant.ticks_ms()
         self.idle_since: int | None = now
         """Since when nothing was asked (ticks); None while a request runs."""
-        self._door = door
+        self._attendant = attendant
         self._deadline: int | None = now + IDLE_MS
-        door.remind(self._deadline)
+        attendant.remind(self._deadline)
         self._phase = "idle"
         self._buffer = b""
         self._head: wire.Head | None = None
@@ -226,9 +226,9 @@ class Connection:
         if self._verdicts:
             self._tell()
         if isinstance(found, MuxError):
-            self._door.refuse(self, found)
+            self._attendant.refuse(self, found)
         elif found is not None:
-            self._door.handle(self, *found)
+            self._attendant.handle(self, *found)
 
     def overdue(self, now: int) -> int | None:
         """Act on a deadline that has passed; returns the next one, or None when there is none."""
@@ -253,7 +253,7 @@ class Connection:
         if watch is not None:
             watch.cancel()
         if error is not None:
-            self._door.refuse(self, error)
+            self._attendant.refuse(self, error)
         return None
 
     def conclude(self) -> None:
@@ -317,7 +317,7 @@ class Connection:
             )
         if self._flights:
             self._deadline = None
-            self._door.await_verdict(self)
+            self._attendant.await_verdict(self)
         else:
             self._close(arrived=True)
 
@@ -358,7 +358,7 @@ class Connection:
         return head, body
 
     def _begin_body(self, head: wire.Head) -> None:
-        limit = self._door.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
+        limit = self._attendant.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
         if head.length > limit:
             raise MuxError(
                 "body_too_large",
@@ -400,7 +400,7 @@ class Connection:
             self._beat, self._beat_ms, self._phase = beat, beat_ms, "streaming"
             self._due(beat_ms)
             self._put(opening)
-        self._door.revisit(self)  # who attends must learn of the deadline
+        self._attendant.revisit(self)  # who attends must learn of the deadline
 
     def proceed(self, data: bytes) -> None:
         """Send the next piece of an answer that was begun."""
@@ -428,7 +428,7 @@ class Connection:
         if self._verdicts:
             self._tell()
         if again:
-            self._door.revisit(self)
+            self._attendant.revisit(self)
 
     def _hear_out(self) -> None:
         """Take in what the client has said so far: only what it says after an answer can be a receipt for it."""
@@ -469,15 +469,15 @@ class Connection:
     def _answered(self) -> None:
         self._busy = self._answering = False
         self._watch = None
-        self.idle_since = now = self._door.ticks_ms()
-        if self._closing or self._door.stopping:
+        self.idle_since = now = self._attendant.ticks_ms()
+        if self._closing or self._attendant.stopping:
             self._draining, self._phase = True, "draining"
             self._due(SEND_MS if self._flights else DRAIN_MS)
             self._end_output()
         else:
             self._phase = "idle"
             self._deadline = now + IDLE_MS
-            self._door.remind(self._deadline)
+            self._attendant.remind(self._deadline)
 
     def _end_output(self) -> None:
         """Tell the client that nothing more comes."""
@@ -511,14 +511,14 @@ class Connection:
         with self.lock:
             self._closed = True
             self._judge(arrived=False)
-        self._door.ended(self)
+        self._attendant.ended(self)
         self._tell()
         return self.sock
 
     def _due(self, within_ms: int) -> None:
         """Be looked at by `overdue` when this time has passed."""
-        self._deadline = self._door.ticks_ms() + within_ms
-        self._door.remind(self._deadline)
+        self._deadline = self._attendant.ticks_ms() + within_ms
+        self._attendant.remind(self._deadline)
 
     # -- the end
 
@@ -542,7 +542,7 @@ class Connection:
         self._closed = True
         self._deadline = None
         self._judge(arrived=arrived)
-        self._door.ended(self)
+        self._attendant.ended(self)
         self.sock.close()
 
 

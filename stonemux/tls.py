@@ -27,7 +27,7 @@ import ssl
 from pathlib import Path
 
 from stonemux import wire
-from stonemux.connection import HEAD_MS, IDLE_MS, Connection, Door
+from stonemux.connection import HEAD_MS, IDLE_MS, Attendant, Connection
 from stonemux.errors import MuxError
 from stonemux.readiness import Ready
 
@@ -272,10 +272,10 @@ class SecuredConnection(Connection):
 
     __slots__ = ("_secured", "_shaken")
 
-    def __init__(self, door: Door, sock: socket.socket, secrets: ssl.SSLContext) -> None:
+    def __init__(self, attendant: Attendant, sock: socket.socket, secrets: ssl.SSLContext) -> None:
         self._secured: Secured | None = Secured(sock, secrets)
         self._shaken = False
-        super().__init__(door, self._secured)
+        super().__init__(attendant, self._secured)
         self._phase = "handshake"
         self._due(HEAD_MS)
 

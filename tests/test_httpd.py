@@ -1355,7 +1355,7 @@ def test_a_connection_that_fails_harms_no_other(served, monkeypatch, caplog):
 # --- a connection by itself ----------------------------------------------------------------------------------------
 
 
-class Door:
+class Attendant:
     """What a connection needs of a server; remembers what it was handed."""
 
     stopping = False
@@ -1418,8 +1418,8 @@ HEARD = Ready(-1, writable=False, ended=False)
 
 def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
     ours, theirs = pair
-    door, stuck = Door(), Stuck(ours)
-    kept = Connection(door, stuck)
+    attendant, stuck = Attendant(), Stuck(ours)
+    kept = Connection(attendant, stuck)
     stuck.full = True
     theirs.sendall(request("POST", "/x", "Content-Length: 1", "Expect: 100-continue"))
     eventually(lambda: unread(ours))
@@ -1427,45 +1427,45 @@ def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
     theirs.sendall(b"1" + request("POST", "/x", body=b"2"))
     eventually(lambda: unread(ours))
     kept.stir(HEARD)
-    assert door.handled == [b"1"]
+    assert attendant.handled == [b"1"]
     stuck.full = False
     kept.stir(HEARD._replace(writable=True))
     assert theirs.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert door.handled == [b"1"], "the second request must wait for the answer to the first"
+    assert attendant.handled == [b"1"], "the second request must wait for the answer to the first"
     kept.finish(b"answer", close=False)
     assert theirs.recv(100) == b"answer"
-    assert door.handled == [b"1", b"2"]
+    assert attendant.handled == [b"1", b"2"]
 
 
 def test_an_end_that_came_together_with_the_request_is_acted_on_after_the_answer(pair):
     """The system tells of it once only."""
     ours, theirs = pair
-    door = Door()
-    kept = Connection(door, ours)
+    attendant = Attendant()
+    kept = Connection(attendant, ours)
     theirs.sendall(request("POST", "/x", body=b"1"))
     theirs.shutdown(socket.SHUT_WR)
     eventually(lambda: unread(ours))
     kept.stir(HEARD._replace(ended=True))
-    assert door.handled == [b"1"]
+    assert attendant.handled == [b"1"]
     kept.finish(b"answer", close=False)
     assert theirs.recv(100) == b"answer"
     assert theirs.recv(100) == b""
-    assert door.over
+    assert attendant.over
 
 
 def test_what_a_full_read_left_behind_is_read_after_the_answer(pair):
     ours, theirs = pair
-    door = Door()
-    kept = Connection(door, ours)
+    attendant = Attendant()
+    kept = Connection(attendant, ours)
     size = connection.RECEIVE - len(request("POST", "/x", body=b"1" * 16_000)) + 16_000
     first = request("POST", "/x", body=b"1" * size)
     assert len(first) == connection.RECEIVE
     theirs.sendall(first + request("POST", "/x", body=b"2"))
     eventually(lambda: unread(ours) > len(first))
     kept.stir(HEARD)
-    assert len(door.handled) == 1
+    assert len(attendant.handled) == 1
     kept.finish(b"answer", close=False)
-    assert door.handled[1:] == [b"2"]
+    assert attendant.handled[1:] == [b"2"]
 
 
 # --- two kinds of clients ------------------------------------------------------------------------------------------
