@@ -9,7 +9,7 @@ Waiting calls (`WAITING`) wait as long as they are asked to, also beyond the dae
 it before the time is over leads to another request. Those are rounds of one call; a claim's further rounds have keys of
 their own, because the empty answer of the first is remembered, too.
 
-`_lock` guards the exchanges that run and whether the client is closed.
+`_lock` guards the round trips that run and whether the client is closed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, Exchange, NoAnswer, Pool, in_query
+from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, in_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, shown
 
 FIRST_CONTACT_MS = 2000
@@ -78,7 +78,7 @@ class Calls(Methods):
         self._closed = False
         self._lock = threading.Lock()
         self._closing = threading.Condition(self._lock)
-        self._running: set[Exchange] = set()
+        self._running: set[RoundTrip] = set()
 
     @property
     def url(self) -> str:
@@ -102,8 +102,8 @@ class Calls(Methods):
             self._closed = True
             self._closing.notify_all()
             running = list(self._running)
-        for exchange in running:
-            exchange.abort()
+        for trip in running:
+            trip.abort()
         self._pool.close()
 
     # -- calls
@@ -227,30 +227,30 @@ class Calls(Methods):
             self.pause(pause)
 
     def _once(self, operation: Operation, request: _Request, patience_ms: int) -> Any:
-        with self.exchange() as exchange:
+        with self.round_trip() as trip:
             headers = request.headers | self.headers()
-            exchange.request(request.method, request.path, request.body, headers, timeout=max(patience_ms, 1000) / 1000)
-            answer = self._read(operation, exchange)
-            if request.receipt and exchange.status == 200 and answer["messages"]:
-                exchange.part()
+            trip.request(request.method, request.path, request.body, headers, timeout=max(patience_ms, 1000) / 1000)
+            answer = self._read(operation, trip)
+            if request.receipt and trip.status == 200 and answer["messages"]:
+                trip.part()
         if isinstance(answer, MuxError):
             raise answer
         return answer
 
     @contextmanager
-    def exchange(self) -> Iterator[Exchange]:
-        """An exchange that ends when the client is closed."""
-        exchange = self._pool.exchange()
+    def round_trip(self) -> Iterator[RoundTrip]:
+        """A round trip that ends when the client is closed."""
+        trip = self._pool.round_trip()
         with self._lock:
             if self._closed:
                 raise self._closed_error()
-            self._running.add(exchange)
+            self._running.add(trip)
         try:
-            with exchange:
-                yield exchange
+            with trip:
+                yield trip
         finally:
             with self._lock:
-                self._running.discard(exchange)
+                self._running.discard(trip)
 
     def headers(self) -> dict[str, str]:
         """What every request says: the token, made by the caller's function when there is one."""
@@ -277,34 +277,34 @@ class Calls(Methods):
             headers["Idempotency-Key"] = key
         return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
 
-    def _read(self, operation: Operation, exchange: Exchange) -> Any:
-        """The answer, or the refusal, of an exchange that has ended."""
-        if exchange.status != 200:
-            return self.refusal(exchange, operation.name)
+    def _read(self, operation: Operation, trip: RoundTrip) -> Any:
+        """The answer, or the refusal, of a round trip that has ended."""
+        if trip.status != 200:
+            return self.refusal(trip, operation.name)
         plain = operation.kind in ("text", "lines")
-        answer = exchange.body.decode() if plain else self._decoded(exchange, operation.name)
-        if "x-request-id" not in exchange.headers:
+        answer = trip.body.decode() if plain else self._decoded(trip, operation.name)
+        if "x-request-id" not in trip.headers:
             raise self.unreachable("it is another server", operation.name, None)
         self._reached = True
         return answer
 
-    def refusal(self, exchange: Exchange, name: str) -> MuxError:
+    def refusal(self, trip: RoundTrip, name: str) -> MuxError:
         """The error that the daemon answered."""
         try:
-            told = self._decoded(exchange, name)["error"]
+            told = self._decoded(trip, name)["error"]
             row = BY_NAME[name]
             if row.actor and (told["code"], told.get("parameter")) == ("missing_field", row.actor):
                 told["message"] += f" Say it as {row.by}, in Client(agent=...), or in STONEMUX_AGENT"
-            error = read_error(told, exchange.headers.get("retry-after", ""))
+            error = read_error(told, trip.headers.get("retry-after", ""))
         except (KeyError, TypeError, AttributeError):
             raise self.unreachable("it is another server", name, None) from None
         self._reached = True
-        error.status = exchange.status
+        error.status = trip.status
         return error
 
-    def _decoded(self, exchange: Exchange, name: str) -> Any:
+    def _decoded(self, trip: RoundTrip, name: str) -> Any:
         try:
-            return json.loads(exchange.body)
+            return json.loads(trip.body)
         except ValueError:
             raise self.unreachable("it is another server", name, None) from None
 

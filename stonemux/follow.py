@@ -18,7 +18,7 @@ from stonemux.consume import STOP_S, waits
 from stonemux.errors import MuxError
 from stonemux.methods import Names, Record, StateWatchAnswer
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, Exchange, NoAnswer
+from stonemux.pool import Aborted, NoAnswer, RoundTrip
 
 QUIET_S = 60
 """A stream that says nothing for so long, not even that it is alive, is opened anew."""
@@ -102,8 +102,8 @@ def events(
     patience = min(QUIET_S if timeout is None else timeout, QUIET_S if stop is None else STOP_S) + 0.001
     last, heard = after, calls.ticks_ms()
     while True:
-        with calls.exchange() as exchange:
-            attempt = partial(_open, calls, exchange, path, last, patience)
+        with calls.round_trip() as trip:
+            attempt = partial(_open, calls, trip, path, last, patience)
             last, pieces = calls.persist("events.stream", None, 0, attempt)
             with suppress(NoAnswer, Aborted):  # go on where it ended
                 for event in _events(calls, pieces):
@@ -119,18 +119,16 @@ def events(
                         return
 
 
-def _open(
-    calls: Calls, exchange: Exchange, path: str, last: int | None, patience: float
-) -> tuple[int, Iterator[bytes]]:
+def _open(calls: Calls, trip: RoundTrip, path: str, last: int | None, patience: float) -> tuple[int, Iterator[bytes]]:
     """Open the stream; returns the id that it begins after, and its bytes."""
     headers = {"Accept": "text/event-stream", **calls.headers()}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
-    pieces = exchange.stream(path, headers, timeout=patience)
-    if exchange.status != 200:
-        exchange.body = b"".join(pieces)
-        raise calls.refusal(exchange, "events.stream")
-    return last if last is not None else int(exchange.headers["x-stonemux-last-event-id"]), pieces
+    pieces = trip.stream(path, headers, timeout=patience)
+    if trip.status != 200:
+        trip.body = b"".join(pieces)
+        raise calls.refusal(trip, "events.stream")
+    return last if last is not None else int(trip.headers["x-stonemux-last-event-id"]), pieces
 
 
 def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | None]:

@@ -1,6 +1,6 @@
 """A caller's side of the HTTP face.
 
-A `Pool` keeps connections to one daemon. An `Exchange` is one request and its answer; leaving it normally is the
+A `Pool` keeps connections to one daemon. A `RoundTrip` is one request and its answer; leaving it normally is the
 receipt that the daemon waits for before it settles what it handed out, and `abort` takes the call back at any time,
 from any thread: the daemon then puts back what was on its way.
 """
@@ -57,9 +57,9 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: list[tuple[int, socket.socket]] = []
 
-    def exchange(self) -> Exchange:
+    def round_trip(self) -> RoundTrip:
         """A new request that has not been sent yet."""
-        return Exchange(self)
+        return RoundTrip(self)
 
     def unreachable(self, trouble: Exception) -> MuxError:
         """The refusal of a command that finds no daemon here."""
@@ -120,7 +120,7 @@ class Pool:
             sock.close()
 
 
-class Exchange:
+class RoundTrip:
     """One request and its answer, as a context manager around both. `_lock` guards the socket against `abort`."""
 
     def __init__(self, pool: Pool) -> None:
@@ -134,7 +134,7 @@ class Exchange:
         self._reusable = False
         self._old = False
 
-    def __enter__(self) -> Exchange:
+    def __enter__(self) -> RoundTrip:
         return self
 
     def __exit__(
@@ -183,7 +183,7 @@ class Exchange:
     def received(self) -> None:
         """Say that the answer is here without waiting for the next request: whoever says more has received it.
 
-        An empty line is no request (the daemon refuses it), so the connection ends with this exchange.
+        An empty line is no request (the daemon refuses it), so the connection ends with this round trip.
         """
         self.part()
         with self._lock:
@@ -259,7 +259,7 @@ class Exchange:
             raise NoAnswer("it is another server")
 
     def part(self) -> None:
-        """Let the connection end with this exchange: so the daemon hears at once that the answer arrived."""
+        """Let the connection end with this round trip: so the daemon hears at once that the answer arrived."""
         self._reusable = False
 
     def abort(self) -> None:
@@ -341,11 +341,11 @@ def health(host: str, port: int, *, tls_cert: str = "", timeout: float = 10.0) -
     """
     pool = Pool(host, port, tls_cert)
     try:
-        with pool.exchange() as exchange:
-            exchange.request("GET", "/health", timeout=timeout)
-        exchange.check_daemon()
-        answer: dict[str, Any] = json.loads(exchange.body)
-        refusal = None if exchange.status == 200 and "status" in answer else read_error(answer["error"])
+        with pool.round_trip() as trip:
+            trip.request("GET", "/health", timeout=timeout)
+        trip.check_daemon()
+        answer: dict[str, Any] = json.loads(trip.body)
+        refusal = None if trip.status == 200 and "status" in answer else read_error(answer["error"])
     except (NoAnswer, ValueError) as trouble:
         raise pool.unreachable(trouble) from trouble
     except (KeyError, TypeError, AttributeError):

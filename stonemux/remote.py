@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 from stonemux.errors import MuxError, read_error
-from stonemux.pool import Exchange, NoAnswer, Pool, in_query
+from stonemux.pool import NoAnswer, Pool, RoundTrip, in_query
 from stonemux.schema import Operation
 
 if TYPE_CHECKING:
@@ -56,32 +56,32 @@ class Remote:
     def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
         """Call an operation; what it handed out has arrived when the block ends, and goes back when the block fails."""
         path, body, headers = self._request(operation, given)
-        with self._pool.exchange() as exchange:
+        with self._pool.round_trip() as trip:
             try:
-                exchange.request(operation.method, path, body, headers, timeout=_patience(operation, given))
-                answer = self._read(operation, exchange)
+                trip.request(operation.method, path, body, headers, timeout=_patience(operation, given))
+                answer = self._read(operation, trip)
             except (NoAnswer, ValueError) as trouble:
                 raise self._pool.unreachable(trouble) from trouble
             try:
                 yield answer
             except BaseException:
-                exchange.abort()
+                trip.abort()
                 raise
             if operation.takes:
-                exchange.received()
+                trip.received()
 
-    def _read(self, operation: Operation, exchange: Exchange) -> Any:
-        exchange.check_daemon()
-        self.replayed = exchange.headers.get("idempotent-replayed") == "true"
-        if operation.kind == "text" and exchange.status == 200:
-            return exchange.body.decode()
-        answer = json.loads(exchange.body)
-        if exchange.status != 200:
-            raise self._refused(exchange, answer)
+    def _read(self, operation: Operation, trip: RoundTrip) -> Any:
+        trip.check_daemon()
+        self.replayed = trip.headers.get("idempotent-replayed") == "true"
+        if operation.kind == "text" and trip.status == 200:
+            return trip.body.decode()
+        answer = json.loads(trip.body)
+        if trip.status != 200:
+            raise self._refused(trip, answer)
         return answer
 
-    def _refused(self, exchange: Exchange, answer: Any) -> MuxError:
-        error = _refusal(exchange, answer)
+    def _refused(self, trip: RoundTrip, answer: Any) -> MuxError:
+        error = _refusal(trip, answer)
         if error.code != "token_invalid" or self._owned is None:
             return error
         return MuxError(
@@ -94,11 +94,11 @@ class Remote:
         """Call an operation whose answer may never end; yields it piece by piece."""
         path, _, headers = self._request(operation, given)
         try:
-            with self._pool.exchange() as exchange:
-                pieces = exchange.stream(path, headers)
-                exchange.check_daemon()
-                if exchange.status != 200:
-                    raise _refusal(exchange, json.loads(b"".join(pieces)))
+            with self._pool.round_trip() as trip:
+                pieces = trip.stream(path, headers)
+                trip.check_daemon()
+                if trip.status != 200:
+                    raise _refusal(trip, json.loads(b"".join(pieces)))
                 yield from pieces
         except (NoAnswer, ValueError) as trouble:
             raise self._pool.unreachable(trouble) from trouble
@@ -114,8 +114,8 @@ class Remote:
             raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
 
 
-def _refusal(exchange: Exchange, answer: Any) -> MuxError:
-    return read_error(answer["error"], exchange.headers.get("retry-after", ""))
+def _refusal(trip: RoundTrip, answer: Any) -> MuxError:
+    return read_error(answer["error"], trip.headers.get("retry-after", ""))
 
 
 def _patience(operation: Operation, given: Mapping[str, Any]) -> float:

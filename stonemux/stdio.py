@@ -33,7 +33,7 @@ from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.mcp import Fault, Request
-from stonemux.pool import Aborted, Exchange, NoAnswer, Pool
+from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip
 from stonemux.starter import Starter
 
 TRIES = 5
@@ -50,12 +50,12 @@ _FROM_ENVIRONMENT = {"session_id": "CLAUDE_CODE_SESSION_ID", "project_dir": "CLA
 class _Call:
     """A request on its way."""
 
-    __slots__ = ("after", "exchange", "line", "request")
+    __slots__ = ("after", "line", "request", "trip")
 
-    def __init__(self, request: Request, line: bytes, exchange: Exchange, after: _Call | None) -> None:
+    def __init__(self, request: Request, line: bytes, trip: RoundTrip, after: _Call | None) -> None:
         self.request = request
         self.line = line
-        self.exchange = exchange
+        self.trip = trip
         self.after = after
         """The registration that it waits for, if any."""
 
@@ -104,7 +104,7 @@ class Pipe:
             running = list(self._calls.values())
             self._calls.clear()
         for call in running:
-            call.exchange.abort()
+            call.trip.abort()
 
     def _await(self, wanted: Callable[[_Call], bool], most_ms: int) -> None:
         """Return when none of these calls runs any more, or after so long."""
@@ -134,7 +134,7 @@ class Pipe:
             if request.method == "notifications/cancelled":
                 self._cancel(request.params.get("requestId"))
             return
-        call = _Call(request, line, self._pool.exchange(), self._registration)
+        call = _Call(request, line, self._pool.round_trip(), self._registration)
         if call.tool == "mux_register":
             self._registration = call
         with self._lock:
@@ -153,7 +153,7 @@ class Pipe:
             call = self._calls.pop((type(request_id), request_id), None)
             self._ended.notify_all()
         if call is not None:
-            call.exchange.abort()
+            call.trip.abort()
 
     # -- one call
 
@@ -164,15 +164,15 @@ class Pipe:
                 self._idle += 1
 
     def _serve(self, call: _Call) -> None:
-        request, exchange = call.request, call.exchange
+        request, trip = call.request, call.trip
         try:
             if call.tool and call.after is not None:
                 self._await(lambda running: running is call.after, END_MS)
             call.after = None
-            with exchange:
+            with trip:
                 try:
-                    self._post(request, call.line, exchange)
-                    answer = self._answer(request, exchange)
+                    self._post(request, call.line, trip)
+                    answer = self._answer(request, trip)
                 except MuxError as error:
                     answer = self._answer_alone(request, error)
                 except (Aborted, BrokenPipeError):
@@ -186,7 +186,7 @@ class Pipe:
         except BrokenPipeError:
             os._exit(0)  # nobody reads any more
 
-    def _post(self, request: Request, line: bytes, exchange: Exchange) -> None:
+    def _post(self, request: Request, line: bytes, trip: RoundTrip) -> None:
         """Send the message to the daemon, once more when the daemon went away; raises `unreachable`."""
         headers = {
             "Content-Type": "application/json",
@@ -200,27 +200,27 @@ class Pipe:
             headers["Idempotency-Key"] = self._clock.new_id()
         for attempt in range(TRIES):
             try:
-                exchange.request("POST", "/mcp", line.strip(), headers)
-                exchange.check_daemon()
+                trip.request("POST", "/mcp", line.strip(), headers)
+                trip.check_daemon()
                 return
             except NoAnswer as error:
                 if attempt + 1 == TRIES:
                     raise MuxError("unreachable", f"the daemon went away again and again ({error})") from error
                 self._starter.ensure()
 
-    def _answer(self, request: Request, exchange: Exchange) -> bytes:
+    def _answer(self, request: Request, trip: RoundTrip) -> bytes:
         """The daemon's answer as a line; what is no JSON-RPC response to this request is made one."""
-        if exchange.status == 200:
+        if trip.status == 200:
             if request.method == "tools/call" and request.params.get("name") == "mux_register":
-                self._remember(exchange.body)
-            return exchange.body
+                self._remember(trip.body)
+            return trip.body
         try:
-            message = json.loads(exchange.body)
+            message = json.loads(trip.body)
             error = message["error"]
             if not isinstance(error["code"], int):
                 error = {"code": mcp.INVALID_REQUEST, "message": error["message"], "data": error}
         except (ValueError, KeyError, TypeError):
-            error = {"code": mcp.INTERNAL_ERROR, "message": f"the daemon answered with status {exchange.status}"}
+            error = {"code": mcp.INTERNAL_ERROR, "message": f"the daemon answered with status {trip.status}"}
         return payload.write_json({"jsonrpc": "2.0", "id": request.request_id, "error": error})
 
     def _remember(self, body: bytes) -> None:
@@ -240,7 +240,7 @@ class Pipe:
         """Write the answer, unless the call was cancelled meanwhile."""
         with self._lock:
             if self._calls.get(call.key) is not call:
-                call.exchange.abort()
+                call.trip.abort()
                 raise Aborted
             self._write_line(answer)
             del self._calls[call.key]

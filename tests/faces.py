@@ -30,7 +30,7 @@ from stonemux.client import Client
 from stonemux.errors import MuxError
 from stonemux.httpd import Server
 from stonemux.mux import Caller, Mux
-from stonemux.pool import Exchange
+from stonemux.pool import RoundTrip
 from stonemux.schema import Operation
 
 
@@ -330,12 +330,12 @@ class _OneTry(Client):
         super().__init__(f"{scheme}://{authority}", timeout=0, environ={"STONEMUX_TLS_CERT": CERT} if OVER_TLS else {})
         self._clock = mux.clock
 
-    def _read(self, operation: Operation, exchange: Exchange) -> Any:
-        self.replayed = exchange.headers.get("idempotent-replayed") == "true"
-        if operation.takes and exchange._sock is not None:
-            exchange._sock.sendall(b"\r\n")  # whoever says more has received the answer, without a clock having to move
-            exchange.part()
-        return super()._read(operation, exchange)
+    def _read(self, operation: Operation, trip: RoundTrip) -> Any:
+        self.replayed = trip.headers.get("idempotent-replayed") == "true"
+        if operation.takes and trip._sock is not None:
+            trip._sock.sendall(b"\r\n")  # whoever says more has received the answer, without a clock having to move
+            trip.part()
+        return super()._read(operation, trip)
 
 
 def _differs_over_mcp(operation: Operation, name: str, value: Any) -> bool:

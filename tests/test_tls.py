@@ -601,17 +601,17 @@ def test_a_client_without_the_certificate_is_told_what_it_lacks(served):
     assert "STONEMUX_TLS_CERT" in caught.value.message
 
 
-def take_back(exchange: pool.Exchange) -> None:
-    exchange.request("GET", "/msg/poll?agent_id=bob&timeout=0")
-    exchange.abort()
-    exchange._check()
+def take_back(trip: pool.RoundTrip) -> None:
+    trip.request("GET", "/msg/poll?agent_id=bob&timeout=0")
+    trip.abort()
+    trip._check()
 
 
 def test_i5_a_client_that_takes_its_call_back_is_believed(served):
     connections = pool.Pool("localhost", served.port, CERT)
     message_id = served.send()
-    with pytest.raises(pool.Aborted), connections.exchange() as exchange:
-        take_back(exchange)
+    with pytest.raises(pool.Aborted), connections.round_trip() as trip:
+        take_back(trip)
     assert served.comes_again(message_id)
 
 
@@ -619,9 +619,9 @@ def test_a_client_keeps_its_connection(served):
     connections = pool.Pool("localhost", served.port, CERT)
     message_id = served.send()
     for path in ("/msg/poll?agent_id=bob&timeout=0", "/health"):
-        with connections.exchange() as exchange:
-            exchange.request("GET", path)
-        assert exchange.status == 200
+        with connections.round_trip() as trip:
+            trip.request("GET", path)
+        assert trip.status == 200
     assert served.server.open_connections == 1
     assert acked(served, message_id)
     connections.close()
