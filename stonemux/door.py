@@ -23,14 +23,10 @@ from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
 from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, shown
 from stonemux.tokens import OWNER, TOPIC, Principal
-from stonemux.transaction import Job, Tx, Work
+from stonemux.transaction import Done, Job, Tx, Work
 
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
 _KEY = re.compile(IDEMPOTENCY_KEY)
-
-# -- the door
-
-Done = Callable[[Any, BaseException | None], None]
 
 
 class Call:

@@ -263,7 +263,7 @@ class _Arrival:
 def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
     """Write down that these messages arrived; nobody waits for it. If the disk refuses, it is owed and tried again."""
 
-    def outcome(value: Any, error: BaseException | None) -> None:
+    def written(value: Any, error: BaseException | None) -> None:
         if error is None:
             if mux.flights.end(agent_id, ids):
                 mux.hub.wake([("inbox", agent_id)])
@@ -271,7 +271,7 @@ def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
             mux.flights.owed.append((agent_id, ids))
             mux.alarm.set(mux.clock.now_ms() + 1000)
 
-    mux.store.submit(Job(lambda tx: settle(tx, agent_id, mux.flights.unrecalled(agent_id, ids)), outcome))
+    mux.store.submit(Job(lambda tx: settle(tx, agent_id, mux.flights.unrecalled(agent_id, ids)), written))
 
 
 def settle_owed(mux: Mux) -> None:

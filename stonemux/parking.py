@@ -24,15 +24,13 @@ from typing import Any, Protocol
 
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Mux, Wait
-from stonemux.transaction import Job
+from stonemux.transaction import Done, Job
 
 AT_ONCE = 64
 """So many calls are looked at before the sockets get their turn again."""
 LEAST_OVER = 64
 """Entries of calls that have ended are swept out when they are more than half of all, and more than this many."""
 RESTING, QUEUED, RUNNING, TOLD = range(4)
-
-Done = Callable[[Any, BaseException | None], None]
 
 
 class Seat(Protocol):
@@ -155,10 +153,10 @@ class Parked(Watch):
         else:
             self._settle(answer)
 
-    def _written(self, outcome: Any, error: BaseException | None) -> None:
+    def _written(self, value: Any, error: BaseException | None) -> None:
         """What was queued has been committed, or was refused."""
         try:
-            answer = self.wait.attempt(outcome) if error is None else None
+            answer = self.wait.attempt(value) if error is None else None
         except Exception as fault:
             error = fault
         if error is not None:

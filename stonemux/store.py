@@ -42,7 +42,7 @@ from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.migration import migrate
 from stonemux.opening import BUSY_S, Connect, Row, audited, leap, open_checked, seen_beyond, stand
-from stonemux.transaction import Event, Job, Outcome, Snapshot, Tx, Work
+from stonemux.transaction import Done, Event, Job, Snapshot, Tx, Work
 
 if TYPE_CHECKING:
     from stonemux.mux import Mux
@@ -53,17 +53,17 @@ MOST_IN_A_BATCH = 256
 POOLED_READERS = 8
 
 
-def _tell(outcome: Outcome, value: Any, error: BaseException | None) -> None:
+def _tell(done: Done, value: Any, error: BaseException | None) -> None:
     """Tell one caller. One that fails costs neither the others their answers nor the store its leader."""
     try:
-        outcome(value, error)
+        done(value, error)
     except Exception:
         log.exception("an outcome could not be told")
 
 
 def _tell_all(batch: list[Job], error: BaseException) -> bool:
     for job in batch:
-        _tell(job.outcome, None, error)
+        _tell(job.done, None, error)
     return True
 
 
@@ -194,9 +194,9 @@ class Store:
         return result.get()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its outcome is called by whichever thread commits it, possibly this one before returning."""
+        """Queue a job; its `done` is called by whichever thread commits it, possibly this one before returning."""
         if not self._enqueue(job):
-            job.outcome(None, _stopping())
+            job.done(None, _stopping())
         elif threading.get_ident() not in self.gatherers:
             self.lead()
 
@@ -268,17 +268,17 @@ class Store:
             if not batch:
                 return True
         tx = self._tx
-        outcomes: list[tuple[Outcome, Any, BaseException | None]] = []
+        outcomes: list[tuple[Done, Any, BaseException | None]] = []
         try:
             tx.begin(self._clock.now_ms(), self.head)
             for job in batch:
                 mark = tx.mark()
                 try:
-                    outcomes.append((job.outcome, job.work(tx), None))
+                    outcomes.append((job.done, job.work(tx), None))
                 except Exception as error:
                     if isinstance(error, sqlite3.Error) or not tx.rewind(mark):
                         raise
-                    outcomes.append((job.outcome, None, error))
+                    outcomes.append((job.done, None, error))
             events, topics, offers, hooks = tx.commit()
         except Exception as error:
             verdict = self._judge(error, writing=True)
@@ -304,8 +304,8 @@ class Store:
                 self.publish(events, topics, offers)
         except Exception:
             log.exception("a commit could not be announced")
-        for outcome, value, failure in outcomes:
-            _tell(outcome, value, failure)
+        for done, value, failure in outcomes:
+            _tell(done, value, failure)
         return True
 
     def _give_ballast(self) -> bool:

@@ -13,13 +13,14 @@ from stonemux import door
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
 from stonemux.schema import MOST_TOGETHER, Operation
-from stonemux.transaction import Job, Tx
+from stonemux.transaction import Done, Job, Tx
 
-Outcome = tuple[Any, BaseException | None]
+Ending = tuple[Any, BaseException | None]
+"""What a call came to: its value, or why it failed."""
 
 
 def queue(
-    mux: Mux, operation: Operation, given: Sequence[Any], caller: Callable[[], Caller], key: str | None, done: door.Done
+    mux: Mux, operation: Operation, given: Sequence[Any], caller: Callable[[], Caller], key: str | None, done: Done
 ) -> None:
     """Queue these calls, each given as a JSON object; `done` gets `{"results": [...]}` after the commit.
 
@@ -44,16 +45,16 @@ def queue(
     door.admit(mux, operation, caller())
     calls = [_checked(mux, operation, one, caller()) for one in given]
 
-    def work(tx: Tx) -> list[Outcome]:
+    def work(tx: Tx) -> list[Ending]:
         return [_run(tx, call) for call in calls]
 
-    def outcome(value: Any, error: BaseException | None) -> None:
+    def told(value: Any, error: BaseException | None) -> None:
         if error is not None:
             value = [(None, call if isinstance(call, MuxError) else error) for call in calls]
         results = [_told(call, *one) for call, one in zip(calls, value, strict=True)]
         done({"results": results}, error)
 
-    mux.store.submit(Job(work, outcome, not operation.frees))
+    mux.store.submit(Job(work, told, not operation.frees))
 
 
 def _checked(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller) -> door.Call | MuxError:
@@ -63,7 +64,7 @@ def _checked(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: C
         return refusal
 
 
-def _run(tx: Tx, call: door.Call | MuxError) -> Outcome:
+def _run(tx: Tx, call: door.Call | MuxError) -> Ending:
     if isinstance(call, MuxError):
         return None, call
     assert call.work is not None

@@ -295,13 +295,14 @@ class Tx(Snapshot):
 
 Mark = tuple[int, int, int, list[int]]
 Work = Callable[[Tx], Any]
-Outcome = Callable[[Any, BaseException | None], None]
+Done = Callable[[Any, BaseException | None], None]
+"""Told of what something came to, in the end: its value, or why it failed."""
 
 
 class Job(NamedTuple):
-    """A function to run in a transaction, and who wants to know its outcome (called by the leader after the commit)."""
+    """A function to run in a transaction, and who is told when it is done (by the leader, after the commit)."""
 
     work: Work
-    outcome: Outcome
+    done: Done
     grows: bool = False
     """It adds something, so it must not use up the ballast of a full disk."""

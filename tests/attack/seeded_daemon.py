@@ -134,15 +134,15 @@ def ack_before_commit() -> None:
 
         def work(tx: Any) -> Any:
             value = job.work(tx)
-            early.append((job.outcome, value))
+            early.append((job.done, value))
             told.append(True)
             return value
 
-        return transaction.Job(work, lambda value, error: None if told else job.outcome(value, error))
+        return transaction.Job(work, lambda value, error: None if told else job.done(value, error))
 
     def commit_late(self: Any, head: int) -> Any:
-        for outcome, value in early:
-            outcome(value, None)
+        for done, value in early:
+            done(value, None)
         early.clear()
         time.sleep(5 * STRETCH_S)  # a kill must fall into it
         return commit(self, head)
