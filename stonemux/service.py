@@ -207,7 +207,7 @@ def _of_systemd(text: str) -> list[str]:
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.partition("=")[2])]
 
 
-class Keeper:
+class Installer:
     """Installs, removes and looks at one service; `say` is told each step."""
 
     def __init__(

@@ -357,7 +357,7 @@ def system_service(patient: Patient) -> Iterator[Finding]:
     described = service.describe(words, patient.settings, patient.environ, sys.platform)
     if not described.file.exists():
         return
-    told = service.Keeper(described, patient.settings, patient.environ, lambda text: None).status()
+    told = service.Installer(described, patient.settings, patient.environ, lambda text: None).status()
     if told["running"] and told["current"]:
         yield Finding("service", OK, f"{described.file}: the system runs it")
     elif told["running"]:

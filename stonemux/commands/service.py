@@ -40,14 +40,14 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = flags.settings(options, environ)
     given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
     words = service.words_for(environ, given, here())
-    keeper = service.Keeper(service.describe(words, settings, environ, sys.platform), settings, environ, print)
+    installer = service.Installer(service.describe(words, settings, environ, sys.platform), settings, environ, print)
     if options.action == "install":
-        keeper.install(dry_run=options.dry_run, started=not options.no_start)
+        installer.install(dry_run=options.dry_run, started=not options.no_start)
         return EXIT_OK
     if options.action == "remove":
-        keeper.remove(dry_run=options.dry_run)
+        installer.remove(dry_run=options.dry_run)
         return EXIT_OK
-    found = keeper.status()
+    found = installer.status()
     print(json.dumps(found) if options.json else service.as_text(found))
     if not found["installed"]:
         return EXIT_NOT_FOUND
