@@ -25,6 +25,8 @@ SKIPPED = 1_000_000
 """Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
 BUSY_S = 5.0
 """How long the writer waits for another program that holds the database."""
+FULL = 2
+"""What SQLite calls the flush at each commit, when it is asked."""
 PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -81,7 +83,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         if hasattr(os, "uname") and os.uname().sysname == "Darwin":  # plain fsync does not flush the drive there
             db.execute("PRAGMA fullfsync=1")
             db.execute("PRAGMA checkpoint_fullfsync=1")
-        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+        if db.execute("PRAGMA synchronous").fetchone()[0] != FULL:
+            raise MuxError("unsafe_environment", f"SQLite cannot be made to flush each commit of {path} to the disk")
     except sqlite3.DatabaseError as error:
         db.close()
         raise _unreadable(path, error) from error

@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -913,6 +914,19 @@ def test_the_writer_is_durable_and_the_readers_cannot_write(opened):
     with store.read() as rx:
         assert rx.one("PRAGMA query_only")[0] == 1
         assert rx.one("PRAGMA wal_autocheckpoint")[0] == 0
+
+
+class Lax(sqlite3.Connection):
+    """A SQLite that was built to flush less than it is told."""
+
+    def execute(self, query: str, values: Any = (), /) -> sqlite3.Cursor:
+        return super().execute("PRAGMA synchronous=NORMAL" if query == "PRAGMA synchronous=FULL" else query, values)
+
+
+def test_a_sqlite_that_does_not_flush_at_each_commit_is_refused(opened):
+    with pytest.raises(MuxError, match="flush") as caught:
+        opened(connect=partial(sqlite3.connect, factory=Lax))
+    assert caught.value.code == "unsafe_environment"
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "garbage page", "missing", "foreign", "no tables"])
