@@ -2290,8 +2290,8 @@ class Methods:
           agent_registered, agent_deregistered, agent_stale, channel_created, channel_joined, channel_left,
           document_created, webhook_disabled).
         - `channel`: Only events of this channel (1 to 128 characters).
-        - `secret`: What deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out (up to
-          256 bytes).
+        - `secret`: What deliveries are signed with: whsec_ and base64. Left out, one is made, and shown once, for a new
+          endpoint or a new URL (up to 256 bytes).
         - `ordered`: An event that fails holds up those after it.
         - `since`: Begin after this event; with the next one (at least 0).
         - `id`: The endpoint to change; left out, there is a new one (1 to 64 characters).

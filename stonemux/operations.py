@@ -1432,7 +1432,8 @@ OPERATIONS: tuple[Operation, ...] = (
             Param(
                 "secret",
                 most=256,
-                doc="What deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out.",
+                doc="What deliveries are signed with: whsec_ and base64. Left out, one is made, and shown once, for a "
+                "new endpoint or a new URL.",
             ),
             Param("ordered", "boolean", True, doc="An event that fails holds up those after it."),
             Param("since", "integer", least=0, most=MOST_INTEGER, doc="Begin after this event; with the next one."),

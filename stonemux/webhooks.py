@@ -67,7 +67,7 @@ def add(
     before = _row(tx, id) if id is not None else None
     if before is None and tx.one("select count(*) from webhook where agent_id is null")[0] >= MOST:
         raise MuxError("webhook_limit", f"events are forwarded to {MOST} endpoints already; remove one", limit=MOST)
-    keys = attempts.secrets(tx, before, secret)
+    keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
     head = tx.mux.store.head
     cursor = before["cursor"] if before is not None else head
     if since is not None:

@@ -405,7 +405,7 @@ def test_endpoints_are_listed_changed_and_removed(face, program, receive):
     assert shown_all(face) == [made["webhook"]]
     assert made["webhook"]["url"] == receiver.url + "?…"
     assert made["secret"] not in str(shown_all(face)) + str(face.call("events.list", after=0))
-    changed = face.call("webhook.add", url=receiver.url, id=endpoint_id, ordered=False)
+    changed = face.call("webhook.add", url=receiver.url + "?secret=1", id=endpoint_id, ordered=False)
     assert (changed["created"], "secret" in changed) == (False, False)
     assert "types" not in shown(face, endpoint_id)
     assert shown(face, endpoint_id)["ordered"] is False
@@ -414,6 +414,19 @@ def test_endpoints_are_listed_changed_and_removed(face, program, receive):
     for name, given in (("remove", {}), ("replay", {}), ("add", {"url": receiver.url})):
         error = refusal(face, "webhook_not_found", f"webhook.{name}", id=endpoint_id, **given)
         assert error.facts["known_webhooks"] == []
+
+
+def test_an_endpoint_that_moves_gets_another_secret_unless_one_is_given(program, direct, outbound, receive):
+    old, new = receive(), receive()
+    made = direct.call("webhook.add", url=old.url)
+    moved = direct.call("webhook.add", url=new.url, id=made["webhook"]["id"])
+    assert moved["secret"] != made["secret"]
+    put(direct)
+    (heard,) = new.until(1)
+    seconds = program.clock.now_ms() // 1000
+    signed = signature.headers([moved["secret"]], heard.id, seconds, heard.body)
+    assert heard.headers["webhook-signature"] == signed["webhook-signature"], "who knew the old one signs nothing here"
+    assert "secret" not in direct.call("webhook.add", url=old.url, id=made["webhook"]["id"], secret=SECRET)
 
 
 def test_a_removed_endpoint_hears_nothing_more(program, direct, outbound, receive):
