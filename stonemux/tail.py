@@ -23,11 +23,15 @@ AWAY = ("unreachable", "shutting_down")
 
 
 class Tail:
-    """A place in the event log; `after` is the last id that was seen."""
+    """A place in the event log; `after` is the last id that was seen.
+
+    `anew` says that the log began anew before what `next` returned last: ids of before, of any kind, mean nothing now.
+    """
 
     def __init__(self, remote: Remote, given: Mapping[str, Any]) -> None:
         self.after = 0
         self.head = 0
+        self.anew = False
         self._remote = remote
         self._given = dict(given)
         self._clock = Clock()
@@ -44,6 +48,7 @@ class Tail:
             BY_NAME["events.list"], self._given | {"after": self.after, "timeout": timeout, "limit": 1000}
         )
         self.after = answer["next"]
+        self.anew = "reset" in answer
         for sign in ("gap", "reset"):
             if sign in answer:
                 print(f"stonemux: {_told(sign, answer[sign])}", file=sys.stderr, flush=True)

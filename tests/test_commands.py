@@ -28,7 +28,7 @@ from faces import OverHttp, join
 from scripted import Scripted, refusal
 
 from stonemux import cli, flags, progress, tail, verbs
-from stonemux.commands import top
+from stonemux.commands import inbox, top
 from stonemux.commands.completion import SHELLS, tree
 from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
@@ -274,7 +274,7 @@ class AFollowed:
     def ask(self, operation: Any, given: dict[str, Any]) -> Any:
         self.asked.append(given)
         answer = self.answers.pop(0)
-        if isinstance(answer, MuxError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -301,6 +301,24 @@ def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monke
         "stonemux: the daemon went away; waiting for it",
         "stonemux: the event log began anew (head 3)",
     ]
+
+
+def test_an_inbox_is_followed_on_where_a_restored_copy_counts_from_lower_ids(capsys, monkeypatch):
+    letter = lambda number: {"id": f"in-{number}", "message_id": number}  # noqa: E731
+    daemon = AFollowed(
+        {"head": 90},
+        {"items": [letter(40)]},
+        {"items": [letter(40)]},
+        {"events": [], "next": 8, "reset": {"requested": 90, "head": 8}},
+        {"items": [letter(3)]},
+        {"items": [letter(3)]},
+        {"events": [{"id": 9}], "next": 9},
+        {"items": [letter(4), letter(3)]},
+        KeyboardInterrupt(),
+    )
+    monkeypatch.setattr(inbox, "Remote", lambda *_: contextlib.nullcontext(daemon))
+    assert cli.main(["inbox", "bob", "--follow", "--quiet"], BARE) == 130
+    assert capsys.readouterr().out.split() == ["in-40", "in-3", "in-4"]
 
 
 def test_following_ends_with_a_real_refusal():

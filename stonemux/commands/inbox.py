@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from stonemux import flags, output, screen
@@ -61,19 +61,30 @@ def _text(answer: Mapping[str, Any], options: argparse.Namespace, environ: Mappi
 
 def _follow(remote: Remote, given: dict[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
     """Show each item once, the oldest first: those that are there, and then all that arrive."""
-    agent = {"agent_id": given["agent_id"]}
-    tail = Tail(remote, agent | {"types": ["message"]})
+    tail = Tail(remote, {"agent_id": given["agent_id"], "types": ["message"]})
     tail.begin()
-    newest = max(_ids(remote.ask(BY_NAME["inbox.list"], agent | {"status": "all", "limit": 1})["items"]), default=0)
-    items = remote.ask(BY_NAME["inbox.list"], given)["items"]
+    while True:
+        for items in _arriving(tail, given):
+            for item in reversed(items):
+                _print(item, options, environ)
+
+
+def _arriving(tail: Tail, given: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """What is there, then what arrives, each time the newest first; ends when the daemon has begun anew.
+
+    That is with other data, as from a copy: its ids may begin lower, and one of before may be another message's.
+    """
+    agent = {"agent_id": given["agent_id"]}
+    newest = max(_ids(tail.ask(BY_NAME["inbox.list"], agent | {"status": "all", "limit": 1})["items"]), default=0)
+    items = tail.ask(BY_NAME["inbox.list"], given)["items"]
     shown = _ids(items)
     # One that the agent's own poll takes at once has been read by the time that it is looked for.
     later = agent | {"status": given.get("status", "all"), "full": True}
     while True:
-        for item in reversed(items):
-            _print(item, options, environ)
+        yield items
         while not tail.next():
-            pass
+            if tail.anew:
+                return
         items = [item for item in _after(tail, later, newest) if item["message_id"] not in shown]
         newest = max(_ids(items), default=newest)
 
