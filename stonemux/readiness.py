@@ -38,7 +38,7 @@ class Epoll:
         self._epoll = select.epoll()
 
     def add(self, fd: int) -> None:
-        """Register a connection."""
+        """Register a connection. Raises OSError where the system has no room for it."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
 
     def add_listener(self, fd: int) -> None:
@@ -70,12 +70,10 @@ class Kqueue:
         self._queue = _bsd.kqueue()
 
     def _change(self, fd: int, flags: int, *filters: int) -> None:
-        changes = [_bsd.kevent(fd, kind, flags) for kind in filters]
-        with contextlib.suppress(OSError):
-            self._queue.control(changes, 0)
+        self._queue.control([_bsd.kevent(fd, kind, flags) for kind in filters], 0)
 
     def add(self, fd: int) -> None:
-        """Register a connection."""
+        """Register a connection. Raises OSError where the system has no room for it."""
         self._change(fd, _bsd.KQ_EV_ADD | _bsd.KQ_EV_CLEAR, _bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE)
 
     def add_listener(self, fd: int) -> None:
@@ -85,7 +83,8 @@ class Kqueue:
     def drop(self, fd: int) -> None:
         """Forget a descriptor that is about to be closed."""
         for kind in (_bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE):
-            self._change(fd, _bsd.KQ_EV_DELETE, kind)
+            with contextlib.suppress(OSError):
+                self._change(fd, _bsd.KQ_EV_DELETE, kind)
 
     def wait(self, timeout_ms: int | None) -> list[Ready]:
         """Block until something happens, or until the timeout (None: for ever)."""
