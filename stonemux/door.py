@@ -32,7 +32,7 @@ _KEY = re.compile(IDEMPOTENCY_KEY)
 class Call:
     """An operation with checked arguments, ready to run.
 
-    Exactly one of three ways to run it is right: `queue` when `work` is set, else `attempt` or `answer`.
+    Exactly one of three ways to run it is right: `queue` when `work` is set, else `start` or `answer`.
     """
 
     __slots__ = ("_args", "_audited", "_caller", "_digest", "_done", "_mux", "operation", "work")
@@ -98,9 +98,9 @@ class Call:
         assert self.work is not None
 
         self._done = done
-        self._mux.store.submit(Job(self.work, self._outcome, not self.operation.frees))
+        self._mux.store.submit(Job(self.work, self._committed, not self.operation.frees))
 
-    def _outcome(self, value: Any, error: BaseException | None) -> None:
+    def _committed(self, value: Any, error: BaseException | None) -> None:
         self._done(*self.concluded(value, error))
 
     def concluded(self, value: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
@@ -168,12 +168,13 @@ class Call:
         """Run to the end, blocking."""
         if self.work is None:
             started = self.start()
-            return self.waited(*_outcome(self._mux.wait, self._caller, started)) if type(started) is Wait else started
-        found = self._ended(*_outcome(self._mux.store.write, self.work, grows=not self.operation.frees))
+            return self.waited(*_tried(self._mux.wait, self._caller, started)) if type(started) is Wait else started
+        found = self._ended(*_tried(self._mux.store.write, self.work, grows=not self.operation.frees))
         return self.operation.nothing if found is None else found
 
 
-def _outcome(run: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, BaseException | None]:
+def _tried(run: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, BaseException | None]:
+    """What came of it: its value, or why it failed."""
     try:
         return run(*args, **named), None
     except Exception as error:

@@ -82,7 +82,7 @@ class Exchange(Caller):
     def _read(self, body: bytes) -> tuple[Operation, Mapping[str, Any] | list[Any]] | None:
         """The operation that is asked for, and its parameters; None when the request is answered already.
 
-        What is refused here never comes to the door, so it is noted for the audit log.
+        What is refused here never gets to `door`, so it is noted for the audit log.
         """
         operation = None
         try:
@@ -115,7 +115,7 @@ class Exchange(Caller):
             raise
 
     def _note(self, error: MuxError, operation: Operation | None) -> None:
-        """Note a refusal from before the door, if it is one of a change or of a caller who may not call."""
+        """Note a refusal from before `door`, if it is one of a change or of a caller who may not call."""
         path = self._head.path
         if (operation is not None and operation.changes) or error.failure.http in audit.GUARDED:
             what = operation.name if operation is not None else "http.request"
@@ -186,7 +186,7 @@ class Exchange(Caller):
         key = self._head.headers.get("idempotency-key")
         try:
             together.queue(self._server.mux, operation, given, self._another_caller, key, self._done)
-        except MuxError as error:  # of all of them; each is judged at the door
+        except MuxError as error:  # of all of them; each one is judged by `door`
             self._note(error, operation)
             raise
 

@@ -170,7 +170,7 @@ def decode_header(value: str) -> str:
 
 
 class Desk(Protocol):
-    """Where operations are performed; the daemon's door, or whatever stands in for it."""
+    """Where operations are performed; the daemon's `door`, or whatever stands in for it."""
 
     def call(self, operation: Operation, given: Mapping[str, Any]) -> Any:
         """Perform an operation and return its answer; raises MuxError."""

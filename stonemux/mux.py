@@ -47,7 +47,7 @@ class Caller:
         self.bearer: str | None = None
         """The Authorization header, as it came."""
         self.principal: Principal | None = None
-        """Whose token that holds, once the door has looked; None without one."""
+        """Whose token that holds, once `door` has looked; None without one."""
         self.flight: Flight | None = None
         """What was handed out with the answer, to be told whether the answer arrived."""
         self.once: Callable[[Caller, Work], Work] | None = None

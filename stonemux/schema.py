@@ -187,7 +187,7 @@ class Operation(Record):
     """Whether a call may change something, so that it takes an idempotency key."""
 
     def derive(self) -> None:
-        """What `bind` and the door would else work out for every call."""
+        """What `bind` and `door` would otherwise work out for every call."""
         by_name = {param.name: param for param in self.params}
         self.__dict__.update(
             by_name=by_name,

@@ -1,6 +1,6 @@
 """Many calls of one operation in one request: one transaction, one flush, an answer for each.
 
-Each is a call of its own at the door, with its own checks, idempotency key and entry in the audit log. One that is
+Each is a call of its own for `door`, with its own checks, idempotency key and entry in the audit log. One that is
 refused harms none of the others; if the transaction fails, all of them have failed.
 """
 
