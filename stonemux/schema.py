@@ -110,6 +110,11 @@ class Param(Record):
         """What it is called in Python, and what checks it."""
         self.__dict__.update(argument=self.into or self.name, check=KINDS[self.kind])
 
+    @cached_property
+    def entry(self) -> Param:
+        """What an entry of a list of names is, as a parameter of its own."""
+        return Param(f"each of {self.name}", code=self.code, most=self.longest)
+
     @property
     def required(self) -> bool:
         """Whether a call without it is refused."""
@@ -383,9 +388,8 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
     most = param.upper(limits) or 256
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
-    one = Param(f"each of {param.name}", code=param.code, choices=param.choices, most=param.longest)
     try:
-        checked = list(dict.fromkeys(_name(one, entry, limits) for entry in value))
+        checked = list(dict.fromkeys(_name(param.entry, entry, limits) for entry in value))
     except MuxError as error:
         error.facts["parameter"] = param.name
         raise
