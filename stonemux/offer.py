@@ -17,7 +17,7 @@ from stonemux.config import Settings
 from stonemux.errors import MuxError
 from stonemux.mcp import CLIENT_INFO, Context, Prompt, Registry, Resource, Tool
 from stonemux.payload import dumps
-from stonemux.schema import MOST_INTEGER, Operation, Param
+from stonemux.schema import MOST_INTEGER, Operation, Param, from_decimal
 
 TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS if row.tool}
 """The operations that are tools, by tool name, in the order of the table."""
@@ -25,7 +25,6 @@ TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS
 CLIENT_KEY = "client"
 """Where an agent's metadata keeps what its program told of itself when it registered."""
 
-_DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
 _WORDS = {
     row.name: row.tool or f"`stonemux {row.name.replace('.', ' ')}`"
     for row in operations.OPERATIONS
@@ -261,7 +260,7 @@ def _as_integer(value: Any) -> Any:
     """Some models write "30" for 30."""
     if isinstance(value, list):
         return [_as_integer(entry) for entry in value]
-    return int(value) if isinstance(value, str) and _DECIMAL.match(value) else value
+    return from_decimal(value) if isinstance(value, str) else value
 
 
 def _client_of(context: Context) -> dict[str, str]:

@@ -304,17 +304,22 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
+def from_decimal(text: str) -> int | str:
+    """The integer that a text is; any other text as it is, for `bind` to refuse."""
+    return int(text) if _DECIMAL.match(text) else text
+
+
 def _from_text(param: Param, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if param.kind == "integer" and _DECIMAL.match(value):
-        return int(value)
+    if param.kind == "integer":
+        return from_decimal(value)
     if param.kind == "boolean" and value in ("true", "false"):
         return value == "true"
     if param.kind == "names":
         return value.split(",")
     if param.kind == "integers":
-        return [int(part) if _DECIMAL.match(part) else part for part in value.split(",")]
+        return [from_decimal(part) for part in value.split(",")]
     return value
 
 

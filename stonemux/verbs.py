@@ -10,7 +10,6 @@ to check.
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.flags import PLACE, Flag
-from stonemux.schema import Operation, Param, meant, shown
+from stonemux.schema import Operation, Param, from_decimal, meant, shown
 
 ALIASES: Mapping[str, str] = {"message": "msg"}
 """Other spellings of areas, as documents write them."""
@@ -50,8 +49,6 @@ KEY = Flag("idempotency_key", "KEY", "makes repeating the call safe: within 24 h
 
 SHORT = {"-h": "--help", "-q": "--quiet"}
 WIDTH = 100
-
-_DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
 
 
 class Typed(NamedTuple):
@@ -236,7 +233,7 @@ def _next(name: str, rest: Iterator[str]) -> str:
 
 
 def _integer(param: Param, text: str) -> Any:
-    return int(text) if _DECIMAL.match(text) else text  # what is no integer is the daemon's to refuse
+    return from_decimal(text)  # what is no integer is the daemon's to refuse
 
 
 def _boolean(param: Param, text: str) -> Any:
