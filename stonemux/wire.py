@@ -86,7 +86,6 @@ class Head(NamedTuple):
     """False for `Connection: close` and for HTTP/1.0."""
     length: int
     """Content-Length, 0 if absent."""
-    has_length: bool
     chunked: bool
     """The body comes in chunks: feed it to `ChunkedBody`."""
     expect_continue: bool
@@ -125,7 +124,6 @@ def _parse(block: bytes) -> Head:
         MappingProxyType(headers),
         not old and ("connection" not in headers or not _says_close(headers["connection"])),
         length,
-        "content-length" in headers,
         chunked,
         "expect" in headers and _expects_continue(headers["expect"], old),
     )
