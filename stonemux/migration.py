@@ -27,8 +27,8 @@ OURS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
 """Failures of a step itself, as opposed to those of the disk under it."""
 
 
-def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
-    """Bring the schema up to date, and return the version that was found.
+def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
+    """Bring the schema up to date.
 
     Raises `data_refused` when a step fails, `storage_full` or `backup_failed` when the copy cannot be made; nothing was
     changed then, or only by the steps before.
@@ -62,7 +62,6 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> int:
         _fold(db)
     if kept is not None:
         log.info("the database went from schema %d to %d; as it was, it is kept in %s", found, len(MIGRATIONS), kept)
-    return found
 
 
 def _fold(db: sqlite3.Connection) -> None:

@@ -145,7 +145,7 @@ class Store:
         self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
         self._db = open_checked(directory, connect, accept_rollback)
         try:
-            self.migrated_from = migrate(self._db, directory, clock.now_ms())
+            migrate(self._db, directory, clock.now_ms())
             standing = stand(self._db)
             if seen_beyond(directory, self._db, accept_rollback):
                 standing = leap(self._db, standing, directory.read_head())

@@ -1064,7 +1064,6 @@ def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, newer):
     opened().write(note("kept"))
     newer(STEPS)
     migrated = opened()
-    assert migrated.migrated_from == len(tables.MIGRATIONS)
     assert notes(migrated) == ["kept"]
     with migrated.read() as rx:
         assert tuple(rx.one("select * from extra")) == (1, "new")
@@ -1076,7 +1075,7 @@ def test_a_migration_goes_step_by_step_and_keeps_a_copy(opened, newer):
     assert db.execute("PRAGMA user_version").fetchone()[0] == len(tables.MIGRATIONS)
     assert db.execute("select key from meta where value = 'x'").fetchall() == [("kept",)]
     db.close()
-    assert opened().migrated_from == len(STEPS)
+    opened()
     assert copies_made(opened) == [copy]
 
 
@@ -1235,7 +1234,7 @@ def old_mail(tmp_path, newer) -> Path:
 def test_mail_of_an_older_schema_is_all_there_and_in_its_order(old_mail):
     program = Program(old_mail)
     try:
-        assert program.store.migrated_from == SCATTERED
+        assert list((old_mail / "backups").glob(f"schema-{SCATTERED}-*"))
         with program.store.read() as rx:
             assert rx.one("PRAGMA integrity_check")[0] == "ok"
             assert rx.sql("select 1 from sqlite_master where name = 'kept'") == []
