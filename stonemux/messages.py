@@ -497,7 +497,7 @@ def listed(
         channel = directory.channel(rx, channel)["name"]
     if agent_id is not None:
         directory.agent(rx, agent_id)
-    where, values = _narrow(channel, agent_id)
+    where, values = narrow(channel, agent_id)
     if thread is not None:
         root = int(thread) if thread.isascii() and thread.isdigit() and len(thread) < 19 else -1
         where.append("(m.thread = ? or m.id = ?)")
@@ -521,7 +521,8 @@ def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[s
     return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
 
 
-def _narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+def narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+    """What a query of `message m` asks for so that it finds those of a channel and of an agent; and its values."""
     where: list[str] = []
     values: list[Any] = []
     if channel is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from stonemux import directory
 from stonemux.errors import MuxError
 from stonemux.excerpts import excerpt
-from stonemux.messages import FIELDS, _narrow, view
+from stonemux.messages import FIELDS, narrow, view
 from stonemux.mux import Caller, Mux
 from stonemux.transaction import Snapshot, Tx
 
@@ -36,7 +36,7 @@ def search(
             directory.agent(rx, agent_id)
     while mux.store.write(_take_in):
         pass
-    where, values = _narrow(channel, agent_id)
+    where, values = narrow(channel, agent_id)
     with mux.store.read() as rx:
         rows = rx.sql(
             f"select {FIELDS} from message_words w join message m on m.id = w.rowid "
