@@ -13,10 +13,8 @@ Whoever changes something that is no operation enters it himself, in his transac
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from json.encoder import encode_basestring as quoted
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stonemux import chain
@@ -24,6 +22,7 @@ from stonemux.chain import START, Entry
 from stonemux.clock import moment
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
+from stonemux.payload import encoder
 from stonemux.schema import TARGETS, Operation, shown
 from stonemux.transaction import Snapshot, Tx, Work
 
@@ -35,27 +34,14 @@ MADE = ("webhook", "document")
 """What an answer may show in whole that was made, with its `id`."""
 
 
-def _encoder() -> Callable[[Mapping[str, Any]], str]:
-    """What writes canonical JSON: the C function itself, where there is one; `JSONEncoder` makes it anew each time."""
-    make = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return chain.canonical
-    encode = make(None, _unknown, quoted, None, ":", ",", True, False, False)
-    return lambda given: "".join(encode(given, 0))
-
-
-def _unknown(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-_encode = _encoder()
+_canonical = encoder(sort_keys=True)
 
 
 def body_of(given: Mapping[str, Any]) -> bytes:
     """The canonical JSON of a call's parameters."""
     if None in given.values():
         given = {name: value for name, value in given.items() if value is not None}
-    return _encode(given).encode("utf-8", "surrogatepass")
+    return _canonical(given).encode("utf-8", "surrogatepass")
 
 
 # -- calls

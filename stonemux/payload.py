@@ -252,17 +252,18 @@ def _half_pair(name: str, verb: str) -> MuxError:
     )
 
 
-def _encoder() -> Callable[[Any], str]:
-    stock = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
+    """What writes a value as compact JSON text; ValueError for what JSON cannot say (NaN)."""
+    stock = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     make, quote = c_make_encoder, json.encoder.encode_basestring
     if make is None:  # another Python than CPython
         return stock.encode
     # `JSONEncoder.encode` makes this anew for each call, which costs as much as encoding a message does.
-    pieces = make(None, stock.default, quote, None, ":", ",", False, False, False)
+    pieces = make(None, stock.default, quote, None, ":", ",", sort_keys, False, False)
     return lambda value: "".join(pieces(value, 0))
 
 
-dumps = _encoder()
+dumps = encoder()
 """A value as compact JSON text, as it is stored and sent; ValueError for what JSON cannot say (NaN)."""
 
 
