@@ -145,6 +145,14 @@ def post(
     )
     if thread is not None:
         handoff.answered(tx, thread, sender, message_id)
+    _deliver(tx, message_id, channel, priority, recipients)
+    extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
+    _announce(tx, message_id, sender, to, content, channel, recipients, extras)
+    return message_id
+
+
+def _deliver(tx: Tx, message_id: int, channel: str, priority: int, recipients: Sequence[str]) -> None:
+    """Put a message into these inboxes, wake who waits at them, and ring their doorbells."""
     for agent_id in recipients:
         tx.insert("delivery", (agent_id, message_id, channel, priority))
         tx.backlog[agent_id] += 1
@@ -153,6 +161,19 @@ def post(
         for agent_id in recipients:
             if (bell := bells.get(agent_id)) is not None:
                 doorbells.ring(tx, bell, message_id, tx.backlog[agent_id])
+
+
+def _announce(
+    tx: Tx,
+    message_id: int,
+    sender: str,
+    to: str,
+    content: str,
+    channel: str,
+    recipients: Sequence[str],
+    extras: tuple[Any, ...],
+) -> None:
+    """Put a message into the event log, as it is shown."""
     told = {
         "id": message_id,
         "from": sender,
@@ -161,11 +182,9 @@ def post(
         "channel": channel,
         "sent_at": rfc3339(tx.now),
     }
-    extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
     if any(extras):
         told |= {name: extra for name, extra in zip(EXTRAS, extras, strict=True) if extra}
-    tx.emit("message", dumps(told), channel=channel, agents=(sender, *(r for r in recipients if r != sender)))
-    return message_id
+    tx.emit("message", dumps(told), channel=channel, agents=(sender, *[r for r in recipients if r != sender]))
 
 
 def _thread_of(tx: Tx, reply_to: int, thread: str | None) -> str:
