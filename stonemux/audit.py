@@ -33,7 +33,6 @@ GUARDED = (401, 403, 421)
 MADE = ("webhook", "document")
 """What an answer may show in whole that was made, with its `id`."""
 
-
 _canonical = encoder(sort_keys=True)
 
 

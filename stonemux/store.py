@@ -140,28 +140,14 @@ class Store:
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
+        self.copying = threading.Lock()
+        """Held while a copy of the database is made: one at a time."""
         check_usable(directory.path)
         self._ballast = Ballast(directory.path)
         self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
         self._db = open_checked(directory, connect, accept_rollback)
         try:
-            migrate(self._db, directory, clock.now_ms())
-            standing = stand(self._db)
-            if seen_beyond(directory, self._db, accept_rollback):
-                standing = leap(self._db, standing, directory.read_head())
-            self.head: int = standing.event_seq
-            self.newest: int = standing.at
-            self.epoch: str = self._meta("epoch")
-            self.skipped = int(self._meta("skipped") or 0)
-            """Message ids that were left out, see `leap`."""
-            checked = self._meta("checked").split()
-            self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
-            """When every page was last read, and the last event then."""
-            self._tx = Tx(self._db, self.mux, standing.message_seq, audited(self._db))
-            self.copying = threading.Lock()
-            """Held while a copy of the database is made: one at a time."""
-            clock.anchor(self.newest)
-            self._note_clock(self._tx)
+            self._take_up(accept_rollback)
         except sqlite3.Error as error:
             self._db.close()
             raise self._judge(error, writing=True) from error
@@ -174,6 +160,25 @@ class Store:
         self._relay = threading.Semaphore(0)
         self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
         self._committer.start()
+
+    def _take_up(self, accept_rollback: bool) -> None:
+        """Bring the database up to date, and go on from where it stands."""
+        directory, db = self.directory, self._db
+        migrate(db, directory, self._clock.now_ms())
+        standing = stand(db)
+        if seen_beyond(directory, db, accept_rollback):
+            standing = leap(db, standing, directory.read_head())
+        self.head: int = standing.event_seq
+        self.newest: int = standing.at
+        self.epoch: str = self._meta("epoch")
+        self.skipped = int(self._meta("skipped") or 0)
+        """Message ids that were left out, see `leap`."""
+        checked = self._meta("checked").split()
+        self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
+        """When every page was last read, and the last event then."""
+        self._tx = Tx(db, self.mux, standing.message_seq, audited(db))
+        self._clock.anchor(self.newest)
+        self._note_clock(self._tx)
 
     def _meta(self, key: str) -> str:
         row = self._db.execute("select value from meta where key = ?", (key,)).fetchone()
