@@ -17,7 +17,8 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -612,28 +613,38 @@ SETTINGS = _settings()
 """Every setting, in the order of the example file."""
 
 _BY_ATTRIBUTE = {setting.attribute: setting for setting in SETTINGS}
+_BY_PLACE = {(setting.section, setting.key): setting for setting in SETTINGS}
 _SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
 
 
-def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Any],
+    troubles: list[MuxError] | None = None,
+) -> Settings:
     """The settings in force: defaults < file < environment < flags.
 
     `path` names the file; without it `STONEMUX_CONFIG` does, else `config.toml` in the data directory is read if it
     exists. `environ` is the environment; an empty variable counts as absent, and `HOME` says what `~` means. `flags`
     maps attribute names to values, where None means not given and numbers may be text. Raises `bad_setting`, also for a
-    named file that is missing.
+    named file that is missing; with a list of `troubles`, what is wrong with the file and the environment is added
+    there instead, and left out.
     """
     home = environ.get("HOME") or os.path.expanduser("~")
-    given = _from_environment(environ, home) | _from_flags(flags, home)
+    given = _from_environment(environ, home, troubles) | _from_flags(flags, home)
     defaults = {setting.attribute: _default(setting, home) for setting in SETTINGS}
     named = path or (Path(environ["STONEMUX_CONFIG"]) if environ.get("STONEMUX_CONFIG") else None)
     if named is not None:
-        text = _read(_expanded(named, home), missing_ok=False)
+        named, missing_ok = _expanded(named, home), False
     else:
-        named = (given.get("data_dir") or defaults["data_dir"]) / "config.toml"
-        text = _read(named, missing_ok=True)
-    settings = Settings(**defaults | _from_text(text, _expanded(named, home), home) | given)
-    _refuse_contradictions(settings)
+        named, missing_ok = _expanded((given.get("data_dir") or defaults["data_dir"]) / "config.toml", home), True
+    stated: dict[str, Any] = {}
+    with _noting(troubles):
+        stated = _from_text(_read(named, missing_ok=missing_ok), named, home, troubles)
+    settings = Settings(**defaults | stated | given)
+    with _noting(troubles):
+        _refuse_contradictions(settings)
     return settings
 
 
@@ -718,18 +729,34 @@ class _Given(NamedTuple):
         return CHECKS[self.setting.kind](self)
 
 
+Troubles = list[MuxError] | None
+"""Where mistakes are noted; None: the first one is raised."""
+
+
+@contextmanager
+def _noting(troubles: Troubles) -> Iterator[None]:
+    """Around each thing that may be wrong by itself."""
+    try:
+        yield
+    except MuxError as error:
+        if troubles is None:
+            raise
+        troubles.append(error)
+
+
 def _default(setting: Setting, home: str) -> Any:
     if setting.kind != "path":
         return setting.default
     return _Given(setting, str(setting.default), f"the default of {setting.name}", here(), home).checked()
 
 
-def _from_environment(environ: Mapping[str, str], home: str) -> dict[str, Any]:
+def _from_environment(environ: Mapping[str, str], home: str, troubles: Troubles) -> dict[str, Any]:
     values = {}
     for setting in SETTINGS:
         if setting.environment and (text := environ.get(setting.environment)):
             label = f"{setting.environment} ({setting.name})"
-            values[setting.attribute] = _Given(setting, _typed(setting, text), label, here(), home).checked()
+            with _noting(troubles):
+                values[setting.attribute] = _Given(setting, _typed(setting, text), label, here(), home).checked()
     return values
 
 
@@ -776,17 +803,14 @@ def _read(path: Path, *, missing_ok: bool) -> str:
         raise MuxError("bad_setting", f"{path}: cannot be read: {reason}", file=str(path)) from None
 
 
-def _from_text(text: str, path: Path, home: str) -> dict[str, Any]:
+def _from_text(text: str, path: Path, home: str, troubles: Troubles) -> dict[str, Any]:
     values = {}
     for section, table in _parsed(text, path).items():
-        if section not in _SECTIONS:
-            raise _unknown_section(path, section)
-        if type(table) is not dict:
-            raise MuxError("bad_setting", f"{path}: {section} must be a section, written [{section}]", file=str(path))
-        known = {setting.key: setting for setting in SETTINGS if setting.section == section}
-        for setting, value in [(known[""], table)] if "" in known else _entries(path, section, table, known):
-            label = f"{path}: {setting.name}"
-            values[setting.attribute] = _Given(setting, value, label, path.absolute().parent, home).checked()
+        for key, value in _entries(path, section, table, troubles):
+            with _noting(troubles):
+                setting = _stated(path, section, key)
+                label = f"{path}: {setting.name}"
+                values[setting.attribute] = _Given(setting, value, label, path.absolute().parent, home).checked()
     return values
 
 
@@ -802,13 +826,21 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
         raise MuxError("bad_setting", f"{path}: is not TOML: {told}", file=str(path)) from None
 
 
-def _entries(
-    path: Path, section: str, table: dict[str, Any], known: Mapping[str, Setting]
-) -> list[tuple[Setting, Any]]:
-    for key in table:
-        if key not in known:
-            raise _unknown_key(path, section, key, known)
-    return [(known[key], value) for key, value in table.items()]
+def _entries(path: Path, section: str, table: Any, troubles: Troubles) -> list[tuple[str, Any]]:
+    """What a section holds by key; one that is a setting as a whole has it under ""."""
+    with _noting(troubles):
+        if section not in _SECTIONS:
+            raise _unknown_section(path, section)
+        if type(table) is not dict:
+            raise MuxError("bad_setting", f"{path}: {section} must be a section, written [{section}]", file=str(path))
+        return [("", table)] if (section, "") in _BY_PLACE else list(table.items())
+    return []
+
+
+def _stated(path: Path, section: str, key: str) -> Setting:
+    if (section, key) not in _BY_PLACE:
+        raise _unknown_key(path, section, key, [setting.key for setting in SETTINGS if setting.section == section])
+    return _BY_PLACE[section, key]
 
 
 def _unknown_section(path: Path, name: str) -> MuxError:
@@ -824,7 +856,7 @@ def _unknown_section(path: Path, name: str) -> MuxError:
     )
 
 
-def _unknown_key(path: Path, section: str, key: str, known: Mapping[str, Setting]) -> MuxError:
+def _unknown_key(path: Path, section: str, key: str, known: list[str]) -> MuxError:
     elsewhere = next((setting.name for setting in SETTINGS if setting.key == key), None)
     here = ", ".join(known)
     near = guess(key, known)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import argparse
 
     from stonemux.config import Settings
+    from stonemux.errors import MuxError
 
 
 class Flag(NamedTuple):
@@ -45,8 +46,8 @@ def config_file(options: Any) -> Path | None:
     return Path(options.config) if options.config else None
 
 
-def settings(options: Any, environ: Mapping[str, str]) -> Settings:
-    """The settings of the file, then the environment, then the flags. Raises `bad_setting`."""
+def settings(options: Any, environ: Mapping[str, str], troubles: list[MuxError] | None = None) -> Settings:
+    """The settings of the file, then the environment, then the flags. Raises `bad_setting`, see `config.load`."""
     from stonemux.config import load
 
     flags = {
@@ -54,4 +55,4 @@ def settings(options: Any, environ: Mapping[str, str]) -> Settings:
         for name in ("host", "port", "data_dir", "tls_cert", "tls_key", "insecure_http", "log_level", "log_format")
         if (value := getattr(options, name, None)) is not None
     }
-    return load(config_file(options), environ, flags)
+    return load(config_file(options), environ, flags, troubles)

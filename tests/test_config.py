@@ -244,7 +244,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
 def test_any_text_gives_settings_or_one_line(text: str) -> None:
     refusal = None
     try:
-        _from_text(text, Path("any.toml"), "/home/owner")
+        _from_text(text, Path("any.toml"), "/home/owner", None)
     except MuxError as error:
         refusal = error
     assert refusal is None or (refusal.code == "bad_setting" and refusal.message.isprintable())

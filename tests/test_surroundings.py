@@ -90,6 +90,23 @@ def test_what_stands_in_the_file_without_effect_is_noted(look, program):
     assert "server.port in the file has no effect" in told(look("settings"), "note")
 
 
+def test_every_mistake_in_the_settings_is_told(look, program):
+    (program.path / "config.toml").write_text(
+        '[server]\nprot = 1\nport = "x"\nmax_waiters = 9\nmax_waiters_per_agent = 10\n[sever]\nport = 1\n'
+    )
+    findings = look("settings", STONEMUX_HOST=" ", STONEMUX_PORT="many")
+    problems = [one["found"] for one in findings if one["state"] == "problem"]
+    assert len(problems) == 6
+    mistakes = ("STONEMUX_HOST", "STONEMUX_PORT", 'setting "prot"', "server.port is", 'section "sever"', "more than")
+    for mistake, problem in zip(mistakes, problems, strict=True):
+        assert mistake in problem
+
+
+def test_a_settings_file_that_cannot_be_read_at_all_is_one_mistake(look, tmp_path):
+    (findings,) = look("settings", STONEMUX_CONFIG=str(tmp_path / "none.toml"))
+    assert "there is no such file" in findings["found"]
+
+
 def test_a_settings_file_that_another_one_hides_is_noted(look, tmp_path):
     (look.home / ".stonemux").mkdir()
     (look.home / ".stonemux/config.toml").write_text("")

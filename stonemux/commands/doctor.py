@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from stonemux import flags
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
-
-if TYPE_CHECKING:
-    from stonemux.config import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,27 +27,11 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux.config import here
 
     config = flags.config_file(options)
-    settings, troubles = _settings(options, dict(environ))
+    troubles: list[MuxError] = []
+    settings = flags.settings(options, environ, troubles)
     findings = doctor.examine(settings, troubles, full=options.full, environ=environ, folder=here(), config=config)
     if options.json:
         print(json.dumps(doctor.as_json(findings)))
     else:
         print(doctor.as_text(findings))
     return EXIT_OK if doctor.all_well(findings) else EXIT_REFUSED
-
-
-def _settings(options: argparse.Namespace, environ: dict[str, str]) -> tuple[Settings, list[MuxError]]:
-    """The settings, and what is wrong with them: each time without what could not be used. Raises for a bad flag."""
-    troubles: list[MuxError] = []
-    while True:
-        try:
-            return flags.settings(options, environ), troubles
-        except MuxError as error:
-            variable = error.message.partition(" ")[0]
-            if variable in environ:
-                del environ[variable]
-            elif options.config != os.devnull:
-                options.config = os.devnull
-            else:
-                raise
-            troubles.append(error)
