@@ -684,14 +684,16 @@ def check_safe(settings: Settings) -> None:
         raise MuxError(
             "unsafe_environment",
             f"server.host is {_shown(settings.host)}, which is not on loopback, and auth.tokens is off: anybody who "
-            'reaches it could act as any agent; set auth.tokens to "auto", or listen on 127.0.0.1, ::1 or localhost',
+            "reaches it could act as any agent",
+            remedy='set auth.tokens to "auto", or listen on 127.0.0.1, ::1 or localhost',
             setting="auth.tokens",
         )
     if not settings.tls_cert and not settings.insecure_http:
         raise MuxError(
             "unsafe_environment",
             f"server.host is {_shown(settings.host)}, which is not on loopback: everybody on the way could read and "
-            "change what is said there; set server.tls_cert, or --insecure-http where something else encrypts",
+            "change what is said there",
+            remedy="set server.tls_cert, or --insecure-http where something else encrypts",
             setting="server.host",
         )
 

@@ -193,13 +193,14 @@ def check_owner(path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise MuxError(
             "unsafe_environment",
-            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()}); "
-            "use a directory of your own with --data-dir",
+            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})",
+            remedy="use a directory of your own with --data-dir",
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise MuxError(
             "unsafe_environment",
-            f"others may write to the data directory {path}; take that away with: chmod 700 {path}",
+            f"others may write to the data directory {path}",
+            remedy=f"take that away with: chmod 700 {path}",
         )
 
 
@@ -214,12 +215,13 @@ def check_usable(path: Path) -> None:
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             raise MuxError(
                 "unsafe_environment",
-                f"the data directory {path} lies on a file system that is mounted read-only; let it be written, or "
-                "name another directory with --data-dir",
+                f"the data directory {path} lies on a file system that is mounted read-only",
+                remedy="let it be written, or name another directory with --data-dir",
             )
         raise MuxError(
             "unsafe_environment",
-            f"{place} cannot be {words} by this user ({os.geteuid()}); allow it with: chmod u+rwX {place}",
+            f"{place} cannot be {words} by this user ({os.geteuid()})",
+            remedy=f"allow it with: chmod u+rwX {place}",
         )
 
 
@@ -229,8 +231,9 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     if kind in NETWORK_FILE_SYSTEMS:
         raise MuxError(
             "unsafe_environment",
-            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead "
-            "log is not safe; use a local disk, or set [server] allow_network_fs = true at your own risk",
+            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead log is not "
+            "safe",
+            remedy="use a local disk, or set [server] allow_network_fs = true at your own risk",
         )
     return kind
 

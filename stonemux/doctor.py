@@ -24,7 +24,7 @@ from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings, check_safe
 from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
-from stonemux.opening import check_sound, gone_back, stand
+from stonemux.opening import RESTORE, check_sound, gone_back, stand
 from stonemux.remote import Remote
 
 LARGE_LOG = 64 * 1024 * 1024
@@ -76,10 +76,8 @@ def _run(name: str, check: Check, patient: Patient) -> list[Finding]:
 
 
 def _told(name: str, error: MuxError, otherwise: str = "") -> Finding:
-    """A refusal as a finding: after its first semicolon it says what to do, or else `otherwise` does."""
-    found, _, remedy = error.message.partition("; ")
-    remedy = remedy.removeprefix("it is left untouched. ").removeprefix("left untouched")
-    return Finding(name, PROBLEM, found, otherwise if otherwise and remedy in ("", "Restore a backup") else remedy)
+    """A refusal as a finding; unless it says itself what to do, `otherwise` does."""
+    return Finding(name, PROBLEM, error.problem, error.remedy or otherwise)
 
 
 def all_well(findings: Sequence[Finding]) -> bool:
@@ -250,7 +248,7 @@ def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:
 
 
 def _soundness(patient: Patient) -> Iterator[Finding]:
-    remedy = "stop the daemon, keep a copy of the directory, and restore a backup: stonemux restore FILE"
+    remedy = f"stop the daemon, {RESTORE}"
     locked = f"see whether this user may read and write the files: ls -l {patient.path}"
     try:
         with patient.open() as db:
@@ -264,7 +262,7 @@ def _soundness(patient: Patient) -> Iterator[Finding]:
             size = patient.database.stat().st_size / 1024 / 1024
             yield Finding("database", OK, f"{checked} ({size:.1f} MiB, schema {version})")
     except MuxError as error:
-        yield _told("database", error, remedy)
+        yield _told("database", error)
     except sqlite3.Error as error:
         unopened = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
         found = f"{patient.database} cannot be read: {error}"

@@ -146,16 +146,27 @@ FAILURES: dict[str, Failure] = {
 class MuxError(Exception):
     """A refusal: `code` from `FAILURES`, a message that names parameter, limit and remedy, and facts for programs.
 
+    A `remedy` that is given by itself ends the message, after a semicolon; `problem` is the message without it.
     `retry_after` (seconds) becomes the `Retry-After` header; `close` tells the HTTP face that the connection's
     framing can no longer be trusted. `status` is the HTTP status.
     """
 
     def __init__(
-        self, code: str, message: str, /, *, retry_after: int | None = None, close: bool = False, **facts: Any
+        self,
+        code: str,
+        message: str,
+        /,
+        *,
+        remedy: str = "",
+        retry_after: int | None = None,
+        close: bool = False,
+        **facts: Any,
     ) -> None:
-        super().__init__(message)
+        self.message = f"{message}; {remedy}" if remedy else message
+        super().__init__(self.message)
         self.code = code
-        self.message = message
+        self.problem = message
+        self.remedy = remedy
         self.facts = facts
         self.retry_after = retry_after
         self.close = close

@@ -23,6 +23,8 @@ Connect = Callable[..., sqlite3.Connection]
 
 SKIPPED = 1_000_000
 """Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
+RESTORE = "keep a copy of the directory, and restore a backup: stonemux restore FILE"
+"""What to do about a database that is not whole."""
 BUSY_S = 5.0
 """How long the writer waits for another program that holds the database."""
 FULL = 2
@@ -56,8 +58,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
         raise MuxError(
             "data_refused",
-            f"{path} is missing or empty, though this directory once held data; it is left untouched. Put the file "
-            f"back, or name an empty directory with --data-dir",
+            f"{path} is missing or empty, though this directory once held data; it is left untouched",
+            remedy="put the file back, or name an empty directory with --data-dir",
         )
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -97,8 +99,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
 def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
     return MuxError(
         "data_refused",
-        f"{path} cannot be read as a stonemux database ({error}); it is left untouched. Put a good copy in its place, "
-        "or name another directory with --data-dir",
+        f"{path} cannot be read as a stonemux database ({error}); it is left untouched",
+        remedy="put a good copy in its place, or name another directory with --data-dir",
     )
 
 
@@ -262,15 +264,17 @@ def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
     owner = db.execute("PRAGMA application_id").fetchone()[0]
     empty = not db.execute("select count(*) from sqlite_master").fetchone()[0]
     if owner not in (0, APPLICATION_ID) or (owner == 0 and not empty):
-        raise MuxError("data_refused", f"{path} is a database of another program; name another directory")
+        raise MuxError("data_refused", f"{path} is a database of another program", remedy="name another directory")
     if empty and marked:
-        raise MuxError("data_refused", f"{path} holds no tables, though this directory once held data; left untouched")
+        problem = f"{path} holds no tables, though this directory once held data; it is left untouched"
+        raise MuxError("data_refused", problem, remedy=RESTORE)
     if version > len(MIGRATIONS):
         raise MuxError(
             "data_refused",
             f"{path} was made by a newer stonemux (schema {version}, this one knows {len(MIGRATIONS)}); it is left "
-            f"untouched. Run the newer version, {_way_back(path)}or name another directory with --data-dir",
+            "untouched",
+            remedy=f"run the newer version, {_way_back(path)}or name another directory with --data-dir",
         )
     if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched. Restore a backup")
+        raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched", remedy=RESTORE)
     return int(version)

@@ -40,22 +40,25 @@ def list_tools(
     """The names of the tools that `command` offers, started in `folder` with `environ` and nothing else.
 
     Raises `client_check_failed`, with what went wrong and the end of the command's standard error, when it cannot be
-    started, ends early, refuses, writes other things than the protocol, or is not done after `patience_ms`.
+    started, ends early, refuses, writes other things than the protocol, or is not done after `patience_ms`. Its fact
+    `refused` is the code of what stonemux refused, else "".
     """
     with tempfile.TemporaryFile() as errors:
         try:
             return _talk(command, environ, folder, errors, Clock().ticks_ms() + patience_ms)
         except _Trouble as trouble:
             told = f"{trouble} within {patience_ms / 1000:g} s" if trouble.is_late else str(trouble)
-            raise MuxError("client_check_failed", told + _tail(errors), command=list(command)) from None
+            told += _tail(errors)
+            raise MuxError("client_check_failed", told, command=list(command), refused=trouble.code) from None
 
 
 class _Trouble(Exception):
-    """Why the talk ended; `is_late` when only time ran out."""
+    """Why the talk ended; `is_late` when only time ran out, `code` that of stonemux for what it refused."""
 
-    def __init__(self, why: str, *, is_late: bool = False) -> None:
+    def __init__(self, why: str, *, is_late: bool = False, code: str = "") -> None:
         super().__init__(why)
         self.is_late = is_late
+        self.code = code
 
 
 def _talk(
@@ -133,7 +136,8 @@ class _Session:
             if answer.get("id") == self._asked and "method" not in answer:
                 break
         if not isinstance(answer.get("result"), dict):
-            raise _Trouble(f"it refused {method}: {json.dumps(answer.get('error'))[:500]}")
+            error = answer.get("error")
+            raise _Trouble(f"it refused {method}: {json.dumps(error)[:500]}", code=_code(error))
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -171,6 +175,13 @@ class _Session:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return f" with status {self._child.wait(1)}"
         return " its output"
+
+
+def _code(error: Any) -> str:
+    """The code of stonemux in an error of JSON-RPC; "" in that of another server."""
+    data = error.get("data") if isinstance(error, dict) else None
+    code = data.get("code") if isinstance(data, dict) else None
+    return code if isinstance(code, str) else ""
 
 
 def _tail(errors: IO[bytes]) -> str:

@@ -213,7 +213,8 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
             return _over_http(patient, where, url, remedy)
         return Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
-        return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if '"token_' in error.message else remedy)
+        lacks_token = error.facts.get("refused", "").startswith("token_")
+        return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if lacks_token else remedy)
 
 
 def _url(entry: Mapping[str, Any]) -> str | None:
@@ -248,7 +249,7 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
     try:
         return f"{len(probe.list_tools(command, environ, folder, patience_ms=CLIENT_MS))} tools answered"
     except MuxError as error:
-        raise MuxError(error.code, f"{job.file}: its command does not work: {error.message}") from error
+        raise MuxError(error.code, f"{job.file}: its command does not work: {error.message}", **error.facts) from error
 
 
 def _around(command: list[str]) -> tuple[list[str], list[str]]:
@@ -315,8 +316,8 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
             found = f"that of {whose} is switched off: {disabled}"
             yield Finding("doorbells", NOTE, found, "see to its receiver, then register it again")
         elif trouble := _unreachable(url, patient.settings):
-            found, _, remedy = trouble.partition("; ")
-            yield Finding("doorbells", NOTE, f"that of {whose}: {found}", remedy or "register another")
+            found, remedy = trouble
+            yield Finding("doorbells", NOTE, f"that of {whose}: {found}", remedy)
         elif error:
             found = f"that of {whose} is there, but its last delivery failed: {error}"
             yield Finding("doorbells", NOTE, found, "see: stonemux webhook attempts")
@@ -328,14 +329,16 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
         yield Finding("doorbells", OK, f"only the newest {len(rows)} of {total} were looked at")
 
 
-def _unreachable(url: str, settings: Settings) -> str:
-    """Why a delivery would not arrive; "" if somebody listens there. After a semicolon: what to do."""
+def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
+    """Why a delivery would not arrive, and what to do about it; None if somebody listens there."""
     if url.startswith(bellcommand.SCHEME):
         try:
             command = bellcommand.check(url, settings.webhooks_exec)[0]
         except addresses.ForbiddenURL as problem:
-            return f"its URL {problem}"
-        return "" if shutil.which(command) else f"{command} is not there or may not be run; put it there (chmod +x)"
+            return f"its URL {problem}", "register another"
+        if shutil.which(command):
+            return None
+        return f"{command} is not there or may not be run", "put it there (chmod +x)"
     policy = addresses.Policy(
         settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, settings.port
     )
@@ -345,10 +348,11 @@ def _unreachable(url: str, settings: Settings) -> str:
         addresses.judge_all(target, found, policy)
         socket.create_connection((found[0], target.port), timeout=BELL_S).close()
     except addresses.ForbiddenURL as problem:
-        return f"its URL {problem}"
+        return f"its URL {problem}", "register another"
     except OSError as trouble:
-        return f"nobody answers at its address ({trouble.strerror or trouble}); start its receiver, or register another"
-    return ""
+        told = f"nobody answers at its address ({trouble.strerror or trouble})"
+        return told, "start its receiver, or register another"
+    return None
 
 
 def system_service(patient: Patient) -> Iterator[Finding]:

@@ -34,7 +34,7 @@ def chatter(request: dict) -> None:
 
 
 def refuse(request: dict) -> None:
-    error = {"code": -32602, "message": "not today"}
+    error = {"code": -32602, "message": "not today", "data": {"code": "token_missing"}}
     print(json.dumps({"jsonrpc": "2.0", "id": request["id"], "error": error}), flush=True)
 
 

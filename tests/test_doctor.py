@@ -186,7 +186,7 @@ def test_a_damaged_database_is_a_problem(look, stopped, damage):
     remedies = [finding["remedy"] for finding in found["database"] if finding["state"] == "problem"]
     assert remedies
     for remedy in remedies:
-        assert {"foreign": "another directory", "newer": "Run the newer"}.get(damage, "stonemux restore") in remedy
+        assert {"foreign": "another directory", "newer": "run the newer"}.get(damage, "stonemux restore") in remedy
         assert ("stonemux restore FILE" in remedy) == (damage not in ("foreign", "newer"))
     assert not [finding for check in ("history", "doorbells") for finding in found.get(check, [])], "told once"
 

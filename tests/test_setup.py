@@ -688,7 +688,7 @@ def test_the_command_gets_what_the_file_says_and_little_else(place, monkeypatch)
         ("hang", "it did not answer initialize within 0.3 s; the end of its standard error:\n  | waiting"),
         ("die", "it ended with status 7 before it answered initialize; the end of its standard error:\n  | line 29\n"),
         ("chatter", "it wrote to standard output what is no protocol: b'Welcome!'"),
-        ("refuse", 'it refused initialize: {"code": -32602, "message": "not today"}'),
+        ("refuse", 'it refused initialize: {"code": -32602, "message": "not today", '),
         ("odd", "its answer to tools/list holds no list of tools"),
     ],
 )
@@ -700,6 +700,7 @@ def test_a_command_that_fails_is_reported(job, place, how, told):
     assert caught.value.code == "client_check_failed"
     assert caught.value.message.startswith(f"{place.file('claude')} is written, but its command does not work: ")
     assert told in caught.value.message
+    assert caught.value.facts["refused"] == ("token_missing" if how == "refuse" else "")
 
 
 def test_a_failed_check_is_status_one_and_the_file_stays(place, monkeypatch):

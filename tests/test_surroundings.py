@@ -289,7 +289,7 @@ def test_a_client_that_calls_over_http_is_looked_after(look, http):
 
 def test_a_client_that_lacks_a_token_is_told_how_to_get_one(look, http, monkeypatch):
     def refuse(*_: Any, **__: Any) -> Any:
-        raise MuxError("client_check_failed", 'it refused initialize: {"data": {"code": "token_missing"}}')
+        raise MuxError("client_check_failed", "it refused initialize", refused="token_missing")
 
     monkeypatch.setattr(surroundings.probe, "list_tools", refuse)
     configure(look.home, command="stonemux", args=["mcp"], env={"STONEMUX_PORT": str(http.port)})
