@@ -25,11 +25,7 @@ TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS
 CLIENT_KEY = "client"
 """Where an agent's metadata keeps what its program told of itself when it registered."""
 
-_WORDS = {
-    row.name: row.tool or f"`stonemux {row.name.replace('.', ' ')}`"
-    for row in operations.OPERATIONS
-    if row.tool or "." in row.name
-}
+_WORDS = {row.name: row.tool or f"`{row.typed}`" for row in operations.OPERATIONS if row.tool or "." in row.name}
 _OPERATION = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in _WORDS))
 
 INSTRUCTIONS = """\

@@ -24,11 +24,11 @@ def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> 
 
 def as_typed(message: str) -> str:
     """A message with operations named as they are typed; what it quotes stays as it is."""
-    from stonemux import operations, verbs  # which only a refusal needs here
+    from stonemux import operations  # which only a refusal needs here
 
     names = "|".join(re.escape(name) for name in operations.BY_NAME if "." in name)
     named = rf"(?<!['\w./-])(?:{names})(?!['\w-])"
-    return re.sub(named, lambda found: f"`{verbs.typed(operations.BY_NAME[found[0]])}`", message)
+    return re.sub(named, lambda found: f"`{operations.BY_NAME[found[0]].typed}`", message)
 
 
 def refusal(error: MuxError, *, as_json: bool) -> int:

@@ -208,6 +208,11 @@ class Operation(Record):
         )
 
     @property
+    def typed(self) -> str:
+        """How it is typed on a command line."""
+        return f"stonemux {self.name.replace('.', ' ')}"
+
+    @property
     def summary(self) -> str:
         """The first sentence of `doc`, without its end."""
         return self.doc.partition(". ")[0].strip().rstrip(".")

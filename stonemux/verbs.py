@@ -72,11 +72,6 @@ def areas(operations: Iterable[Operation]) -> dict[str, dict[str, Operation]]:
     return found
 
 
-def typed(operation: Operation) -> str:
-    """How the operation is typed."""
-    return f"stonemux {operation.name.replace('.', ' ')}"
-
-
 def unknown(area: str, verb: str, here: Iterable[str]) -> str:
     """What to say of a verb that an area does not have."""
     known = [known for known in here if known]
@@ -293,7 +288,7 @@ METAVARS: Mapping[str, str] = {
 
 def example(operation: Operation) -> str:
     """The operation's example as a command line."""
-    words = [typed(operation)]
+    words = [operation.typed]
     for name, value in operation.example.items():
         words += _example_words(operation.by_name[name], value)
     return " ".join(words)
@@ -325,7 +320,7 @@ def verb_help(operation: Operation) -> str:
     others = [(f"{short.get(one.typed, '')}{one.typed} {one.metavar}".rstrip(), one.help) for one in common(operation)]
     return "\n".join(
         [
-            f"usage: {typed(operation)}{loose} [--flag value ...]",
+            f"usage: {operation.typed}{loose} [--flag value ...]",
             "",
             *textwrap.wrap(operation.doc.replace("`", ""), WIDTH),
             "",

@@ -23,7 +23,7 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
     try:
         typed = as_broadcast(verbs.read(operation, words, agent=environ.get("STONEMUX_AGENT"), stdin=standard_input))
     except MuxError as error:
-        error.message += f" (see {verbs.typed(operation)} --help)"
+        error.message += f" (see {operation.typed} --help)"
         raise
     if typed.options.help:
         print(verbs.verb_help(operation))
