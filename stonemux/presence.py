@@ -63,11 +63,6 @@ class Presence:
         """Whether an agent of that name is registered."""
         return agent_id in self._seen
 
-    def names(self) -> list[str]:
-        """Every registered agent."""
-        with self._lock:
-            return list(self._seen)
-
     def last(self, agent_id: str) -> int:
         """When this agent was last heard of; 0 if it is not registered."""
         return self._seen.get(agent_id, 0)

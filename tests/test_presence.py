@@ -89,7 +89,7 @@ def test_who_is_not_registered_leaves_no_trace(presence):
     assert presence.last("bob") == 0
     presence.remove("ann")
     presence.beat("ann")
-    assert presence.names() == []
+    assert presence.counts() == (0, 0)
     assert presence.unsaved() == []
     assert presence._told == set()
 
