@@ -306,7 +306,7 @@ class Server(ThreadingHTTPServer):
 
     def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
         """Take a new connection in, or refuse it when there is no room to be made."""
-        if len(self._connections) >= self.mux.settings.max_connections and not self._make_room():
+        if self.open_connections >= self.mux.settings.max_connections and not self._make_room():
             self._turn_away(sock, TLS_ALERT if connect is not self._connect else b"")
             return
         connection = connect(sock)
@@ -417,8 +417,7 @@ class Server(ThreadingHTTPServer):
     @property
     def open_connections(self) -> int:
         """How many connections there are, streams apart."""
-        with self._lock:
-            return len(self._connections)
+        return len(self._connections)
 
     # -- stopping
 
