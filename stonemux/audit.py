@@ -7,7 +7,7 @@ nothing and was not refused (a heartbeat, a claim that found nothing) is not ent
 Records hold names, ids and one hash: `body_sha256`, over the call's parameters as canonical JSON, without nulls and the
 idempotency key, so it is the same over every face. Contents, tokens and keys never get here.
 
-Whoever changes something that is no operation enters it himself, in his transaction:
+A change that is not a call is entered by the code that makes it, in the same transaction:
 `tx.record(Entry("sigil.die", target=license_id))`. What has no transaction goes to `mux.blotter.note(Entry(...))`.
 """
 
@@ -29,9 +29,9 @@ from stonemux.transaction import Snapshot, Tx, Work
 log = logging.getLogger("stonemux")
 
 GUARDED = (401, 403, 421)
-"""Statuses of refusals that are entered even where only reading was asked for: somebody who may not."""
+"""Statuses of refusals that are entered even for a read: the caller was not allowed to ask."""
 MADE = ("webhook", "document")
-"""What an answer may show in whole that was made, with its `id`."""
+"""Fields of an answer that show in full what was made, with its `id`."""
 
 _canonical = encoder(sort_keys=True)
 
@@ -113,7 +113,7 @@ def note_unread(mux: Mux, operation: Operation, given: Mapping[str, Any], caller
 
 
 def enter_noted(mux: Mux, *, all_of_it: bool = False) -> None:
-    """Enter what the blotter holds; raises what the store raises, and then it is kept for the next time."""
+    """Enter what the blotter holds; raises what the store raises, and then keeps it for the next time."""
     entries = mux.blotter.take(all_of_it=all_of_it)
     if not entries:
         return
@@ -130,7 +130,7 @@ def enter_noted(mux: Mux, *, all_of_it: bool = False) -> None:
 
 
 def enter_off(tx: Tx) -> None:
-    """Enter that nothing is entered from here on, once."""
+    """Enter, once, that nothing is entered from here on."""
     last = tx.one("select action from audit order by seq desc limit 1")
     if last is not None and last["action"] != "audit.off":
         tx.record(Entry("audit.off"), even_off=True)

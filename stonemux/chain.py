@@ -8,7 +8,7 @@ is `START`.
 An exported file is a *checkpoint* (if older records were purged), the records, and a *trailer* with their count and
 the last hash, without which a cut end would not show.
 
-What the chain alone cannot show: somebody who can write the database may compute all of it anew. Only a hash that was
+What the chain alone cannot show: somebody who can write the database can compute all of it anew. Only a hash that was
 kept elsewhere (an *anchor*) shows that.
 """
 
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     at: int = 0
     """When it happened; 0 is the moment of the transaction."""
     calls: int = 1
-    """How many calls this stands for, where they were too many to be recorded each."""
+    """How many calls this stands for, where there were too many to record each one."""
 
 
 FIELDS = ("action", "actor", "body_sha256", "channel", "hash", "outcome", "prev", "request_id", "seq", "target", "ts")
@@ -82,7 +82,7 @@ COLUMNS = "seq, at, ts, action, actor, target, channel, outcome, request_id, bod
 
 
 def links(entries: Iterable[Entry], seq: int, prev: str, now: int) -> list[tuple[Any, ...]]:
-    """The rows of these entries, which follow upon record `seq` with the hash `prev`."""
+    """The rows of these entries, which follow record `seq` with the hash `prev`."""
     sha, stamp, rows = hasher(), rfc3339(now), []
     for entry in entries:
         seq += 1
@@ -103,7 +103,7 @@ def exported(row: Any, prev: str) -> str:
 
 def line(record: str, digest: str) -> str:
     """A record with its hash, still canonical."""
-    # Inside of a text every quote is escaped, so this is found at the key only.
+    # Inside a text every quote is escaped, so this is found only at the key.
     before, key, after = record.partition(',"outcome":')
     return f'{before},"hash":"{digest}"{key}{after}'
 
@@ -231,14 +231,14 @@ class _Reader:
         if not set(FIELDS) <= told.keys() <= {*FIELDS, "count"} or type(seq) is not int or seq < 1:
             raise self._broken("this is no record; it was changed", self._expected())
         if sha256(canonical({name: value for name, value in told.items() if name != "hash"}).encode()) != digest:
-            raise self._broken("its hash does not fit to what it says: it was changed", seq)
+            raise self._broken("its hash does not match what it says: it was changed", seq)
         if self._seq is None:  # an export may begin anywhere
             if seq == 1 and prev != START:
                 raise self._broken("it is the first, but names another one before it", seq)
             self._seq, self._hash = seq - 1, str(prev)
             self._look_for_anchor()
         if seq <= self._seq:
-            raise self._broken(f"it follows record {self._seq}: it stands twice, or records were swapped", seq)
+            raise self._broken(f"it follows record {self._seq}: it occurs twice, or records were swapped", seq)
         if seq != self._seq + 1:
             missing = f"{self._seq + 1}" if seq == self._seq + 2 else f"{self._seq + 1} to {seq - 1}"
             raise self._broken(f"it follows record {self._seq}: removed or swapped: {missing}", seq)

@@ -165,7 +165,7 @@ class Connection:
         self._buffer = b""
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
-        self._pile: bytearray | None = None  # a long body so far: a buffer that is made anew each time would not do
+        self._pile: bytearray | None = None  # a long body so far: copying the buffer at each read would not do
         self._busy = False
         self._beat, self._beat_ms = b"", 0
         self._answering = False  # what is unsent ends with the answer to the running request
@@ -392,7 +392,7 @@ class Connection:
     def begin(self, opening: bytes, *, beat: bytes, beat_ms: int) -> None:
         """Send the beginning of an answer that will take its time, and `beat` whenever nothing was sent for a while.
 
-        A client that does not take a beat until the next one is due has gone.
+        A client that has not taken a beat by the time the next one is due has gone.
         """
         with self.lock:
             if self._closed:
@@ -422,7 +422,7 @@ class Connection:
                 self._judge(arrived=False)
             else:
                 self._put(answer)
-            # What was told of while busy, or left unread by a full read, is not told of again.
+            # What was reported while busy, or left unread by a full read, is not reported again.
             left = bool(self._buffer) or not self._drained or self._draining
             again = left and not self._busy and not self._closed
         if self._verdicts:
@@ -504,9 +504,9 @@ class Connection:
         self._tell()
 
     def detach(self) -> Socket:
-        """Give the socket away; this connection is over without closing it.
+        """Give the socket away: this connection is over, but does not close it.
 
-        Nobody will know whether an answer that was pipelined before arrived, so what went with it is lost.
+        Nobody will know whether an earlier, pipelined answer arrived, so what went with it is lost.
         """
         with self.lock:
             self._closed = True
@@ -527,7 +527,7 @@ class Connection:
         self._flights = []
 
     def _tell(self) -> None:
-        """Tell flights what became of them, with the lock released."""
+        """Tell flights what became of them, without holding the lock."""
         with self.lock:
             verdicts, self._verdicts = self._verdicts, []
         for flight, arrived in verdicts:

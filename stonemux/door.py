@@ -94,7 +94,7 @@ class Call:
         return self._args
 
     def queue(self, done: Done) -> None:
-        """Queue the work; `done(answer, error)` is called after its commit, by whichever thread led it."""
+        """Queue the work; `done(answer, error)` is called after its commit, by whichever thread leads it."""
         assert self.work is not None
 
         self._done = done
@@ -126,7 +126,7 @@ class Call:
             audit.note(self._mux, self.operation, self._args, self._caller, outcome, self._digest)
 
     def start(self) -> Any:
-        """Run what is no change: the answer, or a `Wait` that has not been tried yet."""
+        """Run what is not a change: the answer, or a `Wait` that has not been tried yet."""
         try:
             started = self._start()
         except Exception as error:
@@ -195,7 +195,7 @@ def call(
 
 
 def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
-    """Whether this caller may call this at all; notes whose token it shows.
+    """Check that this caller may call this at all, and note whose token it shows.
 
     Raises `upgrade_required`, `owner_only`, and what `Tokens.admit` raises.
     """
@@ -226,7 +226,7 @@ def _check_agent(operation: Operation, args: dict[str, Any], agent: str) -> None
 
 
 def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
-    """The same wait, which ends when the caller's token does."""
+    """The same wait, but it ends when the caller's token does."""
     tokens, work = mux.tokens, wait.work
 
     def attempt() -> Any:
@@ -244,7 +244,7 @@ def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
 
     return wait._replace(
         topics=(*wait.topics, TOPIC),
-        attempt=attempt if work is None else wait.attempt,  # what was written in vain would be lost
+        attempt=attempt if work is None else wait.attempt,  # else what was written would be lost
         give_up=give_up,
         deadline=min(wait.deadline, mux.clock.ticks_ms() + principal.expires_at - mux.clock.now_ms()),
         work=None if work is None else checked_work,

@@ -44,7 +44,7 @@ ROUTES = routes(operations.OPERATIONS)
 
 
 class Exchange(Caller):
-    """A request that was read, until it is answered; and who sent it, for as long."""
+    """A request, from its being read until it is answered; and, for that long, who sent it."""
 
     __slots__ = ("_close", "_connection", "_extra", "_given", "_head", "_server")
 
@@ -96,7 +96,7 @@ class Exchange(Caller):
             raise
 
     def _check_reach(self) -> None:
-        """Other machines are for enterprise, whatever they ask for."""
+        """Calls from other machines need the enterprise tier, whatever they ask for."""
         mux = self._server.mux
         if self._connection.remote and mux.tier != "enterprise":
             raise MuxError(
@@ -218,7 +218,7 @@ class Exchange(Caller):
             self._refuse(error)
 
     def _run_here(self, call: door.Call) -> None:
-        """Run what is quick; a wait that finds something at once, or has no time, is quick, too."""
+        """Run what is quick; a wait that finds something at once, or may not wait, is quick, too."""
         answer = call.start()
         if isinstance(answer, Wait):
             wait = answer
@@ -235,7 +235,7 @@ class Exchange(Caller):
             self._refuse(fault)
 
     def _run_aside(self, call: door.Call) -> None:
-        """Run on a thread of its own what may take its time."""
+        """Run what may take long, on a thread of its own."""
         try:
             self._answer(call.answer())
         except Exception as error:
@@ -300,7 +300,7 @@ class Exchange(Caller):
             raise
 
     def _open_head(self, content_type: str, *more: str) -> bytes:
-        """The head of an answer whose length nobody knows yet."""
+        """The head of an answer whose length is not known yet."""
         lines = [
             "HTTP/1.1 200 OK",
             f"Content-Type: {content_type}",

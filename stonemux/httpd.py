@@ -59,7 +59,7 @@ SWEEP_MS = 250
 """Deadlines of connections are looked at no more often than this, and only while there are any."""
 HELD_UP_MS = 20
 QUIET_ROUNDS = 10
-"""So many looks without traffic, and the guard sleeps until there is some."""
+"""After so many looks without traffic the guard sleeps until there is some."""
 ACCEPTED_AT_ONCE = 64
 STOP_MS = 1000
 """How long running requests may take to end when the daemon stops."""
@@ -88,9 +88,9 @@ class Server(ThreadingHTTPServer):
         self.stopping = False
         self._connect: _Connect = partial(Connection, self)
         self._secure: _Connect = self._connect
-        """What makes a connection of a socket that came over the network."""
+        """What makes a connection out of a socket that came over the network."""
         if mux.settings.tls_cert:
-            from stonemux import tls  # nobody else need wait for it
+            from stonemux import tls  # no other start need wait for it
 
             secrets = tls.context(mux.settings.tls_cert, mux.settings.tls_key)
             self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
@@ -239,7 +239,7 @@ class Server(ThreadingHTTPServer):
         self.mux.store.lead()  # what was gathered when the guard took over
 
     def _stand_guard(self, me: int) -> None:
-        """Sleep while all is quiet; take over from an attending thread that does not get on."""
+        """Sleep while all is quiet; take over from an attending thread that is held up."""
         quiet = 0
         with self._watch:
             while not self._ended:
@@ -258,7 +258,7 @@ class Server(ThreadingHTTPServer):
                     self._traffic = False
 
     def _patience(self) -> int | None:
-        """Milliseconds until something is due that no socket will tell of."""
+        """Milliseconds until something is due that no socket will announce."""
         if self._revisits or self.lot.queue:
             return 0
         moments = [self._verdicts[0][0]] if self._verdicts else []
@@ -489,7 +489,7 @@ def _taken(queue: deque[_T]) -> _T | None:
 
 
 class _Worker:
-    """A thread that runs one piece of work after the other."""
+    """A thread that runs one piece of work after another."""
 
     __slots__ = ("_next", "_server", "_wake")
 

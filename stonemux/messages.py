@@ -5,7 +5,7 @@ A message is written once and never changed. What happens to it is kept in `deli
     queued ──(a plain poll's answer arrived, an ack, a cursor)──> settled
        └─────(its time to live ran out)─────────────────────────> dead
 
-Delivering never deletes, so whatever a client lost it can have again with `after`.
+Delivering never deletes, so whatever a client has lost, it can get again with `after`.
 
 A poll reads in one of three ways. *Plain* takes what is queued and settles it when the answer has arrived (see
 `flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond
@@ -39,7 +39,7 @@ FIELDS = (
 )
 
 EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref", "truncated", "mentions", "metadata")
-"""What a message is shown with only when it carries something; the last three are stored as another value."""
+"""Fields of a message that are shown only when they hold something; the last three are stored as another value."""
 
 
 def _poll(*parts: str, order: str, narrowed: str = "") -> str:
@@ -114,7 +114,7 @@ def post(
     truncated: bool = False,
     mentions: Sequence[str] = (),
 ) -> int:
-    """Write a message and its deliveries, announce it, and return its id. Whoever may post where was settled before."""
+    """Write a message and its deliveries, announce it, and return its id. Who may post where was settled before."""
     if reply_to is not None:
         thread = _thread_of(tx, reply_to, thread)
     for agent_id in recipients:
@@ -219,7 +219,7 @@ def unread(rx: Snapshot, agent_id: str) -> int:
 
 
 def queued(rx: Snapshot, agent_id: str) -> int:
-    """How many of them a poll would find: what is on a lease is in somebody's hands."""
+    """How many messages of an inbox a poll would find: what is on a lease is in somebody's hands."""
     count: int = rx.one(_COUNT_QUEUED, agent_id, rx.now)[0]
     return count
 

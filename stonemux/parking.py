@@ -27,7 +27,7 @@ from stonemux.mux import Mux, Wait
 from stonemux.transaction import Done, Job
 
 AT_ONCE = 64
-"""So many calls are looked at before the sockets get their turn again."""
+"""How many calls are looked at before the sockets get their turn again."""
 LEAST_OVER = 64
 """Entries of calls that have ended are swept out when they are more than half of all, and more than this many."""
 RESTING, QUEUED, RUNNING, TOLD = range(4)

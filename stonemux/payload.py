@@ -31,7 +31,7 @@ _CACHED_QUERY = 256
 #
 # The scanner of the standard library is fast and forgiving. What it forgives is caught at three places: the hooks
 # see each object, integer, fraction and constant while it reads; a look at the text says whether depth (before) or
-# surrogates (after) can be a problem at all, and only then is it walked.
+# surrogates (after) can be a problem at all, and only then is the value walked.
 
 _BRACKET = re.compile(r"[\[\]{}]")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")

@@ -32,7 +32,7 @@ BODY_LIMIT = 1024 * 1024
 """The most bytes of a request's body, unless its operation takes more."""
 
 TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
-"""What a call acts on: the first of these that its parameters hold, else its answer."""
+"""What a call acts on: the first of these that its parameters hold, or else its answer."""
 
 TIERS = ("free", "pro", "enterprise")
 
@@ -63,7 +63,7 @@ OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "wait": ("timeout",),
     "query": ("q",),
 }
-"""What callers write who do not know the parameters, and the ones that they mean: the first that there is."""
+"""What callers write who do not know the parameters, and what they may mean: the first one that the operation has."""
 
 Limits = Any
 """The settings record; a limit given as text is read from it by that name."""
@@ -73,9 +73,9 @@ class Param(Record):
     """One parameter.
 
     `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or
-    a list's length (a text there is the name of a setting); `into` is the argument's name in Python where the wire name
-    is a keyword there; `code` the error code of a bad value and `too_large` that of a too long text, if it has its own;
-    `tier` the tier that a value other than the default needs.
+    a list's length (a limit that is a text names a setting); `into` is the argument's name in Python where the wire
+    name is a keyword there; `code` is the error code of a bad value, and `too_large` that of a text that is too long,
+    if it has one of its own; `tier` is the tier that a value other than the default needs.
     """
 
     name: str
@@ -299,7 +299,7 @@ def _unknown(operation: Operation, name: str) -> MuxError:
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """The parameter that was meant by a name that there is not, or "" when there is nothing to propose."""
+    """The parameter that was meant by a name that does not exist, or "" when there is nothing to propose."""
     words = OTHER_WORDS.get(name, ())
     return next((word for word in words if word in known), "") or guess(name, known)
 

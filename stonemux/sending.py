@@ -50,7 +50,7 @@ def send(
     if suppress_inbox and not addressed_to_one:  # the one it is addressed to gets it all the same
         recipients = []
     text, truncated = _said(tx, content, content_ref)
-    message_id = messages.post(  # each by its name: to collect them in a dictionary costs as much as to store them
+    message_id = messages.post(  # each by name: collecting them in a dictionary costs as much as storing them
         tx,
         sender=sender,
         to=to,
@@ -173,7 +173,7 @@ def broadcast(
     suppress_inbox: bool,
     **optional: Any,
 ) -> dict[str, Any]:
-    """Put one message into the inbox of every member of a channel (or of a group in it) but the sender: all or none."""
+    """Put one message into the inbox of each member of a channel (or of a group in it) but the sender: all or none."""
     directory.agent(tx, sender, "from")
     channel = directory.channel(tx, channel)["name"]
     if group is None:

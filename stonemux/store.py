@@ -219,7 +219,7 @@ class Store:
         return bool(self._queue)
 
     def lead(self) -> None:
-        """Commit what is queued, unless somebody is about it.
+        """Commit what is queued, unless somebody is doing so already.
 
         A gatherer goes on until nothing is left; anybody else commits one batch and leaves the rest to the committer.
         """
@@ -321,7 +321,7 @@ class Store:
         return True
 
     def _is_tight(self, may_end: bool) -> bool:
-        """Whether the disk is still full; looks again only if that may end now."""
+        """Whether the disk is still full; looks again only if it may be over now."""
         if may_end and self._ballast.has_room():
             self._ballast.keep()
             self._tight = False
@@ -329,7 +329,7 @@ class Store:
         return self._tight
 
     def keep_ballast(self) -> None:
-        """Put the ballast by, if it was given back and there is room."""
+        """Put the ballast aside again, if it was given back and there is room."""
         self._ballast.keep()
 
     def _inodes(self) -> tuple[int, int]:

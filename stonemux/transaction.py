@@ -3,7 +3,7 @@
 Ids of messages and events are dealt by the leader from counters, so their order is the order of commits and nothing can
 become visible behind a larger id.
 
-**Few statements.** Each statement gives the interpreter lock away and has to win it back from every thread that is
+**Few statements.** Each statement gives up the interpreter lock and has to win it back from every thread that is
 parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
 (`Tx.insert`) and written together, many rows a statement, at the next statement that names their table or at the
 commit.
@@ -59,7 +59,7 @@ class Event(NamedTuple):
     kind: str
     channel: str | None
     agents: str | None
-    """The agents it concerns, a line each."""
+    """The agents it concerns, one a line."""
     data: str
     at: int
 
@@ -189,7 +189,7 @@ class Tx(Snapshot):
         while at < count:
             size = min(1 << ((count - at).bit_length() - 1), MOST_ROWS)
             columns = [*zip(*rows[at : at + size], strict=True)]
-            # What is null in every row stands in the statement: to bind it costs more than to bind a text.
+            # What is null in every row stands in the statement: binding it costs more than binding a text.
             given = tuple([column[0] is not None or column.count(None) < size for column in columns])
             values = zip(*compress(columns, given), strict=True)
             self._execute(_insert(table, size, given), tuple(chain.from_iterable(values)))
@@ -201,7 +201,7 @@ class Tx(Snapshot):
         self.insert("event", Event(event_id, kind, channel, "\n".join(agents) or None, data, self.now))
 
     def record(self, entry: Entry, *, even_off: bool = False) -> None:
-        """Put an entry into the audit log, in this transaction. Nothing is entered where the settings say so."""
+        """Put an entry into the audit log, in this transaction. Nothing is entered while the log is turned off."""
         if even_off or self.mux.settings.audit_enabled:
             self._entries.append(entry)
 

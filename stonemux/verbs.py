@@ -89,7 +89,7 @@ def flag(param: Param) -> str:
 
 
 def slots(operation: Operation) -> list[Param]:
-    """The parameters that may stand without their flag, in order; a sender or poster is no such."""
+    """The parameters that may stand without their flag, in order; a sender or poster may not."""
     loose = [param for param in operation.params if param.required or param.name == "content"]
     acting = [param for param in loose if param.name == operation.actor == "agent_id"]
     return [param for param in loose if param.name != operation.actor] + acting

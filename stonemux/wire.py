@@ -4,7 +4,7 @@ Nothing here opens a socket, starts a thread or asks for the time, so each odd c
 The face that owns the sockets hands in what it received and writes what `render` returns.
 
 Rules:
-- Whatever could make two programs see different borders between two requests is refused (RFC 9112 section 11.2),
+- Whatever could make two programs see the boundary between two requests differently is refused (RFC 9112 section 11.2),
   even where the RFC allows repair. One blank, one line ending, one length, one spelling.
 - Only `MuxError` leaves this module because of what a client sent; `ValueError` from `render` means
   that stonemux itself is wrong. An error whose `close` is true leaves the connection unusable: answer, then close.
@@ -53,7 +53,7 @@ SINGLE = frozenset(
         "transfer-encoding",
     }
 )
-"""Headers that may stand only once; two of them are refused even if equal. Others are joined with a comma."""
+"""Headers that may occur only once; two of them are refused even if equal. Others are joined with a comma."""
 
 _TOKEN_CHARS = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _TOKEN = re.compile(f"[{_TOKEN_CHARS}]+")
@@ -273,7 +273,7 @@ def _says_close(connection: str) -> bool:
 
 
 def _expects_continue(expect: str, old: bool) -> bool:
-    """RFC 9110 section 10.1.1; HTTP/1.0 does not know the interim answer, so there the wish is ignored."""
+    """RFC 9110 section 10.1.1; HTTP/1.0 does not know the interim answer, so it is ignored there."""
     if expect.lower() != "100-continue":
         raise _broken("expectation_failed", f"Expect is {shown(expect)}; only 100-continue can be met")
     return not old

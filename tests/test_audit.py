@@ -599,11 +599,11 @@ def test_a_cut_tail_is_detected(at):
 def test_the_first_bad_record_is_named():
     lines = list(WHOLE)
     lines[6] = lines[6].replace(b"agent 1", b"agent 2")
-    with pytest.raises(Broken, match="line 7, record 7: its hash does not fit"):
+    with pytest.raises(Broken, match="line 7, record 7: its hash does not match"):
         verify(lines)
     with pytest.raises(Broken, match="line 4, record 5: it follows record 3: removed or swapped: 4"):
         verify(WHOLE[:3] + WHOLE[4:])
-    with pytest.raises(Broken, match="line 6, record 5: it follows record 5: it stands twice"):
+    with pytest.raises(Broken, match="line 6, record 5: it follows record 5: it occurs twice"):
         verify(WHOLE[:5] + WHOLE[4:])
     with pytest.raises(Broken, match="the trailer is missing after 8 records"):
         verify(WHOLE[:8])
@@ -807,7 +807,7 @@ def test_the_command_verifies_a_file_and_names_what_is_wrong(tmp_path, capsys):
     file.write_bytes(b"".join(WHOLE).replace(b"agent 2", b"agent 1", 1))
     status, out, err = command(capsys, "audit", "verify", file)
     assert (status, out) == (1, "")
-    assert err == f"stonemux: {file}: line 2, record 2: its hash does not fit to what it says: it was changed\n"
+    assert err == f"stonemux: {file}: line 2, record 2: its hash does not match what it says: it was changed\n"
     told = json.loads(command(capsys, "audit", "verify", file, "--json")[1])
     assert (told["whole"], told["line"], told["seq"]) == (False, 2, 2)
 
