@@ -125,9 +125,31 @@ def _look(directory: DataDir, accept_rollback: bool) -> bool:
 def open_unchanged(path: Path, *, live: bool = False) -> sqlite3.Connection:
     """A connection that changes neither the database nor what lies beside it; `live`: a daemon is writing to it."""
     log = Path(f"{path}-wal")
+    if not live and log.exists() and log.stat().st_size and not Path(f"{path}-shm").exists():
+        with contextlib.suppress(OSError):
+            return _open_apart(path)
     # Without a log nothing may be made beside the database, not even the log's empty file.
     how = "mode=ro" if live or (log.exists() and log.stat().st_size) else "immutable=1"
     return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def _open_apart(path: Path) -> sqlite3.Connection:
+    """A connection by other names, which are gone again: SQLite makes an index of the log (-shm) beside it, and stays.
+
+    Nobody else uses a log without an index.
+    """
+    import tempfile  # only a directory that was copied, or whose machine lost its power, needs it
+
+    with tempfile.TemporaryDirectory(prefix=".look-", dir=path.parent) as apart:
+        for end in ("", "-wal"):
+            os.link(f"{path}{end}", f"{apart}/{path.name}{end}")
+        db = sqlite3.connect(f"{Path(apart, path.name).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        try:
+            db.execute("select count(*) from sqlite_master").fetchone()  # by now it has opened all that it needs
+        except BaseException:
+            db.close()
+            raise
+        return db
 
 
 def stand(db: sqlite3.Connection) -> Head:

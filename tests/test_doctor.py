@@ -236,11 +236,12 @@ def test_a_log_that_was_not_folded_in_is_noted_and_left(look, program, direct, t
     for name in ("stonemux.db", "stonemux.db-wal", "CREATED"):
         (crashed / name).write_bytes((program.path / name).read_bytes())
         (crashed / name).chmod(0o600)
-    log = (crashed / "stonemux.db-wal").read_bytes()
+    before = contents(crashed)
     found = look(data=crashed, status=0)
     assert "not stopped in order" in one(found, "log", "note")["found"]
     assert f"event {program.store.head}," in found["history"][0]["found"]
-    assert (crashed / "stonemux.db-wal").read_bytes() == log
+    assert contents(crashed) == before
+    assert len(list(crashed.iterdir())) == 3
 
 
 def test_old_backups_are_noted(look, stopped, monkeypatch):
