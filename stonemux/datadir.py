@@ -172,6 +172,11 @@ def read_audit_key(file: Path) -> bytes:
 
 def read_head(path: Path) -> Head:
     """What the sidecar in a data directory remembers, which need not be locked."""
+    return told_head(path) or Head()  # it is a second witness only: torn, it says nothing
+
+
+def told_head(path: Path) -> Head | None:
+    """The same; None for a torn one. One that is missing remembers nothing."""
     try:
         found = json.loads((path / HEAD).read_text())
         return Head(
@@ -184,7 +189,7 @@ def read_head(path: Path) -> Head:
     except FileNotFoundError:
         return Head()
     except (ValueError, KeyError, TypeError):
-        return Head()  # the sidecar is a second witness only: torn, it says nothing
+        return None
 
 
 def check_owner(path: Path) -> None:

@@ -22,6 +22,7 @@ from stonemux import VERSION, copies, datadir, operations, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings, check_safe
+from stonemux.datadir import Head
 from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import RESTORE, check_sound, gone_back, stand
@@ -270,11 +271,14 @@ def _soundness(patient: Patient) -> Iterator[Finding]:
 
 
 def _rollback(patient: Patient) -> Iterator[Finding]:
-    remembered = datadir.read_head(patient.path)  # first: the database may only be ahead of it
+    told = datadir.told_head(patient.path)  # first: the database may only be ahead of it
     with patient.open() as db:
         stands = stand(db)
-        problem = gone_back(db, remembered, stands)
-    if problem:
+        problem = gone_back(db, told or Head(), stands)
+    if told is None:
+        found = f"{patient.path / datadir.HEAD} holds no JSON that could tell whether the database went back in time"
+        yield Finding("history", NOTE, found, "see that it is the right database; the next start writes the file anew")
+    elif problem:
         yield Finding(
             "history",
             PROBLEM,

@@ -224,6 +224,14 @@ def test_a_database_that_went_back_in_time_is_a_problem(look, stopped):
     assert "--accept-rollback" in one(look(status=1), "history", "problem")["remedy"]
 
 
+@pytest.mark.parametrize("torn", ["", "{", '{"event_seq": null}'])
+def test_a_torn_memory_of_the_directory_is_noted(look, stopped, torn):
+    (stopped / "head.json").write_text(torn)
+    found = one(look(status=0), "history", "note")
+    assert "head.json" in found["found"]
+    assert "next start" in found["remedy"]
+
+
 def test_a_clock_that_went_back_is_a_problem(look, stopped, monkeypatch):
     monkeypatch.setattr(doctor.Clock, "now_ms", lambda self: 1_740_000_000_000)
     assert "ahead" in one(look(status=1), "clock", "problem")["found"]
