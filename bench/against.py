@@ -260,7 +260,8 @@ def report(runs: list[Figures], versions: dict[str, str], rounds: int, seconds: 
         "",
         f"Written by `make bench-peers`; every figure is the median of {len(runs) * rounds} measurements of "
         f"{seconds:g} s in {len(runs)} runs, in each of which all programs take turns. Ratios travel between machines, "
-        "figures do not.",
+        "figures do not. Programs that are not installed are left out; `make bench-peers BENCH_INSTALL=1` installs "
+        "them first, with apt.",
         "",
         f"Machine: {os.cpu_count()} processors, {platform.system()} {platform.machine()}, one flush of 4 KiB "
         f"{flush_ms():.3f} ms; Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}. The load generator "
