@@ -114,6 +114,11 @@ class Remote:
             raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
 
 
+def of_user(settings: Settings, environ: Mapping[str, str]) -> Remote:
+    """The daemon that a command talks to, shown the token of whoever typed it."""
+    return Remote(settings, environ.get("STONEMUX_TOKEN"))
+
+
 def _refusal(trip: RoundTrip, answer: Any) -> MuxError:
     return read_error(answer["error"], trip.headers.get("retry-after", ""))
 

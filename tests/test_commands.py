@@ -316,7 +316,7 @@ def test_an_inbox_is_followed_on_where_a_restored_copy_counts_from_lower_ids(cap
         {"items": [letter(4), letter(3)]},
         KeyboardInterrupt(),
     )
-    monkeypatch.setattr(inbox, "Remote", lambda *_: contextlib.nullcontext(daemon))
+    monkeypatch.setattr(inbox, "of_user", lambda *_: contextlib.nullcontext(daemon))
     assert cli.main(["inbox", "bob", "--follow", "--quiet"], BARE) == 130
     assert capsys.readouterr().out.split() == ["in-40", "in-3", "in-4"]
 

@@ -17,7 +17,7 @@ from typing import Any
 from stonemux import flags, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
-from stonemux.remote import Remote
+from stonemux.remote import of_user
 from stonemux.tail import WAIT_S, Tail
 
 BACK = 20
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print what there is, and follow if asked to."""
     given = {name: value for name in ("types", "channel", "agent_id") if (value := getattr(options, name)) is not None}
-    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(flags.settings(options, environ), environ) as remote:
         tail = Tail(remote, given)
         tail.begin(_id(options.after), back=BACK)
         while options.follow or tail.after < tail.head:

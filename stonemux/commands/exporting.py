@@ -22,7 +22,7 @@ from stonemux import flags
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.progress import Progress
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 
 PAGE = 1000
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     given = {name: value for name in ("channel", "agent_id") if (value := getattr(options, name)) is not None}
     if options.after < 0:
         raise MuxError("invalid_field", f"--after is {options.after}; it must be a message's id")
-    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(flags.settings(options, environ), environ) as remote:
         newest = remote.ask(BY_NAME["msg.list"], {"limit": 1})["messages"]
         head = newest[0]["id"] if newest else 0
         count = 0

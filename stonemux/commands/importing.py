@@ -23,7 +23,7 @@ from stonemux import flags, screen
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.progress import Progress
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 from stonemux.schema import shown
 from stonemux.vocabulary import EVERYBODY, SYSTEM
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Send line by line, and say what became of each."""
     settings = flags.settings(options, environ)
-    with _opened(options.file) as lines, Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
+    with _opened(options.file) as lines, of_user(settings, environ) as remote:
         total = _size(lines)
         job = Import(remote, settings, ids=options.quiet)
         try:

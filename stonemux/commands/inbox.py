@@ -17,7 +17,7 @@ from stonemux import flags, output, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 from stonemux.tail import Tail
 
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     given |= {name: value for name in ("status", "limit") if (value := getattr(options, name)) is not None}
     if options.full or options.follow:
         given["full"] = True
-    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(flags.settings(options, environ), environ) as remote:
         if options.follow:
             _follow(remote, given, options, environ)
         print(_text(remote.ask(BY_NAME["inbox.list"], given), options, environ))

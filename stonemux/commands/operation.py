@@ -11,7 +11,7 @@ from stonemux import flags, output, screen, verbs
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 from stonemux.schema import Operation
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
 
         with owner.desk(settings, environ.get("STONEMUX_TOKEN")) as desk:
             return _ask(desk, typed, environ)
-    with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(settings, environ) as remote:
         if typed.operation.kind in ("stream", "document", "lines"):
             return _copy(remote.stream(typed.operation, typed.given))
         return _ask(remote, typed, environ)

@@ -15,7 +15,7 @@ from stonemux import flags, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 
 KINDS = (
     (re.compile(r"inbox-.+"), "inbox.show", "id"),
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise MuxError(
             "not_understood", f"{options.id[:80]!r} is no id: a number, a task's UUID, or inbox-..., doc-..., ch-..."
         )
-    with Remote(flags.settings(options, environ), environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(flags.settings(options, environ), environ) as remote:
         answer = remote.ask(BY_NAME[found[0]], {found[1]: options.id})
         if found[0] == "msg.status":
             answer = {"message": _message(remote, int(options.id)), "recipients": answer["recipients"]}

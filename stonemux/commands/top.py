@@ -18,7 +18,7 @@ from stonemux import flags, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
-from stonemux.remote import Remote
+from stonemux.remote import Remote, of_user
 from stonemux.screen import Look
 
 MOST_AGENTS = 50
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not 0.1 <= options.interval <= 3600:
         raise MuxError("invalid_field", f"--interval is {options.interval}; it must be 0.1 to 3600 seconds")
     settings, clock = flags.settings(options, environ), Clock()
-    with Remote(settings, environ.get("STONEMUX_TOKEN")) as remote:
+    with of_user(settings, environ) as remote:
         place = f"{settings.host}:{settings.port}"
         view = look_around(remote, clock)
         if options.once or not _is_drawable(environ):
