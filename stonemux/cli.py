@@ -82,21 +82,20 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 
         return output.refusal(error, as_json="--json" in words)
     except BrokenPipeError:
-        _mute()  # nobody reads any more
+        from stonemux import output
+
+        output.mute()  # nobody reads any more
         return EXIT_OK
     except OSError as error:
         if error.errno != ENOSPC:
             raise
-        _mute()
+        from stonemux import output
+
+        output.mute()
         print(f"stonemux: cannot write: {error.strerror}", file=sys.stderr)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def _mute() -> None:
-    """Let standard output's rest go nowhere, so that the interpreter's end does not try to write it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -17,7 +17,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
@@ -151,7 +150,9 @@ def serve(
     try:
         say(daemon)
     except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from stonemux import output  # for this alone
+
+        output.mute()
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve(reread)
     log.info("stonemux has stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import Any
@@ -40,3 +41,8 @@ def refusal(error: MuxError, *, as_json: bool) -> int:
             told["error"]["retry_after"] = error.retry_after
         print(screen.as_json(told, sys.stdout))
     return error.failure.exit
+
+
+def mute() -> None:
+    """Let standard output's rest go nowhere, so that the interpreter's end does not try to write it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
