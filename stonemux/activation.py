@@ -15,6 +15,7 @@ from stonemux.datadir import read_head, read_install, read_owner_token, write_pr
 from stonemux.entitlement import Entitlement
 from stonemux.errors import MuxError
 from stonemux.issuer import Issuer
+from stonemux.screen import counted
 
 
 def activate(settings: Settings, key: str | None, file: str | None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def take_up(settings: Settings) -> str:
 
 def words(document: dict[str, Any]) -> str:
     """A license in a few words."""
-    seats = f"{document['seats']} agents" if document["seats"] is not None else "any number of agents"
+    seats = counted(document["seats"], "agent") if document["seats"] is not None else "any number of agents"
     until = f"until {document['not_after']}" if document["not_after"] else "for ever"
     return f"{document['tier']}, {seats}, {until}"
 

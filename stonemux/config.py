@@ -879,10 +879,14 @@ def _integer(given: _Given) -> int:
     if type(value) is not int:
         raise given.refuse(f"is {_shown(value)}; it must be an integer from {setting.limits}")
     if value > setting.most:
-        raise given.refuse(f"is {_shown(value)}; it must be at most {setting.most} {setting.unit}".rstrip())
+        raise given.refuse(f"is {_shown(value)}; it must be at most {_counted(setting.most, setting.unit)}")
     if value < setting.least:
-        raise given.refuse(f"is {_shown(value)}; it must be at least {setting.least} {setting.unit}".rstrip())
+        raise given.refuse(f"is {_shown(value)}; it must be at least {_counted(setting.least, setting.unit)}")
     return value
+
+
+def _counted(number: int, units: str) -> str:
+    return f"{number} {units.removesuffix('s') if number == 1 else units}".rstrip()
 
 
 def _boolean(given: _Given) -> bool:

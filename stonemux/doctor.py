@@ -27,6 +27,7 @@ from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import RESTORE, check_sound, gone_back, stand
 from stonemux.remote import Remote
+from stonemux.screen import counted
 
 LARGE_LOG = 64 * 1024 * 1024
 """Bytes beyond which the write-ahead log grows because somebody reads without end."""
@@ -102,7 +103,7 @@ def as_text(findings: Sequence[Finding]) -> str:
         if finding.remedy:
             lines.append(f"{'':<19} -> {finding.remedy}")
     problems = sum(finding.state == PROBLEM for finding in findings)
-    lines.append(f"{problems} problem{'s' if problems != 1 else ''}" if problems else "all is well")
+    lines.append(counted(problems, "problem") if problems else "all is well")
     return "\n".join(lines)
 
 

@@ -87,6 +87,11 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def counted(number: int, what: str) -> str:
+    """So many of something: `1 key`, `2 keys`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def age(ms: int) -> str:
     """A span of time in its largest unit, such as `3 min`."""
     seconds = abs(ms) // 1000

@@ -18,6 +18,7 @@ from stonemux.datadir import DATABASE, DataDir, is_held, read_owner_token
 from stonemux.errors import MuxError
 from stonemux.opening import open_unchanged, read_audited
 from stonemux.remote import Remote
+from stonemux.screen import counted
 
 
 def backup(settings: Settings, output: Path | None) -> dict[str, Any]:
@@ -124,8 +125,8 @@ def preview(file: Path, found: Contents, directory: DataDir, now: int) -> str:
 def _listed(found: Contents, now: int) -> list[str]:
     stands = found.stands
     age = f"last written {rfc3339(stands.at)}, {_ago(now - stands.at)}" if stands.at else "never used"
-    counts = f"{found.agents} agents, {found.messages} messages, {found.tasks} tasks, {found.keys} keys"
-    return [f"  {counts}", f"  {age} (event {stands.event_seq})"]
+    held = ((found.agents, "agent"), (found.messages, "message"), (found.tasks, "task"), (found.keys, "key"))
+    return [f"  {', '.join(counted(number, what) for number, what in held)}", f"  {age} (event {stands.event_seq})"]
 
 
 def _ago(ms: int) -> str:

@@ -317,7 +317,7 @@ def test_a_restore_shows_what_it_would_do_and_asks(restored, program, tmp_path, 
     before = (program.path / "stonemux.db").read_bytes()
     assert command("restore", tmp_path / "copy.db", data=program.path) == 1
     told = capsys.readouterr()
-    assert "2 agents, 2 messages, 0 tasks, 1 keys" in told.out
+    assert "2 agents, 2 messages, 0 tasks, 1 key" in told.out
     assert "--yes" in told.err
 
     class Terminal:

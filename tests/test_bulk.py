@@ -110,7 +110,7 @@ def test_many_bad_lines_do_not_flood_the_terminal(typed, tmp_path):
 
 def test_standard_input_is_read_and_a_missing_file_refused(typed, http, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines(message("hi")).encode() + b"\xff\xfe\n")))
-    assert typed("import", "-")[:2] == (1, "1 messages; 1 lines refused\n")
+    assert typed("import", "-")[:2] == (1, "1 message; 1 line refused\n")
     assert typed("import", tmp_path / "none")[0] == 3
     assert typed("import", tmp_path)[0] == 1
     assert contents(http) == ["hi"]

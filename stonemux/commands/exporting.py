@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from stonemux import flags
+from stonemux import flags, screen
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.progress import Progress
@@ -49,9 +49,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             for message in messages(remote, given, options.after, head):
                 out.write(json.dumps(message, ensure_ascii=False) + "\n")
                 count += 1
-                bar.show(message["id"] - options.after, f"{count} messages")
+                bar.show(message["id"] - options.after, screen.counted(count, "message"))
     if options.file != "-":
-        print(f"{count} messages in {options.file}")
+        print(f"{screen.counted(count, 'message')} in {options.file}")
     return EXIT_OK
 
 

@@ -137,9 +137,8 @@ class Import:
             print(screen.as_json(told, sys.stdout))
         elif not quiet:
             before = f", {self.repeated} of them before" if self.repeated else ""
-            print(
-                f"{self.imported} messages{before}" + (f"; {len(self.refused)} lines refused" if self.refused else "")
-            )
+            refused = f"; {screen.counted(len(self.refused), 'line')} refused" if self.refused else ""
+            print(f"{screen.counted(self.imported, 'message')}{before}{refused}")
 
 
 def _object(line: bytes) -> dict[str, Any]:

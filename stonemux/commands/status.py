@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonemux import VERSION, flags
 from stonemux.errors import EXIT_OK, MuxError
-from stonemux.screen import span
+from stonemux.screen import counted, span
 
 if TYPE_CHECKING:
     from stonemux.config import Settings
@@ -82,9 +82,9 @@ def _text(address: str, health: Mapping[str, Any], license: Mapping[str, Any], s
         ("agents", f"{stats['agents']['active']} active, {stats['agents']['stale']} stale"),
         ("messages", f"{stats['messages']['sent']} sent, {stats['messages']['unread']} unread"),
         ("tasks", tasks),
-        ("state", f"{stats['state_keys']} keys"),
+        ("state", counted(stats["state_keys"], "key")),
         ("channels", str(stats["channels"])),
-        ("waiting", f"{stats['waiters']} calls"),
+        ("waiting", counted(stats["waiters"], "call")),
         ("storage", f"{sum(stats['storage'].values()) / 1024 / 1024:.1f} MiB"),
     ]
     head = f"stonemux {health['version']} at {address}: {health['status']}"

@@ -94,8 +94,9 @@ def frame(place: str, view: View, before: View | None, look: Look, height: int) 
         f"agents    {stats['agents']['active']} active, {stats['agents']['stale']} stale",
         f"messages  {sent} sent{_rate(view, before, sent, 'messages', 'sent')}, {stats['messages']['unread']} unread",
         f"tasks     {tasks}",
-        f"events    {events}{_rate(view, before, events, 'events', 'head')}, {stats['waiters']} calls waiting, "
-        f"{stats['state_keys']} keys, {stats['channels']} channels",
+        f"events    {events}{_rate(view, before, events, 'events', 'head')}, "
+        f"{screen.counted(stats['waiters'], 'call')} waiting, {screen.counted(stats['state_keys'], 'key')}, "
+        f"{screen.counted(stats['channels'], 'channel')}",
     ]
     if look.width is not None:
         head = [screen.fill(line, look.width).rstrip() for line in head]
