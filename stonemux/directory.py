@@ -48,7 +48,7 @@ def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> M
     known = nearest(
         agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
     )
-    listed = f"Known: {', '.join(known)}" if known else "Nobody is registered yet"
+    listed = f"Known, for example: {', '.join(known)}" if known else "Nobody is registered yet"
     remedy = "register it with agent.register or look with agent.discover"
     if parameter in OTHERS:  # a model that registered it would take its name
         remedy = "agent.discover tells who is, and each registers itself"
@@ -75,7 +75,7 @@ def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
         raise MuxError(
             "channel_not_found",
             f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in "
-            f"it. Known: {', '.join(known)}",
+            f"it. Known, for example: {', '.join(known)}",
             parameter=parameter,
             known_channels=known,
         )

@@ -381,7 +381,7 @@ def test_nobody_is_told_to_register_another_agent_whose_name_it_would_take(mux, 
     ann = Talk(mux, agent="ann")
     ann.call("mux_register")
     message = ann.failure(tool, **arguments)["error"]["message"]
-    assert "mux_discover tells who is, and each registers itself. Known: ann" in message
+    assert "mux_discover tells who is, and each registers itself. Known, for example: ann" in message
     assert "mux_register" not in message
 
 
