@@ -886,7 +886,8 @@ def _integer(given: _Given) -> int:
 
 
 def _counted(number: int, units: str) -> str:
-    return f"{number} {units.removesuffix('s') if number == 1 else units}".rstrip()
+    one = re.sub("ies$", "y", units).removesuffix("s")
+    return f"{number} {one if number == 1 else units}".rstrip()
 
 
 def _boolean(given: _Given) -> bool:

@@ -75,11 +75,14 @@ def restore(
     Returns the file's contents, where the replaced database was kept, and where ids go on. Raises `data_dir_locked`
     while a daemon runs, `not_found` or `data_refused` for the file, `not_confirmed`, `storage_full`, `backup_failed`.
     """
-    named = file if file.exists() else settings.data_dir / copies.FOLDER / file
+    named = next((place for place in (file, settings.data_dir / copies.FOLDER / file) if place.exists()), None)
+    if named is None:
+        beside = "" if file.is_absolute() else f", nor in {settings.data_dir / copies.FOLDER}"
+        raise MuxError("not_found", f"{file}: there is no such file{beside}", remedy="stonemux backup makes one")
     directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
     try:
         now = Clock().now_ms()
-        found = copies.inspect(named if named.exists() else file)
+        found = copies.inspect(named)
         say(preview(named, found, directory, now))
         if not agreed():
             raise MuxError("not_confirmed", "nothing was changed")

@@ -152,6 +152,7 @@ def test_settings_are_frozen() -> None:
         ("[server]\nport = 80.0\n", "server.port is 80.0; it must be an integer"),
         ('[server]\nport = "80"\n', 'server.port is "80"; it must be an integer'),
         ("[coordination]\ninbox_limit = 0\n", "coordination.inbox_limit is 0; it must be at least 1 message"),
+        ("[coordination]\nmax_deliveries = 0\n", "coordination.max_deliveries is 0; it must be at least 1 delivery"),
         ("[server]\nport = " + "0x" + "f" * 9000 + "\n", "server.port is a huge number; it must be at most"),
         ('[server]\nallow_network_fs = "no"\n', 'server.allow_network_fs is "no"; it must be true or false'),
         ("[server]\nallow_network_fs = 1\n", "server.allow_network_fs is 1; it must be true or false"),
