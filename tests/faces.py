@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 from urllib.parse import urlencode
@@ -50,6 +51,17 @@ def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
     """Register agents."""
     for agent_id in agents:
         face.call("agent.register", agent_id=agent_id, **given)
+
+
+def say(face: Direct | OverHttp, *contents: str) -> list[int]:
+    """Messages of ann to bob; their ids."""
+    return [face.call("msg.send", from_="ann", to="bob", content=content)["message_id"] for content in contents]
+
+
+def command(*arguments: str | Path, data: Path, **environ: str) -> int:
+    """Run a command in this process, on a data directory; its status."""
+    environ = {"HOME": str(data.parent), "STONEMUX_DATA_DIR": str(data), **environ}
+    return cli.main([str(argument) for argument in arguments], environ)
 
 
 def connect(port: int) -> http.client.HTTPConnection:

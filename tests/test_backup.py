@@ -15,15 +15,10 @@ from typing import Any
 
 import pytest
 from conftest import Program
-from faces import Direct, OverHttp, join, refusal
+from faces import Direct, OverHttp, command, join, refusal, say
 
-from stonemux import cli, copies, tables
+from stonemux import copies, tables
 from stonemux.errors import MuxError
-
-
-def command(*arguments: str | Path, data: Path, **environ: str) -> int:
-    environ = {"HOME": str(data.parent), "STONEMUX_DATA_DIR": str(data), **environ}
-    return cli.main([str(argument) for argument in arguments], environ)
 
 
 def texts(file: Path) -> list[str]:
@@ -31,10 +26,6 @@ def texts(file: Path) -> list[str]:
     with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?immutable=1", uri=True)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         return [row[0] for row in db.execute("select content from message order by id")]
-
-
-def say(face: Direct | OverHttp, *contents: str) -> list[int]:
-    return [face.call("msg.send", from_="ann", to="bob", content=content)["message_id"] for content in contents]
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faces import join
-from test_backup import command, say
+from faces import command, join, say
 
 from stonemux import cli, datadir, doctor, surroundings, tables
 from stonemux.clock import Clock

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 from faces import Direct, join, refusal
+from licensed import claims_of, issue, issued, put
 from streams import Reader
-from test_tokens import claims_of, issued
 
 from stonemux import activation, cli, license, licenseclient, licenseserver
 from stonemux.clock import Clock, rfc3339
@@ -25,17 +25,6 @@ from stonemux.record import replace
 from stonemux.telemetry import Telemetry
 
 DAY_MS = 86_400_000
-
-
-def issue(program, tier="pro", **terms):
-    """A license by the machine's own issuer: its key and document."""
-    return Issuer(program.path, program.clock, create=True).issue(tier, **terms)
-
-
-def put(face, document):
-    """Put a document in its place and let the program take it up."""
-    face.mux.settings.license_key_file.write_text(document if isinstance(document, str) else json.dumps(document))
-    return face.call("license.reload")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from children import BARE
 from daemons import ROOT, running_daemon
 from raw import eventually
-from test_mcp_stdio import Place
+from sessions import Place
 
 from stonemux.datadir import INSTALL
 

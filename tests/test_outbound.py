@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import statistics
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,21 +190,13 @@ def test_from_send_to_ring_takes_milliseconds(tmp_path, receive):
 # -- a daemon as an operator runs it
 
 
-def call(port: int, path: str, **given: object) -> dict:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", json.dumps(given).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.load(answer)
-
-
 def test_a_ring_pending_when_the_daemon_is_killed_rings_after_its_restart__H3(tmp_path: Path, receive):
     refusing = receive(status(500))
     with running_daemon(tmp_path / "data") as daemon:
-        call(daemon.port, "/agent/register", agent_id="ann")
-        made = call(daemon.port, "/agent/register", agent_id="bob", webhook_url=refusing.url)
+        daemon.post("/agent/register", agent_id="ann")
+        made = daemon.post("/agent/register", agent_id="bob", webhook_url=refusing.url)
         assert made["webhook_secret"].startswith("whsec_")
-        sent = call(daemon.port, "/msg/send", **{"from": "ann", "to": "bob", "content": "x"})["message_id"]
+        sent = daemon.post("/msg/send", **{"from": "ann", "to": "bob", "content": "x"})["message_id"]
         (first,) = refusing.until(1)[:1]
         daemon.process.send_signal(signal.SIGKILL)
         daemon.process.wait(5)
@@ -222,9 +212,9 @@ def test_a_ring_pending_when_the_daemon_is_killed_rings_after_its_restart__H3(tm
 
 def test_a_daemon_ends_at_once_whatever_its_receivers_do(tmp_path: Path, hole):
     with running_daemon(tmp_path / "data") as daemon:
-        call(daemon.port, "/agent/register", agent_id="ann")
-        secret = call(daemon.port, "/agent/register", agent_id="bob", webhook_url=hole.url)["webhook_secret"]
-        call(daemon.port, "/msg/send", **{"from": "ann", "to": "bob", "content": "x"})
+        daemon.post("/agent/register", agent_id="ann")
+        secret = daemon.post("/agent/register", agent_id="bob", webhook_url=hole.url)["webhook_secret"]
+        daemon.post("/msg/send", **{"from": "ann", "to": "bob", "content": "x"})
         hole.until(1)
         for path in ("/stats", "/metrics", "/agent/get?agent_id=bob", "/events/list"):
             assert secret.removeprefix("whsec_").encode() not in daemon.get(path)

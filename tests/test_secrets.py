@@ -8,8 +8,8 @@ import logging
 
 import pytest
 from faces import join, refusal
+from licensed import issue, put
 from raw import eventually
-from test_license import issue, put
 
 from stonemux.errors import MuxError
 from stonemux.operations import OPERATIONS

@@ -12,6 +12,7 @@ from faces import Direct, OverHttp, bearer_of, join, post_mcp, refusal
 from fake_clock import EPOCH_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from licensed import claims_of, issued
 from raw import eventually
 from streams import Reader
 
@@ -25,20 +26,6 @@ DAY_MS = 24 * 3600 * 1000
 KEY = Key("pro", 1, 1).text
 """A key without a typo, of a license that nobody has given out."""
 CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
-
-
-def issued(face, agent_id=None):
-    """A token that the machine's owner made."""
-    held, face.token = face.token, None
-    try:
-        return face.call("token.issue", agent_id=agent_id)["token"]
-    finally:
-        face.token = held
-
-
-def claims_of(token):
-    body = token.split(".")[1]
-    return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
 
 
 def encoded(value):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from daemons import free_port, running_daemon
 from receivers import eventually
-from test_outbound import call
 
 DOC = (Path(__file__).parent.parent / "docs" / "webhooks.md").read_text(encoding="utf-8")
 
@@ -23,9 +22,9 @@ def test_the_documented_receiver_verifies_a_delivery(tmp_path):
     (tmp_path / "receiver.py").write_text(program[1])
     port = free_port()
     with running_daemon(tmp_path / "data") as daemon:
-        call(daemon.port, "/agent/register", agent_id="ann")
+        daemon.post("/agent/register", agent_id="ann")
         url = f"http://127.0.0.1:{port}/ring"
-        secret = call(daemon.port, "/agent/register", agent_id="bob", webhook_url=url)["webhook_secret"]
+        secret = daemon.post("/agent/register", agent_id="bob", webhook_url=url)["webhook_secret"]
         receiver = subprocess.Popen(
             [sys.executable, tmp_path / "receiver.py"],
             env={"PATH": os.defpath, "WEBHOOK_SECRET": secret, "PORT": str(port)},
@@ -35,7 +34,7 @@ def test_the_documented_receiver_verifies_a_delivery(tmp_path):
         )
         try:
             eventually(lambda: _answers(url))
-            sent = call(daemon.port, "/msg/send", **{"from": "ann", "to": "bob", "content": "x"})["message_id"]
+            sent = daemon.post("/msg/send", **{"from": "ann", "to": "bob", "content": "x"})["message_id"]
             assert receiver.stdout is not None
             assert f"'message_id': {sent}" in receiver.stdout.readline()
         finally:
