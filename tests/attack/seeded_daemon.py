@@ -140,12 +140,12 @@ def ack_before_commit() -> None:
 
         return transaction.Job(work, lambda value, error: None if told else job.done(value, error))
 
-    def commit_late(self: Any, head: int) -> Any:
+    def commit_late(self: Any) -> Any:
         for done, value in early:
             done(value, None)
         early.clear()
         time.sleep(5 * STRETCH_S)  # a kill must fall into it
-        return commit(self, head)
+        return commit(self)
 
     store.Store._attempt = lambda self, batch: attempt(self, [eager(job) for job in batch])
     transaction.Tx.commit = commit_late
@@ -172,14 +172,14 @@ def wake_before_commit() -> None:
     """Waiters are woken before what they wait for can be seen."""
     commit = transaction.Tx.commit
 
-    def early(self: Any, head: int) -> Any:
+    def early(self: Any) -> Any:
         topics, offers = self._topics, self._offers
         self._topics, self._offers = [], []
         self.mux.hub.wake(topics)
         for topic in offers:
             self.mux.hub.offer(topic)
         time.sleep(STRETCH_S)
-        return commit(self, head)
+        return commit(self)
 
     transaction.Tx.commit = early
 
