@@ -1,6 +1,6 @@
-"""The data directory: ours alone, safe to write, and the same one as last time.
+"""The data directory: held by one process, and the same one as last time.
 
-One process per directory, held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
+It is held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
 second daemon, and `fcntl` locks vanish when any descriptor of the file is closed. Beside the database lie `CREATED`
 (this directory once held a database, so an empty one is a loss and not a beginning), `head.json` (how far the event
 log, the messages and the audit log had come, so that a database that went back in time is noticed, and no id is dealt
@@ -13,12 +13,12 @@ import contextlib
 import fcntl
 import json
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from stonemux.errors import MuxError
+from stonemux.ground import check_file_system, check_owner
 
 DATABASE = "stonemux.db"
 MARKER = "CREATED"
@@ -27,8 +27,6 @@ PID = "daemon.pid"
 AUDIT_KEY = "audit.key"
 INSTALL = "install.json"
 OWNER_TOKEN = "owner.token"
-
-NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
 
 
 class Head(NamedTuple):
@@ -192,23 +190,6 @@ def told_head(path: Path) -> Head | None:
         return None
 
 
-def check_owner(path: Path) -> None:
-    """Raise `unsafe_environment` when a directory is not ours, or others may write there."""
-    found = os.stat(path)
-    if found.st_uid != os.geteuid():
-        raise MuxError(
-            "unsafe_environment",
-            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})",
-            remedy="use a directory of your own with --data-dir",
-        )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise MuxError(
-            "unsafe_environment",
-            f"others may write to the data directory {path}",
-            remedy=f"take that away with: chmod 700 {path}",
-        )
-
-
 def check_usable(path: Path) -> None:
     """Raise `unsafe_environment` when this process may not write in a directory, or not use a file that it needs."""
     needed = [(path, os.W_OK | os.X_OK, "written in")]
@@ -230,19 +211,6 @@ def check_usable(path: Path) -> None:
         )
 
 
-def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The type of the file system that holds `path` ("" if unknown); raises `unsafe_environment` for a network one."""
-    kind = _file_system(path.resolve(), mounts)
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise MuxError(
-            "unsafe_environment",
-            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead log is not "
-            "safe",
-            remedy="use a local disk, or set [server] allow_network_fs = true at your own risk",
-        )
-    return kind
-
-
 def noted_pid(path: Path) -> str:
     """The process that holds a data directory, as far as it could note that; else ""."""
     try:
@@ -261,20 +229,3 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(fd)  # which unlocks it
     return False
-
-
-def _file_system(path: Path, mounts: Path) -> str:
-    """The type of the file system that holds `path`, from the kernel's table of mounts; "" where there is none."""
-    try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    best, kind = "", ""
-    for line in lines:
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = fields[1].replace("\\040", " ")
-        if (str(path) == point or str(path).startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-            best, kind = point, fields[2]
-    return kind

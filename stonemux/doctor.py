@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stonemux import VERSION, copies, datadir, operations, pool, surroundings
+from stonemux import VERSION, copies, datadir, ground, operations, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings, check_safe
@@ -125,13 +125,13 @@ def _directory(patient: Patient) -> Iterator[Finding]:
     if patient.settings.allow_network_fs:
         yield Finding("disk", NOTE, "may be a network file system (server.allow_network_fs)", "prefer a local disk")
     else:
-        kind = datadir.check_file_system(path) or "unknown type"
+        kind = ground.check_file_system(path) or "unknown type"
         yield from _space(patient, kind)
 
 
 def _unusable(path: Path) -> Finding | None:
     try:
-        datadir.check_owner(path)
+        ground.check_owner(path)
         datadir.check_usable(path)
     except MuxError as error:
         return _told("directory", error)

@@ -37,6 +37,7 @@ LAYERS: tuple[set[str], ...] = (
         "ed25519",
         "signals",
     },
+    {"ground"},
     # one subject each, none knows of the program
     {
         "chain",

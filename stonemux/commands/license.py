@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 def _issue(options: argparse.Namespace, settings: Any) -> int:
     from stonemux import activation
     from stonemux.clock import Clock, moment
-    from stonemux.datadir import check_owner
+    from stonemux.ground import check_owner
     from stonemux.issuer import Issuer
 
     clock = Clock()

@@ -1,0 +1,58 @@
+"""Whether a directory is one that data may lie in: ours alone, and on a disk of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from stonemux.errors import MuxError
+
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
+
+
+def check_owner(path: Path) -> None:
+    """Raise `unsafe_environment` when a directory is not ours, or others may write there."""
+    found = os.stat(path)
+    if found.st_uid != os.geteuid():
+        raise MuxError(
+            "unsafe_environment",
+            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})",
+            remedy="use a directory of your own with --data-dir",
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise MuxError(
+            "unsafe_environment",
+            f"others may write to the data directory {path}",
+            remedy=f"take that away with: chmod 700 {path}",
+        )
+
+
+def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The type of the file system that holds `path` ("" if unknown); raises `unsafe_environment` for a network one."""
+    kind = _file_system(path.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise MuxError(
+            "unsafe_environment",
+            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead log is not "
+            "safe",
+            remedy="use a local disk, or set [server] allow_network_fs = true at your own risk",
+        )
+    return kind
+
+
+def _file_system(path: Path, mounts: Path) -> str:
+    """The type of the file system that holds `path`, from the kernel's table of mounts; "" where there is none."""
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ")
+        if (str(path) == point or str(path).startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind
