@@ -306,14 +306,20 @@ class Server(ThreadingHTTPServer):
 
     def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
         """Take a new connection in, or refuse it when there is no room to be made."""
+        words = TLS_ALERT if connect is not self._connect else b""
         if self.open_connections >= self.mux.settings.max_connections and not self._make_room():
-            self._turn_away(sock, TLS_ALERT if connect is not self._connect else b"")
+            self._turn_away(sock, words)
             return
         connection = connect(sock)
         connection.remote = remote
+        try:  # first, so that nobody has to take it out again; what it tells of meanwhile is read below
+            self._ready.add(sock.fileno())
+        except OSError as trouble:
+            log.warning("a connection was turned away: %s", trouble.strerror)
+            self._turn_away(sock, words)
+            return
         with self._lock:
             self._connections[sock.fileno()] = connection
-        self._ready.add(sock.fileno())
         connection.attend()
 
     def _make_room(self) -> bool:
@@ -328,8 +334,8 @@ class Server(ThreadingHTTPServer):
     def _turn_away(self, sock: socket.socket, words: bytes) -> None:
         error = MuxError(
             "too_many_connections",
-            f"the daemon has {self.mux.settings.max_connections} connections, the limit (server.max_connections), and "
-            "none is idle; try again in a moment",
+            f"the daemon has as many connections as it may have ({self.mux.settings.max_connections}, "
+            "server.max_connections) or as the system has room for, and none is idle; try again in a moment",
             retry_after=1,
             limit=self.mux.settings.max_connections,
         )

@@ -214,6 +214,6 @@ def _known_group(tx: Tx, group: str) -> None:
         ]
         raise MuxError(
             "group_not_found",
-            f"no registered agent is in group {shown(group)}. Known groups: {', '.join(known) or 'none'}",
+            f"no registered agent is in group {shown(group)}. Known, for example: {', '.join(known) or 'none'}",
             known_groups=known,
         )

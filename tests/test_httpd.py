@@ -7,6 +7,7 @@ import errno
 import http.client
 import itertools
 import json
+import os
 import select
 import socket
 import ssl
@@ -484,6 +485,19 @@ def test_a_connection_is_refused_when_none_is_idle(serve):
     served.turns_away()
     served.pass_time(30_000)
     assert [raw.answer().json for raw in parked] == [{"messages": []}] * 4
+    served.still_serves()
+
+
+def test_a_connection_that_the_system_has_no_room_for_is_turned_away_and_leaves_nothing(serve, monkeypatch):
+    served = serve(max_connections=4)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.server._ready, "add", full)
+        served.turns_away()
+    assert served.server.open_connections == 0
     served.still_serves()
 
 
