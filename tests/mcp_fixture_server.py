@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import hmac
 import json
-import signal
 import sys
 import tempfile
 import threading
@@ -317,8 +316,7 @@ def main() -> None:
         settings = replace(Settings(), data_dir=Path(folder) / "data", port=options.port)
         daemon = Daemon(settings)
         daemon.server.mcp = mcp.Layer(extend(offer.registry(settings)))
-        signal.signal(signal.SIGTERM, daemon.stop)
-        signal.signal(signal.SIGINT, daemon.stop)
+        daemon.heed_signals()
         print(f"{daemon.url}/mcp", flush=True)
         daemon.serve()
 
