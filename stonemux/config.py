@@ -1,8 +1,7 @@
 """Settings: what the owner may decide, from a file, the environment and flags.
 
 `Settings` is the one list. Each field carries a `Setting` (section, key, limits, and a sentence with the reason for
-the value), and everything else derives from the fields: parsing, `stonemux.toml.example` (`example()`) and the table
-in the documents (`settings_table()`).
+the value), and everything else derives from the fields: parsing, and the documents (`configtext`).
 
 Rules: file < environment < flags. Nothing is guessed: an unknown name, a value of another type or beyond its limits
 is refused with one line that says where it stands, what it is and what it may be. A value in the file is checked even
@@ -16,7 +15,6 @@ import ipaddress
 import json
 import os
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -614,7 +612,8 @@ SETTINGS = _settings()
 
 _BY_ATTRIBUTE = {setting.attribute: setting for setting in SETTINGS}
 _BY_PLACE = {(setting.section, setting.key): setting for setting in SETTINGS}
-_SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
+SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
+"""Their sections, in that order, too."""
 
 
 def load(
@@ -831,7 +830,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 def _entries(path: Path, section: str, table: Any, troubles: Troubles) -> list[tuple[str, Any]]:
     """What a section holds by key; one that is a setting as a whole has it under ""."""
     with _noting(troubles):
-        if section not in _SECTIONS:
+        if section not in SECTIONS:
             raise _unknown_section(path, section)
         if type(table) is not dict:
             raise MuxError("bad_setting", f"{path}: {section} must be a section, written [{section}]", file=str(path))
@@ -847,8 +846,8 @@ def _stated(path: Path, section: str, key: str) -> Setting:
 
 def _unknown_section(path: Path, name: str) -> MuxError:
     home = next((setting.name for setting in SETTINGS if setting.key == name), None)
-    close = home or guess(name, _SECTIONS)
-    known = ", ".join(_SECTIONS)
+    close = home or guess(name, SECTIONS)
+    known = ", ".join(SECTIONS)
     meant = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]" if close else ""
     return MuxError(
         "bad_setting",
@@ -1031,64 +1030,13 @@ def _refuse_contradictions(settings: Settings) -> None:
             raise MuxError("bad_setting", f"{names}: {why}; change one of them", setting=_BY_ATTRIBUTE[small].name)
 
 
-# --- documents
+# --- values as they are shown
 
 
-def example() -> str:
-    """The text of `stonemux.toml.example`: each setting at its default, under its reason and limits."""
-    head = (
-        "Settings of stonemux, all at their defaults. Copy what you change to config.toml in the data directory, or "
-        "name a file with --config or STONEMUX_CONFIG. The environment wins over the file, flags win over both. A "
-        "relative path counts from the file's folder. A running daemon takes over what is marked * when it is sent "
-        "SIGHUP. This file is generated from stonemux/config.py."
-    )
-    blocks = [_comment(head)]
-    for section in _SECTIONS:
-        blocks.append(f"\n[{section}]\n")
-        blocks.append("\n".join(_example_entry(setting) for setting in SETTINGS if setting.section == section))
-    return "".join(blocks)
-
-
-def _example_entry(setting: Setting) -> str:
-    if setting.kind == "routing":
-        lines = [f"{kind} = {_toml(role)}\n" for kind, role in setting.default.items()]
-        return _comment(setting.doc + " *" * setting.live) + "".join(lines)
-    facts = f"({setting.limits}{', ' + setting.environment if setting.environment else ''}){' *' * setting.live}"
-    return _comment(f"{setting.doc} {facts}") + f"{setting.key} = {_toml(setting.default)}\n"
-
-
-def _comment(text: str) -> str:
-    wrapped = textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-    return "\n".join(wrapped) + "\n"
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table: name, default, limits (with a star when SIGHUP reads it again), meaning."""
-    rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-    for setting in SETTINGS:
-        doc = f"{setting.doc} Environment: `{setting.environment}`." if setting.environment else setting.doc
-        limits = f"{setting.limits} \\*" if setting.live else setting.limits
-        rows.append(f"| {_table_name(setting)} | {_table_default(setting)} | {limits} | {doc} |")
-    return "\n".join(rows) + "\n"
-
-
-def _table_name(setting: Setting) -> str:
-    return f"`{setting.section}.TYPE`" if setting.kind == "routing" else f"`{setting.name}`"
-
-
-def _table_default(setting: Setting) -> str:
-    if setting.kind != "routing":
-        return f"`{_toml(setting.default)}`"
-    by_role: dict[str, list[str]] = {}
-    for kind, role in setting.default.items():
-        by_role.setdefault(role, []).append(kind)
-    return "; ".join(f"{', '.join(kinds)}: `{_toml(role)}`" for role, kinds in by_role.items())
-
-
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
     """`value` as TOML writes it."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+        return "[" + ", ".join(as_toml(entry) for entry in value) + "]"
     if isinstance(value, bool | int | str | Path):
         return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
     return str(value)
@@ -1097,7 +1045,7 @@ def _toml(value: Any) -> str:
 def _shown(value: Any) -> str:
     """A bad value in a message: as TOML, escaped, and cut."""
     try:
-        text = _toml(value)
+        text = as_toml(value)
     except ValueError:  # an integer of thousands of digits
         return "a huge number"
     text = text if text.isprintable() else ascii(value)

@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from stonemux import verbs
-from stonemux.config import Settings, settings_table
+from stonemux.config import Settings
+from stonemux.configtext import settings_table
 from stonemux.errors import FAILURES
 from stonemux.pool import in_query
 from stonemux.schema import (

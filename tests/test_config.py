@@ -16,11 +16,10 @@ from stonemux.config import (
     Settings,
     _from_text,
     check_safe,
-    example,
     load,
     reread,
-    settings_table,
 )
+from stonemux.configtext import example, settings_table
 from stonemux.errors import MuxError
 from stonemux.record import replace
 

@@ -75,6 +75,7 @@ LAYERS: tuple[set[str], ...] = (
         "operations",
         "flags",
         "screen",
+        "configtext",
     },
     # the Python client
     {"calls"},

@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the document."""
-    from stonemux import config, methodtext, operations, reference
+    from stonemux import config, configtext, methodtext, operations, reference
 
     if options.openapi:
         print(json.dumps(reference.openapi(operations.OPERATIONS, config.Settings(), VERSION), indent=2))
     elif options.client:
         print(methodtext.text(operations.OPERATIONS, methodtext.named_shapes(operations)), end="")
     elif options.config:
-        print(config.example(), end="")
+        print(configtext.example(), end="")
     else:
         print(reference.markdown(operations.OPERATIONS, config.Settings()), end="")
     return EXIT_OK
