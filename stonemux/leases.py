@@ -84,7 +84,7 @@ def _lease(tx: Tx, agent_id: str, ids: list[int], lease_ms: int) -> dict[int, in
     for message_id in ids:
         for row in tx.sql(
             "update delivery set state = 1, due_at = ?, deliveries = deliveries + 1, fetched_at = ? "
-            "where agent_id = ? and message_id = ? and state = 0 returning deliveries",
+            "where agent_id = ? and message_id = ? and state <= 0 returning deliveries",
             tx.now + lease_ms,
             tx.now,
             agent_id,
@@ -146,7 +146,7 @@ def _delivery(rx: Snapshot, agent_id: str, message_id: int) -> Any:
 def _delivered(rx: Snapshot, agent_id: str, message_id: int) -> Any:
     """A delivery that the agent has seen; raises `not_delivered` for one that still waits to be polled."""
     row = _delivery(rx, agent_id, message_id)
-    seen = row["deliveries"] or row["state"] != QUEUED or rx.mux.flights.saw(agent_id, message_id)
+    seen = row["deliveries"] or row["state"] > QUEUED or rx.mux.flights.saw(agent_id, message_id)
     if not seen:
         raise MuxError(
             "not_delivered",
@@ -161,7 +161,7 @@ def _held(tx: Tx, agent_id: str, message_id: int) -> Any:
     directory.agent(tx, agent_id)
     row = _delivery(tx, agent_id, message_id)
     if row["state"] != LEASED:
-        state = {QUEUED: "queued", SETTLED: "settled", DEAD: "dead"}[row["state"]]
+        state = {SETTLED: "settled", DEAD: "dead"}.get(row["state"], "queued")
         raise MuxError(
             "not_delivered",
             f"message {message_id} is not on a lease of {agent_id!r} (it is {state}); only what a poll with ack=manual "

@@ -21,6 +21,7 @@ from typing import Any
 from stonemux import directory, doorbells, handoff, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.filing import FRESH
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
@@ -59,14 +60,15 @@ _AFTER = _poll(*trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?
 _AFTER_IN_CHANNEL = _poll(
     *trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3 and d.channel = ?5"
 )
-_COUNT = f"select (select count(*) from {trays.OPEN}) + (select count(*) from {trays.URGENT})"
+_COUNT = "select " + " + ".join(f"(select count(*) from {tray})" for tray in trays.QUEUED)
 _LIVING = "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
 _COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
 _COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.QUEUED)}) {_LIVING}"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
 _HIGHEST = (
-    f"select max((select coalesce(max(d.message_id), 0) from {trays.OPEN}), (select coalesce(max(d.message_id), 0) "
-    f"from {trays.REST}), coalesce((select delivered_through from agent where id = ?1), 0))"
+    "select max("
+    + ", ".join(f"(select coalesce(max(d.message_id), 0) from {tray})" for tray in trays.EVERYTHING)
+    + ", coalesce((select delivered_through from agent where id = ?1), 0))"
 )
 
 
@@ -153,8 +155,9 @@ def post(
 
 def _deliver(tx: Tx, message_id: int, channel: str, priority: int, recipients: Sequence[str]) -> None:
     """Put a message into these inboxes, wake who waits at them, and ring their doorbells."""
+    state = FRESH if tx.mux.filing.takes(tx, len(recipients), priority) else QUEUED
     for agent_id in recipients:
-        tx.insert("delivery", (agent_id, message_id, channel, priority))
+        tx.insert("delivery", (agent_id, message_id, channel, priority, state))
         tx.backlog[agent_id] += 1
         tx.touch(("inbox", agent_id))
     if bells := tx.mux.endpoints.bells:  # a send to an agent without a doorbell pays nothing for those of others
@@ -235,7 +238,7 @@ def _run_out(rx: Snapshot, agent_id: str) -> int:
     """How many of an inbox's queued messages have run out since the last purge."""
     count: int = rx.one(
         "select count(*) from message m indexed by message_expires cross join delivery d "
-        "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state = 0",
+        "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state <= 0",
         rx.now - PURGE_WITHIN_MS,
         rx.now,
         agent_id,
@@ -436,7 +439,7 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
     keep its message.
     """
     expired = tx.run(
-        "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state = 0 and message_id in "
+        "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state <= 0 and message_id in "
         "(select id from message where expires_at > ?2 and expires_at <= ?1)",
         tx.now,
         since,
@@ -484,7 +487,8 @@ def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
 
 
 def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
-    state, at, reason = ("queued", "fetched", "acked", "dead")[row["state"]], row["settled_at"], row["reason"]
+    state = ("queued", "fetched", "acked", "dead")[max(row["state"], QUEUED)]
+    at, reason = row["settled_at"], row["reason"]
     if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"
     elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:

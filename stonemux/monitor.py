@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from stonemux import VERSION, directory, events, webhooks
+from stonemux import VERSION, directory, events, trays, webhooks
 from stonemux.clock import rfc3339
 from stonemux.events import Filter
 from stonemux.mux import Caller, Mux, Wait
@@ -108,7 +108,8 @@ def event_view(event: Event) -> dict[str, Any]:
 
 _UNREAD = (
     "select (select count(*) from delivery indexed by delivery_open where state = 0 and priority = 0) "
-    "+ (select count(*) from delivery indexed by delivery_urgent where state = 0 and priority <> 0)"
+    "+ (select count(*) from delivery indexed by delivery_urgent where state = 0 and priority <> 0) "
+    f"+ (select count(*) from delivery where message_id > {trays.FILED} and state = -1)"
 )
 
 

@@ -203,6 +203,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index delivery_dead on delivery (agent_id, message_id, state) where state = 3",
         "create index delivery_due on delivery (due_at) where due_at is not null",
     ),
+    # what stands behind the mark may be fresh (state -1, see `filing`)
+    ("insert into meta select 'filed', coalesce(max(message_id), 0) from delivery",),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is

@@ -21,6 +21,7 @@ from stonemux import (
     door,
     doorbells,
     events,
+    filing,
     leases,
     licensing,
     messages,
@@ -58,11 +59,15 @@ DUE = (
 
 
 def boot(mux: Mux) -> None:
-    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease."""
+    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease.
+
+    What the last run left fresh is filed, so `mux.filing` counts from nothing.
+    """
 
     def start(tx: Tx) -> list[tuple[str, str]]:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
+        filing.file(tx)
         tasks.renew_leases(tx)
         auth.boot(tx)
         licensing.boot(tx)

@@ -31,7 +31,7 @@ CACHE_ENTRIES = 20_000
 INSERTS = {
     "message": "id, channel, sender, addressed, content, subject, type, thread, reply_to, priority, metadata, "
     "sent_at, expires_at, content_ref, truncated, mentions",
-    "delivery": "agent_id, message_id, channel, priority",
+    "delivery": "agent_id, message_id, channel, priority, state",
     "event": "id, kind, channel, agents, data, at",
     "audit": COLUMNS,
     "task": "id, channel, description, posted_by, required_capability, priority, metadata, assigned_to, status, "

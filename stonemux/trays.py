@@ -1,23 +1,28 @@
-"""The parts of an inbox as the database holds them, each a partial index over `delivery`, and queries made of them.
+"""The parts of an inbox as the database holds them, partial indexes over `delivery`, and queries made of them.
 
-What an agent has to read stands in `OPEN`, in the order of ids, so a send writes to one place in its recipient's inbox.
-What has a priority would not be read in that order; it stands in `URGENT` in its own, and a poll merges the two.
-`REST` is all that is not in `OPEN`, by id, whatever became of it: with it, a cursor finds everything in order.
+What an agent has to read stands in `OPEN`, in the order of ids; what came last is still `FRESH`, among that of
+all others, until it is filed (see `filing`). What has a priority would not be read in that order; it stands in `URGENT`
+in its own, and a poll merges the three. `REST` is all that is neither open nor fresh, by id, whatever became of it:
+with it, a cursor finds everything in order.
 
 Columns behind the order spare a look at the table. So what a query costs depends on what it hands out, and not on how
 much is stored.
 """
 
+FILED = "(select cast(value as integer) from meta where key = 'filed')"
+"""The mark: nothing up to this message is fresh."""
+
 # In all of them ?1 is the agent.
 OPEN = "delivery d indexed by delivery_open where d.agent_id = ?1 and d.state = 0 and d.priority = 0"
+FRESH = f"delivery d where d.agent_id = ?1 and d.message_id > {FILED} and d.state = -1 and d.priority = 0"
 URGENT = "delivery d indexed by delivery_urgent where d.agent_id = ?1 and d.state = 0 and d.priority <> 0"
 LEASED = "delivery d indexed by delivery_leased where d.agent_id = ?1 and d.state = 1"
 DEAD = "delivery d indexed by delivery_dead where d.agent_id = ?1 and d.state = 3"
 REST = "delivery d indexed by delivery_rest where d.agent_id = ?1 and (d.state > 0 or d.priority <> 0)"
 
-QUEUED = (OPEN, URGENT)
-UNSETTLED = (OPEN, URGENT, LEASED)
-EVERYTHING = (OPEN, REST)
+QUEUED = (OPEN, FRESH, URGENT)
+UNSETTLED = (*QUEUED, LEASED)
+EVERYTHING = (OPEN, FRESH, REST)
 
 
 def ids(*trays: str, narrowed: str = "true") -> str:

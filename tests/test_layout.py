@@ -85,7 +85,7 @@ LAYERS: tuple[set[str], ...] = (
     # what is kept
     {"copies", "verbs", "remote", "courier", "bellcommand", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference", "issuer"},
-    {"store", "tail", "progress", "output"},
+    {"store", "tail", "progress", "output", "filing"},
     {"events", "directory", "wire", "starter", "methodtext"},
     # the program as one record
     {"mux", "channels", "documents", "doorbells", "taskrows"},
@@ -172,13 +172,14 @@ ONLY = {
 
 SHARED = {
     "agent": {"agents", "messages"},  # the purge keeps the highest id that an inbox ever had
-    "delivery": {"messages", "leases", "inbox"},  # a message's way, plain, leased and as its reader marks it
+    # a message's way, plain, leased and as its reader marks it; and where it is found
+    "delivery": {"messages", "leases", "inbox", "filing"},
     # the leader writes what was emitted, with ids of its own; a restored database forgets them, and the old ones go
     "event": {"transaction", "opening", "events"},
     "webhook": {"doorbells", "webhooks"},  # doorbells, and endpoints that events are forwarded to
     "member": {"agents", "channels", "directory"},
-    # what a database is; the time it has seen; what stands for purged records and messages
-    "meta": {"migration", "opening", "store", "audit", "messages"},
+    # what a database is; the time it has seen; what stands for purged records and messages; what is filed
+    "meta": {"migration", "opening", "store", "audit", "messages", "filing"},
     "audit": {"transaction", "opening", "audit"},  # the leader chains; a leap is recorded; old records go
 }
 """Tables that more than one module writes."""

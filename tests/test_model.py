@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from stonemux import filing
 from stonemux.errors import MuxError
 
 _ALWAYS = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
@@ -378,6 +379,10 @@ class ProgramAgainstModel(RuleBasedStateMachine):
     @rule(ms=st.sampled_from((1, 999, 60_000, LEASE)))
     def advance(self, ms: int) -> None:
         self.program.clock.advance(ms)
+
+    @rule()
+    def file(self) -> None:
+        self.program.store.write(filing.file)
 
     @rule()
     def reopen(self) -> None:

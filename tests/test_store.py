@@ -233,14 +233,14 @@ def test_a_row_that_cannot_be_written_fails_only_its_own_call(opened):
 
     def deliver(agent_id: str) -> Callable[[Tx], int]:
         def work(tx: Tx) -> int:
-            tx.insert("delivery", (agent_id, tx.deal_message_id(), "default", 0))
+            tx.insert("delivery", (agent_id, tx.deal_message_id(), "default", 0, 0))
             return 1
 
         return work
 
     def twice(tx: Tx) -> None:
-        tx.insert("delivery", ("bob", 1, "default", 0))
-        tx.insert("delivery", ("bob", 1, "default", 0))
+        tx.insert("delivery", ("bob", 1, "default", 0, 0))
+        tx.insert("delivery", ("bob", 1, "default", 0, 0))
 
     for works in ((deliver("ann"), twice, note("a"), deliver("cid")), (deliver("ann"), twice, deliver("cid"))):
         outcomes = Batch(store).run(*works)
@@ -254,7 +254,7 @@ def test_noted_rows_are_written_before_a_statement_that_names_their_table(opened
 
     def work(tx: Tx) -> int:
         tx.insert("task_history", (1, 0, "x", None, 0, None))
-        tx.insert("delivery", ("bob", 1, "default", 0))
+        tx.insert("delivery", ("bob", 1, "default", 0, 0))
         store._db.set_trace_callback(executed.append)
         tx.one("select 1 from meta")
         tx.insert("task_history", (1, 0, "y", None, 0, None))
@@ -275,12 +275,12 @@ def test_rows_noted_by_a_refused_call_are_dropped_and_nobody_elses(opened, look)
     store = opened()
 
     def deliver(name: str) -> Callable[[Tx], None]:
-        return lambda tx: tx.insert("delivery", (name, 1, "default", 0))
+        return lambda tx: tx.insert("delivery", (name, 1, "default", 0, 0))
 
     def refused(tx: Tx) -> None:
         tx.one(f"select 1 from {look}")
         tx.insert("task_history", (1, 0, "x", None, 0, None))
-        tx.insert("delivery", ("bad", 1, "default", 0))
+        tx.insert("delivery", ("bad", 1, "default", 0, 0))
         if look == "task_history":
             tx.one(f"select 1 from {look}")
         raise MuxError("not_found", "no")
@@ -296,7 +296,7 @@ def test_a_refused_call_that_noted_rows_leaves_no_count_behind(opened):
     store = opened()
 
     def refused(tx: Tx) -> None:
-        tx.insert("delivery", ("ann", 1, "default", 0))
+        tx.insert("delivery", ("ann", 1, "default", 0, 0))
         tx.backlog["ann"] = 1
         raise MuxError("not_found", "no")
 
@@ -1260,6 +1260,7 @@ def test_mail_of_an_older_schema_is_all_there_and_in_its_order(old_mail):
         whole = face.call("msg.list")["messages"][0]
         assert (whole["metadata"], whole["mentions"], whole["content"]) == ({"a": 1}, ["bob"], "word9")
         assert face.call("msg.send", from_="ann", to="bob", channel="lab", content="x")["message_id"] == 11
+        assert ids("msg.poll", timeout=0) == [11]
     finally:
         program.close()
 
@@ -1285,7 +1286,7 @@ def test_I11_what_was_purged_is_remembered_in_the_same_transaction(opened):
         return message_id
 
     assert [store.write(say) for _ in range(3)] == [1, 2, 3]
-    store.write(lambda tx: tx.insert("delivery", ("bob", 1, "c", 0)))
+    store.write(lambda tx: tx.insert("delivery", ("bob", 1, "c", 0, 0)))
     assert store.write(lambda tx: messages.purge(tx, tx.now + 1, 10)) == 2
     store = opened()
     assert store.write(lambda tx: tx.run("update delivery set state = 2").rowcount) == 1
