@@ -13,6 +13,7 @@ from stonemux import filing, trays
 from stonemux.errors import MuxError
 from stonemux.filing import FRESH
 from stonemux.messages import purge
+from stonemux.transaction import Tx
 
 AGENTS = ("ann", "bob", "cat")
 
@@ -118,7 +119,7 @@ def test_a_start_that_finds_nothing_fresh_moves_the_mark_all_the_same(program, a
 
 
 def test_a_call_that_is_taken_back_leaves_nothing_fresh(program, agents):
-    def fails(tx: Any) -> None:
+    def fails(tx: Tx) -> None:
         tx.insert("delivery", ("bob", tx.deal_message_id(), "default", 0, FRESH))
         tx.sql("select 1 from delivery")
         raise ZeroDivisionError
@@ -218,9 +219,13 @@ def test_mail_that_ran_out_while_fresh_takes_no_room(open_program):
 @pytest.mark.parametrize("how", [{}, {"after": 0}, {"ack": "manual"}])
 def test_an_inbox_looks_through_what_is_fresh_and_no_further(program, agents, how):
     """Whichever bound of the ids a query has, the mark is the one that is sought."""
-    for _ in range(3000):
-        agents.call("msg.send", from_="ann", to="cat", content="hi")
-    program.store.write(filing.file)
+
+    def fill(tx: Tx) -> None:
+        rows = [(tx.deal_message_id(), "cat", "default") for _ in range(3000)]
+        tx.many("insert into delivery (message_id, agent_id, channel) values (?, ?, ?)", rows)
+        filing.file(tx)
+
+    program.store.write(fill)
     send(agents)
     with program.store.read():
         pass  # so that there is a reader to listen at
