@@ -2,7 +2,7 @@
 
 A send that put its delivery there at once would change a page of its own for each recipient, and pages are what a
 commit costs. So a new delivery is only *fresh*: it stands behind the mark (`trays.FILED`), among all that came last,
-and whoever looks into an inbox looks there, too. After `MOST_FRESH` of them, the next send files those that are
+and whoever looks into an inbox looks there, too. After `MOST_FRESH` deliveries, the next send files those that are
 still queued, in one statement, and moves the mark. What was read until then never gets into that index at all.
 """
 
@@ -15,27 +15,28 @@ FRESH = -1
 """The state of a delivery that is queued, and not filed yet."""
 
 MOST_FRESH = 512
-"""How many a look into an inbox goes through at most, unless a transaction was taken back; that takes 20 us."""
+"""How many deliveries stand behind the mark at most, or those of one message: a look goes through them, in 20 us."""
 
 MOST_RECIPIENTS = 16
 """What goes to more of them is filed at once: each has a page of its own later, too."""
 
+_BEHIND = ("deliveries behind the mark",)
 
-class Filing:
-    """Counts what is fresh since the last start, which files what it finds (`timekeeper.boot`). The leader's."""
 
-    def __init__(self) -> None:
-        self._fresh = 0
+def takes(tx: Tx, recipients: int, priority: int) -> bool:
+    """Whether a message to so many, which is about to be delivered, is delivered as fresh.
 
-    def takes(self, tx: Tx, recipients: int, priority: int) -> bool:
-        """Whether a message to so many is delivered as fresh."""
-        if priority or recipients > MOST_RECIPIENTS:
-            return False
-        self._fresh += recipients
-        if self._fresh > MOST_FRESH:
-            file(tx)
-            self._fresh = recipients
-        return True
+    What is filed at once is counted, too, since it stands behind the mark like all that came last. The count goes with
+    a transaction that is taken back, as what it filed does, and is taken anew then.
+    """
+    behind = tx.cache.get(_BEHIND)
+    if behind is None:
+        behind = tx.one(f"select count(*) from delivery where message_id > {trays.FILED}")[0]
+    if behind + recipients > MOST_FRESH:
+        file(tx)
+        behind = 0
+    tx.cache[_BEHIND] = behind + recipients
+    return not priority and recipients <= MOST_RECIPIENTS
 
 
 def file(tx: Tx) -> None:

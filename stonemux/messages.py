@@ -18,10 +18,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stonemux import directory, doorbells, handoff, trays
+from stonemux import directory, doorbells, filing, handoff, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
-from stonemux.filing import FRESH
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
@@ -155,7 +154,7 @@ def post(
 
 def _deliver(tx: Tx, message_id: int, channel: str, priority: int, recipients: Sequence[str]) -> None:
     """Put a message into these inboxes, wake who waits at them, and ring their doorbells."""
-    state = FRESH if tx.mux.filing.takes(tx, len(recipients), priority) else QUEUED
+    state = filing.FRESH if filing.takes(tx, len(recipients), priority) else QUEUED
     for agent_id in recipients:
         tx.insert("delivery", (agent_id, message_id, channel, priority, state))
         tx.backlog[agent_id] += 1

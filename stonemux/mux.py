@@ -14,7 +14,6 @@ from stonemux.endpoints import Endpoints
 from stonemux.entitlement import Entitlement
 from stonemux.errors import MuxError
 from stonemux.events import EventLog
-from stonemux.filing import Filing
 from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
@@ -189,7 +188,6 @@ class Mux:
         self.log = EventLog(store.head, settings.max_event_buffer)
         self.presence = Presence(clock, settings.stale_threshold)
         self.flights = Flights()
-        self.filing = Filing()
         self.waiters = Waiters(settings)
         self.alarm = Alarm(clock)
         self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)

@@ -21,7 +21,6 @@ from stonemux import (
     door,
     doorbells,
     events,
-    filing,
     leases,
     licensing,
     messages,
@@ -59,15 +58,11 @@ DUE = (
 
 
 def boot(mux: Mux) -> None:
-    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease.
-
-    What the last run left fresh is filed, so `mux.filing` counts from nothing.
-    """
+    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease."""
 
     def start(tx: Tx) -> list[tuple[str, str]]:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
-        filing.file(tx)
         tasks.renew_leases(tx)
         auth.boot(tx)
         licensing.boot(tx)

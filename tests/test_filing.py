@@ -98,24 +98,56 @@ def test_what_was_read_meanwhile_is_not_filed_and_the_mark_passes_it(program, ag
     assert mark(program) == 4
 
 
-def test_a_start_files_what_the_last_run_left(program, agents):
+def test_what_goes_to_many_or_is_urgent_counts(program, agents, few, monkeypatch):
+    """It stands behind the mark, so whoever looks into an inbox looks through it."""
+    send(agents, 5, priority=1)
+    assert mark(program) == 4
+    send(agents, 4)
+    assert mark(program) == 8
+    monkeypatch.setattr(filing, "MOST_RECIPIENTS", 1)
+    for _ in range(3):
+        agents.call("msg.broadcast", from_="ann", content="hi")
+    assert mark(program) == 10
+    assert FRESH not in states(program)
+
+
+def test_a_start_files_nothing_and_counts_what_the_last_run_left(program, agents, few):
+    """It changes a page for each recipient: on a full disk, that would be a start that fails."""
     send(agents, 3)
-    agents.call("msg.poll", agent_id="bob", timeout=0, limit=1)
-    assert states(program) == [2, FRESH, FRESH]
     program.reopen()
-    assert states(program) == [2, 0, 0]
-    assert mark(program) == 3
+    face = Direct(program.mux)
+    assert states(program) == [FRESH] * 3
+    send(face)
+    assert states(program) == [FRESH] * 4
+    send(face)
+    assert states(program) == [0] * 4 + [FRESH]
+    assert mark(program) == 4
 
 
-def test_a_start_that_finds_nothing_fresh_moves_the_mark_all_the_same(program, agents):
-    """Else each run would leave more behind it to look through."""
-    send(agents, 3)
+def test_what_was_read_meanwhile_counts_at_a_start(program, agents, few):
+    send(agents, 4)
     agents.call("msg.poll", agent_id="bob", timeout=0)
     program.reopen()
-    assert mark(program) == 3
+    send(Direct(program.mux))
+    assert mark(program) == 4
     changes = program.store._db.total_changes
     program.store.write(filing.file)
-    assert program.store._db.total_changes == changes
+    program.store.write(filing.file)
+    assert program.store._db.total_changes == changes + 2  # the one that was fresh, and the mark
+
+
+def test_a_call_that_is_taken_back_files_nothing_and_what_it_filed_counts_again(program, agents, few):
+    def fails(tx: Any) -> None:
+        filing.takes(tx, 1, 0)
+        raise ZeroDivisionError
+
+    send(agents, 4)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            program.store.write(fails)
+        assert states(program) == [FRESH] * 4
+    send(agents)
+    assert states(program) == [0] * 4 + [FRESH]
 
 
 def test_a_call_that_is_taken_back_leaves_nothing_fresh(program, agents):
