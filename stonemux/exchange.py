@@ -321,7 +321,7 @@ class Exchange(Caller):
         if isinstance(answer, str):
             self._send(200, answer.encode(), content_type=monitor.METRICS_TYPE)
         else:
-            self._send(200, payload.write_json(answer), flight=self.flight)
+            self._send(200, payload.write_line(answer), flight=self.flight)
 
     def _note_clamped(self, timeout: Any) -> None:
         most = self._server.mux.settings.poll_timeout_max
@@ -343,7 +343,7 @@ class Exchange(Caller):
             self._extra += (("Retry-After", str(error.retry_after)),)
         self._challenge(error)
         self._close = self._close or error.close
-        self._send(error.failure.http, payload.write_json(error.body(self.request_id)))
+        self._send(error.failure.http, payload.write_line(error.body(self.request_id)))
 
     def _challenge(self, error: MuxError) -> None:
         """A refusal for want of a token says how one is shown (RFC 6750 section 3)."""
@@ -373,7 +373,7 @@ def refusal(error: MuxError, request_id: str) -> bytes:
     """A complete error answer, with `Connection: close`, for requests that never became one."""
     extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
     return wire.render(
-        error.failure.http, payload.write_json(error.body(request_id)), request_id=request_id, close=True, extra=extra
+        error.failure.http, payload.write_line(error.body(request_id)), request_id=request_id, close=True, extra=extra
     )
 
 

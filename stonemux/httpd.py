@@ -159,7 +159,7 @@ class Server(ThreadingHTTPServer):
         if not self._openapi:
             from stonemux import reference  # a start need not wait for it
 
-            self._openapi = payload.write_json(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
+            self._openapi = payload.write_line(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
         return self._openapi
 
     def heed(self) -> None:

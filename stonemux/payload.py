@@ -272,6 +272,11 @@ def write_json(value: Any) -> bytes:
     return dumps(value).encode()
 
 
+def write_line(value: Any) -> bytes:
+    """The same with a line end, for whom a terminal shows it."""
+    return (dumps(value) + "\n").encode()
+
+
 # --- query strings
 
 

@@ -656,6 +656,17 @@ def test_the_body_of_a_get_is_read_and_ignored(served):
     assert raw.is_silent(0)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [get("/health"), get("/nothing"), get("/openapi.json"), get("/metrics"), message("hi"), b"nonsense\r\n\r\n"],
+    ids=["answer", "refusal", "document", "metrics", "change", "unreadable"],
+)
+def test_an_answer_ends_its_line_so_that_a_terminal_shows_its_prompt_on_the_next(served, asked):
+    body = served.ask(asked).body
+    assert body.endswith(b"\n")
+    assert not body.endswith(b"\n\n")
+
+
 def test_openapi_is_served_and_takes_no_parameters(served):
     assert served.ask(get("/openapi.json")).json["openapi"].startswith("3.1")
     assert served.ask(get("/openapi.json?x=1")).code == "unknown_field"
