@@ -156,7 +156,6 @@ def direct(mux: Mux) -> Direct:
 FACES = [OverHttp, OverMcp, OverClient, OverCli]
 if not OVER_TLS:
     FACES.insert(0, Direct)  # which has no connection
-OVER_SOMETHING = [OverHttp, OverMcp, OverClient, OverCli]
 EVERY_FACE = OVER_TLS or os.environ.get("STONEMUX_FACES") == "all"
 
 
@@ -168,7 +167,7 @@ def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Directly every scenario runs each time, over the faces in turn: `make faces` runs them over all.
+    """Each scenario runs over one face, and the faces take turns: `make faces` runs them over all.
 
     A face only translates, and all of them together take twice the time.
     """
@@ -182,10 +181,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _has_its_turn(item: pytest.Item) -> bool:
     kind = item.callspec.params.get("face") if hasattr(item, "callspec") else None
-    if kind not in OVER_SOMETHING:
+    if kind not in FACES:
         return True
     scenario = item.nodeid.replace(kind.__name__, "")
-    return OVER_SOMETHING[crc32(scenario.encode()) % len(OVER_SOMETHING)] is kind
+    return FACES[crc32(scenario.encode()) % len(FACES)] is kind
 
 
 @pytest.fixture
