@@ -345,6 +345,7 @@ def take(
 
 def choose(mux: Mux, agent_id: str, channel: str | None, types: list[str] | None, limit: int) -> tuple[list[Any], bool]:
     """Take queued messages into flight, so that no other poll gets them; returns them, and whether there are more."""
+    mux.looks += 1
     with mux.flights.of(agent_id) as held:
         with mux.store.read() as rx:
             values = (agent_id, rx.now, limit + 1 + len(held))
@@ -360,6 +361,7 @@ def choose(mux: Mux, agent_id: str, channel: str | None, types: list[str] | None
 
 def read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any] | None:
     """A cursor poll's look: everything beyond the cursor, settled or not."""
+    mux.looks += 1
     with mux.store.read() as rx:
         values = (agent_id, rx.now, limit + 1, after)
         rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)

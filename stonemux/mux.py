@@ -188,6 +188,8 @@ class Mux:
         self.log = EventLog(store.head, settings.max_event_buffer)
         self.presence = Presence(clock, settings.stale_threshold)
         self.flights = Flights()
+        self.looks = 0
+        """Polls that have looked since mail was filed, roughly: nobody locks it."""
         self.waiters = Waiters(settings)
         self.alarm = Alarm(clock)
         self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)

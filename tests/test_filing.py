@@ -70,6 +70,21 @@ def test_one_transaction_may_send_more_than_that(program, agents, http, few):
     assert mark(program) == 8
 
 
+@pytest.mark.parametrize("how", [{}, {"after": 0}, {"ack": "manual"}])
+def test_much_looking_has_them_filed_sooner(program, agents, monkeypatch, how):
+    monkeypatch.setattr(filing, "MOST_SEARCHED", 8)
+    send(agents, 2)
+    for _ in range(4):  # each goes through two
+        agents.call("msg.poll", agent_id="cat", timeout=0, **how)
+    send(agents)
+    assert states(program) == [FRESH] * 3
+    agents.call("msg.poll", agent_id="cat", timeout=0, **how)
+    send(agents)
+    assert states(program) == [0] * 3 + [FRESH]
+    send(agents, 3)
+    assert states(program) == [0] * 3 + [FRESH] * 4
+
+
 def test_each_recipient_counts(program, agents, few):
     for _ in range(2):
         agents.call("msg.broadcast", from_="ann", content="hi")
