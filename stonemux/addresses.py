@@ -17,9 +17,9 @@ import socket
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import NamedTuple
 
 from stonemux.errors import MuxError
+from stonemux.record import Record
 
 MOST_BYTES = 2048
 
@@ -79,7 +79,7 @@ _TEREDO = "2001::/32"
 _SIX_TO_FOUR = "2002::/16"
 
 
-class Target(NamedTuple):
+class Target(Record):
     """Where a URL points, in its parts."""
 
     secure: bool
@@ -95,7 +95,7 @@ class Target(NamedTuple):
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
-class Policy(NamedTuple):
+class Policy(Record):
     """What the settings say, and where the daemon itself listens."""
 
     allow_private: bool = False
@@ -112,8 +112,8 @@ class ForbiddenURL(ValueError):
         return MuxError("webhook_url_forbidden", f"{parameter} {self}", parameter=parameter)
 
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^#]*)(?P<fragment>#.*)?")
-_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(:(?P<port>[0-9]{1,5}))?")
+_URL = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^#]*)(?P<fragment>#.*)?"
+_AUTHORITY = r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(:(?P<port>[0-9]{1,5}))?"
 
 
 def parse(url: str) -> Target:
@@ -125,14 +125,14 @@ def parse(url: str) -> Target:
         raise ForbiddenURL(f"has {len(url)} characters; the limit is {MOST_BYTES}")
     if re.search(r"[^\x21-\x7e]", url) or "\\" in url:
         raise ForbiddenURL("must be plain visible ASCII without backslashes; encode other characters as %XX or xn--")
-    whole = _URL.fullmatch(url)
+    whole = re.fullmatch(_URL, url)
     if whole is None or whole["scheme"].lower() not in ("http", "https"):
         raise ForbiddenURL("must begin with http:// or https://")
     if whole["fragment"] is not None:
         raise ForbiddenURL("must not have a fragment (#...); nothing of it would be sent")
     if "@" in whole["authority"]:
         raise ForbiddenURL("must not carry a user name or password; deliveries are signed instead")
-    authority = _AUTHORITY.fullmatch(whole["authority"])
+    authority = re.fullmatch(_AUTHORITY, whole["authority"])
     if authority is None:
         raise ForbiddenURL("has no valid host: a name, an IPv4 address or an IPv6 address in brackets, and a port")
     secure = whole["scheme"].lower() == "https"

@@ -7,10 +7,11 @@ and twenty times without a success between is disabled, and one that answers 410
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from stonemux.clock import Clock, rfc3339
 from stonemux.endpoints import Outcome
+from stonemux.record import Record
 from stonemux.signature import headers, make_secret
 from stonemux.transaction import Snapshot, Tx
 
@@ -39,7 +40,7 @@ KEPT = 100_000
 """Attempts that are listed at most, whatever their age."""
 
 
-class Verdict(NamedTuple):
+class Verdict(Record):
     """What becomes of an endpoint after an attempt."""
 
     failures: int
@@ -71,7 +72,7 @@ def jittered(delay_ms: int, clock: Clock) -> int:
     return delay_ms * (800 + int(clock.token(2), 16) % 401) // 1000
 
 
-class Secrets(NamedTuple):
+class Secrets(Record):
     """What an endpoint's deliveries are signed with from now on."""
 
     secret: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def take(mux: Mux, caller: Caller, *, path: str | None) -> dict[str, Any]:
 
     Raises `backup_exists`, `storage_full`, `backup_failed`, or `storage_busy` while another copy is made.
     """
-    if path is not None and not copies.NAME.fullmatch(path):
+    if path is not None and not re.fullmatch(copies.NAME, path):
         raise MuxError(
             "invalid_field",
             "path must be a plain file name: letters, digits, dots, dashes and underscores, beginning with a letter "

@@ -21,6 +21,7 @@ from json.encoder import encode_basestring as quoted  # the C function, where th
 from typing import Any, NamedTuple
 
 from stonemux.clock import rfc3339
+from stonemux.record import Record
 
 START = "0" * 64
 """The `prev` of the first record."""
@@ -150,7 +151,7 @@ class Broken(Exception):
         self.seq = seq
 
 
-class Anchor(NamedTuple):
+class Anchor(Record):
     """A place of the chain that somebody has noted elsewhere."""
 
     seq: int

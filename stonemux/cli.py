@@ -15,13 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from errno import ENOSPC
 from importlib import import_module
-from typing import NamedTuple
 
 from stonemux import VERSION
 from stonemux.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, MuxError, did_you_mean, guess
+from stonemux.record import Record
 
 
-class Command(NamedTuple):
+class Command(Record):
     """A row: what is typed, what it does in a few words, and the module in `stonemux.commands`."""
 
     name: str

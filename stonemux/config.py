@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.record import Record, field, replace
@@ -42,7 +42,7 @@ DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
 _MONTH, _YEAR, _DECADE = 2_592_000, 31_536_000, 315_360_000
 
 
-class Setting(NamedTuple):
+class Setting(Record):
     """What file, environment, flags and documents know about one field of `Settings`.
 
     `kind` is a key of `CHECKS`; `least` and `most` bound an integer, in `unit`; `environment` is the variable that
@@ -711,7 +711,7 @@ def is_loopback(host: str) -> bool:
 # --- from each source to checked values
 
 
-class _Given(NamedTuple):
+class _Given(Record):
     """A value on its way into a setting."""
 
     setting: Setting
@@ -928,14 +928,14 @@ def _expanded(path: Path, home: str) -> Path:
 
 
 # A name or an address in brackets, as the Host header writes them, without port. A `*` would let any web page in.
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]")
+_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]"
 
 
 def _hosts(given: _Given) -> tuple[str, ...]:
     if type(given.value) is not list:
         raise given.refuse(f'is {_shown(given.value)}; it must be a list of host names, like ["mux.local"]')
     for host in given.value:
-        if type(host) is not str or not _HOST.fullmatch(host):
+        if type(host) is not str or not re.fullmatch(_HOST, host):
             raise given.refuse(f"holds {_shown(host)}; it must hold plain host names, without port and wildcard")
     return tuple(dict.fromkeys(host.lower() for host in given.value))
 

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stonemux.clock import rfc3339
 from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.opening import check_sound, leap, open_unchanged, stand
+from stonemux.record import Record
 
 FOLDER = "backups"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 SPARE_BYTES = 2 * 1024 * 1024
 """Space that must be left when a copy is made, so that the daemon beside it can go on writing."""
 
@@ -136,7 +136,7 @@ def move(made: Path, target: Path) -> None:
 # -- looking at one
 
 
-class Contents(NamedTuple):
+class Contents(Record):
     """What a database holds."""
 
     agents: int

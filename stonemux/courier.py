@@ -30,7 +30,7 @@ MOST_RETRY_AFTER_S = 3600
 _HEEDED = (429, 502, 503, 504)
 """Statuses whose Retry-After counts."""
 
-_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+_STATUS = rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?"
 
 
 _clock = Clock()
@@ -186,7 +186,7 @@ def _head(heard: bytes) -> tuple[_Head, bytes]:
     end = min(ends)
     rest = heard[end + (4 if heard[end : end + 1] == b"\r" else 2) :]
     first, *lines = heard[:end].split(b"\n")
-    found = _STATUS.fullmatch(first.rstrip(b"\r"))
+    found = re.fullmatch(_STATUS, first.rstrip(b"\r"))
     if found is None:
         raise _Trouble("its answer is not HTTP")
     fields: dict[str, str] = {}

@@ -8,10 +8,12 @@ knows a status number, and no face invents a code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from stonemux.record import Record
 
 
-class Failure(NamedTuple):
+class Failure(Record):
     """What one error code means on the faces."""
 
     http: int

@@ -13,12 +13,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
 
+from stonemux.record import Record
 from stonemux.transaction import Event, Snapshot, Tx
 
 
-class Filter(NamedTuple):
+class Filter(Record):
     """What a reader wants; empty means everything."""
 
     channel: str | None = None

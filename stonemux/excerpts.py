@@ -18,12 +18,12 @@ BEFORE = 40
 MOST = 200
 """Found words that are looked at."""
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = r"[^\W_]+"
 
 
 def excerpt(text: str, wanted: str) -> str:
     """The part of the text with the most of the wanted words; its beginning if there is none of them."""
-    words = set(_WORD.findall(_fold(wanted)))
+    words = set(re.findall(_WORD, _fold(wanted)))
     either = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     found = re.finditer(rf"(?<![^\W_])(?:{either})(?![^\W_])", _fold(text)) if words else ()
     hits = [(hit.start(), hit.end(), hit[0]) for hit in islice(found, MOST)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from stonemux.record import Record
 
 if TYPE_CHECKING:
     import argparse
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from stonemux.errors import MuxError
 
 
-class Flag(NamedTuple):
+class Flag(Record):
     """A flag that is no parameter of an operation; `metavar` names its value, if it takes one."""
 
     name: str

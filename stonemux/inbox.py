@@ -27,7 +27,7 @@ from stonemux.transaction import Snapshot, Tx
 PREVIEW = 200
 """Characters of a content that a list shows."""
 
-_ID = re.compile(r"inbox-([1-9][0-9]{0,18})-(.{1,120})\Z", re.DOTALL)
+_ID = r"(?s)inbox-([1-9][0-9]{0,18})-(.{1,120})"
 
 _FIELDS = messages.FIELDS + ", d.state, d.archived"
 _SHOWN = "(d.state = 2 or d.state < 2 and (m.expires_at is null or m.expires_at > ?2))"
@@ -148,7 +148,7 @@ def _mark(tx: Tx, status: str, agent_id: str, message_id: int | None) -> int:
 
 def _parsed(item_id: str, owner: str | None = None) -> tuple[int, str]:
     """The message and the agent that an item's id names; of `owner`, if that is given."""
-    match = _ID.match(item_id)
+    match = re.fullmatch(_ID, item_id)
     if match is None or int(match[1]) > MOST_INTEGER or owner not in (None, match[2]):
         raise _unknown(item_id)
     return int(match[1]), match[2]

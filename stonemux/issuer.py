@@ -23,6 +23,7 @@ from stonemux.datadir import write_private
 from stonemux.entitlement import ISSUER, ISSUER_KEY
 from stonemux.errors import MuxError
 from stonemux.licensekey import CODE_BITS, SERIAL_BITS, Key
+from stonemux.record import replace
 
 REVOCATION_KEY = "revocation.key"
 
@@ -76,7 +77,7 @@ class Issuer:
         """Grant a license: its key, which is told only now, and the signed document."""
         serial = int(self._clock.token(SERIAL_BITS // 8), 16)
         key = Key(tier, serial, 0)
-        key = key._replace(code=self._code(key))
+        key = replace(key, code=self._code(key))
         document = {
             "lic_id": f"lic-{self._clock.token(6)}",
             "key_sha256": licensekey.fingerprint(key.text),

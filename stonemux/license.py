@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from stonemux.clock import moment
 from stonemux.errors import MuxError
+from stonemux.record import Record
 from stonemux.schema import TIERS
 
 MOST_DOCUMENT = 16 * 1024
@@ -25,11 +26,11 @@ SIGIL_MS = 90 * 86_400_000
 SIGIL_SKEW_MS = 86_400_000
 """How far in the future a command may be dated."""
 COMMANDS = ("die", "live")
-_HEX = re.compile(r"[0-9a-f]+")
-_ID = re.compile(r"lic-[0-9a-f]{12}")
+_HEX = r"[0-9a-f]+"
+_ID = r"lic-[0-9a-f]{12}"
 
 
-class License(NamedTuple):
+class License(Record):
     """A license that was verified. Times are milliseconds since the epoch."""
 
     lic_id: str
@@ -43,7 +44,7 @@ class License(NamedTuple):
     require_tokens: bool
 
 
-class Sigil(NamedTuple):
+class Sigil(Record):
     """A command that was verified."""
 
     cmd: str
@@ -155,9 +156,9 @@ def _check_signature(kind: str, document: Mapping[str, Any], public: bytes) -> N
         raise _Flaw("its signature is not its signer's: it was changed, or never was genuine")
 
 
-def _text(document: Mapping[str, Any], name: str, pattern: re.Pattern[str], length: int = 0) -> str:
+def _text(document: Mapping[str, Any], name: str, pattern: str, length: int = 0) -> str:
     value = document.get(name)
-    if type(value) is not str or not pattern.fullmatch(value) or (length and len(value) != length):
+    if type(value) is not str or not re.fullmatch(pattern, value) or (length and len(value) != length):
         raise _Flaw(f"its {name} is missing or malformed")
     return value
 

@@ -10,9 +10,9 @@ only the issuer can check.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from stonemux.errors import MuxError
+from stonemux.record import Record
 from stonemux.schema import TIERS
 
 VERSION = 1
@@ -20,12 +20,12 @@ SERIAL_BITS, CODE_BITS = 40, 25
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MEANT = str.maketrans({"O": "0", "I": "1", "L": "1"})
 """What is read as something else, because it looks like it."""
-_SHAPE = re.compile(r"SX(-[0-9A-Z]{4}){4}")
+_SHAPE = r"SX(-[0-9A-Z]{4}){4}"
 _CRC_BITS, _CRC = 10, 0x633
 """x^10 + x^9 + x^5 + x^4 + x + 1."""
 
 
-class Key(NamedTuple):
+class Key(Record):
     """What a key says."""
 
     tier: str
@@ -50,7 +50,7 @@ def parse(text: str) -> Key:
     """What a typed key says; raises `license_malformed` or `license_checksum`. Case and outer blanks do not matter."""
     typed = text.strip().upper()
     letters = typed[2:].replace("-", "").translate(_MEANT)
-    if len(text) > 128 or not typed.isascii() or not _SHAPE.fullmatch(typed) or set(letters) - set(_ALPHABET):
+    if len(text) > 128 or not typed.isascii() or not re.fullmatch(_SHAPE, typed) or set(letters) - set(_ALPHABET):
         raise MuxError(
             "license_malformed",
             "a license key looks like SX-XXXX-XXXX-XXXX-XXXX, in digits and letters without U; type it again",

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from stonemux.errors import MuxError, nearest
+from stonemux.record import Record
 from stonemux.schema import Operation, shown
 
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
@@ -48,7 +49,7 @@ CLIENT_HEADERS: Mapping[str, str] = {"session_id": "x-stonemux-session-id", "pro
 
 NAMED_BY: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """The param that the header Mcp-Name repeats, by method (2026-07-28, "Standard Request Headers")."""
-_ENCODED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
+_ENCODED = r"(?s)=\?base64\?(.*)\?="
 
 LIST_TTL_MS = 300_000
 """How long a client may keep a list; they change only with another version or another setting of the daemon."""
@@ -148,14 +149,14 @@ def standard_headers(request: Request) -> dict[str, str]:
 
 def encode_header(value: str) -> str:
     """A text as a header may carry it (2026-07-28, "Value Encoding")."""
-    if value.isascii() and value.isprintable() and value == value.strip() and _ENCODED.fullmatch(value) is None:
+    if value.isascii() and value.isprintable() and value == value.strip() and re.fullmatch(_ENCODED, value) is None:
         return value
     return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
 def decode_header(value: str) -> str:
     """The text that a header carries; raises ValueError that says what is wrong with it."""
-    match = _ENCODED.fullmatch(value)
+    match = re.fullmatch(_ENCODED, value)
     if match is None:
         if not (value.isascii() and value.isprintable()):
             raise ValueError("is not printable ASCII; send it as =?base64?...?=")
@@ -221,28 +222,28 @@ class Context:
 Handler = Callable[[Context], dict[str, Any]]
 
 
-class Tool(NamedTuple):
+class Tool(Record):
     """`listed` is its entry in tools/list; `run` returns a CallToolResult, content blocks of any kind."""
 
     listed: dict[str, Any]
     run: Handler
 
 
-class Resource(NamedTuple):
+class Resource(Record):
     """`listed` is its entry in a list; a `uri` is read as it stands, a `uriTemplate` has parts in braces."""
 
     listed: dict[str, Any]
     run: Handler
 
 
-class Prompt(NamedTuple):
+class Prompt(Record):
     """`listed` is its entry in prompts/list; `run` returns a GetPromptResult."""
 
     listed: dict[str, Any]
     run: Handler
 
 
-class Method(NamedTuple):
+class Method(Record):
     """One method: who answers it, in which generation, for how long its result may be kept, and whether it is quick.
 
     `ttl_ms` None says that its result is not a cacheable one; 0 that the result says so itself or is not to be kept.

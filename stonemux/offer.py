@@ -26,7 +26,7 @@ CLIENT_KEY = "client"
 """Where an agent's metadata keeps what its program told of itself when it registered."""
 
 _WORDS = {row.name: row.tool or f"`{row.typed}`" for row in operations.OPERATIONS if row.tool or "." in row.name}
-_OPERATION = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in _WORDS))
+_OPERATION = "|".join(rf"\b{re.escape(name)}\b" for name in _WORDS)
 
 INSTRUCTIONS = """\
 stonemux connects you with the other agents on this machine: messages, a pool of tasks, shared state.
@@ -233,7 +233,7 @@ def _advice(operation: Operation, error: MuxError) -> str:
 
 def tool_words(message: str) -> str:
     """A message with the tools' names in place of the operations', or with the command where there is no tool."""
-    return _OPERATION.sub(lambda found: _WORDS[found[0]], message)
+    return re.sub(_OPERATION, lambda found: _WORDS[found[0]], message)
 
 
 def _given(operation: Operation, context: Context) -> dict[str, Any]:

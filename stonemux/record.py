@@ -2,7 +2,8 @@
 
 They are written like a frozen dataclass and checked like one, but made without `dataclasses`: that module brings
 `inspect` along, and writes each class's functions as text that is compiled at every start. Together that was an eighth
-of what the daemon imports before its first answer, and more of what a command does.
+of what the daemon imports before its first answer, and more of what a command does. A `NamedTuple` is compiled, too
+(an eighth of a millisecond each): it is for what is unpacked, or made for every request.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ PAGE = 2000
 PAGE_BYTES = 4_000_000
 """Messages and bytes taken into the index by one transaction, so that no sender waits long behind it."""
 
-_WORD = re.compile(r'"([^"]*)"|(\S+)')
+_WORD = r'"([^"]*)"|(\S+)'
 
 
 def search(
@@ -57,7 +57,7 @@ def _text(rx: Snapshot, row: Any) -> str:
 
 def _phrases(q: str) -> str:
     """The query with each word or quoted phrase as an FTS5 string, so that nothing in it is taken for syntax."""
-    words = [quoted or word for quoted, word in _WORD.findall(q.replace("\x00", " "))]
+    words = [quoted or word for quoted, word in re.findall(_WORD, q.replace("\x00", " "))]
     words = [word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)]
     if not words:
         raise MuxError("invalid_field", "q holds no word to search for", parameter="q")

@@ -19,7 +19,7 @@ import os
 import select
 import socket
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from stonemux import events, monitor
 from stonemux.connection import Socket
@@ -27,6 +27,7 @@ from stonemux.errors import MuxError
 from stonemux.events import Filter
 from stonemux.mux import Mux
 from stonemux.payload import dumps
+from stonemux.record import Record
 from stonemux.schema import TIERS
 from stonemux.tokens import Principal
 from stonemux.transaction import Event
@@ -47,7 +48,7 @@ def frame(event: Event) -> bytes:
     return f"id: {event.id}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
 
 
-class Permit(NamedTuple):
+class Permit(Record):
     """What a stream needs to go on: the tier of its operation, and the token that it was opened with."""
 
     tier: str

@@ -24,6 +24,7 @@ from stonemux.clock import Clock
 from stonemux.config import Settings, is_loopback
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
+from stonemux.record import Record, replace
 
 MOST_TOKEN = 1024
 MOST_SEEN = 4096
@@ -64,7 +65,7 @@ OWNER = Principal("", LOCAL, "", "", 0, 2**62)
 """Whoever can read the data directory."""
 
 
-class Key(NamedTuple):
+class Key(Record):
     """A secret that tokens are signed with; `until` is when a replaced one ends."""
 
     kid: str
@@ -72,7 +73,7 @@ class Key(NamedTuple):
     until: int | None = None
 
 
-class Made(NamedTuple):
+class Made(Record):
     """A fresh token."""
 
     token: str
@@ -246,7 +247,7 @@ class Tokens:
 
 
 def _ending(key: Key, end: int) -> Key:
-    return key._replace(until=end if key.until is None else min(key.until, end))
+    return replace(key, until=end if key.until is None else min(key.until, end))
 
 
 def _header(kid: str) -> str:

@@ -58,8 +58,8 @@ SINGLE = frozenset(
 _TOKEN_CHARS = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _TOKEN = re.compile(f"[{_TOKEN_CHARS}]+")
 _REQUEST_LINE = re.compile(rf"([{_TOKEN_CHARS}]+) (/[!\"$-~]*) HTTP/1\.([01])")
-_ANY_REQUEST_LINE = re.compile(rf"([{_TOKEN_CHARS}]+) ([^ ]+) HTTP/([0-9]\.[0-9])")
-_REQUEST_LINE_BEGUN = re.compile(rb"[%b]+(?: [!-~]*(?: [!-~]*)?)?\r?" % _TOKEN_CHARS.encode())
+_ANY_REQUEST_LINE = rf"([{_TOKEN_CHARS}]+) ([^ ]+) HTTP/([0-9]\.[0-9])"
+_REQUEST_LINE_BEGUN = rb"[%b]+(?: [!-~]*(?: [!-~]*)?)?\r?" % _TOKEN_CHARS.encode()
 _LENGTH = re.compile("[0-9]{1,19}")
 _CONTROLS = bytes(set(range(32)) - set(b"\t\r\n") | {127})
 _UNSAFE = re.compile("[\x00-\x1f\x7f]")
@@ -172,7 +172,7 @@ def _request_line(line: str) -> tuple[str, str, str, bool]:
 
 def _odd_request_line(line: str) -> tuple[str, str, str, bool]:
     """Say what is wrong with a request line; only `OPTIONS *` is right after all."""
-    match = _ANY_REQUEST_LINE.fullmatch(line)
+    match = re.fullmatch(_ANY_REQUEST_LINE, line)
     if match is None:
         raise _broken(
             "bad_request_line",
@@ -291,7 +291,7 @@ def check_partial_head(buffer: bytes | bytearray) -> None:
         return
     end = buffer.find(b"\n", 0, MAX_REQUEST_LINE + 2)
     line = bytes(buffer[: MAX_REQUEST_LINE + 2 if end < 0 else end])
-    if _REQUEST_LINE_BEGUN.fullmatch(line) is None:
+    if re.fullmatch(_REQUEST_LINE_BEGUN, line) is None:
         raise _broken(
             "bad_request_line",
             f"{shown(line[:16].decode('latin-1'))} cannot begin a request; the first line is METHOD /path HTTP/1.1",

@@ -21,11 +21,11 @@ COMMANDS = {f"commands.{path.stem}" for path in (PACKAGE / "commands").glob("*.p
 MODULES = sorted({path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"} | COMMANDS)
 
 LAYERS: tuple[set[str], ...] = (
+    {"record"},
     # what everything may use
     {
         "errors",
         "clock",
-        "record",
         "vocabulary",
         "tables",
         "trays",
