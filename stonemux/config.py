@@ -145,7 +145,7 @@ class Settings(Record):
             "server",
             "File with the certificate (and those between it and its root) as PEM: the port then speaks TLS, 1.2 or "
             "newer. Commands on this machine and clients trust what stands in it. Empty for none, because on loopback "
-            "nobody listens in; read at start.",
+            "nobody listens in; read at the start, and again at SIGHUP, when it was renewed.",
             kind="place",
             environment="STONEMUX_TLS_CERT",
         ),

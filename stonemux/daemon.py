@@ -101,7 +101,7 @@ class Daemon:
         return self.failure.failure.exit if self.failure is not None else 0
 
     def reload(self, reread: Callable[[], Settings]) -> None:
-        """Take over what has changed in the settings, and say in the log what did and what waits for a restart."""
+        """Take over changed settings and the certificate; the log says what changed and what waits for a restart."""
         old = self.mux.settings
         try:
             wanted = reread()
@@ -112,6 +112,10 @@ class Daemon:
             return
         self.mux.heed(settings)
         self.server.heed()
+        try:
+            self.server.read_certificate()
+        except MuxError as error:
+            log.error("the certificate stays as it was: %s", error.message)
         logs.set_up(settings.log_level, settings.log_format)
         for setting in live:
             was, now = (getattr(one, setting.attribute) for one in (old, settings))

@@ -89,11 +89,7 @@ class Server(ThreadingHTTPServer):
         self._connect: _Connect = partial(Connection, self)
         self._secure: _Connect = self._connect
         """What makes a connection out of a socket that came over the network."""
-        if mux.settings.tls_cert:
-            from stonemux import tls  # no other start need wait for it
-
-            secrets = tls.context(mux.settings.tls_cert, mux.settings.tls_key)
-            self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
+        self.read_certificate()
         host = mux.settings.host
         self._beyond = not is_loopback(host)
         if ":" in host:
@@ -167,6 +163,18 @@ class Server(ThreadingHTTPServer):
         self._openapi = b""
         self.streamer.wake()  # it sleeps as long as the keepalive was
         self.mcp.registry = offer.registry(self.mux.settings)
+
+    def read_certificate(self) -> None:
+        """Show the certificate in the files to whoever connects from now on, if there is one.
+
+        Raises `bad_setting` for one that cannot be used; the one that was shown before stays.
+        """
+        settings = self.mux.settings
+        if settings.tls_cert:
+            from stonemux import tls  # no other start need wait for it
+
+            secrets = tls.context(settings.tls_cert, settings.tls_key)
+            self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
 
     def request_id(self) -> str:
         """A name for one request, unique while the daemon runs and hard to mistake for another run's."""

@@ -93,7 +93,7 @@ class Pool:
             raise NoAnswer(str(trouble)) from trouble
 
     def _secured(self, sock: socket.socket) -> socket.socket:
-        if self._trust is None:
+        if self._trust is None or not self._trust.is_current():
             from stonemux.trust import Trust  # loads OpenSSL
 
             self._trust = Trust(self._tls_cert, self.host)

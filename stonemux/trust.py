@@ -9,6 +9,7 @@ Imported only by clients of a daemon with TLS, since loading OpenSSL takes longe
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -24,6 +25,7 @@ class Trust:
     def __init__(self, certificate: str, host: str) -> None:
         """Raises OSError, or ValueError, when the file holds no certificates."""
         self._host, self._file = host, certificate
+        self._read = _stamp(certificate)
         self._here = _HERE.fullmatch(host) is not None
         text = Path(certificate).read_text(encoding="utf-8", errors="replace")
         self._known = [ssl.PEM_cert_to_DER_cert(found) for found in _PEM.findall(text)]
@@ -41,6 +43,15 @@ class Trust:
         if self._here and secured.getpeercert(binary_form=True) not in self._known:
             secured.close()
             raise OSError(
-                f"the daemon shows another certificate than that of {self._file}; restart it if the file is newer"
+                f"the daemon shows another certificate than that of {self._file}; send it SIGHUP if the file is newer"
             )
         return secured
+
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was read: certificates are renewed while clients run."""
+        return _stamp(self._file) == self._read
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import ssl
 import struct
@@ -582,14 +583,20 @@ def test_a_client_that_knows_the_certificate_is_answered_at_any_name_of_this_mac
     assert health(served.port, host)["status"] == "ok"
 
 
-def test_a_client_trusts_nobody_else(served, tmp_path):
-    other, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+@pytest.fixture
+def another(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a certificate for this machine that nobody has seen before, and of its key."""
+    cert, key = tmp_path / "another-cert.pem", tmp_path / "another-key.pem"
     try:
         subject = ("-subj", "/CN=localhost", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt")
-        openssl("req", "-x509", *subject, "ec_paramgen_curve:P-256", "-out", str(other), "-keyout", str(key))
+        openssl("req", "-x509", *subject, "ec_paramgen_curve:P-256", "-out", str(cert), "-keyout", str(key))
     except FileNotFoundError:
         pytest.skip("openssl makes another certificate; it is not installed")
-    assert "certificate verify failed" in unreachable(served.port, cert=str(other))
+    return cert, key
+
+
+def test_a_client_trusts_nobody_else(served, tmp_path, another):
+    assert "certificate verify failed" in unreachable(served.port, cert=str(another[0]))
     assert "holds no certificate" in unreachable(served.port, cert=KEY)
     assert "No such file" in unreachable(served.port, cert=str(tmp_path / "none.pem"))
 
@@ -637,10 +644,11 @@ def test_the_python_client_finds_a_daemon_with_tls(served, tmp_path):
         stonemux.Client(url, environ={"HOME": str(tmp_path)})
 
 
-def test_the_commands_find_a_daemon_with_tls(tmp_path):
-    data = tmp_path / "data"
+@contextlib.contextmanager
+def daemon_with(cert: str, key: str, data: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A daemon that shows this certificate, and its port."""
     data.mkdir(mode=0o700)
-    data.joinpath("config.toml").write_text(f'[server]\ntls_cert = "{CERT}"\ntls_key = "{KEY}"\n')
+    data.joinpath("config.toml").write_text(f'[server]\ntls_cert = "{cert}"\ntls_key = "{key}"\n')
     process = spawn(data)
     try:
         assert process.stdout is not None
@@ -648,9 +656,17 @@ def test_the_commands_find_a_daemon_with_tls(tmp_path):
         while "stop" not in said:
             said += process.stdout.readline()
         assert "https://127.0.0.1:" in said
-        port = said.split("https://127.0.0.1:")[1].split()[0]
+        yield process, int(said.split("https://127.0.0.1:")[1].split()[0])
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_the_commands_find_a_daemon_with_tls(tmp_path):
+    data = tmp_path / "data"
+    with daemon_with(CERT, KEY, data) as (_, port):
         environ = {**BARE, "HOME": str(tmp_path)}
-        where = ["--port", port, "--data-dir", str(data)]
+        where = ["--port", str(port), "--data-dir", str(data)]
         command = [sys.executable, "-m", "stonemux"]
         for verb in (["status", "--check"], ["backup"], ["doctor"]):
             ran = subprocess.run([*command, *verb, *where], cwd=ROOT, env=environ, capture_output=True, check=False)
@@ -661,6 +677,42 @@ def test_the_commands_find_a_daemon_with_tls(tmp_path):
             [*command, "mcp", *where], cwd=ROOT, env=environ, input=line, capture_output=True, check=False
         )
         assert json.loads(session.stdout)["result"]["structuredContent"] == {"agents": []}
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
+
+
+def renewed(process: subprocess.Popen[str]) -> str:
+    """What the daemon says when it is told that its certificate was renewed."""
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    said = ""
+    while "settings were read again" not in said:
+        said += process.stderr.readline()
+    return said
+
+
+def test_a_renewed_certificate_is_read_at_sighup_by_the_daemon_and_anew_by_clients_that_know_its_file(
+    tmp_path, another
+):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(Path(CERT).read_bytes())
+    key.write_bytes(Path(KEY).read_bytes())
+    with daemon_with(str(cert), str(key), tmp_path / "data") as (process, port):
+        early, late = (pool.Pool("localhost", port, str(cert)) for _ in range(2))
+
+        def status(connections: pool.Pool) -> int:
+            with connections.round_trip() as trip:
+                trip.request("GET", "/health")
+            return trip.status
+
+        assert status(early) == status(late) == 200
+        late.close()  # its next call opens a connection, the other's uses the one that it has
+        cert.write_text("half a file")
+        assert "the certificate stays as it was: server.tls_cert" in renewed(process)
+        assert status(early) == 200
+        for old, new in zip((cert, key), another, strict=True):
+            old.write_bytes(new.read_bytes())
+        with pytest.raises(pool.NoAnswer, match="certificate verify failed"):
+            status(late)
+        assert "stays as it was" not in renewed(process)
+        assert status(early) == status(late) == 200
+        for connections in (early, late):
+            connections.close()
