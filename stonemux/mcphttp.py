@@ -147,8 +147,6 @@ class McpExchange(Exchange):
             flight.lost()
             flight = None
         self._close = self._close or flight is not None
-        if self.replayed:
-            self._extra += (("Idempotent-Replayed", "true"),)
         if self._streaming:
             self._connection.finish(_event(message), close=True, flight=flight)
         else:

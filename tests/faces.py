@@ -81,7 +81,15 @@ def _exchange(
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     data = response.read()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+    return response.status, _headers(response), data
+
+
+def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
+    """By lower-case names, none of which an answer says twice."""
+    pairs = [(name.lower(), value) for name, value in response.getheaders()]
+    headers = dict(pairs)
+    assert len(headers) == len(pairs), pairs
+    return headers
 
 
 def bearer_of(face: Direct | OverHttp, operation: Operation) -> str | None:
@@ -232,7 +240,7 @@ def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict
                 sock.sendall(b"\r\n")  # whoever says more has received the answer
     finally:
         connection.close()
-    return response.status, {name.lower(): value for name, value in response.getheaders()}, data
+    return response.status, _headers(response), data
 
 
 class OverMcp(OverHttp):
