@@ -595,6 +595,11 @@ class Settings(Record):
         """How its addresses begin."""
         return "https" if self.tls_cert else "http"
 
+    @property
+    def authority(self) -> str:
+        """Host and port, as addresses and messages write them."""
+        return authority(self.host, self.port)
+
 
 def _settings() -> tuple[Setting, ...]:
     defaults = Settings()
@@ -695,6 +700,16 @@ def check_safe(settings: Settings) -> None:
             remedy="set server.tls_cert, or --insecure-http where something else encrypts",
             setting="server.host",
         )
+
+
+def bracketed(host: str) -> str:
+    """A host as addresses write it: an IPv6 one in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as addresses write them."""
+    return f"{bracketed(host)}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from stonemux import VERSION, config, launch, logs, operations, signals, timekeeper
 from stonemux.clock import Clock
-from stonemux.config import Settings, check_safe
+from stonemux.config import Settings, authority, check_safe
 from stonemux.datadir import OWNER_TOKEN, DataDir
 from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
@@ -75,8 +75,7 @@ class Daemon:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host = self.settings.host
-        return f"{self.settings.scheme}://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+        return f"{self.settings.scheme}://{authority(self.settings.host, self.server.port)}"
 
     def _fail(self, error: MuxError) -> None:
         """The storage can no longer be trusted: stop, with its exit status."""

@@ -185,9 +185,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         health = pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=3)
     except MuxError as error:
         if patient.held:
-            found = (
-                f"a daemon ({who}) holds {patient.path}, but none answers at {surroundings.address(patient.settings)}"
-            )
+            found = f"a daemon ({who}) holds {patient.path}, but none answers at {at.authority}"
             yield Finding("daemon", PROBLEM, found, "name its --port, look at its log, or stop it and start it again")
         elif _is_due_to(error, ConnectionRefusedError):
             yield _start(patient.settings)
@@ -198,7 +196,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
             yield Finding("daemon", PROBLEM, error.message, "something else may listen there; choose another --port")
         return
     if not patient.held or _is_anothers(patient):
-        found = f"the daemon at {surroundings.address(patient.settings)} does not use {patient.path}"
+        found = f"the daemon at {at.authority} does not use {patient.path}"
         yield Finding("daemon", NOTE, found, "name the directory that it uses with --data-dir")
     elif health["status"] != "ok":
         yield Finding("daemon", PROBLEM, f"the daemon ({who}) is {health['status']}", "look at its log, and restart it")
@@ -206,9 +204,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         found = f"the daemon ({who}) is version {health['version']}, this is {VERSION}"
         yield Finding("daemon", NOTE, found, "restart the daemon")
     else:
-        yield Finding(
-            "daemon", OK, f"answers at {surroundings.address(patient.settings)} ({who}), up for {health['uptime']} s"
-        )
+        yield Finding("daemon", OK, f"answers at {at.authority} ({who}), up for {health['uptime']} s")
 
 
 def _is_anothers(patient: Patient) -> bool:
@@ -234,7 +230,7 @@ def _start(settings: Settings) -> Finding:
             tls.context(settings.tls_cert, settings.tls_key)
     except MuxError as error:
         return _told("daemon", error, "correct it; until then none starts")
-    return Finding("daemon", OK, f"not running; {surroundings.address(settings)} is free")
+    return Finding("daemon", OK, f"not running; {settings.authority} is free")
 
 
 def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
-from stonemux.config import Settings, is_loopback
+from stonemux.config import Settings, bracketed, is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
@@ -48,6 +48,7 @@ from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
 from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
+from stonemux.record import replace
 from stonemux.schema import BODY_LIMIT
 
 log = logging.getLogger("stonemux")
@@ -132,7 +133,7 @@ class Server(ThreadingHTTPServer):
                 self.server_activate()
             except OSError as trouble:
                 remedy = PORT_REMEDIES.get(trouble.errno or 0, "Name an address of this machine with --host")
-                where = f"{settings.host}:{settings.port}"
+                where = settings.authority
                 raise MuxError("address_in_use", f"cannot listen on {where}: {trouble.strerror}. {remedy}") from trouble
             return Listener(Path(settings.unix_socket)) if settings.unix_socket else None
         except BaseException:
@@ -155,7 +156,8 @@ class Server(ThreadingHTTPServer):
         if not self._openapi:
             from stonemux import reference  # a start need not wait for it
 
-            self._openapi = payload.write_line(reference.openapi(operations.OPERATIONS, self.mux.settings, VERSION))
+            here = replace(self.mux.settings, port=self.port)  # that of the settings may be 0
+            self._openapi = payload.write_line(reference.openapi(operations.OPERATIONS, here, VERSION))
         return self._openapi
 
     def heed(self) -> None:
@@ -474,8 +476,8 @@ class Server(ThreadingHTTPServer):
 
 def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:
     """What Host and Origin may say: the names by which this server is called, lower-case."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    names = {name.lower() for name in ("localhost", "127.0.0.1", "[::1]", host, *settings.allowed_hosts)}
+    own = ("localhost", "127.0.0.1", "[::1]", bracketed(settings.host))
+    names = {name.lower() for name in (*own, *settings.allowed_hosts)}
     local = frozenset(f"{name}:{port}" for name in names)
     # A browser always names a port that is not 80, so a Host without one comes from a program.
     return local | names, frozenset(f"{settings.scheme}://{name}" for name in local)

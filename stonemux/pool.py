@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonemux import launch
 from stonemux.clock import Clock
+from stonemux.config import authority
 from stonemux.errors import MuxError, read_error
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Pool:
         """`tls_cert` is a file with the certificate of a daemon that speaks TLS."""
         self.host = host
         self.port = port
-        self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.authority = authority(host, port)
         self.scheme = "https" if tls_cert else "http"
         self._tls_cert = tls_cert
         self._trust: Trust | None = None

@@ -167,8 +167,7 @@ def openapi(operations: Sequence[Operation], settings: Settings, version: str) -
 
 
 def _base(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}"
+    return f"{settings.scheme}://{settings.authority}"
 
 
 def _area(operation: Operation) -> str:

@@ -349,7 +349,7 @@ class Installer:
 
     def _await(self) -> None:
         deadline = self._clock.ticks_ms() + START_MS
-        address = f"{self._settings.host}:{self._settings.port}"
+        address = self._settings.authority
         while not self._answers():
             if self._clock.ticks_ms() >= deadline:
                 raise MuxError(

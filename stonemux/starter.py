@@ -58,7 +58,7 @@ class Starter:
                     raise self._failed(f"the daemon ended with status {status}")
                 patience = HELD_MS if status == EXIT_LOCKED and self._is_held_for_long() else START_MS
                 if self._clock.ticks_ms() - begun >= patience:
-                    raise self._failed(f"no daemon answers at {self._settings.host}:{self._settings.port}")
+                    raise self._failed(f"no daemon answers at {self._settings.authority}")
                 with self._pause:
                     self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
 

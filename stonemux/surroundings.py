@@ -127,18 +127,13 @@ def settings(patient: Patient) -> Iterator[Finding]:
     for trouble in patient.troubles:
         yield Finding("settings", PROBLEM, trouble.message, "correct it; the rest was looked at without it")
     if not patient.troubles:
-        yield Finding("settings", OK, f"data in {patient.path}, address {address(patient.settings)}")
+        yield Finding("settings", OK, f"data in {patient.path}, address {patient.settings.authority}")
         yield from _overridden(patient)
     yield from _misspelled(patient.environ)
     named = patient.config or patient.environ.get("STONEMUX_CONFIG")
     for usual in dict.fromkeys((home(patient.environ) / ".stonemux/config.toml", patient.path / "config.toml")):
         if named and usual.exists() and usual.resolve() != Path(named).resolve():
             yield Finding("settings", NOTE, f"{usual} is not read: {named} is named", "remove one of them")
-
-
-def address(settings: Settings) -> str:
-    """Where the daemon is."""
-    return f"{settings.host}:{settings.port}"
 
 
 def _overridden(patient: Patient) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, An
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
         raise MuxError(
             "unreachable",
-            f"the daemon at {settings.host}:{settings.port} is not the one that holds {settings.data_dir}: it copied "
+            f"the daemon at {settings.authority} is not the one that holds {settings.data_dir}: it copied "
             f"to {made}. Give the right --port",
         )
     if output is not None:

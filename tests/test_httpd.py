@@ -668,7 +668,9 @@ def test_an_answer_ends_its_line_so_that_a_terminal_shows_its_prompt_on_the_next
 
 
 def test_openapi_is_served_and_takes_no_parameters(served):
-    assert served.ask(get("/openapi.json")).json["openapi"].startswith("3.1")
+    document = served.ask(get("/openapi.json")).json
+    assert document["openapi"].startswith("3.1")
+    assert document["servers"][0]["url"].endswith(f":{served.port}")
     assert served.ask(get("/openapi.json?x=1")).code == "unknown_field"
 
 

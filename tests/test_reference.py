@@ -174,6 +174,17 @@ def test_the_error_shape_knows_every_code_that_an_operation_refuses_with() -> No
     assert {code for row in OPERATIONS for code in reference.own_errors(row)} <= set(codes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"host": "::1", "port": 4000}, "http://[::1]:4000"),
+        ({"tls_cert": "daemon.pem"}, "https://127.0.0.1:3392"),
+    ],
+)
+def test_the_document_says_where_the_daemon_is(settings: dict[str, Any], url: str) -> None:
+    assert reference.openapi(TABLE, Settings(**settings), "1")["servers"] == [{"url": url}]
+
+
 def test_a_limit_follows_the_setting() -> None:
     small = reference.openapi(TABLE, Settings(max_message_size=300), "1")
     body = small["paths"]["/note/post"]["post"]["requestBody"]["content"]["application/json"]["schema"]

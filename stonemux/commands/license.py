@@ -107,12 +107,15 @@ def _show(options: argparse.Namespace, settings: Any) -> int:
 
 def _serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux import licenseserver, logs
+    from stonemux.config import authority
 
     if options.port is None:
         options.port = str(licenseserver.PORT)
     settings = flags.settings(options, environ)
     logs.set_up(settings.log_level, settings.log_format)
-    licenseserver.serve(
-        settings, say=lambda port: print(f"license server: http://{settings.host}:{port}\n  stop  Ctrl-C", flush=True)
-    )
+
+    def say(port: int) -> None:
+        print(f"license server: {settings.scheme}://{authority(settings.host, port)}\n  stop  Ctrl-C", flush=True)
+
+    licenseserver.serve(settings, say=say)
     return EXIT_OK

@@ -37,13 +37,13 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if options.json:
             print(json.dumps({"running": False, "tier": here["tier"], "license": here, "version": VERSION}))
         else:
-            print(f"stonemux {VERSION}: not running at {settings.host}:{settings.port}")
+            print(f"stonemux {VERSION}: not running at {settings.authority}")
             print(f"  {'license':<10}{activation.standing_words(here)}")
         return error.failure.exit if options.check else EXIT_OK
     if options.json:
         print(json.dumps({"running": True, "health": health, "license": license, "stats": stats}))
     else:
-        print(_text(f"{settings.host}:{settings.port}", health, license, stats))
+        print(_text(settings.authority, health, license, stats))
     return EXIT_OK
 
 

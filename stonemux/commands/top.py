@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise MuxError("invalid_field", f"--interval is {options.interval}; it must be 0.1 to 3600 seconds")
     settings, clock = flags.settings(options, environ), Clock()
     with of_user(settings, environ) as remote:
-        place = f"{settings.host}:{settings.port}"
+        place = settings.authority
         view = look_around(remote, clock)
         if options.once or not _is_drawable(environ):
             look = screen.look(sys.stdout, environ, clock.now_ms())
