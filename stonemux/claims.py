@@ -135,14 +135,8 @@ def _named(tx: Tx, agent: Any, task_id: str) -> int:
             status=row.status,
             task_id=task_id,
         )
-    wanted = row.required_capability
-    if wanted is not None and wanted not in json.loads(agent["capabilities"]):
-        raise MuxError(
-            "task_conflict",
-            f"task {task_id} needs the capability {wanted!r}, which {agent['id']!r} did not register",
-            status=row.status,
-            task_id=task_id,
-        )
+    if problem := taskrows.lack(row, agent):
+        raise MuxError("task_conflict", f"task {task_id} {problem}", status=row.status, task_id=task_id)
     return row.seq
 
 

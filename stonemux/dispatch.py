@@ -9,7 +9,6 @@ does with it is refused.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from stonemux import agents, directory, messages, taskrows, tasks
@@ -67,13 +66,12 @@ def dispatch(
 
 def _check(row: Task, agent: Any, restart: bool, start: bool) -> None:
     holder = row.owner if row.status == "claimed" else None
-    wanted = row.required_capability
     if row.status in taskrows.FINAL:
         problem = f"is {row.status}; task.requeue puts a failed or cancelled one back into the pool"
     elif holder not in (None, agent["id"]) and not restart:
         problem = f"is claimed by {holder!r} until {rfc3339(row.due_at or 0)}; restart=true takes it away"
-    elif wanted is not None and wanted not in json.loads(agent["capabilities"]):
-        problem = f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
+    elif lack := taskrows.lack(row, agent):
+        problem = lack
     elif start and row.status in ("waiting", "delayed"):
         problem = f"is {taskrows.view(row)['status']} and cannot be started yet; dispatch it without mark_as_started"
     else:

@@ -144,6 +144,14 @@ def move(row: Task, act: str) -> str:
     return after
 
 
+def lack(row: Task, agent: Any) -> str:
+    """Why this agent cannot do the task, as the rest of a sentence; "" if it can."""
+    wanted = row.required_capability
+    if wanted is None or wanted in json.loads(agent["capabilities"]):
+        return ""
+    return f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
+
+
 # -- looking
 
 
