@@ -15,18 +15,22 @@ from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, generate_agent_channel_nam
 
 def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
     members = directory.members(rx, row["name"])
-    view: dict[str, Any] = {
+    return _shown(row, {"members": members, "memberIds": members})
+
+
+def _shown(row: Any, members: dict[str, Any]) -> dict[str, Any]:
+    """A channel as it is shown, with what is said of its members."""
+    shown: dict[str, Any] = {
         "id": row["id"],
         "name": row["name"],
         "description": row["description"],
-        "members": members,
-        "memberIds": members,
+        **members,
         "created_by": row["created_by"],
         "created_at": rfc3339(row["created_at"]),
     }
     if row["tags"]:
-        view["tags"] = json.loads(row["tags"])
-    return view
+        shown["tags"] = json.loads(row["tags"])
+    return shown
 
 
 def create(
@@ -67,21 +71,7 @@ def listed(rx: Snapshot, *, agent_id: str | None) -> dict[str, Any]:
         "where ?1 is null or exists (select 1 from member where channel = c.name and agent_id = ?1) order by c.name",
         agent_id,
     )
-    return {"channels": [_summary(row) for row in rows]}
-
-
-def _summary(row: Any) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "id": row["id"],
-        "name": row["name"],
-        "description": row["description"],
-        "members": row["size"],
-        "created_by": row["created_by"],
-        "created_at": rfc3339(row["created_at"]),
-    }
-    if row["tags"]:
-        summary["tags"] = json.loads(row["tags"])
-    return summary
+    return {"channels": [_shown(row, {"members": row["size"]}) for row in rows]}
 
 
 def get(rx: Snapshot, *, channel: str) -> dict[str, Any]:
