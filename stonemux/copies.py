@@ -45,7 +45,12 @@ def folder(directory: Path) -> Path:
 
 def default_name(now: int) -> str:
     """The name of a copy that was given none."""
-    return f"stonemux-{rfc3339(now).replace(':', '')}.db"
+    return f"stonemux-{stamp(now)}.db"
+
+
+def stamp(now: int) -> str:
+    """A time as names of files carry it."""
+    return rfc3339(now).replace(":", "")
 
 
 def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> tuple[int, int]:
@@ -58,10 +63,7 @@ def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> 
         raise MuxError("backup_exists", f"{target} exists; name another file, or move that one away")
     try:
         _check_space(target.parent, size)
-        temporary.unlink(missing_ok=True)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with contextlib.closing(connect()) as db:
-            db.execute("VACUUM INTO ?", (str(temporary),))
+        _vacuum(connect, temporary)
         head = _checked(temporary)
         settle(temporary, target)
         return target.stat().st_size, head
@@ -72,9 +74,16 @@ def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> 
             temporary.unlink(missing_ok=True)
 
 
+def _vacuum(connect: Callable[[], sqlite3.Connection], into: Path) -> None:
+    """Write what the database that `connect` opens holds into a new file, mode 0600, in place of an old one."""
+    into.unlink(missing_ok=True)
+    os.close(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with contextlib.closing(connect()) as db:
+        db.execute("VACUUM INTO ?", (str(into),))
+
+
 def _check_space(place: Path, size: int) -> None:
-    found = os.statvfs(place)
-    free = found.f_bavail * found.f_frsize
+    free = shutil.disk_usage(place).free
     if free < size + SPARE_BYTES:
         raise MuxError(
             "storage_full",
@@ -208,10 +217,7 @@ def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head
     work = directory.path / ".restore.new"
     try:
         _check_space(directory.path, file.stat().st_size)
-        work.unlink(missing_ok=True)
-        os.close(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with contextlib.closing(open_unchanged(file)) as db:
-            db.execute("VACUUM INTO ?", (str(work),))
+        _vacuum(lambda: open_unchanged(file), work)
         with contextlib.closing(sqlite3.connect(work, isolation_level=None)) as db:
             seen = [stand(db), directory.read_head(), Head(at=now)]
             head = leap(db, *seen, *([old.stands] if old is not None else []))
@@ -235,7 +241,7 @@ def _keep_old(directory: DataDir, now: int) -> Path | None:
     database, log = directory.database, Path(f"{directory.database}-wal")
     if not database.exists():
         return None
-    kept = directory.path / f"before-restore-{rfc3339(now).replace(':', '')}.db"
+    kept = directory.path / f"before-restore-{stamp(now)}.db"
     with contextlib.suppress(sqlite3.Error):
         _fold(directory)
     try:

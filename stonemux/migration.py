@@ -15,7 +15,6 @@ from pathlib import Path
 from shlex import quote
 
 from stonemux import copies
-from stonemux.clock import rfc3339
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.opening import open_unchanged
@@ -78,7 +77,7 @@ def _fold(db: sqlite3.Connection) -> None:
 
 def _keep(directory: DataDir, version: int, now: int) -> Path:
     """Copy the database as it is, before a newer program changes it; returns where."""
-    target = copies.folder(directory.path) / f"schema-{version}-{rfc3339(now).replace(':', '')}.db"
+    target = copies.folder(directory.path) / f"schema-{version}-{copies.stamp(now)}.db"
     if target.exists():
         return _keep(directory, version, now + 1)
     size = sum(file.stat().st_size for file in directory.path.glob(f"{directory.database.name}*"))
