@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from stonemux import chain
 from stonemux.clock import moment
 from stonemux.errors import MuxError
 from stonemux.record import Record
@@ -63,7 +64,7 @@ def key_id(public: bytes) -> str:
 def canonical(kind: str, document: Mapping[str, Any]) -> bytes:
     """What is signed of a document."""
     told = {name: value for name, value in document.items() if name != "signature"}
-    return f"{kind}\n{json.dumps(told, sort_keys=True, separators=(',', ':'), ensure_ascii=False)}".encode()
+    return f"{kind}\n{chain.canonical(told)}".encode()
 
 
 def signed(kind: str, document: Mapping[str, Any], seed: bytes) -> dict[str, Any]:
