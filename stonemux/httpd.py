@@ -43,7 +43,7 @@ from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
 from stonemux.local import Listener
-from stonemux.mcphttp import PATH as MCP_PATH
+from stonemux.mcp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
 from stonemux.parking import Lot

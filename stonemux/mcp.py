@@ -27,6 +27,8 @@ from stonemux.errors import MuxError, nearest
 from stonemux.record import Record
 from stonemux.schema import Operation, shown
 
+PATH = "/mcp"
+"""Where a daemon takes messages over HTTP."""
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 MODERN = ("2026-07-28",)
 SUPPORTED = MODERN + LEGACY

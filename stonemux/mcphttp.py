@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stonemux")
 
-PATH = "/mcp"
 COMMENT = b": still waiting\n\n"
 
 
 class McpExchange(Exchange):
-    """A request to `PATH` until it is answered."""
+    """A request to `mcp.PATH` until it is answered."""
 
     __slots__ = ("_streaming",)
 
@@ -71,7 +70,7 @@ class McpExchange(Exchange):
         if self._head.method == "OPTIONS":
             self._send(204, b"")
             return False
-        raise MuxError("method_not_allowed", f"{PATH} answers POST alone, one message each; there are no sessions")
+        raise MuxError("method_not_allowed", f"{mcp.PATH} answers POST alone, one message each; there are no sessions")
 
     def _handle(self, body: bytes) -> None:
         headers = self._head.headers

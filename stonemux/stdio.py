@@ -200,7 +200,7 @@ class Pipe:
             headers["Idempotency-Key"] = self._clock.new_id()
         for attempt in range(TRIES):
             try:
-                trip.request("POST", "/mcp", line.strip(), headers)
+                trip.request("POST", mcp.PATH, line.strip(), headers)
                 trip.check_daemon()
                 return
             except NoAnswer as error:
