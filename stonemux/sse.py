@@ -1,10 +1,10 @@
 """Server-sent events: one thread writes all streams.
 
-After the HTTP face has checked a request it hands the socket over and the connection's thread is free. A stream is a
-socket, a filter and a cursor into the event log; what it has not yet taken of the last piece waits in `unsent`, and no
-more is fetched until that is gone, so a slow reader costs one piece of memory, reads on from the database when it has
-fallen behind the ring, and is told of a `gap` when even the database no longer has what it missed. One that takes
-nothing for 15 seconds is closed; it comes back with its Last-Event-ID.
+The HTTP face checks a request and hands its socket over. A stream is that socket, a filter, and a cursor into the event
+log. What the socket has not yet taken of the last piece waits in `unsent`, and nothing more is fetched before that is
+gone: so a slow reader costs one piece of memory. A reader that has fallen behind the ring reads on from the database,
+and is told of a `gap` when not even the database has what it missed. One that takes nothing for 15 seconds is closed,
+and comes back with its Last-Event-ID.
 
 The format is that of the WHATWG HTML standard, section "Server-sent events": `id`, `event` and one line of `data`.
 
@@ -72,7 +72,7 @@ class Permit(Record):
 
 
 def special(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
-    """A frame that is not in the log: gap, reset or shutdown."""
+    """A frame for what is not in the log: gap, reset, shutdown, or why the stream ends."""
     head = f"id: {event_id}\n" if event_id is not None else ""
     return f"{head}event: {kind}\ndata: {dumps(data)}\n\n".encode()
 

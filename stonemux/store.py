@@ -314,7 +314,7 @@ class Store:
         return True
 
     def _give_ballast(self) -> bool:
-        """Give the ballast back, and with it what the write-ahead log no longer needs; False if there was none."""
+        """Give the ballast back to the disk; False if there was none."""
         if not self._ballast.drop():
             return False
         log.warning("the disk is full: only what settles or ends something is written until there is room")
