@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 from stonemux.addresses import ForbiddenURL
 from stonemux.clock import Clock
+from stonemux.config import ANY_COMMAND
 from stonemux.endpoints import Outcome
 
 if TYPE_CHECKING:
     import subprocess
 
 SCHEME = "exec:"
-ANY = "*"
-"""Stands in the settings for every command."""
 MOST_CHARACTERS = 2048
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
 """What a command sees of the daemon's environment: nothing that could be secret."""
@@ -42,7 +41,7 @@ def check(url: str, allowed: Sequence[str]) -> list[str]:
         raise ForbiddenURL(f"is no command: {error}") from error
     if not words or not os.path.isabs(words[0]):
         raise ForbiddenURL("must name the command by its full path, as in exec:/usr/local/bin/ring")
-    if ANY not in allowed and text not in allowed:
+    if ANY_COMMAND not in allowed and text not in allowed:
         raise ForbiddenURL(
             "is a command that the settings do not allow; the machine's owner may list it under webhooks.exec, word "
             "for word"

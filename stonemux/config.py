@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stonemux.errors import MuxError, did_you_mean, guess
+from stonemux.launch import DEFAULT_PORT
 from stonemux.record import Record, field, replace
 
 DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
@@ -39,6 +40,10 @@ DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
     }
 )
 
+ANY_COMMAND = "*"
+"""What stands in `webhooks_exec` for every command."""
+SPARE_FILES = 128
+"""Descriptors beyond the connections: database, log, readers, the parts of the program."""
 _MONTH, _YEAR, _DECADE = 2_592_000, 31_536_000, 315_360_000
 
 
@@ -111,7 +116,7 @@ class Settings(Record):
         ),
     )
     port: int = field(
-        default=3392,
+        default=DEFAULT_PORT,
         metadata=_about(
             "server",
             "Port to listen on; 0 takes any free one, which the line `listening` of the output names.",
@@ -596,6 +601,11 @@ class Settings(Record):
         return "https" if self.tls_cert else "http"
 
     @property
+    def open_files(self) -> int:
+        """How many files a daemon must be able to open: its connections, and those of the program itself."""
+        return self.max_connections + self.max_waiters + SPARE_FILES
+
+    @property
     def authority(self) -> str:
         """Host and port, as addresses and messages write them."""
         return authority(self.host, self.port)
@@ -985,7 +995,7 @@ def _url(given: _Given) -> str:
 
 def _commands(given: _Given) -> tuple[str, ...]:
     if type(given.value) is bool:
-        return ("*",) if given.value else ()
+        return (ANY_COMMAND,) if given.value else ()
     if type(given.value) is not list:
         raise given.refuse(
             f'is {_shown(given.value)}; it must be true, false, or a list of commands, like ["/usr/local/bin/ring"]'

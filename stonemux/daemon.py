@@ -34,9 +34,6 @@ from stonemux.telemetry import Telemetry
 
 log = logging.getLogger("stonemux")
 
-SPARE_FILES = 128
-"""Descriptors beyond the connections: database, log, readers, the parts of the program."""
-
 
 class Daemon:
     """A running daemon; `serve` blocks until `stop` is called or a signal arrives."""
@@ -44,7 +41,7 @@ class Daemon:
     def __init__(self, settings: Settings, *, clock: Clock | None = None, accept_rollback: bool = False) -> None:
         """Start everything up to the listening socket. Raises MuxError with the exit status of what is in the way."""
         check_safe(settings)
-        _allow_files(settings.max_connections + settings.max_waiters + SPARE_FILES)
+        _allow_files(settings.open_files)
         threading.stack_size(STACK_BYTES)
         clock = clock or Clock()
         self.settings = settings

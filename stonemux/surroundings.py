@@ -46,7 +46,6 @@ CLIENT_MS = 8_000
 TOKEN_REMEDY = "put a token into the env of its entry as STONEMUX_TOKEN; make one with: stonemux token --agent NAME"
 BELL_S = 1.0
 MOST_BELLS = 20
-SPARE_FILES = 128
 OTHERS = ("STONEMUX_AGENT", "STONEMUX_TOKEN", "STONEMUX_CONFIG", "STONEMUX_CLI", "STONEMUX_SEED", "STONEMUX_SOAK")
 """Variables that mean something and set no setting; the last two are the tests'."""
 GIVEN = ("TASK_ID", "CLAIM_TOKEN", "MESSAGE_ID", "FROM", "CHANNEL", "UNREAD", "WEBHOOK_ID")
@@ -104,7 +103,7 @@ def sqlite(patient: Patient) -> Iterator[Finding]:
 
 def limits(patient: Patient) -> Iterator[Finding]:
     """Open files, and the clock."""
-    needed = patient.settings.max_connections + patient.settings.max_waiters + SPARE_FILES
+    needed = patient.settings.open_files
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < needed:
         yield Finding(
