@@ -30,7 +30,7 @@ from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
 from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, in_query
-from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, shown
+from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, malformed_key, shown
 
 FIRST_CONTACT_MS = 2000
 """How long a client that never had an answer tries."""
@@ -270,10 +270,7 @@ class Calls(Methods):
         headers["Content-Type"] = "application/json"
         if key is not None:
             if not isinstance(key, str) or not _KEY.fullmatch(key):
-                raise MuxError(
-                    "invalid_idempotency_key",
-                    "an idempotency key has 1 to 128 printable ASCII characters without blanks",
-                )
+                raise malformed_key()
             headers["Idempotency-Key"] = key
         return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
 
@@ -353,7 +350,7 @@ def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str
         raise MuxError(
             "bad_setting", f"{shown(url)} needs the daemon's certificate; name its file in STONEMUX_TLS_CERT"
         )
-    return host, 3392 if port is None else port, tls_cert
+    return host, launch.DEFAULT_PORT if port is None else port, tls_cert
 
 
 def _waited(operation: Operation, given: Mapping[str, Any]) -> int:

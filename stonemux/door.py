@@ -17,11 +17,11 @@ from typing import Any
 
 from stonemux import audit, chain
 from stonemux.datadir import OWNER_TOKEN
-from stonemux.errors import MuxError
+from stonemux.errors import MuxError, read_error
 from stonemux.hub import Hangup
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.payload import dumps
-from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, shown
+from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, malformed_key, shown
 from stonemux.tokens import OWNER, TOPIC, Principal
 from stonemux.transaction import Done, Job, Tx, Work
 
@@ -287,11 +287,7 @@ def _one_key(in_body: Any, in_header: str | None) -> str | None:
         )
     key = in_body if in_body is not None else in_header
     if key is not None and (not isinstance(key, str) or not _KEY.fullmatch(key)):
-        raise MuxError(
-            "invalid_idempotency_key",
-            "an idempotency key has 1 to 128 printable ASCII characters without blanks",
-            parameter="idempotency_key",
-        )
+        raise malformed_key()
     return key
 
 
@@ -342,8 +338,7 @@ def _replay(found: Any, digest: bytes, caller: Caller) -> Any:
     answer = json.loads(found["answer"])
     if found["status"] == 200:
         return answer
-    error = answer["error"]
-    return MuxError(error.pop("code"), error.pop("message"), **error)
+    return read_error(answer["error"])
 
 
 def purge_idempotency(tx: Tx, most: int) -> int:

@@ -298,6 +298,15 @@ def _unknown(operation: Operation, name: str) -> MuxError:
     )
 
 
+def malformed_key() -> MuxError:
+    """The refusal of what is no idempotency key."""
+    return MuxError(
+        "invalid_idempotency_key",
+        "an idempotency key has 1 to 128 printable ASCII characters without blanks",
+        parameter="idempotency_key",
+    )
+
+
 def meant(name: str, known: Collection[str]) -> str:
     """The parameter that was meant by a name that does not exist, or "" when there is nothing to propose."""
     words = OTHER_WORDS.get(name, ())
