@@ -6,14 +6,18 @@ documentation; where a client lets an environment variable move its files, that 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from stonemux.errors import MuxError
+
 SCOPES = ("user", "project")
 NONE: Mapping[str, Any] = MappingProxyType({})
+_OF_EDITORS = r"\$\{(?:env:(?P<name>\w+)|(?P<place>userHome|workspaceFolder))\}"
 
 
 class Client(NamedTuple):
@@ -36,6 +40,8 @@ class Client(NamedTuple):
     """Fields of the entry beside command, arguments and environment."""
     defaults: Mapping[str, Any] = NONE
     """Fields that are written unless the entry has them already."""
+    variables: str = ""
+    """How a text of the file stands for a variable's value: `name`, perhaps with a `default`, or a `place`."""
     note: str = ""
     """What its user still has to do, in project scope, or in any (`always_noted`)."""
     always_noted: bool = False
@@ -48,6 +54,23 @@ class Client(NamedTuple):
             return home(environ) / self.user_on_mac
         base = environ.get(self.variable) if self.variable else None
         return Path(base) / self.moved if base else home(environ) / self.user
+
+    def expand(self, text: str, environ: Mapping[str, str], folder: Path) -> str:
+        """A text of the file as the client takes it. Raises `client_check_failed` for a variable that is not set."""
+
+        def value(found: re.Match[str]) -> str:
+            parts = found.groupdict()
+            if place := parts.get("place"):
+                return str(home(environ) if place == "userHome" else folder)
+            name = parts["name"] or parts["bare"]
+            said = environ.get(name, parts.get("default"))
+            if said is None:
+                raise MuxError(
+                    "client_check_failed", f"it names the variable {name}, which is not set here", unset=name
+                )
+            return said
+
+        return re.sub(self.variables, value, text) if self.variables else text
 
 
 def home(environ: Mapping[str, str]) -> Path:
@@ -63,6 +86,7 @@ CLIENTS: Mapping[str, Client] = {
         variable="CLAUDE_CONFIG_DIR",
         moved=".claude.json",
         by_folder="projects",
+        variables=r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}",
         fixed={"type": "stdio"},
         note="Claude Code asks once whether it may use the servers of a project",
     ),
@@ -83,6 +107,7 @@ CLIENTS: Mapping[str, Client] = {
         ".gemini/settings.json",
         variable="GEMINI_CLI_HOME",
         moved=".gemini/settings.json",
+        variables=r"\$(?:\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}|(?P<bare>[A-Za-z_]\w*))",
         note="Gemini CLI starts servers only in a folder that it trusts (gemini trust)",
         always_noted=True,
     ),
@@ -90,6 +115,7 @@ CLIENTS: Mapping[str, Client] = {
         "Cursor",
         ".cursor/mcp.json",
         ".cursor/mcp.json",
+        variables=_OF_EDITORS,
         fixed={"type": "stdio"},
         note="Cursor asks once whether it may use the server",
     ),
@@ -101,6 +127,7 @@ CLIENTS: Mapping[str, Client] = {
         variable="XDG_CONFIG_HOME",
         moved="Code/User/mcp.json",
         user_on_mac="Library/Application Support/Code/User/mcp.json",
+        variables=_OF_EDITORS,
         fixed={"type": "stdio"},
         note="VS Code asks once whether it may start the server",
     ),

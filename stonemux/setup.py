@@ -105,7 +105,8 @@ def entry_of_folder(job: Job) -> Any:
 def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, str], Path]:
     """Command, environment and folder with which the client starts what an entry says.
 
-    Raises `client_config_broken` for an entry that says it in no such way.
+    Raises `client_config_broken` for an entry that says it in no such way, `client_check_failed` for one that names a
+    variable which is not set.
     """
     command, args, env = found.get("command"), found.get("args") or [], found.get("env") or {}
     listed = isinstance(args, list) and all(isinstance(word, str) and "\0" not in word for word in [command, *args])
@@ -114,8 +115,12 @@ def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, st
             "client_config_broken",
             f"{job.file}: the entry {NAME!r} must have a command (text), and args (a list of texts) and env, if at all",
         )
-    environ = probe.bare(job.environ) | {name: str(value) for name, value in env.items()}
-    return [str(command), *args], environ, job.folder if job.scope == "project" else home(job.environ)
+
+    def taken(text: str) -> str:
+        return job.client.expand(text, job.environ, job.folder)
+
+    environ = probe.bare(job.environ) | {name: taken(str(value)) for name, value in env.items()}
+    return [*map(taken, [str(command), *args])], environ, job.folder if job.scope == "project" else home(job.environ)
 
 
 def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:

@@ -204,9 +204,12 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
         if not isinstance(entry, dict):
             raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is no table of settings")
         if (url := _url(entry)) is not None:
-            return _over_http(patient, where, url, remedy)
+            return _over_http(patient, where, job.client.expand(url, job.environ, job.folder), remedy)
         return Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
+        if unset := error.facts.get("unset"):
+            problem = f"{where} cannot be tried: {error.message}"
+            return Finding("clients", NOTE, problem, f"set {unset} where {job.client.title} is started, and here")
         lacks_token = error.facts.get("refused", "").startswith("token_")
         return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if lacks_token else remedy)
 

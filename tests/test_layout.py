@@ -32,7 +32,6 @@ LAYERS: tuple[set[str], ...] = (
         "flights",
         "ballast",
         "readiness",
-        "clients",
         "launch",
         "ed25519",
         "signals",
@@ -41,6 +40,7 @@ LAYERS: tuple[set[str], ...] = (
     # one subject each, none knows of the program
     {
         "chain",
+        "clients",
         "hub",
         "mentions",
         "excerpts",

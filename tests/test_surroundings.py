@@ -296,6 +296,53 @@ def test_a_client_that_lacks_a_token_is_told_how_to_get_one(look, http, monkeypa
     assert "stonemux token --agent NAME" in told(look("clients"), "problem")
 
 
+@pytest.mark.parametrize(
+    ("file", "table", "token"),
+    [
+        (".gemini/settings.json", "mcpServers", "$MY_TOKEN"),
+        (".gemini/settings.json", "mcpServers", "${MY_TOKEN}"),
+        (".mcp.json", "mcpServers", "${MY_TOKEN}"),
+        (".mcp.json", "mcpServers", "${OTHER:-abc}"),
+        (".cursor/mcp.json", "mcpServers", "${env:MY_TOKEN}"),
+        (".vscode/mcp.json", "servers", "${env:MY_TOKEN}"),
+    ],
+)
+def test_variables_in_a_clients_file_have_their_values(look, http, monkeypatch, file, table, token):
+    """Files that a team shares name a token so, since each has its own."""
+    given: list[str] = []
+
+    def listen(command: Any, environ: Any, *_: Any, **__: Any) -> list[str]:
+        given.extend((environ["STONEMUX_TOKEN"], command[-1]))
+        return ["mux_poll"]
+
+    monkeypatch.setattr(surroundings.probe, "list_tools", listen)
+    env = {"STONEMUX_PORT": str(http.port), "STONEMUX_TOKEN": token}
+    place = "${userHome}" if "env:" in token else "~"
+    entry = {"command": "stonemux", "args": ["mcp", "--data-dir", place], "env": env}
+    (look.home / file).parent.mkdir(exist_ok=True)
+    (look.home / file).write_text(json.dumps({table: {"stonemux": entry}}))
+    assert all(one["state"] == "ok" for one in look("clients", port=http.port, MY_TOKEN="abc"))
+    assert given[:2] == ["abc", str(look.home) if "env:" in token else "~"]
+    if "MY_TOKEN" in token:
+        assert "MY_TOKEN, which is not set here" in told(look("clients", port=http.port), "note")
+
+
+def test_a_variable_in_an_address_has_its_value(look, http):
+    configure(look.home, httpUrl="http://127.0.0.1:${MY_PORT:-1}/mcp")
+    assert "no daemon answers at http://127.0.0.1:1/" in told(look("clients"), "note")
+    assert "a daemon answers" in told(look("clients", MY_PORT=str(http.port)), "ok")
+
+
+def test_what_codex_reads_names_no_variables(look, http, monkeypatch):
+    monkeypatch.setattr(
+        surroundings.probe, "list_tools", lambda command, environ, *_, **__: [environ["STONEMUX_TOKEN"]]
+    )
+    (look.home / ".codex").mkdir()
+    text = f'[mcp_servers.stonemux]\ncommand = "stonemux"\nargs = ["mcp"]\nenv = {{ STONEMUX_PORT = "{http.port}", '
+    (look.home / ".codex/config.toml").write_text(text + 'STONEMUX_TOKEN = "${MY_TOKEN}" }\n')
+    assert "1 tools answered" in told(look("clients", port=http.port), "ok")
+
+
 def test_what_a_client_prefers_in_this_folder_is_looked_at_too(look):
     entry = {"command": "/no/such", "args": ["mcp"]}
     projects = {str(look.home): {"mcpServers": {"stonemux": entry}}, "/other": {}, "/broken": 5}
