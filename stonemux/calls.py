@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from stonemux import launch
 from stonemux.clock import Clock
@@ -29,7 +29,7 @@ from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, in_query
+from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, with_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, malformed_key, shown
 
 FIRST_CONTACT_MS = 2000
@@ -38,8 +38,6 @@ PAUSES_MS = (0, 50, 100, 200, 400, 800, 1000)
 """Pauses before trying again; an idle connection that was just closed costs none. The last one repeats."""
 ACT_MS = 600_000
 """How long an act, such as a backup, may take."""
-MOST_WAIT = 31_536_000
-"""Seconds that a call may ask to wait; more is as good as this year."""
 WAITING = {"msg.poll": "messages", "task.claim": "task_id", "state.watch": "changed", "events.list": "events"}
 """The calls that wait, and the field of the answer that says whether something came."""
 Answer = TypeVar("Answer")
@@ -123,7 +121,7 @@ class Calls(Methods):
                 "not_found", f"{shown(operation)} is no operation to call{did_you_mean(close)}", nearest=close or None
             )
         told = self._completed(row, dict(given or {}))
-        return self._round(row, told, self._key(row, told, idempotency_key), 1000 * _waited(row, told))
+        return self._round(row, told, self._key(row, told, idempotency_key), 1000 * row.asked_wait(told))
 
     def call_all(self, operation: str, calls: Iterable[Mapping[str, Any]]) -> list[Any]:
         """Make many calls of an operation that takes a list over HTTP (`msg.send`), each given by the wire's names.
@@ -167,7 +165,7 @@ class Calls(Methods):
             if value is not None and (type(value) is not type(usual) or value != usual):
                 told[param.name] = value
         told = self._completed(operation, told)
-        key, wait = self._key(operation, told, key), _waited(operation, told)
+        key, wait = self._key(operation, told, key), operation.asked_wait(told)
         if not wait:
             return self._round(operation, told, key, 0)
         deadline = self._clock.ticks_ms() + wait * 1000
@@ -262,9 +260,8 @@ class Calls(Methods):
         headers: dict[str, str] = {}
         try:
             if operation.method == "GET":
-                query = urlencode({name: in_query(name, value) for name, value in given.items() if value is not None})
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
-                return _Request("GET", operation.path + (f"?{query}" if query else ""), None, headers, receipt)
+                return _Request("GET", with_query(operation.path, given), None, headers, receipt)
         except UnicodeEncodeError:
             raise MuxError("invalid_unicode", "a text holds half a surrogate pair; send whole characters") from None
         headers["Content-Type"] = "application/json"
@@ -351,14 +348,6 @@ def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str
             "bad_setting", f"{shown(url)} needs the daemon's certificate; name its file in STONEMUX_TLS_CERT"
         )
     return host, launch.DEFAULT_PORT if port is None else port, tls_cert
-
-
-def _waited(operation: Operation, given: Mapping[str, Any]) -> int:
-    """How many seconds a call asks the daemon to wait."""
-    if operation.name not in WAITING:
-        return 0
-    wait = given.get("timeout", operation.by_name["timeout"].default)
-    return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
 
 
 def _as_json(value: Any) -> Any:

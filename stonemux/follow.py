@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypedDict
-from urllib.parse import urlencode
 
 from stonemux.calls import Calls
 from stonemux.consume import STOP_S, waits
 from stonemux.errors import MuxError
 from stonemux.methods import Names, Record, StateWatchAnswer
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, NoAnswer, RoundTrip
+from stonemux.pool import Aborted, NoAnswer, RoundTrip, with_query
 
 QUIET_S = 60
 """A stream that says nothing for so long, not even that it is alive, is opened anew."""
@@ -96,9 +95,8 @@ def events(
     stop: threading.Event | None,
 ) -> Iterator[StreamedEvent]:
     """Events as they happen; those after an id first, if one is given."""
-    filters = {"types": ",".join(types) if types else None, "channel": channel, "agent_id": agent_id}
-    query = urlencode({name: value for name, value in filters.items() if value is not None})
-    path = BY_NAME["events.stream"].path + (f"?{query}" if query else "")
+    filters = {"types": types or None, "channel": channel, "agent_id": agent_id}
+    path = with_query(BY_NAME["events.stream"].path, filters)
     patience = min(QUIET_S if timeout is None else timeout, QUIET_S if stop is None else STOP_S) + 0.001
     last, heard = after, calls.ticks_ms()
     while True:

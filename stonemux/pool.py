@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from stonemux import launch
 from stonemux.clock import Clock
@@ -23,6 +24,7 @@ from stonemux.config import authority
 from stonemux.errors import MuxError, read_error
 
 if TYPE_CHECKING:
+    from stonemux.config import Settings
     from stonemux.trust import Trust
 
 KEPT = 8
@@ -296,6 +298,12 @@ def _request(authority: str, method: str, path: str, body: bytes | None, headers
     return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
+def with_query(path: str, given: Mapping[str, Any]) -> str:
+    """A path with these parameters as its query, without those that are None. Raises `invalid_field`."""
+    query = urlencode({name: in_query(name, value) for name, value in given.items() if value is not None})
+    return f"{path}?{query}" if query else path
+
+
 def in_query(name: str, value: Any) -> str:
     """A parameter's value as a query string has it, before it is encoded. Raises `invalid_field`."""
     if isinstance(value, bool):
@@ -356,3 +364,12 @@ def health(host: str, port: int, *, tls_cert: str = "", timeout: float = 10.0) -
     if refusal is not None:
         raise refusal
     return answer
+
+
+def answers(settings: Settings, *, timeout: float) -> bool:
+    """Whether a daemon answers at the address in the settings; `timeout` as in `health`."""
+    try:
+        health(settings.host, settings.port, tls_cert=settings.tls_cert, timeout=timeout)
+    except MuxError:
+        return False
+    return True

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlencode
 
 from stonemux.errors import MuxError, read_error
-from stonemux.pool import NoAnswer, Pool, RoundTrip, in_query
+from stonemux.pool import NoAnswer, Pool, RoundTrip, with_query
 from stonemux.schema import Operation
 
 if TYPE_CHECKING:
@@ -107,8 +106,7 @@ class Remote:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             if operation.method == "GET":
-                query = urlencode({name: in_query(name, value) for name, value in given.items()})
-                return operation.path + (f"?{query}" if query else ""), None, headers
+                return with_query(operation.path, given), None, headers
             return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
         except UnicodeEncodeError:
             raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
@@ -124,7 +122,4 @@ def _refusal(trip: RoundTrip, answer: Any) -> MuxError:
 
 
 def _patience(operation: Operation, given: Mapping[str, Any]) -> float:
-    if operation.kind == "act":
-        return ACT_S
-    wait = given.get("timeout", operation.by_name["timeout"].default) if "timeout" in operation.by_name else 0
-    return PATIENCE_S + (min(max(wait, 0), 86_400) if isinstance(wait, int) else 0)
+    return ACT_S if operation.kind == "act" else PATIENCE_S + operation.asked_wait(given)

@@ -28,6 +28,9 @@ REQUIRED: Any = object()
 MOST_TOGETHER = 1000
 """Calls in one request."""
 
+MOST_WAIT = 31_536_000
+"""Seconds: to wait longer than this year is the same as to wait this long."""
+
 BODY_LIMIT = 1024 * 1024
 """The most bytes of a request's body, unless its operation takes more."""
 
@@ -216,6 +219,11 @@ class Operation(Record):
     def summary(self) -> str:
         """The first sentence of `doc`, without its end."""
         return self.doc.partition(". ")[0].strip().rstrip(".")
+
+    def asked_wait(self, given: Mapping[str, Any]) -> int:
+        """How many seconds such a call asks to wait, a year at most; 0 for what cannot wait, or asks for no number."""
+        wait = given.get("timeout", self.by_name["timeout"].default) if "timeout" in self.by_name else 0
+        return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
 
     @cached_property
     def run(self) -> Callable[..., Any]:
