@@ -48,11 +48,11 @@ class Starter:
         Raises `unreachable`, with what the daemon said last, when there is none after 10 s or it ended by itself.
         """
         with self._lock:
-            if self.answers():
+            if pool.answers(self._settings, timeout=HEALTH_S):
                 return
             begun = self._clock.ticks_ms()
             child = self._child = self._spawn()
-            while not self.answers():
+            while not pool.answers(self._settings, timeout=HEALTH_S):
                 status = child.poll()
                 if status not in (None, EXIT_LOCKED):
                     raise self._failed(f"the daemon ended with status {status}")
@@ -61,15 +61,6 @@ class Starter:
                     raise self._failed(f"no daemon answers at {self._settings.authority}")
                 with self._pause:
                     self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
-
-    def answers(self) -> bool:
-        """Whether a stonemux daemon answers at the address."""
-        at = self._settings
-        try:
-            pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=HEALTH_S)
-        except MuxError:
-            return False
-        return True
 
     def _is_held_for_long(self) -> bool:
         """Whether the daemon that holds the directory does so at another address, rather than being on its way here."""

@@ -239,9 +239,7 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
         there = config.load(Path(place.pop("config")) if "config" in place else None, environ, place)
     except MuxError as error:
         raise MuxError("client_check_failed", f"{job.file}: its command does not work: {error.message}") from error
-    try:
-        pool.health(there.host, there.port, tls_cert=there.tls_cert, timeout=2)
-    except MuxError:
+    if not pool.answers(there, timeout=2):
         return _version(job, command, environ, folder)
     try:
         return f"{len(probe.list_tools(command, environ, folder, patience_ms=CLIENT_MS))} tools answered"

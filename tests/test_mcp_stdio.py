@@ -18,13 +18,12 @@ from daemons import ROOT, SERVE
 from scripted import Scripted, answer
 from sessions import WITHIN_S, Place
 
-from stonemux import datadir, mcp, operations, starter
+from stonemux import datadir, mcp, operations, pool, starter
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.record import replace
 from stonemux.remote import Remote
-from stonemux.starter import Starter
 
 
 @pytest.fixture
@@ -41,8 +40,8 @@ def waiters(place: Place) -> int:
 
 def test_a_daemon_that_has_found_damage_is_not_started_once_more():
     with Scripted(answer(200, {"status": "failing"})) as server:
-        assert Starter(replace(Settings(), port=server.port), None, {}).answers()
-    assert not Starter(replace(Settings(), port=server.port), None, {}).answers()
+        assert pool.answers(replace(Settings(), port=server.port), timeout=2)
+    assert not pool.answers(replace(Settings(), port=server.port), timeout=2)
 
 
 def test_two_sessions_talk_through_one_daemon_that_nobody_started(place):
