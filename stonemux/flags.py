@@ -25,7 +25,12 @@ class Flag(Record):
     @property
     def typed(self) -> str:
         """As it is typed."""
-        return "--" + self.name.replace("_", "-")
+        return typed(self.name)
+
+
+def typed(name: str) -> str:
+    """A name as a flag."""
+    return "--" + name.replace("_", "-")
 
 
 PLACE = (

@@ -28,7 +28,8 @@ from stonemux.clients import home
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
-from stonemux.setup import ADDRESS, HANDED_ON
+from stonemux.flags import typed
+from stonemux.setup import HANDED_ON, handed_on
 
 NAME = "stonemux"
 MARK = "Written by: stonemux service install"
@@ -176,13 +177,11 @@ def _launchd(words: Sequence[str], settings: Settings, file: Path) -> Service:
 def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path) -> list[str]:
     """The command of the daemon, with the address and place that flags or the environment name.
 
-    Paths become absolute, counted from `folder`: a service has neither this folder nor this environment.
+    A service has neither this folder nor this environment, so it is told of them in words (`setup.handed_on`).
     """
     words = [*launch.command(), "serve"]
-    for name in HANDED_ON:
-        if value := given.get(name) or environ.get(f"STONEMUX_{name.upper()}"):
-            value = value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
-            words += [f"--{name.replace('_', '-')}", value]
+    for name, value in handed_on(environ, given, folder).items():
+        words += [typed(name), value]
     return words
 
 
@@ -197,7 +196,7 @@ def kept(environ: Mapping[str, str], system: str) -> dict[str, str]:
         told = dict(zip(flags[::2], flags[1::2], strict=True))
     except (OSError, ValueError, KeyError, ExpatError, plistlib.InvalidFileException):
         return {}
-    names = {f"--{name.replace('_', '-')}": name for name in HANDED_ON}
+    names = {typed(name): name for name in HANDED_ON}
     return {names[flag]: value for flag, value in told.items() if flag in names}
 
 
@@ -340,12 +339,7 @@ class Installer:
         return _outcome(command, self._environ) is None
 
     def _answers(self) -> bool:
-        try:
-            at = self._settings
-            pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=2)
-        except MuxError:
-            return False
-        return True
+        return pool.answers(self._settings, timeout=2)
 
     def _await(self) -> None:
         deadline = self._clock.ticks_ms() + START_MS

@@ -29,9 +29,10 @@ NAME = "stonemux"
 SYNTAXES: Mapping[str, Any] = {"json": jsonc, "toml": tomltext}
 ADDRESS = ("host", "port")
 HANDED_ON = (*ADDRESS, "data_dir", "config", "tls_cert", "tls_key")
-"""Settings that reach the daemon through the entry's environment, as STONEMUX_HOST and so on. All but the address are
-paths."""
-OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *(f"STONEMUX_{name.upper()}" for name in HANDED_ON))
+"""Settings that a daemon is told of which is started from anywhere. All but the address are paths."""
+VARIABLES = {name: f"STONEMUX_{name.upper()}" for name in HANDED_ON}
+"""The variables in the environment that say them."""
+OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *VARIABLES.values())
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
 """Fields of an entry that reached stonemux over HTTP; beside a command they would contradict it."""
 ATTEMPTS = 5
@@ -139,18 +140,24 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
 # --- the command
 
 
+def handed_on(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path) -> dict[str, str]:
+    """Where a daemon is that is started from anywhere, by setting (`HANDED_ON`).
+
+    What is None in `given` comes from the environment, if that has it. Paths become absolute, counted from `folder`.
+    """
+    found = {name: value for name in HANDED_ON if (value := given.get(name) or environ.get(VARIABLES[name]))}
+    return {
+        name: value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
+        for name, value in found.items()
+    }
+
+
 def launch_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path, agent: str | None) -> Launch:
     """The command and environment that start `stonemux mcp` from anywhere.
 
-    `given` holds flags by setting (`HANDED_ON`); what is None there comes from the environment, if that has it. Paths
-    become absolute, counted from `folder`. Raises `invalid_field` for an agent name that no agent may have.
+    `given` holds flags by setting, see `handed_on`. Raises `invalid_field` for an agent name that no agent may have.
     """
-    env = {}
-    for name in HANDED_ON:
-        variable = f"STONEMUX_{name.upper()}"
-        value = given.get(name) or environ.get(variable)
-        if value:
-            env[variable] = value if name in ADDRESS else os.path.abspath(folder / Path(value).expanduser())
+    env = {VARIABLES[name]: value for name, value in handed_on(environ, given, folder).items()}
     if agent is not None:
         env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
     command, *args = launch.command()

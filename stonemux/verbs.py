@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from stonemux.errors import MuxError, did_you_mean, guess
-from stonemux.flags import PLACE, Flag
+from stonemux.flags import PLACE, Flag, typed
 from stonemux.schema import Operation, Param, from_decimal, meant, shown
 
 ALIASES: Mapping[str, str] = {"message": "msg"}
@@ -85,7 +85,7 @@ def unknown(area: str, verb: str, here: Iterable[str]) -> str:
 
 def flag(param: Param) -> str:
     """A parameter's flag."""
-    return "--" + param.name.replace("_", "-")
+    return typed(param.name)
 
 
 def slots(operation: Operation) -> list[Param]:
@@ -211,7 +211,7 @@ class _Line:
         close = meant(word, known)
         return MuxError(
             "unknown_field",
-            f"there is no flag {name[:80]}" + did_you_mean(close and "--" + close.replace("_", "-")),
+            f"there is no flag {name[:80]}" + did_you_mean(close and typed(close)),
             parameter=word[:128],
             nearest=close if close in accepted else None,
             accepted=accepted,

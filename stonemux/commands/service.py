@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     from stonemux.config import here
 
     for name, value in service.kept(environ, sys.platform).items():
-        if not getattr(options, name, None) and not environ.get(f"STONEMUX_{name.upper()}"):
+        if not getattr(options, name, None) and not environ.get(setup.VARIABLES[name]):
             setattr(options, name, value)
     if options.action == "remove":
         options.config = os.devnull  # a file that is gone or broken keeps nobody from it
