@@ -606,6 +606,11 @@ class Settings(Record):
         return self.max_connections + self.max_waiters + SPARE_FILES
 
     @property
+    def url(self) -> str:
+        """Where the daemon is."""
+        return f"{self.scheme}://{self.authority}"
+
+    @property
     def authority(self) -> str:
         """Host and port, as addresses and messages write them."""
         return authority(self.host, self.port)

@@ -154,10 +154,10 @@ class Server(ThreadingHTTPServer):
     def openapi(self) -> bytes:
         """The OpenAPI document, rendered when somebody first asks for it."""
         if not self._openapi:
-            from stonemux import reference  # a start need not wait for it
+            from stonemux.openapi import document  # a start need not wait for it
 
             here = replace(self.mux.settings, port=self.port)  # that of the settings may be 0
-            self._openapi = payload.write_line(reference.openapi(operations.OPERATIONS, here, VERSION))
+            self._openapi = payload.write_line(document(operations.OPERATIONS, here, VERSION))
         return self._openapi
 
     def heed(self) -> None:

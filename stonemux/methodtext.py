@@ -16,7 +16,8 @@ from typing import Any
 
 from stonemux.config import Settings
 from stonemux.errors import FAILURES
-from stonemux.reference import limits, own_errors
+from stonemux.reference import limits
+from stonemux.refusals import own_errors
 from stonemux.schema import TIERS, Operation, Param
 
 WIDTH = 120

@@ -1,7 +1,6 @@
-"""The interface, described: OpenAPI and the Markdown reference, rendered from the operation table.
+"""The reference of the interface, as Markdown, rendered from the operation table.
 
-Pure functions of the table, the settings and `FAILURES`; nothing here is written by hand twice. What every operation
-shares (refusals of the HTTP face, the idempotency key) is declared once below.
+Pure functions of the table, the settings and `FAILURES`; nothing here is written by hand twice.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -18,67 +16,8 @@ from stonemux.config import Settings
 from stonemux.configtext import settings_table
 from stonemux.errors import FAILURES
 from stonemux.pool import in_query
-from stonemux.schema import (
-    IDEMPOTENCY_KEY,
-    MOST_INTEGER,
-    MOST_TOGETHER,
-    TIERS,
-    Operation,
-    Param,
-    param_schema,
-    shape_schema,
-)
-
-ALWAYS = (
-    "bad_chunk",
-    "bad_content_length",
-    "bad_header",
-    "bad_request_line",
-    "body_too_large",
-    "cross_site",
-    "duplicate_header",
-    "expectation_failed",
-    "headers_too_large",
-    "host_not_allowed",
-    "host_required",
-    "internal",
-    "invalid_unicode",
-    "invalid_utf8",
-    "method_not_allowed",
-    "origin_not_allowed",
-    "request_timeout",
-    "shutting_down",
-    "storage_busy",
-    "storage_error",
-    "storage_lost",
-    "te_and_cl",
-    "token_expired",
-    "token_invalid",
-    "token_missing",
-    "token_not_yet_valid",
-    "token_revoked",
-    "too_many_connections",
-    "too_many_headers",
-    "truncated_body",
-    "unknown_field",
-    "uri_too_long",
-)
-"""Codes that any call may be answered with."""
-
-ON_GET = ("invalid_query",)
-"""Further codes of every GET."""
-
-ON_POST = (
-    "content_type",
-    "duplicate_key",
-    "idempotency_key_conflict",
-    "idempotency_mismatch",
-    "invalid_idempotency_key",
-    "invalid_json",
-    "json_too_deep",
-    "storage_full",
-)
-"""Further codes of every POST."""
+from stonemux.refusals import ALWAYS, ON_GET, ON_POST, own_errors, sent
+from stonemux.schema import MOST_INTEGER, MOST_INTEGERS, MOST_NAME, MOST_NAMES, MOST_TOGETHER, TIERS, Operation, Param
 
 STREAM_EVENTS: Mapping[str, str] = {
     "agent_stale": "by itself: an agent was silent for longer than stale_threshold",
@@ -96,18 +35,12 @@ STREAM_EVENTS: Mapping[str, str] = {
 }
 """What happens by itself: events that no operation emits, or not alone."""
 
-_KEY = "idempotency_key"
-_KEY_DOC = (
-    "Makes repeating the call safe: within 24 hours the same key and body give the first answer again and have no "
-    "second effect."
-)
 SETTINGS_HEAD = """\
 ## Settings
 
 A running daemon takes over those marked \\* when it is sent SIGHUP; the others wait for its next start.
 
 """
-
 
 MANY = (
     f"Over HTTP the body may also be a list of up to {MOST_TOGETHER} such objects: one transaction and one flush, "
@@ -116,225 +49,12 @@ MANY = (
 )
 
 
-def own_errors(operation: Operation) -> tuple[str, ...]:
-    """The codes that this operation adds to those of every call, sorted by status and name."""
-    codes = set(operation.errors) | {param.code for param in operation.params}
-    codes |= {param.too_large for param in operation.params if param.too_large}
-    if operation.needed or operation.either:
-        codes.add("missing_field")
-    if operation.tier != TIERS[0] or any(param.tier != TIERS[0] for param in operation.params):
-        codes.add("upgrade_required")
-    if operation.kind == "stream" or "timeout" in operation.by_name:
-        codes.add("too_many_waiters")
-    if operation.acting:
-        codes.add("agent_mismatch")
-    if operation.owner:
-        codes.add("owner_only")
-    if operation.many:
-        codes.add("too_many_calls")
-    return tuple(sorted(codes, key=lambda code: (FAILURES[code].http, code)))
-
-
-def all_errors(operation: Operation) -> dict[int, list[str]]:
-    """Every code that a call of the operation may be answered with, by HTTP status."""
-    shared = ALWAYS + (ON_POST if operation.changes else ON_GET)
-    by_status: dict[int, list[str]] = {}
-    for code in sorted({*own_errors(operation), *shared}, key=lambda code: (FAILURES[code].http, code)):
-        by_status.setdefault(FAILURES[code].http, []).append(code)
-    return by_status
-
-
-# --- OpenAPI
-
-
-def openapi(operations: Sequence[Operation], settings: Settings, version: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `operations`, with the limits of `settings`."""
-    paths: dict[str, Any] = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _api_operation(operation, settings)
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "stonemux",
-            "version": version,
-            "description": "Agents register, talk, share work and state, and watch each other live.",
-        },
-        "servers": [{"url": _base(settings)}],
-        "tags": [{"name": area} for area in _areas(operations)],
-        "paths": paths,
-        "components": {"schemas": {"Error": _error_schema(operations)}, "headers": _api_headers()},
-    }
-
-
-def _base(settings: Settings) -> str:
-    return f"{settings.scheme}://{settings.authority}"
-
-
-def _area(operation: Operation) -> str:
-    return operation.name.partition(".")[0]
-
-
-def _areas(operations: Iterable[Operation]) -> list[str]:
-    return list(dict.fromkeys(_area(operation) for operation in operations))
-
-
-def _api_operation(operation: Operation, settings: Settings) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "operationId": operation.name,
-        "summary": operation.summary,
-        "description": _api_description(operation),
-        "tags": [_area(operation)],
-    }
-    parameters = _api_parameters(operation, settings)
-    if parameters:
-        told["parameters"] = parameters
-    if operation.changes:
-        told["requestBody"] = _api_body(operation, settings)
-    errors = {str(status): _api_error(status, codes) for status, codes in all_errors(operation).items()}
-    return told | {"responses": {"200": _api_answer(operation)} | errors}
-
-
-def _api_description(operation: Operation) -> str:
-    parts = [operation.doc]
-    if operation.tier != TIERS[0]:
-        parts.append(f"Needs tier {operation.tier}.")
-    if operation.emits:
-        parts.append(f"Emits: {', '.join(operation.emits)}.")
-    return "\n\n".join(parts)
-
-
-def _api_parameters(operation: Operation, settings: Settings) -> list[dict[str, Any]]:
-    if operation.changes:
-        return [_api_header("Idempotency-Key", _KEY_DOC, {"type": "string", "pattern": IDEMPOTENCY_KEY})]
-    told = [_api_query(operation, param, settings) for param in operation.params]
-    if operation.kind == "stream":
-        text = "The last event that was seen; the stream goes on after it."
-        told.append(_api_header("Last-Event-ID", text, {"type": "string", "pattern": "^[0-9]{1,18}$"}))
-    return told
-
-
-def _api_header(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-
-
-def _api_query(operation: Operation, param: Param, settings: Settings) -> dict[str, Any]:
-    schema = param_schema(param, settings, textual=True)
-    told: dict[str, Any] = {"name": param.name, "in": "query", "required": param.required}
-    if text := schema.pop("description", ""):
-        told["description"] = text
-    if schema["type"] == "array":  # comma-separated
-        told |= {"style": "form", "explode": False}
-    told["schema"] = schema
-    if param.name in operation.example:
-        told["example"] = operation.example[param.name]
-    return told
-
-
-def _api_body(operation: Operation, settings: Settings) -> dict[str, Any]:
-    properties = {param.name: param_schema(param, settings) for param in operation.params}
-    properties[_KEY] = {"type": ["string", "null"], "pattern": IDEMPOTENCY_KEY, "description": _KEY_DOC}
-    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    if operation.needed:
-        schema["required"] = [param.name for param in operation.needed]
-    for pair in operation.either:
-        schema["oneOf"] = [_given_alone(one, pair, properties) for one in pair]
-    if operation.many:
-        several = {"type": "array", "items": schema, "minItems": 1, "maxItems": MOST_TOGETHER}
-        schema = {"anyOf": [schema, several]}
-    content: dict[str, Any] = {"schema": schema}
-    if operation.example:
-        content["example"] = dict(operation.example)
-    return {"required": True, "content": {"application/json": content}}
-
-
-def _given_alone(given: Param, pair: tuple[Param, Param], properties: dict[str, Any]) -> dict[str, Any]:
-    """A body that has this one of two parameters, and not the other."""
-    told = {
-        param.name: {"type": [t for t in properties[param.name]["type"] if (t == "null") != (param is given)]}
-        for param in pair
-    }
-    return {"required": [given.name], "properties": told}
-
-
-def _api_answer(operation: Operation) -> dict[str, Any]:
-    schema: dict[str, Any]
-    if operation.kind == "stream":
-        kind, schema = "text/event-stream", {"type": "string"}
-    elif operation.kind == "text":
-        kind, schema = "text/plain", {"type": "string"}
-    elif operation.kind == "lines":
-        kind, schema = "application/jsonl", {"type": "string"}
-    else:
-        kind, schema = "application/json", shape_schema(operation.returns or "object")
-        if operation.many:
-            schema = {"anyOf": [schema, shape_schema({"results": ["object"]})]}
-    told: dict[str, Any] = {"description": "Done.", "content": {kind: {"schema": schema}}}
-    if operation.changes:
-        told["headers"] = _header_refs("Idempotent-Replayed")
-    return told
-
-
-def _api_error(status: int, codes: Sequence[str]) -> dict[str, Any]:
-    names = ["X-Request-Id"]
-    names += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
-    names += ["Allow"] if status == HTTPStatus.METHOD_NOT_ALLOWED else []
-    names += ["Retry-After"] if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else []
-    return {
-        "description": "\n".join(f"- `{code}`: {FAILURES[code].doc}" for code in codes),
-        "headers": _header_refs(*names),
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
-
-
-def _header_refs(*names: str) -> dict[str, Any]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
-def _api_headers() -> dict[str, Any]:
-    said = {
-        "Allow": ("The methods that the path takes.", {"type": "string"}),
-        "Idempotent-Replayed": ("`true`: the answer of an earlier call with this key.", {"type": "string"}),
-        "Retry-After": ("Seconds to wait before trying again.", {"type": "integer", "minimum": 0}),
-        "WWW-Authenticate": ("How to show a token.", {"type": "string"}),
-        "X-Request-Id": ("The error's id, as in the daemon's log.", {"type": "string"}),
-    }
-    return {name: {"description": text, "schema": schema} for name, (text, schema) in said.items()}
-
-
-def _error_schema(operations: Sequence[Operation]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "description": "Any refusal; further facts beside the message let a program go on without reading prose.",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["code", "message", "request_id"],
-                "properties": {
-                    "code": {"type": "string", "enum": _sent(operations)},
-                    "message": {"type": "string"},
-                    "request_id": {"type": "string"},
-                },
-            }
-        },
-    }
-
-
-def _sent(operations: Iterable[Operation]) -> list[str]:
-    """The codes that are seen over HTTP; with status 500, only those that an operation names are."""
-    named = {*ALWAYS, *(code for operation in operations for code in own_errors(operation))}
-    return [code for code, failure in FAILURES.items() if failure.http != 500 or code in named]
-
-
-# --- Markdown
-
-
 def markdown(operations: Sequence[Operation], settings: Settings) -> str:
     """The text of `docs/reference.md`."""
-    parts = [_CONVENTIONS.format(base=_base(settings)), _generic_errors(), _contents(operations)]
-    for area in _areas(operations):
+    parts = [_CONVENTIONS.format(base=settings.url), _generic_errors(), _contents(operations)]
+    for area in verbs.areas(operations):
         parts.append(f"## {area}")
-        parts += [_section(operation, settings) for operation in operations if _area(operation) == area]
+        parts += [_section(operation, settings) for operation in operations if operation.area == area]
     parts += [_error_table(operations), _event_table(operations), SETTINGS_HEAD + settings_table()]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
@@ -458,9 +178,9 @@ def limits(param: Param, settings: Settings) -> str:
     elif param.kind == "text" and most:
         told.append(f"up to {most} bytes")
     elif param.kind == "name":
-        told.append(f"1 to {most or 128} characters")
+        told.append(f"1 to {most or MOST_NAME} characters")
     if param.kind in ("names", "integers"):
-        told.append(f"up to {most or (256 if param.kind == 'names' else 1000)} entries")
+        told.append(f"up to {most or (MOST_NAMES if param.kind == 'names' else MOST_INTEGERS)} entries")
     if param.clamp and most:
         told.append("more is taken as the most")
     if param.tier != TIERS[0]:
@@ -525,7 +245,7 @@ def _field(name: str) -> str:
 
 def curl(operation: Operation, settings: Settings) -> str:
     """The operation's example as a command line."""
-    url = _base(settings) + operation.path
+    url = settings.url + operation.path
     if operation.changes:
         body = json.dumps(dict(operation.example), ensure_ascii=False)
         return f"curl -s {url} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
@@ -535,10 +255,10 @@ def curl(operation: Operation, settings: Settings) -> str:
 
 
 def _error_table(operations: Sequence[Operation]) -> str:
-    sent = _sent(operations)
+    seen = sent(operations)
     rows = ["## Error codes", "", "| code | HTTP | exit status of a command | meaning |", "|---|---|---|---|"]
     for code, failure in FAILURES.items():
-        rows.append(f"| `{code}` | {failure.http if code in sent else ''} | {failure.exit} | {_cell(failure.doc)} |")
+        rows.append(f"| `{code}` | {failure.http if code in seen else ''} | {failure.exit} | {_cell(failure.doc)} |")
     return "\n".join(rows)
 
 

@@ -5,7 +5,7 @@ into the keyword arguments of the row's function, or refuses with a message that
 the remedy. Everything that describes the interface (routes, JSON Schema, OpenAPI, reference, command line) is
 rendered from these two.
 
-Shapes of answers are written in a small notation, rendered to JSON Schema by `shape_schema`:
+Shapes of answers are written in a small notation:
 `"string"`, `"integer"`, `"boolean"`, `"number"`, `"time"`, `"object"` (any JSON object), `[shape]` a list,
 `{"field": shape}` an object with these fields, `(shape, shape)` one of these shapes. A field name ending in `?` may be
 absent; a type ending in `|null` may be null.
@@ -40,6 +40,8 @@ TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id
 TIERS = ("free", "pro", "enterprise")
 
 MOST_INTEGER = 2**63 - 1
+MOST_NAME, MOST_NAMES, MOST_INTEGERS = 128, 256, 1000
+"""Characters of a name, and entries of a list of names or of integers, where a parameter does not say."""
 _DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
 _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -92,7 +94,7 @@ class Param(Record):
     code: str = "invalid_field"
     too_large: str = ""
     tier: str = "free"
-    longest: int = 128
+    longest: int = MOST_NAME
     """The most characters of each entry of a list of names."""
     either: str = ""
     """The other parameter of which exactly one, this or that, must be given."""
@@ -209,6 +211,11 @@ class Operation(Record):
             targets=tuple(name for name in TARGETS if name in by_name and name != self.actor),
             changes=self.method == "POST",
         )
+
+    @property
+    def area(self) -> str:
+        """What it belongs to: the first part of its name."""
+        return self.name.partition(".")[0]
 
     @property
     def typed(self) -> str:
@@ -399,7 +406,7 @@ def _text(param: Param, value: Any, limits: Limits) -> str:
 def _name(param: Param, value: Any, limits: Limits) -> str:
     if type(value) is not str:
         raise param.refuse("must be a string")
-    most = param.upper(limits) or 128
+    most = param.upper(limits) or MOST_NAME
     if not 0 < len(value) <= most:
         raise param.refuse(f"has {len(value)} characters; it must have 1 to {most}", limit=most)
     if not value.isprintable() and _UNSAFE_NAME.search(value):
@@ -412,7 +419,7 @@ def _name(param: Param, value: Any, limits: Limits) -> str:
 def _names(param: Param, value: Any, limits: Limits) -> list[str]:
     if type(value) is not list:
         raise param.refuse("must be a list of strings")
-    most = param.upper(limits) or 256
+    most = param.upper(limits) or MOST_NAMES
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
     try:
@@ -429,7 +436,7 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
 def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
     if type(value) is not list or not value or any(type(entry) is not int for entry in value):
         raise param.refuse("must be a list of at least one integer")
-    most = param.upper(limits) or 1000
+    most = param.upper(limits) or MOST_INTEGERS
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
     if any(not 0 <= entry <= MOST_INTEGER for entry in value):
@@ -451,92 +458,4 @@ KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
     "names": _names,
     "integers": _integers,
     "object": _object,
-}
-
-
-def shape_schema(shape: Any) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an answer's shape; see the notation at the head of this module."""
-    if isinstance(shape, tuple):
-        return {"anyOf": [shape_schema(one) for one in shape]}
-    if isinstance(shape, list):
-        return {"type": "array", "items": shape_schema(shape[0])}
-    if isinstance(shape, dict):
-        return {
-            "type": "object",
-            "properties": {name.rstrip("?"): shape_schema(inner) for name, inner in shape.items()},
-            "required": [name for name in shape if not name.endswith("?")],
-        }
-    kind, _, null = shape.partition("|")
-    base: dict[str, Any] = {"type": "string", "format": "date-time"} if kind == "time" else {"type": kind}
-    if null:
-        base["type"] = [base["type"], "null"]
-    return base
-
-
-def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one parameter's values, accepting what `bind` accepts.
-
-    In JSON, null stands for an optional parameter that is not given. `textual` describes a query string instead, where
-    there is no null and the entries of a list hold no comma. A text's limit counts bytes, which JSON Schema cannot say:
-    `maxLength` is then the most characters that can fit.
-    """
-    schema = _SCHEMAS[param.kind](param, param.upper(limits), "," if textual else "")
-    if not textual and not param.required:
-        schema["type"] = [schema["type"], "null"]
-        if "enum" in schema:
-            schema["enum"] = [*schema["enum"], None]
-    if param.doc:
-        schema["description"] = param.doc
-    if not param.required and param.default is not None:
-        schema["default"] = param.default_within(limits)
-    return schema
-
-
-# Regular expressions below are read by JavaScript and Python alike: no \s (its meaning differs) and no look-around.
-_CONTROLS = r"\u0000-\u001f\u007f-\u009f"
-_BLANKS = r"\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-
-
-def _name_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    if param.choices:
-        return {"type": "string", "enum": list(param.choices)}
-    inner, edge = f"[^{_CONTROLS}{without}]", f"[^{_CONTROLS}{_BLANKS}{without}]"
-    pattern = f"^{edge}({inner}*{edge})?$"
-    return {"type": "string", "minLength": 1, "maxLength": most or 128, "pattern": pattern}
-
-
-def _text_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    if param.choices:
-        return {"type": "string", "enum": list(param.choices)}
-    schema: dict[str, Any] = {"type": "string"}
-    if param.least:
-        schema["minLength"] = param.least
-    if most is not None:
-        schema["maxLength"] = most
-    return schema
-
-
-def _integer_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    least = -MOST_INTEGER if param.least is None else param.least
-    return {"type": "integer", "minimum": least, "maximum": MOST_INTEGER if most is None or param.clamp else most}
-
-
-def _names_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    schema = {"type": "array", "items": _name_schema(param, param.longest, without), "maxItems": most or 256}
-    return schema | {"minItems": 1} if without else schema
-
-
-def _integers_schema(param: Param, most: int | None, without: str) -> dict[str, Any]:
-    item = {"type": "integer", "minimum": 0, "maximum": MOST_INTEGER}
-    return {"type": "array", "items": item, "minItems": 1, "maxItems": most or 1000}
-
-
-_SCHEMAS: dict[str, Callable[[Param, int | None, str], dict[str, Any]]] = {
-    "integer": _integer_schema,
-    "boolean": lambda param, most, without: {"type": "boolean"},
-    "text": _text_schema,
-    "name": _name_schema,
-    "names": _names_schema,
-    "integers": _integers_schema,
-    "object": lambda param, most, without: {"type": "object"},
 }

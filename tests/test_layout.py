@@ -76,6 +76,7 @@ LAYERS: tuple[set[str], ...] = (
         "flags",
         "screen",
         "configtext",
+        "refusals",
     },
     # the Python client
     {"calls"},
@@ -83,7 +84,7 @@ LAYERS: tuple[set[str], ...] = (
     {"follow"},
     {"client"},
     # what is kept
-    {"copies", "verbs", "remote", "courier", "bellcommand", "attempts", "throttle", "tokens", "entitlement"},
+    {"copies", "verbs", "remote", "openapi", "courier", "bellcommand", "attempts", "throttle", "tokens", "entitlement"},
     {"migration", "reference", "issuer"},
     {"store", "tail", "progress", "output", "filing"},
     {"events", "directory", "wire", "starter", "methodtext"},

@@ -10,9 +10,10 @@ from faces import Direct, OverCli, join, refusal
 
 from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
+from stonemux.openapi import shape_schema
 from stonemux.operations import BY_NAME, OPERATIONS
 from stonemux.schema import KINDS as PARAM_KINDS
-from stonemux.schema import TIERS, bind, shape_schema
+from stonemux.schema import TIERS, bind
 from stonemux.vocabulary import EVENT_KINDS
 
 SETTINGS = Settings()

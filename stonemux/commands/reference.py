@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the document."""
-    from stonemux import config, configtext, methodtext, operations, reference
+    from stonemux import config, configtext, methodtext, openapi, operations, reference
 
     if options.openapi:
-        print(json.dumps(reference.openapi(operations.OPERATIONS, config.Settings(), VERSION), indent=2))
+        print(json.dumps(openapi.document(operations.OPERATIONS, config.Settings(), VERSION), indent=2))
     elif options.client:
         print(methodtext.text(operations.OPERATIONS, methodtext.named_shapes(operations)), end="")
     elif options.config:
