@@ -7,13 +7,13 @@ prints goes nowhere; when its time is up it is killed with all that it started a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stonemux import signals
 from stonemux.addresses import ForbiddenURL
 from stonemux.clock import Clock
 from stonemux.config import ANY_COMMAND
@@ -62,7 +62,7 @@ class Run:
         """End it at once."""
         self.was_cut = True
         if (process := self._process) is not None:
-            _kill(process)
+            signals.to_session(process.pid, signal.SIGKILL)
 
     def ring(self, variables: Mapping[str, str], body: bytes) -> Outcome:
         """Run it to its end; never raises."""
@@ -83,19 +83,14 @@ class Run:
             ) as process:
                 self._process = process
                 if self.was_cut:  # before it could be seen
-                    _kill(process)
+                    signals.to_session(process.pid, signal.SIGKILL)
                 try:
                     process.communicate(body, self._total_ms / 1000)
                     status = process.returncode
                     error = "" if status == 0 else f"exit status {status}"
                 except subprocess.TimeoutExpired:
-                    _kill(process)
+                    signals.to_session(process.pid, signal.SIGKILL)
                     error = f"killed: it ran longer than {self._total_ms / 1000:g} seconds"
         except (OSError, ValueError) as failed:
             error = f"it could not be started: {getattr(failed, 'strerror', None) or failed}"
         return Outcome(status, error, _clock.ticks_ms() - started)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)

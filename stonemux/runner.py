@@ -28,12 +28,15 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO
 
+from stonemux import signals
 from stonemux.client import Client
-from stonemux.clock import Clock, moment
+from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+from stonemux.pieces import ClaimedTask, LeasedMessage, Piece
 from stonemux.record import Record
+from stonemux.screen import counted
 
 LATER = 75
 """The exit status (EX_TEMPFAIL) of a command that wants its task to go back to the pool."""
@@ -49,8 +52,6 @@ KEEPING_S = 5.0
 """The same for the extension of a lease; it is short, since the command cannot be killed meanwhile."""
 MOST_OUTPUT = 10 * 1024 * 1024
 """Bytes of a command's output that are kept."""
-MOST_RESULT = 65_536
-"""Bytes that a result may have, unless the daemon says otherwise; of what is longer, a document keeps the whole."""
 TAIL_BYTES = 4000
 """How much of the end of standard error tells why a command failed."""
 MOST_REASON = 1000
@@ -83,28 +84,6 @@ class Orders(Record):
     def wait_s(self) -> int:
         """How long one call waits for work."""
         return max(1, min(WAIT_S, self.beat_ms // 1000))
-
-
-class Piece(Protocol):
-    """Something to do: a task or a message, and how the daemon is told what became of it."""
-
-    name: str
-    told: dict[str, Any]
-    """What the command reads."""
-    environ: dict[str, str]
-    lease_ms: int
-
-    def extend(self, client: Client) -> str:
-        """Keep it for another lease; returns "" or `cancelled`."""
-
-    def complete(self, client: Client, output: str) -> str:
-        """The command succeeded; returns what that made of it, in a word."""
-
-    def fail(self, client: Client, why: str) -> str:
-        """The command failed."""
-
-    def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        """Somebody else may do it."""
 
 
 class Runner:
@@ -166,7 +145,7 @@ class Runner:
             jobs = list(self._jobs.values())
             self._changed.notify_all()
         if first and jobs:
-            self.say(f"stopping {len(jobs)} command{'s' if len(jobs) > 1 else ''}")
+            self.say(f"stopping {counted(len(jobs), 'command')}")
         for job in jobs:
             job.stop("stopped", now=now)
         if first:
@@ -232,9 +211,9 @@ class Runner:
             got = self._taking.msg_poll(
                 timeout=orders.wait_s, channel=orders.channel, limit=1, ack="manual", lease=orders.lease_s
             )["messages"]
-            return _Message(got[0], orders, self._emit) if got else None
+            return LeasedMessage(got[0], orders.lease_s, reply=orders.reply, emit=self._emit) if got else None
         claim = self._taking.task_claim(timeout=orders.wait_s, channel=orders.channel or "default")
-        return _Task(claim, orders) if claim["task_id"] else None
+        return ClaimedTask(claim, retry=orders.retry) if claim["task_id"] else None
 
     def _begin(self, piece: Piece) -> bool:
         """Start the command; False when nothing more is to be taken."""
@@ -340,7 +319,7 @@ class _Job:
             with self._lock:
                 self._process = process
                 if self._why:  # it was stopped before it had begun
-                    _signal(process, signal.SIGTERM)
+                    signals.to_session(process.pid, signal.SIGTERM)
             keeper.start()
             status = process.wait()
             with self._lock:
@@ -349,7 +328,7 @@ class _Job:
                 self._turn.notify_all()
             keeper.join()
             if why:
-                _signal(process, signal.SIGKILL)  # what it left behind
+                signals.to_session(process.pid, signal.SIGKILL)  # what it left behind
             outcome = self._settle(status, why, held, output, errors)
         runner.say(f"{piece.name}: {outcome} after {(runner.clock.ticks_ms() - begun) / 1000:.1f} s")
         return status == 0 and not why
@@ -364,7 +343,7 @@ class _Job:
             elif self._kill_at is None:
                 self._kill_at = ticks + self._runner.orders.grace_s * 1000
                 if self._process is not None:
-                    _signal(self._process, signal.SIGTERM)
+                    signals.to_session(self._process.pid, signal.SIGTERM)
             self._turn.notify_all()
 
     # -- the lease
@@ -382,7 +361,7 @@ class _Job:
                     clock.wait(self._turn, due)
                     continue
                 if self._kill_at is not None:
-                    _signal(process, signal.SIGKILL)
+                    signals.to_session(process.pid, signal.SIGKILL)
                     return
             self._extend()
             extend_at = clock.ticks_ms() + self._pace()
@@ -458,133 +437,12 @@ class _Job:
             self.piece.give_back(self._client, why, delay_s)
 
 
-class _Task:
-    """A claimed task. Its calls carry keys of their own, so that telling twice happens once."""
-
-    def __init__(self, claim: Mapping[str, Any], orders: Orders) -> None:
-        self.told: dict[str, Any] = dict(claim["task"])
-        self.name = f"task {claim['task_id']}"
-        self._id: str = claim["task_id"]
-        self._token: str = claim["claim_token"]
-        self._retry = orders.retry
-        self.lease_ms = moment(self.told["lease_expires_at"]) - moment(self.told["claimed_at"])
-        self.environ = {
-            "STONEMUX_TASK_ID": self._id,
-            "STONEMUX_CLAIM_TOKEN": self._token,
-            "STONEMUX_CHANNEL": self.told["channel"],
-            "STONEMUX_FROM": self.told["posted_by"],
-        }
-
-    def extend(self, client: Client) -> str:
-        told = client.task_extend(task_id=self._id, claim_token=self._token)
-        return "cancelled" if told.get("cancelled") else ""
-
-    def complete(self, client: Client, output: str) -> str:
-        size = len(output.encode())
-        limit, document = None if size <= MOST_RESULT else MOST_RESULT, ""
-        while True:
-            if limit is not None and not document:
-                document = _document(client, output, self._key("document"))
-            whole = f"; the whole is {document}" if document else ""
-            result = output if limit is None else _cut(output, limit, f"\n[{size} bytes in all{whole}]")
-            try:
-                client.task_complete(
-                    task_id=self._id,
-                    claim_token=self._token,
-                    result=result,
-                    idempotency_key=self._key(f"complete-{limit or 0}"),
-                )
-                return "complete"
-            except MuxError as error:
-                told = error.facts.get("limit")
-                if error.facts.get("parameter") != "result" or not isinstance(told, int) or told == limit:
-                    raise
-                limit = told
-
-    def fail(self, client: Client, why: str) -> str:
-        told = client.task_complete(
-            task_id=self._id,
-            claim_token=self._token,
-            status="failed",
-            result=why,
-            retry=self._retry,
-            idempotency_key=self._key("fail"),
-        )
-        return "failed" if told["status"] == "failed" else "failed, to be tried again"
-
-    def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        client.task_release(
-            task_id=self._id,
-            claim_token=self._token,
-            reason=why,
-            delay=delay_s,
-            idempotency_key=self._key("release"),
-        )
-        return "given back"
-
-    def _key(self, act: str) -> str:
-        return f"run-{self._token}-{act}"
-
-
-class _Message:
-    """A message on a lease. One that fails comes again, later each time, until it is a dead letter."""
-
-    def __init__(self, message: Mapping[str, Any], orders: Orders, emit: Callable[[str], None]) -> None:
-        self.told: dict[str, Any] = dict(message)
-        self.name = f"message {message['id']}"
-        self._id: int = message["id"]
-        self._lease_s = orders.lease_s
-        self.lease_ms = orders.lease_s * 1000
-        self._reply = orders.reply
-        self._emit = emit
-        self.environ = {
-            "STONEMUX_MESSAGE_ID": str(self._id),
-            "STONEMUX_FROM": message["from"],
-            "STONEMUX_CHANNEL": message["channel"],
-        }
-
-    def extend(self, client: Client) -> str:
-        client.msg_extend(id=self._id, lease=self._lease_s)
-        return ""
-
-    def complete(self, client: Client, output: str) -> str:
-        if not self._reply:
-            self._emit(f"{output}\n" if output else "")
-        elif output:
-            key = f"run-message-{self._id}"
-            document = _document(client, output, f"{key}-document") if len(output.encode()) > MOST_RESULT else ""
-            client.msg_send(
-                to=self.told["from"],
-                content=None if document else output,
-                content_ref=document or None,
-                channel=self.told["channel"],
-                reply_to=self._id,
-                idempotency_key=f"{key}-reply",
-            )
-        client.msg_ack(ids=[self._id])
-        return "answered" if self._reply else "acknowledged"
-
-    def fail(self, client: Client, why: str) -> str:
-        client.msg_nack(id=self._id, delay=min(2 ** self.told.get("deliveries", 1), 600))
-        return "put back"
-
-    def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        client.msg_nack(id=self._id, delay=delay_s)
-        return "put back"
-
-
 def _program(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """The command with the path of its program. Raises `not_found` before anything is taken."""
     found = shutil.which(command[0], path=environ.get("PATH", os.defpath))
     if found is None:
         raise MuxError("not_found", f"there is no command {command[0]!r}, or it may not be run; nothing was taken")
     return [os.path.abspath(found), *command[1:]]
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a command and all that it started and that stayed in its session."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone; macOS says so of a zombie, too
-        os.killpg(process.pid, number)
 
 
 def _signal_name(number: int) -> str:
@@ -597,19 +455,3 @@ def _signal_name(number: int) -> str:
 def _text(file: IO[bytes], start: int, most: int) -> str:
     file.seek(start)
     return file.read(most).decode(errors="replace")
-
-
-def _cut(text: str, limit: int, note: str) -> str:
-    """The beginning of a text, with a note, in so many bytes."""
-    return text.encode()[: max(0, limit - len(note.encode()))].decode(errors="ignore") + note
-
-
-def _document(client: Client, text: str, key: str) -> str:
-    """Keep a text as a document and return its id; "" where the daemon takes none of that size."""
-    try:
-        made = client.document_create(content=text, title="output of a command", idempotency_key=key)
-    except MuxError as error:
-        if error.code == "unreachable":
-            raise
-        return ""
-    return made["document"]["id"]

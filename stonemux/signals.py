@@ -1,4 +1,4 @@
-"""Signals, heard by one thread in the order in which they come.
+"""Signals, heard by one thread in the order in which they come; and sent.
 
 The system writes each one's number to a pipe at once, and the thread reads the pipe. Handlers that wake a thread would
 lose some: a signal that comes just before the thread falls asleep on a lock does not wake it.
@@ -41,3 +41,9 @@ class Signals:
         signal.set_wakeup_fd(-1)
         os.close(self._heard)
         os.close(self._told)
+
+
+def to_session(pid: int, number: int) -> None:
+    """Send a signal to a process that leads a session, and to all that it started and that stayed there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone; macOS says so of a zombie, too
+        os.killpg(pid, number)

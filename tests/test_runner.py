@@ -18,7 +18,7 @@ from daemons import ROOT, free_port, running_daemon
 from faces import join
 from raw import eventually
 
-from stonemux import runner
+from stonemux import pieces, runner
 from stonemux.clock import rfc3339
 from stonemux.commands import run
 from stonemux.errors import MuxError
@@ -167,7 +167,7 @@ def test_output_beyond_a_results_limit_is_kept_as_a_document(start, boss):
     task = boss.post()
     assert start("printf '%0100000d' 7", once=True).ends() == 0
     result = boss.task(task)["result"]
-    assert len(result) <= runner.MOST_RESULT
+    assert len(result) <= pieces.MOST_RESULT
     assert "[100000 bytes in all; the whole is doc-" in result
     document = result.rpartition(" ")[2].rstrip("]")
     assert boss.call("document.get", id=document)["document"]["content"] == f"{7:0100000d}"
@@ -435,8 +435,8 @@ def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter
 
 def test_a_messages_lease_is_kept_too(start, boss, letter, clock, place, monkeypatch):
     extended: list[int] = []
-    extend = runner._Message.extend
-    monkeypatch.setattr(runner._Message, "extend", lambda self, client: extend(self, client) or extended.append(1))
+    extend = pieces.LeasedMessage.extend
+    monkeypatch.setattr(pieces.LeasedMessage, "extend", lambda self, client: extend(self, client) or extended.append(1))
     message = letter("slow")
     script = 'touch "$PLACE/begun"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done'
     start(script, messages=True, once=True, lease_s=60, beat_ms=20)
