@@ -229,6 +229,7 @@ def test_fault_13_a_handshake_that_does_not_go_on_delays_nobody_and_is_cut(serve
 
 def test_fault_13_the_deadline_of_a_handshake_is_total(served):
     sock = served.plain()
+    eventually(lambda: served.server.open_connections == 1)  # its deadline is counted from here
     for at, byte in enumerate(hello()):
         if at * 100 > HEAD_MS + 1000:
             break
