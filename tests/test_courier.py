@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from receivers import OK, status
 
-from stonemux import addresses, courier
+from stonemux import addresses, oneshot
 from stonemux.addresses import Policy
 from stonemux.courier import Attempt
 from stonemux.endpoints import Outcome
@@ -231,7 +231,7 @@ def test_a_name_server_that_hangs_holds_no_longer(monkeypatch):
     assert len(asked) == 1, "one question for each name at a time"
     hanging.set()
     end = time.monotonic() + 5
-    while courier._looking:
+    while oneshot._looking:
         assert time.monotonic() < end
         time.sleep(0.002)
 

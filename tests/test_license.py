@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import pytest
 from faces import Direct, join, refusal
 from licensed import claims_of, issue, issued, put
+from raw import eventually
 from streams import Reader
 
-from stonemux import activation, cli, license, licenseclient, licenseserver
+from stonemux import activation, addresses, cli, license, licenseclient, licenseserver, oneshot
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.entitlement import Entitlement
@@ -503,6 +504,21 @@ def test_a_server_that_hangs_or_drips_costs_no_more_than_its_time():
             with pytest.raises(licenseclient.NoUse):
                 licenseclient.post(server, "/heartbeat", {}, patience_ms=100)
             held.set()
+
+
+def test_a_name_server_that_hangs_costs_no_more_than_the_time(monkeypatch):
+    ended = threading.Event()
+
+    def hang(target, *, numeric=False):
+        if not numeric:
+            ended.wait(5)
+        raise OSError
+
+    monkeypatch.setattr(addresses, "resolve", hang)
+    with pytest.raises(licenseclient.NoUse, match="could not be looked up in time"):
+        licenseclient.post("http://license.example", "/heartbeat", {}, patience_ms=50)
+    ended.set()
+    eventually(lambda: not oneshot._looking)
 
 
 def test_the_heartbeat_tells_four_things_once_a_day_and_can_be_switched_off(far, near):
