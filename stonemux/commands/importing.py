@@ -20,7 +20,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stonemux import flags, screen
-from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
+from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.progress import Progress
 from stonemux.remote import Remote, of_user
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_TOLD = 20
 """Refused lines that are told one by one."""
+OF_A_LINE = (EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND)
+"""How a refusal ends that may be one line's own."""
 SEND, BROADCAST, NOTIFY = BY_NAME["msg.send"], BY_NAME["msg.broadcast"], BY_NAME["agent.notify"]
 MADE = frozenset(name.rstrip("?") for name in BY_NAME["msg.list"].returns["messages"][0]) - frozenset(SEND.by_name)
 """What an exported message has that sending makes anew."""
@@ -85,7 +87,7 @@ class Import:
             told = _object(line)
             made = self._send(told, key)
         except MuxError as error:
-            if error.failure.exit not in (1, 2, 3) or error.failure.http in (401, 402) or error.failure.http >= 501:
+            if error.failure.exit not in OF_A_LINE or error.failure.http in (401, 402) or error.failure.http >= 501:
                 error.message = f"stopped at line {number}: {error.message}. Run it again later: nothing is sent twice"
                 raise
             self._refuse(number, error)
