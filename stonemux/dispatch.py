@@ -14,6 +14,7 @@ from typing import Any
 from stonemux import agents, directory, messages, taskrows, tasks
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.excerpts import shortened
 from stonemux.taskrows import Task
 from stonemux.transaction import Tx
 from stonemux.vocabulary import SYSTEM, generate_agent_channel_name
@@ -138,5 +139,5 @@ def give(
 
 
 def _sentence(kind: str, description: str) -> str:
-    short = description if len(description) <= SHOWN else description[: SHOWN - 1] + "…"
-    return f"{'Task assigned' if kind == 'task-assignment' else 'Task reassigned'}: {short}"
+    done = "Task assigned" if kind == "task-assignment" else "Task reassigned"
+    return f"{done}: {shortened(description, SHOWN)}"

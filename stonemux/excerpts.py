@@ -1,4 +1,4 @@
-"""The place of a text where what was searched for stands, with the found words between ** and **.
+"""Parts of a text: its beginning, or where what was searched for stands, the found words between ** and **.
 
 SQLite's own `snippet` takes the square of the number of finds: seconds for one long text that says a word often.
 """
@@ -19,6 +19,11 @@ MOST = 200
 """Found words that are looked at."""
 
 _WORD = r"[^\W_]+"
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in at most so many characters, of which the last is … where something is missing."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def excerpt(text: str, wanted: str) -> str:

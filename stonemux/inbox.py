@@ -19,6 +19,7 @@ from typing import Any
 from stonemux import directory, documents, door, messages, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.excerpts import shortened
 from stonemux.messages import SETTLED
 from stonemux.mux import Caller, Mux
 from stonemux.schema import MOST_INTEGER, shown
@@ -184,7 +185,7 @@ def _view(row: Any, agent_id: str, full: bool) -> dict[str, Any]:
     if full:
         item["content"] = text
     else:
-        item["preview"] = text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
+        item["preview"] = shortened(text, PREVIEW)
     for extra in ("subject", "type", "thread", "reply_to", "priority", "content_ref"):
         if row[extra]:
             item[extra] = row[extra]

@@ -17,6 +17,7 @@ from typing import Any
 from stonemux import flags, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
+from stonemux.excerpts import shortened
 from stonemux.remote import of_user
 from stonemux.tail import WAIT_S, Tail
 
@@ -68,5 +69,4 @@ def _line(event: Mapping[str, Any], options: argparse.Namespace, environ: Mappin
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else screen.as_json(value, sys.stdout)
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shortened(" ".join(text.split()), 80)
