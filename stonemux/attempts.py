@@ -9,32 +9,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from stonemux.clock import Clock, rfc3339
+from stonemux.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Clock, rfc3339
 from stonemux.endpoints import Outcome
 from stonemux.record import Record
 from stonemux.signature import headers, make_secret
 from stonemux.transaction import Snapshot, Tx
 
-SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
-
-DOORBELL_DELAYS = (1 * SECOND, 5 * SECOND, 30 * SECOND, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, 1 * HOUR)
+DOORBELL_DELAYS = (
+    1 * SECOND_MS,
+    5 * SECOND_MS,
+    30 * SECOND_MS,
+    2 * MINUTE_MS,
+    10 * MINUTE_MS,
+    30 * MINUTE_MS,
+    1 * HOUR_MS,
+)
 """After the first attempt at once; the last goes on until a day is over."""
-DOORBELL_ENDS_MS = 24 * HOUR
+DOORBELL_ENDS_MS = DAY_MS
 FORWARD_DELAYS = (
-    5 * SECOND,
-    5 * MINUTE,
-    30 * MINUTE,
-    2 * HOUR,
-    5 * HOUR,
-    10 * HOUR,
-    14 * HOUR,
-    20 * HOUR,
-    24 * HOUR,
+    5 * SECOND_MS,
+    5 * MINUTE_MS,
+    30 * MINUTE_MS,
+    2 * HOUR_MS,
+    5 * HOUR_MS,
+    10 * HOUR_MS,
+    14 * HOUR_MS,
+    20 * HOUR_MS,
+    24 * HOUR_MS,
 )
 """Those of Standard Webhooks; after the last the event is a dead letter."""
-DISABLED_AFTER_MS = 24 * HOUR
+DISABLED_AFTER_MS = DAY_MS
 DISABLED_AFTER_FAILURES = 20
-ROTATION_MS = 24 * HOUR
+ROTATION_MS = DAY_MS
 """How long deliveries are signed with the replaced secret, too."""
 KEPT = 100_000
 """Attempts that are listed at most, whatever their age."""
@@ -62,7 +68,7 @@ def verdict(row: Any, outcome: Outcome, delay_ms: int, clock: Clock, now: int) -
     if outcome.gone:
         disabled = "it answered 410 Gone"
     elif failures >= DISABLED_AFTER_FAILURES and now - since >= DISABLED_AFTER_MS:
-        disabled = f"{failures} attempts failed in a row, for {(now - since) // HOUR} hours"
+        disabled = f"{failures} attempts failed in a row, for {(now - since) // HOUR_MS} hours"
     wait_ms = max(jittered(delay_ms, clock), (outcome.retry_after or 0) * 1000)
     return Verdict(failures, since, disabled, wait_ms)
 

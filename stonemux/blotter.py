@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 
 from stonemux.chain import Entry
-from stonemux.clock import Clock
+from stonemux.clock import MINUTE_MS, Clock
 
 ENTERED_MS = 1_000
 """How long after the first of them noted entries are entered."""
-COUNTED_MS = 60_000
+COUNTED_MS = MINUTE_MS
 """How often what came too fast is entered as a count."""
 AT_ONCE = 120
 A_SECOND = 2

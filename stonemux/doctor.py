@@ -20,7 +20,7 @@ from typing import Any
 
 from stonemux import VERSION, copies, datadir, ground, operations, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
-from stonemux.clock import Clock, rfc3339
+from stonemux.clock import DAY_MS, MINUTE_MS, Clock, rfc3339
 from stonemux.config import Settings, check_safe
 from stonemux.datadir import Head
 from stonemux.errors import MuxError
@@ -31,8 +31,8 @@ from stonemux.screen import counted
 
 LARGE_LOG = 64 * 1024 * 1024
 """Bytes beyond which the write-ahead log grows because somebody reads without end."""
-OLD_BACKUP_MS = 7 * 86_400_000
-FUTURE_MS = 60_000
+OLD_BACKUP_MS = 7 * DAY_MS
+FUTURE_MS = MINUTE_MS
 """So far may stored times lie ahead of the machine's clock."""
 
 
@@ -314,7 +314,7 @@ def _backups(patient: Patient) -> Iterator[Finding]:
     if not made:
         yield Finding("backups", NOTE, f"none in {kept}", "make one with: stonemux backup")
     elif patient.now - max(made) > OLD_BACKUP_MS:
-        days = (patient.now - max(made)) // 86_400_000
+        days = (patient.now - max(made)) // DAY_MS
         yield Finding("backups", NOTE, f"the newest is {days} days old", "make one with: stonemux backup")
     else:
         yield Finding("backups", OK, f"{len(made)}, the newest of {rfc3339(max(made))}")

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from stonemux import audit, chain
+from stonemux.clock import DAY_MS
 from stonemux.datadir import OWNER_TOKEN
 from stonemux.errors import MuxError, read_error
 from stonemux.hub import Hangup
@@ -25,7 +26,7 @@ from stonemux.schema import IDEMPOTENCY_KEY, TIERS, Operation, bind, malformed_k
 from stonemux.tokens import OWNER, TOPIC, Principal
 from stonemux.transaction import Done, Job, Tx, Work
 
-IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000
+IDEMPOTENCY_TTL_MS = DAY_MS
 _KEY = re.compile(IDEMPOTENCY_KEY)
 
 

@@ -17,12 +17,12 @@ import json
 from typing import Any
 
 from stonemux import taskrows, tasks
-from stonemux.clock import rfc3339
+from stonemux.clock import DAY_MS, rfc3339
 from stonemux.errors import MuxError
 from stonemux.taskrows import Task
 from stonemux.transaction import Tx
 
-PATIENCE_MS = 24 * 3600 * 1000
+PATIENCE_MS = DAY_MS
 """How long a task waits for an answer."""
 
 _AWAITED = ("awaited threads",)

@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from stonemux import chain
-from stonemux.clock import moment
+from stonemux.clock import DAY_MS, moment
 from stonemux.errors import MuxError
 from stonemux.record import Record
 from stonemux.schema import TIERS
 
 MOST_DOCUMENT = 16 * 1024
 LICENSE, SIGIL = "stonemux license v1", "stonemux sigil v1"
-SIGIL_MS = 90 * 86_400_000
+SIGIL_MS = 90 * DAY_MS
 """A command that is older than this counts no more."""
-SIGIL_SKEW_MS = 86_400_000
+SIGIL_SKEW_MS = DAY_MS
 """How far in the future a command may be dated."""
 COMMANDS = ("die", "live")
 _HEX = r"[0-9a-f]+"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from stonemux import directory, leases, messages
+from stonemux.clock import HOUR_MS
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
 
-REDELIVERED_MS = 3_600_000
+REDELIVERED_MS = HOUR_MS
 """How far back `redeliver` reaches."""
 
 

@@ -15,6 +15,7 @@ import threading
 from typing import Any
 
 from stonemux import VERSION, door, licenseclient
+from stonemux.clock import DAY_MS
 from stonemux.datadir import DataDir, note_install, read_install
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
@@ -22,8 +23,6 @@ from stonemux.operations import BY_NAME
 from stonemux.tokens import OWNER
 
 log = logging.getLogger("stonemux")
-
-DAY_MS = 86_400_000
 
 
 class Telemetry:

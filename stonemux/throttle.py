@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from stonemux.clock import MINUTE_MS
 from stonemux.errors import MuxError
-
-MINUTE_MS = 60_000
 
 
 class Throttle:

@@ -28,13 +28,14 @@ from stonemux import (
     webhooks,
 )
 from stonemux.chain import Entry
+from stonemux.clock import DAY_MS, MINUTE_MS
 from stonemux.errors import MuxError
 from stonemux.mux import Mux
 from stonemux.transaction import Tx, Work
 
 log = logging.getLogger("stonemux")
 
-HOUSEKEEPING_MS = 60_000
+HOUSEKEEPING_MS = MINUTE_MS
 PURGED_AT_ONCE = 1000
 """Rows forgotten by one transaction, so that no sender waits long behind the purge."""
 LEAST_EVENTS = 1000
@@ -43,7 +44,6 @@ NOTE_HEAD_MS = 5_000
 at that moment waits for it: once a second, that was one wake-up in a hundred."""
 LARGE_LOG_BYTES = 16 * 1024 * 1024
 """A write-ahead log that has grown beyond this, because of a long read or a large write, is cut when all is quiet."""
-DAY_MS = 86_400_000
 CHECK_MS = 7 * DAY_MS
 """How often every page of the database is read, if anything has happened since."""
 CUT_S = 0.05

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from stonemux.clock import Clock
+from stonemux.clock import DAY_MS, MINUTE_MS, Clock
 from stonemux.config import Settings, is_loopback
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
@@ -28,11 +28,11 @@ from stonemux.record import Record, replace
 
 MOST_TOKEN = 1024
 MOST_SEEN = 4096
-SKEW_MS = 60_000
+SKEW_MS = MINUTE_MS
 """How far ahead of us the clock may be that made a token."""
-LONGEST_MS = 30 * 24 * 3600 * 1000
+LONGEST_MS = 30 * DAY_MS
 """No token lasts longer (the most that `auth.token_ttl` may be), so a revocation need not."""
-ROTATED_MS = 24 * 3600 * 1000
+ROTATED_MS = DAY_MS
 """How long the tokens of a replaced key stay good."""
 EVERYBODY, LOCAL = "*", "local"
 TOPIC: Topic = ("auth",)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stonemux import copies, operations
-from stonemux.clock import Clock, rfc3339
+from stonemux.clock import DAY_MS, HOUR_MS, MINUTE_MS, Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.copies import Contents
 from stonemux.datadir import DATABASE, DataDir, is_held, read_owner_token
@@ -133,7 +133,7 @@ def _listed(found: Contents, now: int) -> list[str]:
 
 
 def _ago(ms: int) -> str:
-    for size, unit in ((86_400_000, "days"), (3_600_000, "hours"), (60_000, "minutes")):
+    for size, unit in ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes")):
         if ms >= 2 * size:
             return f"{ms // size} {unit} ago"
     return "just now"

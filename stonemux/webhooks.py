@@ -12,7 +12,7 @@ import json
 from typing import Any, NamedTuple
 
 from stonemux import addresses, attempts, directory, doorbells, events
-from stonemux.clock import rfc3339
+from stonemux.clock import DAY_MS, rfc3339
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
 from stonemux.events import Filter
@@ -25,7 +25,7 @@ MOST = 50
 SCAN = 500
 """Events that one look reads; and how far the cursor in the row may fall behind what was looked at. Less than what the
 log keeps at least, so that a filter that nothing passes causes no gap."""
-DEAD_KEPT_MS = 30 * 86_400_000
+DEAD_KEPT_MS = 30 * DAY_MS
 LISTED_DEAD = 100
 
 WAITING, DEAD = 0, 1

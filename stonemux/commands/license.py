@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _issue(options: argparse.Namespace, settings: Any) -> int:
     from stonemux import activation
-    from stonemux.clock import Clock, moment
+    from stonemux.clock import DAY_MS, Clock, moment
     from stonemux.ground import check_owner
     from stonemux.issuer import Issuer
 
@@ -55,7 +55,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
         raise MuxError("invalid_field", "--agents must be at least 1")
     if options.days is not None and not 0 < options.days <= MOST_DAYS:
         raise MuxError("invalid_field", f"--days must be 1 to {MOST_DAYS}")
-    not_after = None if options.days is None else clock.now_ms() + options.days * 86_400_000
+    not_after = None if options.days is None else clock.now_ms() + options.days * DAY_MS
     if options.not_after is not None:
         try:
             not_after = moment(options.not_after)
