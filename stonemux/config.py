@@ -97,502 +97,410 @@ class Setting(Record):
         }.get(self.kind, "text")
 
 
-def _about(section: str, doc: str, *, key: str | None = None, kind: str = "integer", **more: Any) -> dict[str, Any]:
-    """A field's metadata; the key is the attribute's name unless given."""
-    return {"section": section, "doc": doc, "key": key, "kind": kind} | more
+def _setting(
+    default: Any, section: str, doc: str, *, key: str | None = None, kind: str = "integer", **more: Any
+) -> Any:
+    """A field of `Settings`; its key in the file is the attribute's name unless given."""
+    return field(default=default, metadata={"section": section, "doc": doc, "key": key, "kind": kind} | more)
 
 
 class Settings(Record):
     """Every setting with its default; `load` makes the one a daemon runs with (there, `~` in paths is expanded)."""
 
-    host: str = field(
-        default="127.0.0.1",
-        metadata=_about(
-            "server",
-            "Address to listen on. Beyond loopback, callers need tokens, and the port TLS or insecure_http; the names "
-            "by which they come then belong in allowed_hosts.",
-            kind="text",
-            environment="STONEMUX_HOST",
-        ),
+    host: str = _setting(
+        "127.0.0.1",
+        "server",
+        "Address to listen on. Beyond loopback, callers need tokens, and the port TLS or insecure_http; the names "
+        "by which they come then belong in allowed_hosts.",
+        kind="text",
+        environment="STONEMUX_HOST",
     )
-    port: int = field(
-        default=DEFAULT_PORT,
-        metadata=_about(
-            "server",
-            "Port to listen on; 0 takes any free one, which the line `listening` of the output names.",
-            least=0,
-            most=65535,
-            environment="STONEMUX_PORT",
-        ),
+    port: int = _setting(
+        DEFAULT_PORT,
+        "server",
+        "Port to listen on; 0 takes any free one, which the line `listening` of the output names.",
+        least=0,
+        most=65535,
+        environment="STONEMUX_PORT",
     )
-    data_dir: Path = field(
-        default=Path("~/.stonemux"),
-        metadata=_about(
-            "server",
-            "Folder of everything that is stored; on a local disk, because locks on network file systems cannot be "
-            "relied on.",
-            kind="path",
-            environment="STONEMUX_DATA_DIR",
-        ),
+    data_dir: Path = _setting(
+        Path("~/.stonemux"),
+        "server",
+        "Folder of everything that is stored; on a local disk, because locks on network file systems cannot be "
+        "relied on.",
+        kind="path",
+        environment="STONEMUX_DATA_DIR",
     )
-    unix_socket: str = field(
-        default="",
-        metadata=_about(
-            "server",
-            "A Unix socket to listen on, too, which only this user can reach; empty for none, because the port on "
-            "loopback serves everybody.",
-            kind="place",
-        ),
+    unix_socket: str = _setting(
+        "",
+        "server",
+        "A Unix socket to listen on, too, which only this user can reach; empty for none, because the port on "
+        "loopback serves everybody.",
+        kind="place",
     )
-    tls_cert: str = field(
-        default="",
-        metadata=_about(
-            "server",
-            "File with the certificate (and those between it and its root) as PEM: the port then speaks TLS, 1.2 or "
-            "newer. Commands on this machine and clients trust what stands in it. Empty for none, because on loopback "
-            "nobody listens in; read at the start, and again at SIGHUP, when it was renewed.",
-            kind="place",
-            environment="STONEMUX_TLS_CERT",
-        ),
+    tls_cert: str = _setting(
+        "",
+        "server",
+        "File with the certificate (and those between it and its root) as PEM: the port then speaks TLS, 1.2 or "
+        "newer. Commands on this machine and clients trust what stands in it. Empty for none, because on loopback "
+        "nobody listens in; read at the start, and again at SIGHUP, when it was renewed.",
+        kind="place",
+        environment="STONEMUX_TLS_CERT",
     )
-    tls_key: str = field(
-        default="",
-        metadata=_about(
-            "server",
-            "File with the certificate's key as PEM, not encrypted; empty when it stands in tls_cert. Clients do not "
-            "need it.",
-            kind="place",
-            environment="STONEMUX_TLS_KEY",
-        ),
+    tls_key: str = _setting(
+        "",
+        "server",
+        "File with the certificate's key as PEM, not encrypted; empty when it stands in tls_cert. Clients do not "
+        "need it.",
+        kind="place",
+        environment="STONEMUX_TLS_KEY",
     )
-    insecure_http: bool = field(
-        default=False,
-        metadata=_about(
-            "server",
-            "Whether a host beyond loopback may be listened on without TLS; false, because everybody on the way could "
-            "read and change what is said. True where something else encrypts, such as a VPN or a proxy.",
-            kind="boolean",
-        ),
+    insecure_http: bool = _setting(
+        False,
+        "server",
+        "Whether a host beyond loopback may be listened on without TLS; false, because everybody on the way could "
+        "read and change what is said. True where something else encrypts, such as a VPN or a proxy.",
+        kind="boolean",
     )
-    max_connections: int = field(
-        default=512,
-        metadata=_about(
-            "server",
-            "Open connections beyond which a new one is answered 503; half of the 1,024 files that most systems let a "
-            "process open.",
-            least=4,
-            most=20_000,
-        ),
+    max_connections: int = _setting(
+        512,
+        "server",
+        "Open connections beyond which a new one is answered 503; half of the 1,024 files that most systems let a "
+        "process open.",
+        least=4,
+        most=20_000,
     )
-    max_waiters: int = field(
-        default=384,
-        metadata=_about(
-            "server",
-            "Calls and streams that may wait at the same time; fewer than max_connections, so that a send still gets "
-            "through when everybody waits.",
-            least=1,
-            most=20_000,
-        ),
+    max_waiters: int = _setting(
+        384,
+        "server",
+        "Calls and streams that may wait at the same time; fewer than max_connections, so that a send still gets "
+        "through when everybody waits.",
+        least=1,
+        most=20_000,
     )
-    max_waiters_per_agent: int = field(
-        default=8,
-        metadata=_about(
-            "server",
-            "Calls that one agent may have waiting; enough for a poll, a claim and a few watches, too few to crowd out "
-            "the others by mistake.",
-            least=1,
-            most=20_000,
-            live=True,
-        ),
+    max_waiters_per_agent: int = _setting(
+        8,
+        "server",
+        "Calls that one agent may have waiting; enough for a poll, a claim and a few watches, too few to crowd out "
+        "the others by mistake.",
+        least=1,
+        most=20_000,
+        live=True,
     )
-    allowed_hosts: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "server",
-            "Further names (without port) accepted in the Host header besides the loopback ones; all others are "
-            "refused, so that no web page can reach the daemon through a name of its own.",
-            kind="hosts",
-        ),
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        "server",
+        "Further names (without port) accepted in the Host header besides the loopback ones; all others are "
+        "refused, so that no web page can reach the daemon through a name of its own.",
+        kind="hosts",
     )
-    allow_network_fs: bool = field(
-        default=False,
-        metadata=_about(
-            "server",
-            "Whether data_dir may be on a network file system; false, because two machines could then write one "
-            "database.",
-            kind="boolean",
-        ),
+    allow_network_fs: bool = _setting(
+        False,
+        "server",
+        "Whether data_dir may be on a network file system; false, because two machines could then write one database.",
+        kind="boolean",
     )
-    license_key_file: Path = field(
-        default=Path("~/.stonemux/license.key"),
-        metadata=_about(
-            "license",
-            "Where the signed license is that a key was activated for; without one, default_tier counts.",
-            key="key_file",
-            kind="path",
-        ),
+    license_key_file: Path = _setting(
+        Path("~/.stonemux/license.key"),
+        "license",
+        "Where the signed license is that a key was activated for; without one, default_tier counts.",
+        key="key_file",
+        kind="path",
     )
-    license_server: str = field(
-        default="",
-        metadata=_about(
-            "license",
-            "Address of the server that keys are activated at, like https://license.example.org; empty, because the "
-            "owner of the machine is the licensor. With one, no license means free.",
-            kind="url",
-        ),
+    license_server: str = _setting(
+        "",
+        "license",
+        "Address of the server that keys are activated at, like https://license.example.org; empty, because the "
+        "owner of the machine is the licensor. With one, no license means free.",
+        kind="url",
     )
-    license_heartbeat: bool = field(
-        default=True,
-        metadata=_about(
-            "license",
-            "Whether the license server is told once a day that this daemon runs (docs/license.md lists all that it "
-            "is told); true, so that commands of the licensor arrive. Its answer, or none, changes nothing else.",
-            key="heartbeat",
-            kind="boolean",
-        ),
+    license_heartbeat: bool = _setting(
+        True,
+        "license",
+        "Whether the license server is told once a day that this daemon runs (docs/license.md lists all that it "
+        "is told); true, so that commands of the licensor arrive. Its answer, or none, changes nothing else.",
+        key="heartbeat",
+        kind="boolean",
     )
-    trusted_issuers: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "license",
-            "Public keys (64 hexadecimal digits each) of those whose licenses count here, besides this machine's own "
-            "issuer; empty, because nobody else is your licensor unless you say so.",
-            kind="keys",
-        ),
+    trusted_issuers: tuple[str, ...] = _setting(
+        (),
+        "license",
+        "Public keys (64 hexadecimal digits each) of those whose licenses count here, besides this machine's own "
+        "issuer; empty, because nobody else is your licensor unless you say so.",
+        kind="keys",
     )
-    default_tier: str = field(
-        default="enterprise",
-        metadata=_about(
-            "license",
-            "Tier without a license key; enterprise, so that a fresh copy does everything.",
-            kind="text",
-            choices=("free", "pro", "enterprise"),
-        ),
+    default_tier: str = _setting(
+        "enterprise",
+        "license",
+        "Tier without a license key; enterprise, so that a fresh copy does everything.",
+        kind="text",
+        choices=("free", "pro", "enterprise"),
     )
-    max_message_size: int = field(
-        default=65536,
-        metadata=_about(
-            "coordination",
-            "Largest content of a message, as UTF-8; what a model can read in one go, and less than the 1 MiB that a "
-            "request body may have.",
-            unit="bytes",
-            least=256,
-            most=1_000_000,
-            live=True,
-        ),
+    max_message_size: int = _setting(
+        65536,
+        "coordination",
+        "Largest content of a message, as UTF-8; what a model can read in one go, and less than the 1 MiB that a "
+        "request body may have.",
+        unit="bytes",
+        least=256,
+        most=1_000_000,
+        live=True,
     )
-    max_document_size: int = field(
-        default=10_485_760,
-        metadata=_about(
-            "coordination",
-            "Largest document, as UTF-8; room for a long log or a whole book, and less than the 16 MiB that the body "
-            "of document.create may have.",
-            unit="bytes",
-            least=256,
-            most=16_000_000,
-            live=True,
-        ),
+    max_document_size: int = _setting(
+        10_485_760,
+        "coordination",
+        "Largest document, as UTF-8; room for a long log or a whole book, and less than the 16 MiB that the body "
+        "of document.create may have.",
+        unit="bytes",
+        least=256,
+        most=16_000_000,
+        live=True,
     )
-    poll_timeout_max: int = field(
-        default=120,
-        metadata=_about(
-            "coordination",
-            "Longest wait of one call, longer ones are cut to it; short enough that a client notices a vanished "
-            "daemon.",
-            unit="seconds",
-            least=1,
-            most=3600,
-            live=True,
-        ),
+    poll_timeout_max: int = _setting(
+        120,
+        "coordination",
+        "Longest wait of one call, longer ones are cut to it; short enough that a client notices a vanished daemon.",
+        unit="seconds",
+        least=1,
+        most=3600,
+        live=True,
     )
-    task_claim_timeout: int = field(
-        default=300,
-        metadata=_about(
-            "coordination",
-            "After so long a claimed, unfinished task is available again; long enough for one step of work, extend "
-            "it for more.",
-            unit="seconds",
-            least=1,
-            most=43_200,
-            live=True,
-        ),
+    task_claim_timeout: int = _setting(
+        300,
+        "coordination",
+        "After so long a claimed, unfinished task is available again; long enough for one step of work, extend "
+        "it for more.",
+        unit="seconds",
+        least=1,
+        most=43_200,
+        live=True,
     )
-    heartbeat_interval: int = field(
-        default=60,
-        metadata=_about(
-            "coordination",
-            "How often agents should show that they live; any call by an agent counts. stonemux run, which reads it at "
-            "its start, keeps to it while its commands work.",
-            unit="seconds",
-            least=1,
-            most=86_400,
-            live=True,
-        ),
+    heartbeat_interval: int = _setting(
+        60,
+        "coordination",
+        "How often agents should show that they live; any call by an agent counts. stonemux run, which reads it at "
+        "its start, keeps to it while its commands work.",
+        unit="seconds",
+        least=1,
+        most=86_400,
+        live=True,
     )
-    stale_threshold: int = field(
-        default=300,
-        metadata=_about(
-            "coordination",
-            "Silence after which an agent is stale; five heartbeats, so that one lost call means nothing.",
-            unit="seconds",
-            least=1,
-            most=604_800,
-            live=True,
-        ),
+    stale_threshold: int = _setting(
+        300,
+        "coordination",
+        "Silence after which an agent is stale; five heartbeats, so that one lost call means nothing.",
+        unit="seconds",
+        least=1,
+        most=604_800,
+        live=True,
     )
-    inbox_limit: int = field(
-        default=100_000,
-        metadata=_about(
-            "coordination",
-            "Unsettled messages that an inbox holds before senders get inbox_full; a reader so far behind has "
-            "stopped, and its senders should know.",
-            unit="messages",
-            least=1,
-            most=1_000_000,
-            live=True,
-        ),
+    inbox_limit: int = _setting(
+        100_000,
+        "coordination",
+        "Unsettled messages that an inbox holds before senders get inbox_full; a reader so far behind has "
+        "stopped, and its senders should know.",
+        unit="messages",
+        least=1,
+        most=1_000_000,
+        live=True,
     )
-    max_deliveries: int = field(
-        default=20,
-        metadata=_about(
-            "coordination",
-            "How often a message is handed out on a lease without being acknowledged before it becomes a dead letter; "
-            "by then it harms whoever takes it.",
-            unit="deliveries",
-            least=1,
-            most=1000,
-            live=True,
-        ),
+    max_deliveries: int = _setting(
+        20,
+        "coordination",
+        "How often a message is handed out on a lease without being acknowledged before it becomes a dead letter; "
+        "by then it harms whoever takes it.",
+        unit="deliveries",
+        least=1,
+        most=1000,
+        live=True,
     )
-    message_retention: int = field(
-        default=604_800,
-        metadata=_about(
-            "coordination",
-            "How long settled messages stay readable; a week, so that last week's talk can be looked up without the "
-            "database growing for ever.",
-            unit="seconds",
-            least=1,
-            most=_DECADE,
-            live=True,
-        ),
+    message_retention: int = _setting(
+        604_800,
+        "coordination",
+        "How long settled messages stay readable; a week, so that last week's talk can be looked up without the "
+        "database growing for ever.",
+        unit="seconds",
+        least=1,
+        most=_DECADE,
+        live=True,
     )
-    task_retention: int = field(
-        default=604_800,
-        metadata=_about(
-            "coordination",
-            "How long finished tasks stay readable; a week, as for messages.",
-            unit="seconds",
-            least=1,
-            most=_DECADE,
-            live=True,
-        ),
+    task_retention: int = _setting(
+        604_800,
+        "coordination",
+        "How long finished tasks stay readable; a week, as for messages.",
+        unit="seconds",
+        least=1,
+        most=_DECADE,
+        live=True,
     )
-    dispatch_auto: bool = field(
-        default=False,
-        metadata=_about(
-            "dispatch",
-            "Whether the daemon assigns pending tasks to idle, active agents that can do them, the most urgent first, "
-            "and notifies them; false, because agents that claim by themselves need nobody to do it.",
-            key="auto",
-            kind="boolean",
-            live=True,
-        ),
+    dispatch_auto: bool = _setting(
+        False,
+        "dispatch",
+        "Whether the daemon assigns pending tasks to idle, active agents that can do them, the most urgent first, "
+        "and notifies them; false, because agents that claim by themselves need nobody to do it.",
+        key="auto",
+        kind="boolean",
+        live=True,
     )
-    sse_keepalive: int = field(
-        default=15,
-        metadata=_about(
-            "events",
-            "How often a silent event stream carries a comment; below the 30 to 60 seconds after which proxies cut "
-            "idle connections.",
-            unit="seconds",
-            least=1,
-            most=300,
-            live=True,
-        ),
+    sse_keepalive: int = _setting(
+        15,
+        "events",
+        "How often a silent event stream carries a comment; below the 30 to 60 seconds after which proxies cut "
+        "idle connections.",
+        unit="seconds",
+        least=1,
+        most=300,
+        live=True,
     )
-    max_event_buffer: int = field(
-        default=1000,
-        metadata=_about(
-            "events",
-            "Events that a slow stream may lag behind before it is told of a gap; bounds the memory that one reader "
-            "can cost.",
-            unit="events",
-            least=1,
-            most=100_000,
-        ),
+    max_event_buffer: int = _setting(
+        1000,
+        "events",
+        "Events that a slow stream may lag behind before it is told of a gap; bounds the memory that one reader "
+        "can cost.",
+        unit="events",
+        least=1,
+        most=100_000,
     )
-    event_retention: int = field(
-        default=3600,
-        metadata=_about(
-            "events",
-            "How long events can be resumed from; an hour covers a restart or a laptop's nap.",
-            key="retention",
-            unit="seconds",
-            least=1,
-            most=_YEAR,
-            live=True,
-        ),
+    event_retention: int = _setting(
+        3600,
+        "events",
+        "How long events can be resumed from; an hour covers a restart or a laptop's nap.",
+        key="retention",
+        unit="seconds",
+        least=1,
+        most=_YEAR,
+        live=True,
     )
-    webhooks_timeout: int = field(
-        default=5,
-        metadata=_about(
-            "webhooks",
-            "How long one delivery may take from the first look at the name to the answer; receivers on the same "
-            "machine answer at once and do the work afterwards.",
-            key="timeout",
-            unit="seconds",
-            least=1,
-            most=30,
-        ),
+    webhooks_timeout: int = _setting(
+        5,
+        "webhooks",
+        "How long one delivery may take from the first look at the name to the answer; receivers on the same "
+        "machine answer at once and do the work afterwards.",
+        key="timeout",
+        unit="seconds",
+        least=1,
+        most=30,
     )
-    webhooks_connect_timeout: int = field(
-        default=2,
-        metadata=_about(
-            "webhooks",
-            "How long of that connecting may take; a machine that is not there shows so.",
-            key="connect_timeout",
-            unit="seconds",
-            least=1,
-            most=30,
-        ),
+    webhooks_connect_timeout: int = _setting(
+        2,
+        "webhooks",
+        "How long of that connecting may take; a machine that is not there shows so.",
+        key="connect_timeout",
+        unit="seconds",
+        least=1,
+        most=30,
     )
-    webhooks_allow_private: bool = field(
-        default=False,
-        metadata=_about(
-            "webhooks",
-            "Whether deliveries may go to private networks (10/8, 172.16/12, 192.168/16, 100.64/10, fc00::/7); false, "
-            "because an agent could otherwise reach through the daemon what it cannot reach itself. Loopback is always "
-            "allowed, link-local and metadata addresses never.",
-            key="allow_private",
-            kind="boolean",
-        ),
+    webhooks_allow_private: bool = _setting(
+        False,
+        "webhooks",
+        "Whether deliveries may go to private networks (10/8, 172.16/12, 192.168/16, 100.64/10, fc00::/7); false, "
+        "because an agent could otherwise reach through the daemon what it cannot reach itself. Loopback is always "
+        "allowed, link-local and metadata addresses never.",
+        key="allow_private",
+        kind="boolean",
     )
-    webhooks_allow_cidrs: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "webhooks",
-            "The private networks that deliveries may go to when not all of them may.",
-            key="allow_cidrs",
-            kind="networks",
-        ),
+    webhooks_allow_cidrs: tuple[str, ...] = _setting(
+        (),
+        "webhooks",
+        "The private networks that deliveries may go to when not all of them may.",
+        key="allow_cidrs",
+        kind="networks",
     )
-    webhooks_exec: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "webhooks",
-            "The commands that a doorbell exec:COMMAND may run, each in full and word for word; true allows every "
-            "command, and none runs by default, because whoever may register an agent could run programs as this user.",
-            key="exec",
-            kind="commands",
-        ),
+    webhooks_exec: tuple[str, ...] = _setting(
+        (),
+        "webhooks",
+        "The commands that a doorbell exec:COMMAND may run, each in full and word for word; true allows every "
+        "command, and none runs by default, because whoever may register an agent could run programs as this user.",
+        key="exec",
+        kind="commands",
     )
-    webhooks_exec_timeout: int = field(
-        default=30,
-        metadata=_about(
-            "webhooks",
-            "How long such a command may run before it is killed; it should start what takes longer, and end.",
-            key="exec_timeout",
-            unit="seconds",
-            least=1,
-            most=600,
-        ),
+    webhooks_exec_timeout: int = _setting(
+        30,
+        "webhooks",
+        "How long such a command may run before it is killed; it should start what takes longer, and end.",
+        key="exec_timeout",
+        unit="seconds",
+        least=1,
+        most=600,
     )
-    webhooks_attempt_retention: int = field(
-        default=259_200,
-        metadata=_about(
-            "webhooks",
-            "How long attempts at deliveries are listed; three days, as long as an event is tried.",
-            key="attempt_retention",
-            unit="seconds",
-            least=60,
-            most=_YEAR,
-        ),
+    webhooks_attempt_retention: int = _setting(
+        259_200,
+        "webhooks",
+        "How long attempts at deliveries are listed; three days, as long as an event is tried.",
+        key="attempt_retention",
+        unit="seconds",
+        least=60,
+        most=_YEAR,
     )
-    log_level: str = field(
-        default="info",
-        metadata=_about(
-            "logging",
-            "What is logged to standard error; debug adds a line for each request.",
-            key="level",
-            kind="text",
-            choices=("debug", "info", "warning", "error"),
-            live=True,
-        ),
+    log_level: str = _setting(
+        "info",
+        "logging",
+        "What is logged to standard error; debug adds a line for each request.",
+        key="level",
+        kind="text",
+        choices=("debug", "info", "warning", "error"),
+        live=True,
     )
-    log_format: str = field(
-        default="json",
-        metadata=_about(
-            "logging",
-            "How a log line looks; json for programs that collect logs, text for people.",
-            key="format",
-            kind="text",
-            choices=("text", "json"),
-            live=True,
-        ),
+    log_format: str = _setting(
+        "json",
+        "logging",
+        "How a log line looks; json for programs that collect logs, text for people.",
+        key="format",
+        kind="text",
+        choices=("text", "json"),
+        live=True,
     )
-    auth_tokens: str = field(
-        default="auto",
-        metadata=_about(
-            "auth",
-            "Whether calls need a token; auto asks for one beyond loopback, and where the active license wants it. off "
-            "does not even look at one.",
-            key="tokens",
-            kind="text",
-            choices=("auto", "required", "off"),
-        ),
+    auth_tokens: str = _setting(
+        "auto",
+        "auth",
+        "Whether calls need a token; auto asks for one beyond loopback, and where the active license wants it. off "
+        "does not even look at one.",
+        key="tokens",
+        kind="text",
+        choices=("auto", "required", "off"),
     )
-    token_ttl: int = field(
-        default=86_400,
-        metadata=_about(
-            "auth",
-            "How long a token lasts; a day, so that a stolen one is of little use.",
-            unit="seconds",
-            least=60,
-            most=_MONTH,
-        ),
+    token_ttl: int = _setting(
+        86_400,
+        "auth",
+        "How long a token lasts; a day, so that a stolen one is of little use.",
+        unit="seconds",
+        least=60,
+        most=_MONTH,
     )
-    license_wide_tokens: bool = field(
-        default=True,
-        metadata=_about(
-            "auth",
-            "Whether a license key also gets tokens that may act as any agent; true, because that is how most clients "
-            "ask for one.",
-            kind="boolean",
-        ),
+    license_wide_tokens: bool = _setting(
+        True,
+        "auth",
+        "Whether a license key also gets tokens that may act as any agent; true, because that is how most clients "
+        "ask for one.",
+        kind="boolean",
     )
-    audit_enabled: bool = field(
-        default=True,
-        metadata=_about(
-            "audit",
-            "Whether every changing call and every refusal is entered in the audit log; true, because what was not "
-            "recorded cannot be looked up later.",
-            key="enabled",
-            kind="boolean",
-        ),
+    audit_enabled: bool = _setting(
+        True,
+        "audit",
+        "Whether every changing call and every refusal is entered in the audit log; true, because what was not "
+        "recorded cannot be looked up later.",
+        key="enabled",
+        kind="boolean",
     )
-    audit_retention_days: int = field(
-        default=30,
-        metadata=_about(
-            "audit",
-            "How long records are kept, 0 for ever; a month, at half a kilobyte for each changing call. A signed "
-            "checkpoint stands for what was purged.",
-            key="retention_days",
-            live=True,
-            unit="days",
-            least=0,
-            most=3650,
-        ),
+    audit_retention_days: int = _setting(
+        30,
+        "audit",
+        "How long records are kept, 0 for ever; a month, at half a kilobyte for each changing call. A signed "
+        "checkpoint stands for what was purged.",
+        key="retention_days",
+        live=True,
+        unit="days",
+        least=0,
+        most=3650,
     )
-    routing: Mapping[str, str] = field(
-        default=DEFAULT_ROUTING,
-        metadata=_about(
-            "routing",
-            "The role that a message of a type goes to when it names no recipient; entries are added to these or "
-            "replace them.",
-            key="",
-            kind="routing",
-            live=True,
-        ),
+    routing: Mapping[str, str] = _setting(
+        DEFAULT_ROUTING,
+        "routing",
+        "The role that a message of a type goes to when it names no recipient; entries are added to these or "
+        "replace them.",
+        key="",
+        kind="routing",
+        live=True,
     )
 
     @property
