@@ -655,7 +655,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/status",
         "read",
-        "messages.status",
+        "history.status",
         "What became of a message, for each recipient: queued, notified (its doorbell rang), fetched, acked or dead.",
         params=(MESSAGE_ID,),
         returns={
@@ -673,7 +673,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/msg/list",
         "read",
-        "messages.listed",
+        "history.listed",
         "The history of messages, newest first, whatever became of them.",
         slow=True,
         params=(
@@ -1248,7 +1248,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/channel/messages",
         "read",
-        "messages.log",
+        "history.log",
         "A channel's log, newest first: everything that was ever said in it and is kept, also what suppress_inbox kept "
         "out of inboxes.",
         slow=True,

@@ -14,7 +14,8 @@ from typing import Any
 from stonemux import directory
 from stonemux.errors import MuxError
 from stonemux.excerpts import excerpt
-from stonemux.messages import FIELDS, narrow, view
+from stonemux.history import narrow
+from stonemux.messages import FIELDS, view
 from stonemux.mux import Caller, Mux
 from stonemux.transaction import Snapshot, Tx
 

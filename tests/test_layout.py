@@ -108,8 +108,8 @@ LAYERS: tuple[set[str], ...] = (
     {"tasks", "state", "door", "connection", "parking", "webhooks"},
     {"handoff", "claims"},
     {"messages"},
-    {"agents", "auth", "licensing", "leases", "monitor", "search", "sending", "inbox", "backup"},
-    {"polling", "dispatch"},
+    {"agents", "auth", "licensing", "leases", "monitor", "history", "sending", "inbox", "backup"},
+    {"polling", "dispatch", "search"},
     {"autodispatch"},
     # what runs by itself; streams; many calls at once
     {"together", "timekeeper", "telemetry", "sse", "outbound"},

@@ -1,0 +1,94 @@
+"""Messages as they are looked up later: what was said, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stonemux import directory, doorbells, messages
+from stonemux.clock import rfc3339
+from stonemux.errors import MuxError
+from stonemux.transaction import Snapshot
+
+
+def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
+    """What became of a message, for each of its recipients."""
+    message = rx.one("select * from message where id = ?", id)
+    if message is None:
+        raise MuxError("message_not_found", f"no message {id} exists, or it is older than what is kept", id=id)
+    rows = rx.sql("select * from delivery where message_id = ? order by agent_id", id)
+    return {
+        "message_id": id,
+        "sent_at": rfc3339(message["sent_at"]),
+        "recipients": [_delivery_view(rx, row, message) for row in rows],
+    }
+
+
+def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
+    state = ("queued", "fetched", "acked", "dead")[max(row["state"], messages.QUEUED)]
+    at, reason = row["settled_at"], row["reason"]
+    if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
+        state = "fetched"
+    elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:
+        state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will write it down
+    elif state == "queued" and (rung := doorbells.notified(rx, row["agent_id"], message["id"])) is not None:
+        state, at = "notified", rung
+    told: dict[str, Any] = {"agent_id": row["agent_id"], "status": state}
+    if row["deliveries"]:
+        told["deliveries"] = row["deliveries"]
+    if at:
+        told["at"] = rfc3339(at)
+    if reason and reason != messages.RECEIVED:
+        told["reason"] = reason
+    return told
+
+
+def listed(
+    rx: Snapshot,
+    *,
+    channel: str | None,
+    agent_id: str | None,
+    thread: str | None,
+    before: int | None,
+    after: int | None,
+    limit: int,
+) -> dict[str, Any]:
+    """History, newest first, whatever became of the deliveries."""
+    if channel is not None:
+        channel = directory.channel(rx, channel)["name"]
+    if agent_id is not None:
+        directory.agent(rx, agent_id)
+    where, values = narrow(channel, agent_id)
+    if thread is not None:
+        root = int(thread) if thread.isascii() and thread.isdigit() and len(thread) < 19 else -1
+        where.append("(m.thread = ? or m.id = ?)")
+        values += [thread, root]
+    if before is not None:
+        where.append("m.id < ?")
+        values.append(before)
+    if after is not None:
+        where.append("m.id > ?")
+        values.append(after)
+    rows = rx.sql(
+        f"select {messages.FIELDS} from message m where {' and '.join(where) or '1'} order by m.id desc limit ?",
+        *values,
+        limit + 1,
+    )
+    return messages.answer(rows[:limit], more=len(rows) > limit)
+
+
+def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[str, Any]:
+    """What was said in a channel, newest first, whomever it reached."""
+    return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
+
+
+def narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+    """What a query of `message m` asks for so that it finds those of a channel and of an agent; and its values."""
+    where: list[str] = []
+    values: list[Any] = []
+    if channel is not None:
+        where.append("m.channel = ?")
+        values.append(channel)
+    if agent_id is not None:
+        where.append("(m.sender = ? or exists (select 1 from delivery d where d.agent_id = ? and d.message_id = m.id))")
+        values += [agent_id, agent_id]
+    return where, values
