@@ -54,10 +54,9 @@ class Permit(Record):
     tier: str
     principal: Principal | None
 
-    @property
-    def expires_at(self) -> int:
+    def ends_at(self, mux: Mux) -> int:
         """When the token runs out."""
-        return NEVER if self.principal is None else self.principal.expires_at
+        return NEVER if self.principal is None else mux.tokens.ends_at(self.principal)
 
     def refusal(self, mux: Mux) -> MuxError | None:
         """Why the stream may not go on; None while it may."""
@@ -210,7 +209,7 @@ class Streamer:
         with self._lock:
             new, self._new = self._new, []
         for stream in new:
-            self._review_at = min(self._review_at, stream.permit.expires_at)
+            self._review_at = min(self._review_at, stream.permit.ends_at(self._mux))
             fd = stream.sock.fileno()
             self._streams[fd] = stream
             self._poller.register(fd, select.POLLIN)
@@ -227,7 +226,7 @@ class Streamer:
                     kind = "auth_expired" if refusal.failure.http == 401 else refusal.code
                     self._send(stream, special(kind, refusal.body()["error"]), 0)
                 self._drop(stream)
-        self._review_at = min((stream.permit.expires_at for stream in self._streams.values()), default=NEVER)
+        self._review_at = min((stream.permit.ends_at(self._mux) for stream in self._streams.values()), default=NEVER)
 
     def _heed(self, stream: Stream, happened: int, now: int) -> None:
         """A socket stirred: it can take more, or the reader is gone (what it says is of no interest)."""

@@ -197,10 +197,17 @@ class Tokens:
         """Raise if a token that was good is not any more."""
         if principal is OWNER:
             return
-        if principal.expires_at <= self._clock.now_ms():
+        if self.ends_at(principal) <= self._clock.now_ms():
             raise _expired()
         if _header(principal.kid) not in self._keys or self._is_revoked(principal):
             raise _revoked()
+
+    def ends_at(self, principal: Principal) -> int:
+        """When its token runs out: by itself, or with its key, which may have been replaced since it was shown."""
+        key = self._keys.get(_header(principal.kid))
+        if key is None or key.until is None:
+            return principal.expires_at
+        return min(principal.expires_at, key.until)
 
     def _owns(self, token: str) -> bool:
         from hmac import compare_digest

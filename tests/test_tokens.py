@@ -663,6 +663,25 @@ def test_a_stream_ends_when_its_token_runs_out_and_others_go_on__S3(http, mux, c
         assert long.frame().event == "channel_created"
 
 
+@pytest.mark.settings(auth_tokens="required", token_ttl=7 * 86_400)
+def test_a_stream_ends_when_the_key_of_its_token_does__S1__S3(http, mux, clock):
+    old = issued(http, "ann")
+    with Reader(http.port, "/events", f"Authorization: Bearer {old}") as reader:
+        reader.begin()
+        http.call("token.rotate")
+        new = issued(http, "ann")
+        clock.advance(ROTATED_MS - 1)
+        http.server.streamer.wake()
+        http.token = new
+        join(http, "ann")
+        assert [frame.event for frame in reader.frames(2)] == ["channel_created", "agent_registered"]
+        clock.advance(1)
+        http.server.streamer.wake()
+        frame = reader.frame()
+        assert (frame.event, frame.data["code"]) == ("auth_expired", "token_expired")
+        assert reader.has_ended()
+
+
 @REQUIRED
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 def test_a_parked_call_ends_when_its_token_does__S3(face, clock, background, how):
