@@ -73,6 +73,14 @@ def verdict(row: Any, outcome: Outcome, delay_ms: int, clock: Clock, now: int) -
     return Verdict(failures, since, disabled, wait_ms)
 
 
+def says_nothing_of(present: Any, row: Any, outcome: Outcome) -> bool:
+    """Whether an attempt at the endpoint of `row` failed where that no longer is: it is tried at its new place anyway.
+
+    What the place before has taken is delivered.
+    """
+    return bool(outcome.error) and present["url"] != row["url"]
+
+
 def jittered(delay_ms: int, clock: Clock) -> int:
     """The delay, up to a fifth shorter or longer."""
     return delay_ms * (800 + int(clock.token(2), 16) % 401) // 1000

@@ -217,7 +217,7 @@ def record(tx: Tx, bell: Endpoint, row: Any, outcome: Outcome) -> None:
     delays = attempts.DOORBELL_DELAYS
     found = attempts.verdict(row, outcome, delays[min(tries, len(delays)) - 1], tx.mux.clock, now)
     present = tx.one("select * from webhook where id = ?", bell.id)
-    if present is None:  # taken away meanwhile
+    if present is None or attempts.says_nothing_of(present, row, outcome):  # taken away meanwhile, or moved
         attempts.note(tx, row, row["wire_id"], KIND, row["message_id"], tries, outcome, None)
         return
     replaced = present["wire_id"] != row["wire_id"]

@@ -345,6 +345,8 @@ def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> 
     used_up = tries > len(delays)
     present = tx.one("select * from webhook where id = ?", endpoint.id)
     found = attempts.verdict(present or delivery.row, outcome, 0 if used_up else delays[tries - 1], tx.mux.clock, now)
+    if present is not None and attempts.says_nothing_of(present, delivery.row, outcome):
+        present = None
     failed = bool(outcome.error)
     again = failed and not used_up and not found.disabled_for
     retry_at = now + found.wait_ms
@@ -358,7 +360,7 @@ def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> 
         outcome,
         retry_at if again and present is not None else None,
     )
-    if present is None:  # removed meanwhile
+    if present is None:  # removed meanwhile, or moved
         return
     cursor = present["cursor"]
     if delivery.stored or cursor == delivery.row["cursor"]:  # else it was replayed meanwhile, and comes again

@@ -372,6 +372,26 @@ def test_410_disables_at_once_and_registering_again_enables(program, face, outbo
     receiver.until(2)
 
 
+def test_a_failure_of_the_place_before_is_not_held_against_the_new_one(program, direct, outbound, receive):
+    let_go = []
+
+    def gone(sock: socket.socket) -> None:
+        eventually(lambda: let_go)
+        sock.sendall(status(410))
+
+    before, after = receive(gone), receive()
+    join(direct, "ann")
+    hang(direct, before.url)
+    sent = send(direct)
+    before.until(1)
+    hang(direct, after.url)
+    let_go.append(True)
+    assert after.until(1)[0].told["data"]["message_id"] == sent
+    eventually(lambda: row(program)["wire_id"] is None)
+    assert (bell(direct)["status"], row(program)["failures"]) == ("active", 0)
+    assert [tried["error"] for tried in attempts(program)] == ["status 410", None]
+
+
 def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, outbound, clock, receive):
     receiver = receive(status(500))
     join(direct, "ann")

@@ -429,6 +429,26 @@ def test_an_endpoint_that_moves_gets_another_secret_unless_one_is_given(program,
     assert "secret" not in direct.call("webhook.add", url=old.url, id=made["webhook"]["id"], secret=SECRET)
 
 
+def test_a_failure_of_the_place_before_is_not_held_against_the_new_one(program, direct, outbound, receive):
+    let_go = []
+
+    def gone(sock: socket.socket) -> None:
+        eventually(lambda: let_go)
+        sock.sendall(status(410))
+
+    before, after = receive(gone), receive()
+    endpoint_id = forward(direct, before.url)
+    event_id = put(direct)
+    before.until(1)
+    direct.call("webhook.add", url=after.url, id=endpoint_id)
+    let_go.append(True)
+    assert ids(after.until(1)) == [event_id]
+    at_rest(program, endpoint_id)
+    told = shown(direct, endpoint_id)
+    assert (told["status"], told["cursor"], told["retrying"]) == ("active", event_id, 0)
+    assert [attempt["outcome"] for attempt in tried(direct)] == ["failed", "delivered"]
+
+
 def test_a_removed_endpoint_hears_nothing_more(program, direct, outbound, receive):
     receiver = receive(status(500))
     endpoint_id = forward(direct, receiver.url)
