@@ -60,6 +60,7 @@ class Talk:
         self._end = self._started + total_ms
         self._socket: socket.socket | None = None
         self._heard = b""
+        self._head_bytes = MOST_HEAD_BYTES  # that may still be read; interim heads count, or there might be no end
         self.was_cut = False
         """Whether it was ended from outside, so that what came of it means nothing."""
 
@@ -161,12 +162,13 @@ class Talk:
 
     def _head(self) -> Head:
         while b"\r\n\r\n" not in self._heard and b"\n\n" not in self._heard:
-            if len(self._heard) >= MOST_HEAD_BYTES:
+            if not self._head_bytes:
                 raise Trouble(f"the head of its answer is longer than {MOST_HEAD_BYTES} bytes")
-            more = self._connected().recv(MOST_HEAD_BYTES - len(self._heard))
+            more = self._connected().recv(self._head_bytes)
             if not more:
                 raise Trouble("the connection ended without an answer")
             self._heard += more
+            self._head_bytes -= len(more)
         head, self._heard = _split(self._heard)
         return head
 
