@@ -74,6 +74,36 @@ def test_i7_acknowledging_through_an_id_settles_everything_up_to_it(face, mail):
     assert face.call("agent.get", agent_id="bob")["agent"]["unread"] == 1
 
 
+@pytest.mark.parametrize("how", ["through", "cursor", "read"])
+def test_i7_what_was_settled_while_on_a_lease_does_not_come_back_when_that_ends(face, mail, clock, program, how):
+    sent = mail("a", "b")
+    take(face, lease=60)
+    if how == "through":
+        face.call("msg.ack", agent_id="bob", through=sent[1])
+    elif how == "cursor":
+        face.call("msg.poll", agent_id="bob", timeout=0, after=sent[1])
+    else:
+        face.call("inbox.update", agent_id="bob", all=True, status="read")
+    clock.advance(60_001)
+    program.timekeeper.tick()
+    assert take(face) == []
+
+
+@pytest.mark.parametrize("how", ["lease", "extend", "nack"])
+def test_i6_the_timekeeper_is_set_to_the_end_of_a_lease(face, mail, clock, mux, monkeypatch, how):
+    mail("work")
+    told = []
+    monkeypatch.setattr(mux.alarm, "set", told.append)
+    (held,) = take(face, lease=10)
+    assert clock.now_ms() + 10_000 in told
+    if how == "extend":
+        face.call("msg.extend", agent_id="bob", id=held["id"], lease=5)
+        assert clock.now_ms() + 5_000 in told
+    elif how == "nack":
+        face.call("msg.nack", agent_id="bob", id=held["id"], delay=7)
+        assert clock.now_ms() + 7_000 in told
+
+
 def test_i8_an_ack_of_a_message_never_delivered_changes_nothing(face, mail):
     first, second = mail("a", "b")
     take(face, limit=1)

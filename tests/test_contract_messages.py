@@ -180,6 +180,29 @@ def test_a_full_inbox_refuses_the_sender_and_drops_nothing__I12(team):
 
 
 @pytest.mark.settings(inbox_limit=2)
+@pytest.mark.parametrize("how", ["plain", "cursor", "lease", "ack", "through", "read"])
+def test_however_mail_is_taken_it_makes_room__I12(team, how):
+    sent = [send(team), send(team)]
+    refusal(team, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
+    if how == "plain":
+        ids(team)
+    elif how == "cursor":
+        ids(team, after=sent[1])
+    elif how == "lease":
+        ids(team, ack="manual")
+    elif how == "ack":
+        ids(team, after=0)
+        team.call("msg.ack", agent_id="bob", ids=sent)
+    elif how == "through":
+        team.call("msg.ack", agent_id="bob", through=sent[1])
+    else:
+        team.call("inbox.update", agent_id="bob", all=True, status="read")
+    send(team)
+    send(team)
+    refusal(team, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
+
+
+@pytest.mark.settings(inbox_limit=2)
 def test_mail_that_has_run_out_takes_no_room__I12(team, clock):
     for _ in range(2):
         send(team, ttl_seconds=1)
@@ -320,6 +343,20 @@ def test_a_cursor_in_a_channel_acknowledges_only_that_channel__I2(team):
     assert ids(team) == [plain]
 
 
+def test_a_cursor_in_a_channel_goes_by_id_too__I3(team):
+    team.call("channel.create", name="lab", members=["bob"])
+    sent = [send(team, channel="lab", priority=p) for p in (0, 9, -9, 5)]
+    send(team)
+    assert ids(team, channel="lab", after=0) == sent
+    assert ids(team, channel="lab", after=sent[1]) == sent[2:]
+
+
+def test_a_cursor_shows_what_is_in_somebodys_hands_too__I3__I4(team):
+    sent = [send(team, priority=p) for p in (0, 5, 0)]
+    assert len(poll(team, ack="manual", limit=2)["messages"]) == 2
+    assert ids(team, after=0) == ids(team, after=0) == sent
+
+
 def test_paging_with_a_cursor_sees_every_message_once(team):
     sent = [send(team, priority=n % 3) for n in range(10)]
     seen, after = [], 0
@@ -416,6 +453,18 @@ def test_ids_are_never_reused__I11(team, clock, program, restart):
     fresh = send(team)
     assert fresh == last + 1
     assert ids(team, after=last) == [fresh]
+
+
+def test_a_cursor_is_good_when_what_it_points_to_was_purged__I9(team, clock, program, restart):
+    mine = [send(team) for _ in range(2)][-1]
+    send(team, to="cat")
+    ids(team)
+    clock.advance(8 * 24 * 3600 * 1000)
+    program.timekeeper.tick()
+    assert team.call("msg.list", agent_id="bob")["messages"] == []
+    restart()
+    assert ids(team, after=mine) == []
+    assert refusal(team, "cursor_ahead", "msg.poll", agent_id="bob", timeout=0, after=mine + 1).facts["highest"] == mine
 
 
 def test_a_purge_leaves_what_nobody_has_read__I2(team, clock, program):

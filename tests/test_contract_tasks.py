@@ -500,6 +500,26 @@ def test_a_task_may_have_a_lease_of_its_own__T6(crew, clock, seconds):
     assert claimed(crew, "cat") == task_id
 
 
+@pytest.mark.parametrize("how", ["claim", "extend", "release", "retry"])
+def test_the_timekeeper_is_set_to_the_end_of_a_lease_or_delay__T6(crew, clock, mux, monkeypatch, how):
+    post(crew, claim_timeout=10)
+    told = []
+    monkeypatch.setattr(mux.alarm, "set", told.append)
+    task_id = claimed(crew)
+    assert clock.now_ms() + 10_000 in told
+    clock.advance(4_000)
+    held = {"task_id": task_id, "agent_id": "bob"}
+    if how == "extend":
+        crew.call("task.extend", **held)
+        assert clock.now_ms() + 10_000 in told
+    elif how == "release":
+        crew.call("task.release", delay=7, **held)
+        assert clock.now_ms() + 7_000 in told
+    elif how == "retry":
+        crew.call("task.complete", status="failed", retry=True, **held)
+        assert clock.now_ms() + tasks.BACKOFF_MS[0] in told
+
+
 def test_extending_restarts_the_full_lease__T7(crew, clock):
     task_id = post(crew)
     token = claim(crew)["claim_token"]

@@ -1011,6 +1011,69 @@ def test_i5_what_was_pipelined_behind_a_poll_is_no_receipt(served):
     assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
 
 
+def test_i5_what_was_said_while_a_poll_waited_is_no_receipt(served):
+    raw = served.connect()
+    raw.send(LONG_POLL)
+    served.clock.until_parked(1)
+    raw.send(HEALTH)
+    served.until_acknowledged()
+    message_id = served.send()
+    raw.until_readable()
+    raw.reset()
+    assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == [message_id]
+
+
+def test_i5_an_orderly_end_that_a_reset_follows_puts_back(served):
+    message_id = served.send()
+    raw = served.connect()
+    taken_by(raw)
+    raw.finish()
+    eventually(lambda: served.server._verdicts)
+    raw.close()  # with the answer unread
+    served.eventually(lambda: not served.mux.flights.held("bob"))
+    assert [m["id"] for m in served.ask(POLL).json["messages"]] == [message_id]
+
+
+@pytest.mark.skipif(OVER_TLS, reason="TLS has a verdict of its own")
+def test_i5_a_reset_that_nobody_has_heard_of_before_the_verdict_puts_back(served, monkeypatch):
+    message_id = served.send()
+    raw = served.connect()
+    taken_by(raw)
+    raw.finish()
+    eventually(lambda: served.server._verdicts)
+    (ours,) = served.server._connections.values()
+    monkeypatch.setattr(Connection, "stir", lambda connection, ready: None)
+    raw.close()
+    poller = select.poll()
+    poller.register(ours.sock, 0)
+    assert poller.poll(PATIENCE_S * 1000)[0][1] & select.POLLERR
+    served.pass_time()
+    eventually(lambda: not served.server.open_connections)
+    monkeypatch.undo()
+    assert [m["id"] for m in served.ask(POLL).json["messages"]] == [message_id]
+
+
+def test_i5_silence_before_an_answer_has_arrived_puts_back(served):
+    ids = [served.send("x" * 60_000) for _ in range(4)]
+    raw = served.connect()
+    raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    taken_by(raw)
+    (ours,) = served.server._connections.values()
+    eventually(lambda: ours.idle_since is not None, "the system takes the whole answer")
+    assert unacknowledged(ours.sock)
+    served.eventually(lambda: not served.mux.flights.held("bob"), step=5_000)
+    assert [m["id"] for m in served.ask(LONG_POLL).json["messages"]] == ids
+
+
+def test_i5_a_leased_message_whose_answer_was_lost_was_never_delivered(served):
+    message_id = served.send()
+    raw = served.connect()
+    taken_by(raw, get("/msg/poll?agent_id=bob&timeout=0&ack=manual&lease=60"))
+    raw.reset()
+    (again,) = served.ask(get("/msg/poll?agent_id=bob&timeout=60&ack=manual&lease=60")).json["messages"]
+    assert (again["id"], again["deliveries"], "redelivered" in again) == (message_id, 1, False)
+
+
 def test_i5_making_room_for_others_is_no_loss_to_one_who_has_read(serve):
     served = serve(max_connections=4)
     message_id = served.send()

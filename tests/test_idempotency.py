@@ -206,7 +206,13 @@ def test_the_effect_and_its_record_are_one_transaction__P4(program, direct):
     with program.mux.store.read() as rx:
         before = rx.one("select count(*) from idempotency")[0]
     refusal(direct, "agent_not_found", "msg.send", from_="ann", to="bo", content="x", idempotency_key="a")
+    run = []
+    program.store._db.set_trace_callback(run.append)
     direct.call("msg.send", from_="ann", to="bob", content="x", idempotency_key="b")
+    program.store._db.set_trace_callback(None)
+    writing = ("BEGIN", "COMMIT", "insert or fail into message", "insert or replace into idempotency")
+    written = [begun for sql in run if (begun := next((begun for begun in writing if sql.startswith(begun)), None))]
+    assert (written[0], sorted(written[1:-1]), written[-1]) == ("BEGIN", sorted(writing[2:]), "COMMIT")
     with program.mux.store.read() as rx:
         assert rx.one("select count(*) from idempotency")[0] == before + 2
 

@@ -648,6 +648,18 @@ def test_a_claim_whose_answer_is_lost_goes_to_the_next(mux, direct, waiting):
     assert (got["claimed_by"], got["attempts"]) == ("cid", 0)
 
 
+def test_a_claim_whose_answer_is_lost_late_leaves_the_next_ones_claim_alone(mux, direct, clock):
+    """T13, T1: it is another claim by then."""
+    join(direct, "ann", "bob", "cid")
+    post(direct, claim_timeout=10)
+    late = Caller()
+    claim_as(mux, late, "bob")
+    clock.advance(10_001)
+    second = direct.call("task.claim", agent_id="cid")
+    late.flight.lost()
+    assert direct.call("task.get", task_id=second["task_id"])["task"]["claimed_by"] == "cid"
+
+
 def test_a_claim_with_a_key_stands_when_its_answer_is_lost(mux, direct):
     """T11: who lost the answer asks again with the key and has its claim."""
     join(direct, "ann", "bob")
