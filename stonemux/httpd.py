@@ -385,6 +385,7 @@ class Server(ThreadingHTTPServer):
     def await_verdict(self, connection: Connection) -> None:
         """Ask the connection for its verdict in a moment."""
         self._verdicts.append((self.ticks_ms() + VERDICT_MS, connection))
+        self._ring_from_elsewhere()
 
     def remind(self, deadline: int) -> None:
         """Look at the connections' deadlines when this moment has come."""

@@ -89,6 +89,9 @@ class Lot:
         with self._lock:
             parked.reminder.append(parked)
             heapq.heappush(self._deadlines, (parked.wait.deadline, next(self._numbers), parked.reminder))
+            first = self._deadlines[0][2] is parked.reminder
+        if first:  # whoever attends may be asleep already, until a later one: another thread has led the commit
+            self.ring()
 
     def dismiss(self, parked: Parked) -> None:
         """This call needs no reminder any more."""

@@ -431,6 +431,34 @@ def test_what_is_pipelined_behind_a_change_outlives_a_change_of_guard(served):
     served.mux.store.publish = publish
 
 
+def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served, monkeypatch):
+    """A call that waits was parked, or a client's end was seen, by a thread that was held up in its round."""
+    server = served.server
+    attempt, ring, rung = served.mux.store._attempt, server.ring, []
+
+    def slow_disk(batch: Any, **more: Any) -> bool:
+        held_up = threading.get_ident()
+        eventually(lambda: server._attending not in (held_up, None))
+        return bool(attempt(batch, **more))
+
+    def ringing() -> None:
+        rung.append(threading.get_ident())
+        ring()
+
+    raw = served.connect()
+    assert raw.ask(HEALTH).status == 200
+    attending = server._attending
+    monkeypatch.setattr(served.mux.store, "_attempt", slow_disk)
+    monkeypatch.setattr(server, "ring", ringing)
+    raw.send(post("/task/claim", {"agent_id": "bob", "timeout": 60}))
+    served.clock.until_parked(1)
+    assert rung == [attending]
+    monkeypatch.setattr(served.mux.store, "_attempt", attempt)
+    (ours,) = server._connections.values()
+    server.await_verdict(ours)
+    assert rung == [attending, threading.get_ident()]
+
+
 def test_who_asks_during_a_round_shares_its_commit(served, monkeypatch):
     first, second = served.connect(), served.connect()
     assert second.ask(HEALTH).status == 200

@@ -76,7 +76,8 @@ def test_what_is_there_at_once_is_answered_at_once(parker, mux):
 
 def test_a_change_rings_and_the_call_is_answered_when_attended_to(parker, mux):
     parker.park(answering(None, "found"))
-    assert (parker.told, parker.rings, mux.waiters.count, mux.hub.parked) == ([], 0, 1, 1)
+    assert (parker.told, mux.waiters.count, mux.hub.parked) == ([], 1, 1)
+    parker.rings = 0
     mux.hub.wake([TOPIC])
     mux.hub.wake([TOPIC])  # stands in the queue once
     assert (parker.told, parker.rings, len(parker.lot.queue)) == ([], 1, 1)
@@ -117,6 +118,13 @@ def test_its_deadline_is_known_to_whoever_attends(parker, mux):
     mux.clock._ticks += 1000  # as time passes where nobody pokes
     parker.attend()
     assert (parker.told, parker.lot.due()) == (["gave up"], now + 2000)
+
+
+def test_a_deadline_before_all_others_rings__I14__T13(parker):
+    """Whoever attends may be asleep until another one, when a call is parked by the thread that has led its commit."""
+    for timeout_ms, rings in ((2000, 1), (3000, 1), (1000, 2)):
+        parker.park(answering(None), timeout_ms=timeout_ms)
+        assert parker.rings == rings
 
 
 def test_a_spent_timeout_is_given_up_without_a_seat(parker):
