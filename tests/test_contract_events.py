@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from faces import join, refusal
 
+from stonemux.events import EventLog
+from stonemux.transaction import Event
+
 
 def events(face, **given):
     return face.call("events.list", **given | {"limit": given.get("limit", 1000)})
@@ -12,6 +15,15 @@ def events(face, **given):
 
 def kinds(face, **given):
     return [event["type"] for event in events(face, **given)["events"]]
+
+
+def test_what_is_in_memory_ends_at_the_oldest_of_it__E3__E7():
+    log = EventLog(7, 3)
+    for event_id in range(8, 13):
+        log.publish([Event(event_id, "message", None, None, "{}", 0)])
+    found = [log.recent(after) for after in range(7, 14)]
+    told = [None if events is None else [event.id for event in events] for events in found]
+    assert told == [None, None, [10, 11, 12], [11, 12], [12], [], []]
 
 
 def test_every_change_has_one_event_with_the_next_id__E1(face):

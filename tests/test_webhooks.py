@@ -350,6 +350,24 @@ def test_events_are_replayed_by_id(face, program, outbound, receive):
     refusal(face, "invalid_field", "webhook.replay", id=endpoint_id, event_ids=[last], since=0)
 
 
+def test_what_is_replayed_does_not_overtake_what_failed_before_it__H4(program, direct, outbound, receive):
+    receiver = receive()
+    endpoint_id = forward(direct, receiver.url)
+    last = put(direct, 3)
+    receiver.until(3)
+    at_rest(program, endpoint_id)
+    receiver.answer = status(500)
+    direct.call("webhook.replay", id=endpoint_id, event_ids=[last - 1])
+    receiver.until(4)
+    at_rest(program, endpoint_id)
+    receiver.answer = OK
+    direct.call("webhook.replay", id=endpoint_id, event_ids=[last])
+    at_rest(program, endpoint_id)
+    assert len(receiver.heard) == 4, "the one before is due in seconds"
+    pass_time(program, 10_000)
+    assert ids(receiver.until(6))[4:] == [last - 1, last]
+
+
 def test_all_after_an_event_is_replayed_in_order(face, program, outbound, receive):
     receiver = receive()
     endpoint_id = forward(face, receiver.url)
