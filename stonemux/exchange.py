@@ -222,7 +222,8 @@ class Exchange(Caller):
         answer = call.start()
         if isinstance(answer, Wait):
             wait = answer
-            if wait.work is not None or (answer := wait.at_once(self._server.ticks_ms())) is None:
+            held_up = wait.writes and self._server.mux.store.led
+            if wait.work is not None or held_up or (answer := wait.at_once(self._server.ticks_ms())) is None:
                 self._server.lot.park(wait, self._connection, lambda found, error: self._waited(call, found, error))
                 return
         self._answer(answer)

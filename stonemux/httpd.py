@@ -12,8 +12,8 @@ Which thread does what, and never does:
   thread; the one thing it waits for is the disk.
 * Another stands *guard*, and attends in its place when it has been held up for longer than `HELD_UP_MS` by the disk. It
   looks at the clock only while there is traffic.
-* *Workers* run what may take long, and calls over MCP that wait. They never read from a socket. Other calls that wait
-  have no thread (`parking`).
+* *Workers* run what may take long, calls over MCP that wait, and what would wait at the door for a commit that another
+  thread leads. They never read from a socket. Other calls that wait have no thread (`parking`).
 * Streams belong to the streamer (`sse`).
 
 An idle daemon does nothing at all: deadlines exist only for connections that are idle or half-way through a request.
@@ -101,7 +101,7 @@ class Server(ThreadingHTTPServer):
         mux.endpoints.own_port = self.port
         self.hosts, self.origins = _own_names(mux.settings, self.port)
         self.streamer = sse.Streamer(mux)
-        self.lot = Lot(mux, self._ring_from_elsewhere)
+        self.lot = Lot(mux, self._ring_from_elsewhere, self.aside)
         """The calls that wait."""
         self._openapi = b""
         self._lock = threading.Lock()

@@ -322,14 +322,16 @@ def _shrink(tx: Tx, agent_id: str, count: int) -> None:
         tx.backlog[agent_id] -= count
 
 
-def wait_for_mail(mux: Mux, agent_id: str, timeout: int, look: Callable[[], dict[str, Any] | None]) -> Wait:
+def wait_for_mail(
+    mux: Mux, agent_id: str, timeout: int, look: Callable[[], dict[str, Any] | None], *, writes: bool
+) -> Wait:
     """What a poll waits for: `look` finds mail, or the time is up, or the agent is deregistered."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
 
     def attempt() -> dict[str, Any] | None:
         return look() or _nothing_yet(mux, agent_id)
 
-    return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id)
+    return Wait((("inbox", agent_id),), attempt, lambda: {"messages": []}, deadline, agent_id, writes=writes)
 
 
 def take(

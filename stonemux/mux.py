@@ -94,6 +94,8 @@ class Wait(NamedTuple):
     agent_id: str = ""
     pass_on: Callable[[], None] | None = None
     work: Work | None = None
+    writes: bool = False
+    """`attempt` may write by itself, and so wait for a commit that another thread leads."""
 
     def at_once(self, now: int) -> Any:
         """What there is to answer before waiting, for a wait that writes nothing; None when it has to wait."""

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from stonemux.errors import MuxError
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Mux, Wait
 from stonemux.transaction import Done, Job
@@ -44,11 +45,15 @@ class Seat(Protocol):
 
 
 class Lot:
-    """The parked calls of a server; `ring` wakes whoever attends to the door. `_lock` guards the deadlines."""
+    """The parked calls of a server. `_lock` guards the deadlines.
 
-    def __init__(self, mux: Mux, ring: Callable[[], None]) -> None:
+    `ring` wakes whoever attends to the door, `aside` runs on another thread what would keep it waiting.
+    """
+
+    def __init__(self, mux: Mux, ring: Callable[[], None], aside: Callable[[Callable[[], None]], None]) -> None:
         self.mux = mux
         self.ring = ring
+        self.aside = aside
         self.queue: deque[Parked] = deque()
         self._lock = threading.Lock()
         self._deadlines: list[tuple[int, int, list[Parked]]] = []
@@ -148,7 +153,15 @@ class Parked(Watch):
         """Try to answer."""
         if self.wait.work is not None:
             self._lot.mux.store.submit(Job(self.wait.work, self._written, grows=True))
-            return
+        elif self.wait.writes and self._lot.mux.store.led:
+            try:
+                self._lot.aside(self._attempt)
+            except MuxError as error:
+                self._end(None, error)
+        else:
+            self._attempt()
+
+    def _attempt(self) -> None:
         try:
             answer = self.wait.attempt()
         except Exception as error:

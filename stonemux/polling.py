@@ -45,16 +45,21 @@ def poll(
             "a cursor acknowledges all that it passes, so it cannot leave types out; use types without after",
             parameter="types",
         )
-    if redeliver:
-        mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
+    fresh = True
 
     def look() -> dict[str, Any] | None:
+        nonlocal fresh
+        if fresh:
+            fresh = False
+            if redeliver:
+                mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
+            if after is not None:
+                messages.acknowledge_through(mux, agent_id, after, channel)
         if after is not None:
             return messages.read_after(mux, agent_id, channel, limit, after)
         if (ack or mux.presence.ack_mode(agent_id)) == "manual":
             return leases.take(mux, caller, agent_id, channel, types, limit, lease)
         return messages.take(mux, caller, agent_id, channel, types, limit)
 
-    if after is not None:
-        messages.acknowledge_through(mux, agent_id, after, channel)
-    return messages.wait_for_mail(mux, agent_id, timeout, look)
+    writes = redeliver or after is not None or (ack or mux.presence.ack_mode(agent_id)) == "manual"
+    return messages.wait_for_mail(mux, agent_id, timeout, look, writes=writes)

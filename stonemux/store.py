@@ -218,6 +218,11 @@ class Store:
         """Whether something is queued."""
         return bool(self._queue)
 
+    @property
+    def led(self) -> bool:
+        """Whether a commit is under way; whoever writes now waits for it."""
+        return self._leading
+
     def lead(self) -> None:
         """Commit what is queued, unless somebody is doing so already.
 

@@ -459,6 +459,29 @@ def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served
     assert rung == [attending, threading.get_ident()]
 
 
+@pytest.mark.parametrize("mode", ["ack=manual", "after=1", "redeliver=true"])
+def test_a_poll_that_writes_does_not_hold_up_the_door_behind_a_commit(served, monkeypatch, mode):
+    ids = [served.send(), served.send()]
+    store, let_go = served.mux.store, threading.Event()
+    attempt = store._attempt
+
+    def slow_disk(batch: Any, **more: Any) -> bool:
+        let_go.wait(2 * PATIENCE_S)
+        return bool(attempt(batch, **more))
+
+    sender, reader, other = served.connect(), served.connect(), served.connect()
+    monkeypatch.setattr(store, "_attempt", slow_disk)
+    sender.send(message("held up"))
+    eventually(lambda: store.led)
+    reader.send(get(f"/msg/poll?agent_id=bob&timeout=0&{mode}"))
+    for _ in range(3):
+        assert other.ask(HEALTH).status == 200
+    let_go.set()
+    assert sender.answer().status == 200
+    wanted = ids[1:] if mode == f"after={ids[0]}" else ids
+    assert [m["id"] for m in reader.answer().json["messages"]][: len(wanted)] == wanted
+
+
 def test_who_asks_during_a_round_shares_its_commit(served, monkeypatch):
     first, second = served.connect(), served.connect()
     assert second.ask(HEALTH).status == 200

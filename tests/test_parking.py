@@ -42,16 +42,17 @@ class Parker:
     def __init__(self, mux):
         self.mux = mux
         self.rings = 0
-        self.lot = Lot(mux, self.ring)
+        self.aside: list[Any] = []
+        self.lot = Lot(mux, self.ring, self.aside.append)
         self.seat = Seat()
         self.told: list[Any] = []
 
     def ring(self):
         self.rings += 1
 
-    def park(self, attempt, *, timeout_ms=60_000, agent_id="bob", pass_on=None, seat=None):
+    def park(self, attempt, *, timeout_ms=60_000, agent_id="bob", pass_on=None, seat=None, writes=False):
         deadline = self.mux.clock.ticks_ms() + timeout_ms
-        wait = Wait((TOPIC,), attempt, lambda: "gave up", deadline, agent_id, pass_on)
+        wait = Wait((TOPIC,), attempt, lambda: "gave up", deadline, agent_id, pass_on, writes=writes)
         self.lot.park(wait, seat or self.seat, lambda answer, error: self.told.append(error or answer))
 
     def attend(self):
@@ -130,6 +131,37 @@ def test_a_deadline_before_all_others_rings__I14__T13(parker):
 def test_a_spent_timeout_is_given_up_without_a_seat(parker):
     parker.park(answering(None), timeout_ms=0, seat=Seat(gone=True))
     assert parker.told == ["gave up"]
+
+
+def test_a_look_that_writes_does_not_wait_at_the_door_for_another_ones_commit(parker, mux):
+    parker.park(answering(None, None, "found"), writes=True)
+    mux.hub.wake([TOPIC])
+    parker.attend()
+    assert (parker.told, parker.aside) == ([], []), "it waits for nobody"
+    mux.store._leading = True
+    mux.hub.wake([TOPIC])
+    parker.attend()
+    assert parker.told == []
+    (look,) = parker.aside
+    mux.hub.wake([TOPIC])  # meanwhile
+    parker.attend()
+    assert parker.told == []
+    mux.store._leading = False
+    look()
+    parker.attend()
+    assert (parker.told, len(parker.aside), mux.waiters.count) == (["found"], 1, 0)
+
+
+def test_a_look_for_which_there_is_no_thread_is_refused(parker, mux):
+    def none_left(work):
+        raise MuxError("too_many_waiters", "no thread")
+
+    parker.lot.aside = none_left
+    mux.store._leading = True
+    parker.park(answering(None), writes=True)
+    mux.store._leading = False
+    assert [error.code for error in parker.told] == ["too_many_waiters"]
+    assert (mux.waiters.count, mux.hub.parked) == (0, 0)
 
 
 def test_it_gives_up_when_the_hub_closes(parker, mux):
