@@ -48,6 +48,8 @@ def register(
     webhook_secret: str | None,
 ) -> dict[str, Any]:
     """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
+    if (home := directory.channel_called(tx, channel)) is not None:
+        channel = home["name"]
     _check_names(agent_id, channel)
     doorbells.check(tx, agent_id, webhook_url, webhook_secret)
     before = directory.find_agent(tx, agent_id)

@@ -53,7 +53,7 @@ def create(
     first = list(dict.fromkeys(([created_by] if created_by else []) + (members or [])))
     for agent_id in first:
         directory.agent(tx, agent_id, "created_by" if agent_id == created_by else "members")
-    if directory.find_channel(tx, name) is not None:
+    if directory.channel_called(tx, name) is not None:
         raise MuxError("channel_exists", f"the channel {name!r} exists already; use it, or choose another name")
     directory.make_channel(tx, name, created_by=created_by, description=description, tags=tags)
     for agent_id in first:

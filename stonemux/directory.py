@@ -65,11 +65,17 @@ def find_channel(rx: Snapshot, name: str) -> Any:
     return _one(rx, "select * from channel where name = ?", name)
 
 
-def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
-    """The channel's row, by name or by `ch-` id; raises `channel_not_found` with the nearest known names."""
+def channel_called(rx: Snapshot, name: str) -> Any:
+    """The channel's row, by name or by `ch-` id, or None."""
     row = find_channel(rx, name)
     if row is None and name.startswith("ch-"):
         row = rx.one("select * from channel where id = ?", name)
+    return row
+
+
+def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
+    """The channel's row, by name or by `ch-` id; raises `channel_not_found` with the nearest known names."""
+    row = channel_called(rx, name)
     if row is None:
         known = nearest(name, (row[0] for row in rx.sql("select name from channel limit 5000")))
         raise MuxError(

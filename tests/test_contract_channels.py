@@ -95,6 +95,21 @@ def test_an_unknown_agent_is_refused(face, name):
     refusal(face, "agent_not_found", name, channel="default", agent_id="ann")
 
 
+def test_an_agent_finds_its_home_by_id_too(face):
+    made = face.call("channel.create", name="guild")["channel"]
+    agent = face.call("agent.register", agent_id="ann", channel=made["id"])["agent"]
+    assert agent["channel"] == "guild"
+    assert face.call("channel.get", channel="guild")["channel"]["members"] == ["ann"]
+    other = face.call("agent.get", agent_id="ann")["agent"]["agent_channel"]
+    owned = face.call("channel.get", channel=other)["channel"]["id"]
+    refusal(face, "reserved_name", "agent.register", agent_id="bob", channel=owned)
+
+
+def test_a_channel_is_not_named_like_the_id_of_another(face):
+    made = face.call("channel.create", name="guild")["channel"]
+    refusal(face, "channel_exists", "channel.create", name=made["id"])
+
+
 def test_the_default_channel_is_always_there__C1(face, restart):
     assert face.call("channel.get", channel="default")["channel"]["created_by"] is None
     restart()
