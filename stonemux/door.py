@@ -65,9 +65,12 @@ class Call:
         if operation.changes and ("idempotency_key" in given or key is not None):
             given = dict(given)
             key = _one_key(given.pop("idempotency_key", None), key)
-        args = bind(operation, given, mux.settings, textual=textual)
         if caller.principal is not None and caller.principal.agent:
-            _check_agent(operation, args, caller.principal.agent)
+            agent = caller.principal.agent
+            args = bind(operation, _signed(operation, given, agent), mux.settings, textual=textual)
+            _check_agent(operation, args, agent)
+        else:
+            args = bind(operation, given, mux.settings, textual=textual)
         if operation.tiered:
             _check_params(mux, operation, args)
         self._args = args
@@ -216,14 +219,16 @@ def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
         )
 
 
-def _check_agent(operation: Operation, args: dict[str, Any], agent: str) -> None:
-    """A token that is bound to an agent acts as that one: a name left out is filled in, another one refused."""
+def _signed(operation: Operation, given: Mapping[str, Any], agent: str) -> Mapping[str, Any]:
+    """The same call, with the agent that the token is bound to wherever it does not say who acts."""
+    return {**given, **{param.name: agent for param in operation.acting if given.get(param.name) is None}}
+
+
+def _check_agent(operation: Operation, args: Mapping[str, Any], agent: str) -> None:
+    """A token that is bound to an agent acts as that one alone."""
     for param in operation.acting:
-        named = args[param.argument]
-        if named is None:
-            args[param.argument] = agent
-        elif named != agent:
-            raise mismatch(param.name, named, agent)
+        if args[param.argument] != agent:
+            raise mismatch(param.name, args[param.argument], agent)
 
 
 def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:

@@ -111,12 +111,18 @@ def _is_look(operation: Operation) -> bool:
 
 
 def read(
-    operation: Operation, words: Sequence[str], *, agent: str | None = None, stdin: Callable[[], str] = lambda: ""
+    operation: Operation,
+    words: Sequence[str],
+    *,
+    agent: str | None = None,
+    token: str | None = None,
+    stdin: Callable[[], str] = lambda: "",
 ) -> Typed:
     """Understand the words after the verb.
 
-    `agent` is the acting agent where none is named. A text that is `-` is what `stdin` returns. Raises `unknown_field`,
-    `missing_field`, `invalid_field` or `not_understood`.
+    `agent` is the acting agent where none is named; with a `token`, which may say who that is, the daemon decides. A
+    text that is `-` is what `stdin` returns. Raises `unknown_field`, `missing_field`, `invalid_field` or
+    `not_understood`.
     """
     line = _Line(operation, stdin)
     line.take(words)
@@ -126,7 +132,7 @@ def read(
     if agent and operation.actor:
         line.given.setdefault(operation.actor, agent)
     for param in operation.needed:
-        if param.name not in line.given:
+        if param.name not in line.given and not (token and param.acts):
             raise MuxError("missing_field", f"{flag(param)} is required: {param.doc}", parameter=param.name)
     return Typed(operation, line.given, line.options)
 

@@ -310,6 +310,28 @@ def test_a_bound_token_acts_as_its_agent_alone__S2(face):
 
 
 @REQUIRED
+def test_a_bound_token_says_who_acts_where_a_call_does_not__S2(http):
+    http.token = issued(http)
+    join(http, "bob")
+    http.token = issued(http, "ann")
+
+    def over_http(method, path, body=None):
+        headers = {"Authorization": f"Bearer {http.token}", "Content-Type": "application/json"}
+        status, _, answer = http.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+        assert status == 200, answer
+        return json.loads(answer)
+
+    assert over_http("POST", "/agent/register", {})["agent"]["id"] == "ann"
+    assert over_http("POST", "/agent/heartbeat", {"agent_id": None})["agent_id"] == "ann"
+    sent = over_http("POST", "/msg/send", {"to": "bob", "content": "x"})["message_id"]
+    assert http.call("msg.list", agent_id="ann")["messages"][0]["id"] == sent
+    assert over_http("GET", "/inbox/list") == {"items": [], "unread": 0}
+    assert over_http("POST", "/task/post", {"description": "x"})["task"]["posted_by"] == "ann"
+    assert over_http("POST", "/task/claim", {})["task"]["claimed_by"] == "ann"
+    assert over_http("POST", "/state/set", {"key": "k", "value": "v"})["updated_by"] == "ann"
+
+
+@REQUIRED
 def test_a_bound_token_may_name_others__S2(face):
     face.token = issued(face)
     join(face, "ann", "bob")

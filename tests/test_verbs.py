@@ -129,6 +129,14 @@ def test_what_cannot_be_understood_is_refused(words, code, told):
     assert refusal(code, *words).message.startswith(told)
 
 
+def test_who_acts_may_be_the_tokens_to_say():
+    nack = BY_NAME["msg.nack"]
+    assert verbs.read(nack, ["7"], token="t").given == {"id": 7}
+    for words, token in ((["7"], None), ([], "t")):
+        with pytest.raises(MuxError):
+            verbs.read(nack, words, token=token)
+
+
 def test_help_is_asked_for_without_what_is_required():
     assert verbs.read(NOTE, ["--help"]).options.help
     assert verbs.read(NOTE, ["-h", "--loud"]).options.help

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Call an operation with what the words say, and print the answer."""
     try:
-        typed = as_broadcast(verbs.read(operation, words, agent=environ.get("STONEMUX_AGENT"), stdin=standard_input))
+        agent, token = environ.get("STONEMUX_AGENT"), environ.get("STONEMUX_TOKEN")
+        typed = as_broadcast(verbs.read(operation, words, agent=agent, token=token, stdin=standard_input))
     except MuxError as error:
         error.message += f" (see {operation.typed} --help)"
         raise
