@@ -133,6 +133,8 @@ def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status:
     else:
         wanted = [_find(tx, *_parsed(one, agent_id))["id"] for one in ids]
         updated = sum(_mark(tx, status, agent_id, message_id) for message_id in wanted)
+        for message_id in wanted if status == "unread" else ():
+            messages.note_run_out(tx, message_id)
         again = again.intersection(wanted)
     tx.backlog.pop(agent_id, None)
     if status == "unread":

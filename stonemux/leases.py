@@ -185,6 +185,8 @@ def nack(tx: Tx, *, agent_id: str, id: int, delay: int) -> dict[str, Any]:
     else:
         tx.run("update delivery set state = 0, due_at = null where agent_id = ? and message_id = ?", agent_id, id)
         _changed(tx, agent_id)
+        if messages.note_run_out(tx, id):
+            return {"id": id, "status": "dead"}
     return {"id": id, "status": "queued"}
 
 
@@ -221,11 +223,20 @@ def dead(rx: Snapshot, *, agent_id: str, limit: int) -> dict[str, Any]:
     """An agent's dead letters, oldest first, with why they died."""
     directory.agent(rx, agent_id)
     rows = rx.sql(
-        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at from message m, {trays.DEAD} "
+        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at as died_at from message m, {trays.DEAD} "
         "and m.id = d.message_id order by d.message_id limit ?2",
         agent_id,
         limit + 1,
     )
+    if run_out := messages.run_out(rx, agent_id):
+        rows += rx.sql(
+            f"select {messages.FIELDS}, d.deliveries, 'expired' as reason, m.expires_at as died_at from delivery d "
+            "join message m on m.id = d.message_id "
+            "where d.agent_id = ?1 and d.message_id in (select value from json_each(?2))",
+            agent_id,
+            dumps(sorted(run_out)[: limit + 1]),
+        )
+        rows.sort(key=lambda row: int(row["id"]))
     answer: dict[str, Any] = {"messages": [_dead_view(row) for row in rows[:limit]]}
     if len(rows) > limit:
         answer["more"] = True
@@ -236,23 +247,29 @@ def _dead_view(row: Any) -> dict[str, Any]:
     return messages.view(row) | {
         "deliveries": row["deliveries"],
         "reason": row["reason"],
-        "died_at": rfc3339(row["settled_at"]),
+        "died_at": rfc3339(row["died_at"]),
     }
 
 
 def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
-    """Queue dead letters again, with their deliveries counted anew; others are left alone."""
+    """Queue dead letters again, with their deliveries counted anew; others are left alone.
+
+    What died of its time to live has none any more: somebody wants it delivered all the same.
+    """
     directory.agent(tx, agent_id)
     for message_id in ids:
         _delivery(tx, agent_id, message_id)
     count = 0
     for message_id in ids:
-        count += tx.run(
+        messages.note_run_out(tx, message_id)
+        if tx.run(
             "update delivery set state = 0, deliveries = 0, settled_at = null, reason = null "
             "where agent_id = ? and message_id = ? and state = 3",
             agent_id,
             message_id,
-        ).rowcount
+        ).rowcount:
+            messages.lift_time_to_live(tx, message_id)
+            count += 1
     if count:
         _changed(tx, agent_id)
         _ring(tx, agent_id, max(ids))
@@ -260,14 +277,16 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
 
 
 def redeliver(tx: Tx, agent_id: str, since: int) -> int:
-    """Queue again what plain polls settled since a time; returns how many."""
+    """Queue again what plain polls settled since a time and would still deliver; returns how many."""
     count = tx.run(
         "update delivery set state = 0, settled_at = null, reason = null "
         "where agent_id = ?1 and reason = ?2 and archived is null "
-        f"and message_id in ({trays.ids(trays.REST, narrowed='d.state = 2 and d.settled_at >= ?3')})",
+        f"and message_id in ({trays.ids(trays.REST, narrowed='d.state = 2 and d.settled_at >= ?3')}) "
+        "and not exists (select 1 from message where id = message_id and expires_at <= ?4)",
         agent_id,
         messages.RECEIVED,
         since,
+        tx.now,
     ).rowcount
     if count:
         _changed(tx, agent_id)
@@ -295,6 +314,8 @@ def settle_due(tx: Tx) -> None:
                 row["message_id"],
             )
             _changed(tx, row["agent_id"])
+            if messages.note_run_out(tx, row["message_id"]):
+                continue
             back[row["agent_id"]] = max(row["message_id"], back.get(row["agent_id"], 0))
     for agent_id, newest in back.items():
         _ring(tx, agent_id, newest)

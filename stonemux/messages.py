@@ -229,20 +229,20 @@ def queued(rx: Snapshot, agent_id: str) -> int:
 def check_room(tx: Tx, agent_id: str, count: int = 1) -> None:
     """Refuse what an inbox has no room for; what has run out takes none, though that is written down later."""
     limit = tx.mux.settings.inbox_limit
-    if backlog(tx, agent_id) + count > limit and backlog(tx, agent_id) - _run_out(tx, agent_id) + count > limit:
+    if backlog(tx, agent_id) + count > limit and backlog(tx, agent_id) - len(run_out(tx, agent_id)) + count > limit:
         raise _full(tx, agent_id)
 
 
-def _run_out(rx: Snapshot, agent_id: str) -> int:
-    """How many of an inbox's queued messages have run out since the last purge."""
-    count: int = rx.one(
-        "select count(*) from message m indexed by message_expires cross join delivery d "
+def run_out(rx: Snapshot, agent_id: str) -> list[int]:
+    """An inbox's queued messages that have run out since the last purge."""
+    rows = rx.sql(
+        "select m.id from message m indexed by message_expires cross join delivery d "
         "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state <= 0",
         rx.now - PURGE_WITHIN_MS,
         rx.now,
         agent_id,
-    )[0]
-    return count
+    )
+    return [row[0] for row in rows]
 
 
 def find(rx: Snapshot, message_id: int) -> Any:
@@ -433,6 +433,24 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
 
 
 # -- growing old
+
+
+def note_run_out(tx: Tx, message_id: int) -> bool:
+    """Write down that a message's time is up, if it is, before the purge does; whether that was to be done."""
+    noted = tx.run(
+        "update delivery set state = 3, reason = 'expired', settled_at = ?2 where message_id = ?1 and state <= 0 "
+        "and exists (select 1 from message where id = ?1 and expires_at <= ?2)",
+        message_id,
+        tx.now,
+    ).rowcount
+    if noted:
+        tx.backlog.clear()
+    return bool(noted)
+
+
+def lift_time_to_live(tx: Tx, message_id: int) -> None:
+    """Let a message be delivered though its time is up; whom it did not reach until then was noted before."""
+    tx.run("update message set expires_at = null where id = ? and expires_at <= ?", message_id, tx.now)
 
 
 def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:

@@ -1293,7 +1293,8 @@ class Methods:
         ids: Ids,
         idempotency_key: str | None = None,
     ) -> MsgRequeueAnswer:
-        """Queue dead letters again, with their deliveries counted anew.
+        """Queue dead letters again, with their deliveries counted anew; those whose time to live ran out have none any
+        more.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `ids`: The dead letters (up to 1000 entries).

@@ -643,7 +643,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/requeue",
         "change",
         "leases.requeue",
-        "Queue dead letters again, with their deliveries counted anew.",
+        "Queue dead letters again, with their deliveries counted anew; those whose time to live ran out have none any "
+        "more.",
         params=(_agent(), Param("ids", "integers", REQUIRED, doc="The dead letters.")),
         returns={"requeued": "integer"},
         actor="agent_id",

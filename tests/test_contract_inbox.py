@@ -256,6 +256,17 @@ def test_what_has_run_out_of_time_is_in_no_inbox(team, clock):
     )
 
 
+def test_what_was_read_and_has_run_out_is_marked_unread_for_the_dead_letters(team, clock):
+    sent = send(team, ttl_seconds=1)
+    assert poll(team) == [sent]
+    clock.advance(1000)
+    assert poll(team, redeliver=True) == []
+    assert items(team, "read") == [sent]
+    mark(team, "unread", sent)
+    assert items(team, "all") == []
+    assert [dead["id"] for dead in team.call("msg.dead", agent_id="bob")["messages"]] == [sent]
+
+
 def test_marks_outlive_a_restart__I1(team, restart):
     sent = [send(team) for _ in range(3)]
     mark(team, "archived", sent[0])

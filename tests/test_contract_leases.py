@@ -208,6 +208,61 @@ def test_i13_a_nack_counts_towards_the_last_delivery(open_program):
     assert face.call("msg.nack", agent_id="bob", id=sent) == {"id": sent, "status": "dead"}
 
 
+@pytest.mark.parametrize("later", [1_000, 200_000])
+def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, program, later):
+    sent, urgent = mail("a", ttl_seconds=1), mail("b", ttl_seconds=1, priority=5)
+    mail("c")
+    assert face.call("msg.dead", agent_id="bob")["messages"] == []
+    clock.advance(later)
+    program.timekeeper.tick()
+    dead = face.call("msg.dead", agent_id="bob")["messages"]
+    assert [(one["id"], one["deliveries"], one["reason"]) for one in dead] == [
+        (one, 0, "expired") for one in (*sent, *urgent)
+    ]
+    first = face.call("msg.dead", agent_id="bob", limit=1)
+    assert (ids(first["messages"]), first["more"]) == (sent, True)
+
+
+@pytest.mark.parametrize("later", [1_000, 200_000])
+def test_a_requeued_letter_outlives_its_time_for_its_reader_alone(face, mail, clock, program, later):
+    mail()
+    face.call("agent.register", agent_id="cat")
+    sent = face.call("msg.broadcast", from_="ann", content="a", ttl_seconds=1)["message_id"]
+    clock.advance(later)
+    program.timekeeper.tick()
+    assert face.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 1}
+    assert face.call("msg.dead", agent_id="bob")["messages"] == []
+    assert face.call("agent.get", agent_id="bob")["agent"]["unread"] == 1
+    assert ids(take(face)) == [sent]
+    assert face.call("msg.poll", agent_id="cat", timeout=0)["messages"] == []
+    assert ids(face.call("msg.dead", agent_id="cat")["messages"]) == [sent]
+    assert face.call("msg.ack", agent_id="bob", ids=[sent]) == {"acked": 1}
+
+
+def test_a_lease_that_outlasts_the_time_to_live_ends_with_a_dead_letter(face, mail, clock, program):
+    first, second = mail("a", "b", ttl_seconds=10)
+    take(face, lease=300)
+    for _ in range(2):  # the purge passes while both are leased
+        clock.advance(149_000)
+        program.timekeeper.tick()
+    assert face.call("msg.nack", agent_id="bob", id=first) == {"id": first, "status": "dead"}
+    clock.advance(2_000)
+    program.timekeeper.tick()
+    dead = face.call("msg.dead", agent_id="bob")["messages"]
+    assert [(one["id"], one["deliveries"], one["reason"]) for one in dead] == [
+        (one, 1, "expired") for one in (first, second)
+    ]
+
+
+def test_requeuing_what_was_read_lifts_no_time_to_live(face, mail, clock):
+    (sent,) = mail("a", ttl_seconds=10)
+    take(face)
+    face.call("msg.ack", agent_id="bob", ids=[sent])
+    clock.advance(10_000)
+    assert face.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 0}
+    assert face.call("msg.poll", agent_id="bob", timeout=0, after=0)["messages"] == []
+
+
 def test_a_lease_outlives_a_restart(open_program):
     from faces import Direct
 
