@@ -401,9 +401,9 @@ OPERATIONS: tuple[Operation, ...] = (
         slow=True,
         params=(
             Param("role", "name", doc="Only agents of this role."),
-            Param("group", "name", doc="Only agents of this group.", listed=False),
+            Param("group", "name", doc="Only agents of this group."),
             Param("capability", "name", doc="Only agents that can do this."),
-            Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents.", listed=False),
+            Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents."),
             _channel(None, "Only members of this channel."),
             Param("include_stale", "boolean", False, doc="Stale agents too."),
         ),
@@ -724,7 +724,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("required_capability", "name", doc="Only agents that registered this capability may claim it."),
             Param("priority", "integer", 0, least=-1_000_000, most=1_000_000, doc="Higher is claimed first."),
             _channel(),
-            METADATA,
+            replace(METADATA, listed=True),
             Param(
                 "depends_on",
                 "names",

@@ -142,8 +142,9 @@ def answer(operation: Operation, told: Mapping[str, Any], look: Look) -> str:
             facts[name] = value
     parts += _flushed(shape, facts, look)
     if told.get("more"):
-        parts.append(look.tone("2", "there are more: see --limit, --after and --before"))
-    return "\n\n".join(part for part in parts if part)
+        flags = [f"--{name}" for name in ("limit", "after", "before") if name in operation.by_name]
+        parts.append(look.tone("2", f"there are more: see {' and '.join(flags)}"))
+    return "\n\n".join(part for part in parts if part) or (f"no {_label([*told][-1])}" if told else "")
 
 
 def _flushed(shape: Mapping[str, Any], facts: dict[str, Any], look: Look) -> list[str]:

@@ -269,6 +269,26 @@ def test_a_schema_asks_only_for_what_identity_cannot_fill_in(mux, name):
     assert not {"anyOf", "oneOf", "allOf"} & set(schema)
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("mux_send", "from to content channel"),
+        ("mux_broadcast", "from content group"),
+        ("mux_poll", "agent_id timeout"),
+        ("mux_task_post", "description posted_by required_capability priority metadata"),
+        ("mux_task_claim", "agent_id"),
+        ("mux_task_complete", "task_id agent_id result"),
+        ("mux_state_get", "key channel"),
+        ("mux_state_set", "key value expected_version updated_by"),
+        ("mux_state_watch", "key after_version timeout"),
+        ("mux_channel_create", "name created_by"),
+        ("mux_discover", "role group status"),
+    ],
+)
+def test_a_schema_lists_what_the_documents_name(mux, name, named):
+    assert set(named.split()) <= set(listed(mux)[name]["inputSchema"]["properties"])
+
+
 def test_limits_stand_in_words(mux):
     timeout = listed(mux)["mux_poll"]["inputSchema"]["properties"]["timeout"]
     assert timeout == {"type": "integer", "description": "seconds to wait, 0-120, default 30"}

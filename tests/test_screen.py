@@ -63,6 +63,24 @@ def test_an_empty_list_is_said():
     assert screen.answer(BY_NAME["task.list"], {"tasks": []}, PLAIN) == "no tasks"
 
 
+def test_nothing_to_claim_is_said():
+    assert screen.answer(BY_NAME["task.claim"], {"task_id": None, "task": None}, PLAIN) == "no task"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("msg.list", "--limit and --after and --before"),
+        ("channel.messages", "--limit and --before"),
+        ("msg.dead", "--limit"),
+        ("events.list", "--limit and --after"),
+    ],
+)
+def test_that_there_are_more_names_flags_that_exist(name, told):
+    rows = next(iter(BY_NAME[name].returns))
+    assert screen.answer(BY_NAME[name], {rows: [], "more": True}, PLAIN).endswith(f"\n\nthere are more: see {told}")
+
+
 def test_a_single_thing_is_a_line_a_field_without_what_it_has_not():
     told = screen.answer(BY_NAME["agent.register"], {"agent": AGENT, "created": True}, PLAIN)
     assert told.splitlines() == [
