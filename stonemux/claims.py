@@ -131,12 +131,19 @@ def _named(tx: Tx, agent: Any, task_id: str) -> int:
     if row.assigned_to not in (None, agent["id"]):
         raise MuxError(
             "task_conflict",
-            f"task {task_id} is assigned to {row.assigned_to!r}",
-            status=row.status,
+            f"task {task_id} is assigned to {row.assigned_to!r}; leave it to that agent, or assign it to "
+            f"{agent['id']!r} with task.dispatch",
+            status=taskrows.status(row),
             task_id=task_id,
+            assigned_to=row.assigned_to,
         )
     if problem := taskrows.lack(row, agent):
-        raise MuxError("task_conflict", f"task {task_id} {problem}", status=row.status, task_id=task_id)
+        raise MuxError(
+            "task_conflict",
+            f"task {task_id} {problem}; leave it, or register with that capability",
+            status=taskrows.status(row),
+            task_id=task_id,
+        )
     return row.seq
 
 

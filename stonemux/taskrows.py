@@ -85,9 +85,14 @@ def claim_token(row: Task) -> str:
     return f"{row.id}.{row.fence}"
 
 
+def status(row: Task) -> str:
+    """A task's status as it is shown: that it is delayed says `available_at`."""
+    return "pending" if row.status == "delayed" else row.status
+
+
 def view(row: Task) -> dict[str, Any]:
     """A task as it is shown."""
-    status = "pending" if row.status == "delayed" else row.status
+    shown_status = status(row)
     shown: dict[str, Any] = {
         "task_id": row.id,
         "description": row.description,
@@ -96,14 +101,14 @@ def view(row: Task) -> dict[str, Any]:
         "priority": row.priority,
         "channel": row.channel,
         "metadata": json.loads(row.metadata) if row.metadata else {},
-        "status": status,
+        "status": shown_status,
         "assigned_to": row.assigned_to,
-        "claimed_by": row.owner if status == "claimed" or status in FINAL else None,
+        "claimed_by": row.owner if shown_status == "claimed" or shown_status in FINAL else None,
         "attempts": row.attempts,
         "result": row.result,
         "created_at": rfc3339(row.created_at),
         "claimed_at": rfc3339(row.claimed_at) if row.claimed_at else None,
-        "lease_expires_at": rfc3339(row.due_at) if status == "claimed" else None,
+        "lease_expires_at": rfc3339(row.due_at) if shown_status == "claimed" else None,
         "completed_at": rfc3339(row.completed_at) if row.completed_at else None,
         "max_attempts": row.max_attempts,
     }
@@ -118,13 +123,14 @@ def view(row: Task) -> dict[str, Any]:
     return shown
 
 
-def find(rx: Snapshot, task_id: str) -> Task:
+def find(rx: Snapshot, task_id: str, parameter: str = "task_id") -> Task:
     """The task's row; raises `task_not_found`."""
     found = rows(rx, "select * from task where id = ?", task_id)
     if not found:
         raise MuxError(
             "task_not_found",
-            f"no task {task_id!r} exists; task.list shows the ones there are",
+            f"no task {task_id!r} exists ({parameter}); task.list shows the ones there are",
+            parameter=parameter,
             task_id=task_id,
         )
     return found[0]
@@ -134,12 +140,14 @@ def move(row: Task, act: str) -> str:
     """The status after an act; raises `task_conflict` where there is none."""
     after = MOVES.get((row.status, act))
     if after is None:
-        status = "pending" if row.status == "delayed" else row.status
+        how, facts = _standing(row)
+        remedy = ", but task.requeue puts it back" if act == "claim" and (row.status, "requeue") in MOVES else ""
         raise MuxError(
             "task_conflict",
-            f"task {row.id} is {status}; a {act} is not possible now",
-            status=status,
+            f"task {row.id} is {how}; a {act} is not possible now{remedy}",
+            status=status(row),
             task_id=row.id,
+            **facts,
         )
     return after
 
@@ -150,6 +158,20 @@ def lack(row: Task, agent: Any) -> str:
     if wanted is None or wanted in json.loads(agent["capabilities"]):
         return ""
     return f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
+
+
+def _standing(row: Task) -> tuple[str, dict[str, Any]]:
+    """How things stand with a task, in words, and what a program can go by."""
+    until = rfc3339(row.due_at) if row.due_at else None
+    if row.status == "claimed":
+        return f"claimed by {row.owner!r} until {until}", {"claimed_by": row.owner, "lease_expires_at": until}
+    if row.status == "delayed":
+        return f"pending, but delayed until {until}", {"available_at": until}
+    if row.waiting_thread and row.handoff:
+        message = json.loads(row.handoff)["waiting_on"]
+        told = f"waiting until somebody answers message {message}, or until {until}"
+        return told, {"waiting_on": message, "available_at": until}
+    return row.status + " for tasks that it depends on (task.get)" * (row.status == "waiting"), {}
 
 
 # -- looking
@@ -181,7 +203,7 @@ def listed(
         where.append("required_capability = ?")
         values.append(capability)
     if after is not None:
-        last = find(rx, after)
+        last = find(rx, after, "after")
         where.append("(priority < ? or (priority = ? and seq > ?))")
         values += [last.priority, last.priority, last.seq]
     found = rows(

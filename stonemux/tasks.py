@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from stonemux import directory
+from stonemux import directory, taskrows
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
@@ -87,7 +87,7 @@ def post(
     channel = directory.channel(tx, channel)["name"]
     if assigned_to is not None:
         directory.agent(tx, assigned_to, "assigned_to")
-    needs = [find(tx, task_id) for task_id in depends_on or ()]
+    needs = [find(tx, task_id, "depends_on") for task_id in depends_on or ()]
     unmet = [need.seq for need in needs if need.status != "complete"]
     task = Task(
         0,  # dealt when it is written
@@ -212,7 +212,7 @@ def _stale(row: Task) -> MuxError:
         f"your claim of task {row.id} is over: it was given back, or ran out and somebody else claimed the task "
         "since. Drop your work on it",
         task_id=row.id,
-        status=row.status,
+        status=taskrows.status(row),
         current_attempt=row.fence,
     )
 

@@ -822,3 +822,52 @@ def test_every_move_of_a_task_has_its_event__E1(crew, clock):
         *("posted", "claimed", "released", "claimed", "released", "claimed", "failed"),
         *("requeued", "claimed", "completed"),
     ]
+
+
+# -- refusals that help
+
+
+def test_a_refused_claim_says_what_is_in_its_way_and_what_helps(crew, clock):
+    def refused(task_id, agent_id="cat"):
+        return refusal(crew, "task_conflict", "task.claim", agent_id=agent_id, task_id=task_id)
+
+    first = post(crew)
+    claim(crew, task_id=first)
+    error = refused(first)
+    assert (error.facts["claimed_by"], error.facts["lease_expires_at"]) == (
+        "bob",
+        task(crew, first)["lease_expires_at"],
+    )
+    assert "claimed by 'bob' until 2" in error.message
+    crew.call("task.release", task_id=first, agent_id="bob", delay=60)
+    error = refused(first)
+    assert (error.facts["status"], error.facts["available_at"]) == ("pending", task(crew, first)["available_at"])
+    assert "delayed until 2" in error.message
+    stale = refusal(crew, "stale_claim", "task.extend", task_id=first, agent_id="bob")
+    assert stale.facts["status"] == "pending"
+
+    waiting = post(crew, depends_on=[first])
+    assert "depends on (" in refused(waiting).message
+    second = post(crew)
+    claim(crew, task_id=second)
+    asked = crew.call("msg.send", from_="bob", to="ann", content="?")["message_id"]
+    crew.call("task.handoff", task_id=second, agent_id="bob", note="n", waiting_on=asked)
+    error = refused(second)
+    assert (error.facts["status"], error.facts["waiting_on"]) == ("waiting", asked)
+    assert f"answers message {asked}" in error.message
+
+    crew.call("task.cancel", task_id=first)
+    assert "task" in refused(first).message.partition("but ")[2]
+    assigned = post(crew, assigned_to="bob")
+    assert refused(assigned).facts["assigned_to"] == "bob"
+
+
+def test_an_unknown_task_is_refused_with_the_name_of_its_parameter(crew):
+    for parameter, operation, given in (
+        ("depends_on", "task.post", {"description": "x", "posted_by": "ann", "depends_on": ["nothing"]}),
+        ("after", "task.list", {"after": "nothing"}),
+        ("task_id", "task.get", {"task_id": "nothing"}),
+    ):
+        error = refusal(crew, "task_not_found", operation, **given)
+        assert error.facts["parameter"] == parameter
+        assert f"({parameter})" in error.message
