@@ -94,7 +94,7 @@ def revoke(tx: Tx, *, jti: str | None, agent_id: str | None) -> dict[str, Any]:
     """Take back one token, or all that an agent has."""
     if (jti is None) == (agent_id is None):
         raise MuxError(
-            "missing_field",
+            "missing_field" if jti is None else "invalid_field",
             "name the one token (jti) or the agent all of whose tokens end (agent_id), and not both; token.rotate with "
             "now=true ends all there are",
             parameter="jti",

@@ -113,7 +113,8 @@ def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) ->
     """Settle messages for good, by id or all up to one; what was settled before counts as nothing."""
     directory.agent(tx, agent_id)
     if (ids is None) == (through is None):
-        raise MuxError("missing_field", "give either ids or through, and not both", parameter="ids")
+        code = "missing_field" if ids is None else "invalid_field"
+        raise MuxError(code, "give either ids or through, and not both", parameter="ids")
     if through is not None:
         messages.check_cursor(tx, agent_id, through, "through")
         return {"acked": messages.settle_through(tx, agent_id, through, None)}

@@ -116,8 +116,8 @@ def post(
     mentions: Sequence[str] = (),
 ) -> int:
     """Write a message and its deliveries, announce it, and return its id. Who may post where was settled before."""
-    if reply_to is not None:
-        thread = _thread_of(tx, reply_to, thread)
+    answers = _thread_of(tx, reply_to) if reply_to is not None else None
+    thread = thread or answers
     for agent_id in recipients:
         check_room(tx, agent_id)
     message_id = tx.deal_message_id()
@@ -146,6 +146,8 @@ def post(
     )
     if thread is not None:
         handoff.answered(tx, thread, sender, message_id)
+    if answers is not None and answers != thread:  # put into another thread, it is an answer all the same
+        handoff.answered(tx, answers, sender, message_id)
     _deliver(tx, message_id, channel, priority, recipients)
     extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
     _announce(tx, message_id, sender, to, content, channel, recipients, extras)
@@ -189,12 +191,12 @@ def _announce(
     tx.emit("message", dumps(told), channel=channel, agents=(sender, *[r for r in recipients if r != sender]))
 
 
-def _thread_of(tx: Tx, reply_to: int, thread: str | None) -> str:
-    """The thread that a reply joins: that of the message it answers, which begins one if it is in none."""
+def _thread_of(tx: Tx, reply_to: int) -> str:
+    """The thread that a reply belongs to: that of the message it answers, which begins one if it is in none."""
     row = tx.one("select id, thread from message where id = ?", reply_to)
     if row is None:
         raise MuxError("message_not_found", f"reply_to names message {reply_to}, which does not exist", id=reply_to)
-    return thread or row["thread"] or str(row["id"])
+    return row["thread"] or str(row["id"])
 
 
 def backlog(tx: Tx, agent_id: str) -> int:

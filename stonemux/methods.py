@@ -1044,7 +1044,7 @@ class Methods:
         - `subject`: A subject line (up to 1024 bytes).
         - `type`: What kind of message it is, such as question, status or blocker (1 to 128 characters).
         - `thread`: A thread to put it in (1 to 128 characters).
-        - `reply_to`: The message it answers, whose thread it joins (at least 0).
+        - `reply_to`: The message it answers, whose thread it joins unless `thread` says another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
         - `metadata`: Any JSON object, handed on untouched.
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).
@@ -1105,7 +1105,7 @@ class Methods:
         - `subject`: A subject line (up to 1024 bytes).
         - `type`: What kind of message it is, such as question, status or blocker (1 to 128 characters).
         - `thread`: A thread to put it in (1 to 128 characters).
-        - `reply_to`: The message it answers, whose thread it joins (at least 0).
+        - `reply_to`: The message it answers, whose thread it joins unless `thread` says another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
         - `metadata`: Any JSON object, handed on untouched.
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).

@@ -107,7 +107,13 @@ MESSAGE_EXTRAS = (
     Param("subject", "text", most=1024, doc="A subject line."),
     Param("type", "name", doc="What kind of message it is, such as question, status or blocker."),
     Param("thread", "name", doc="A thread to put it in."),
-    Param("reply_to", "integer", least=0, most=MOST_INTEGER, doc="The message it answers, whose thread it joins."),
+    Param(
+        "reply_to",
+        "integer",
+        least=0,
+        most=MOST_INTEGER,
+        doc="The message it answers, whose thread it joins unless `thread` says another.",
+    ),
     Param("priority", "integer", 0, least=-1000, most=1000, tier="pro", doc="Higher is delivered first."),
     METADATA,
     Param(

@@ -140,18 +140,26 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_o
     else:
         found = [row[0] for row in everyone if name in row[3]]
         present = sorted({capability for row in everyone for capability in row[3]})
+    matching = found
     if active_only:
         found = [agent_id for agent_id in found if tx.mux.presence.status(agent_id) == "active"]
     if pick == "one":
         found = _least_busy(tx, found)
     if not found:
-        raise MuxError(
-            "no_recipient",
-            f"no {'active ' if active_only else ''}agent other than the sender matches {shown(to)} in channel "
-            f"{channel!r}. Present there: {', '.join(present) or 'nobody with a ' + sort}",
-            present=present,
-        )
+        raise _nobody(to, channel, present, matching[:5])
     return found
+
+
+def _nobody(to: str, channel: str, present: list[str], stale: list[str]) -> MuxError:
+    sort = to.partition(":")[0]
+    if stale:
+        who = f"no active agent matches {shown(to)} in channel {channel!r}"
+        remedy = f"Stale: {', '.join(stale)}; to reach one of these all the same, name it in to"
+    else:
+        who = f"no agent other than the sender matches {shown(to)} in channel {channel!r}"
+        remedy = f"Present there: {', '.join(present) or 'nobody with a ' + sort}; agent.discover tells who is where"
+    facts: dict[str, Any] = {"stale": stale} if stale else {}
+    return MuxError("no_recipient", f"{who}. {remedy}", parameter="to", present=present, **facts)
 
 
 def _least_busy(tx: Tx, candidates: list[str]) -> list[str]:

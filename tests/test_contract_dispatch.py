@@ -376,6 +376,17 @@ def test_a_broadcast_and_a_named_thread_answer_too(crew):
     assert get(crew, second)["status"] == "pending"
 
 
+def test_an_answer_that_goes_into_another_thread_is_one_all_the_same(crew):
+    task_id = post(crew)
+    claim(crew, "bob")
+    asked = crew.call("msg.send", from_="bob", to="ann", content="?")["message_id"]
+    crew.call("task.handoff", task_id=task_id, agent_id="bob", note="n", waiting_on=asked)
+    crew.call("msg.send", from_="ann", to="bob", content="!", thread="elsewhere")
+    assert crew.call("task.get", task_id=task_id)["task"]["status"] == "waiting"
+    crew.call("msg.send", from_="ann", to="bob", content="!", reply_to=asked, thread="elsewhere")
+    assert crew.call("task.get", task_id=task_id)["task"]["status"] == "pending"
+
+
 def test_an_answer_that_was_faster_than_the_handoff_counts(crew):
     task_id = post(crew)
     claim(crew)

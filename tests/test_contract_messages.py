@@ -157,7 +157,9 @@ def test_pick_one_chooses_the_least_busy_active_match(team, clock):
     answer = team.call("msg.send", from_="bob", to="role:dev", content="x", pick="one")
     assert [r["agent_id"] for r in answer["recipients"]] == ["d1"]
     clock.advance(300_000)
-    refusal(team, "no_recipient", "msg.send", from_="bob", to="role:dev", content="x", pick="one")
+    error = refusal(team, "no_recipient", "msg.send", from_="bob", to="role:dev", content="x", pick="one")
+    assert (error.facts["parameter"], error.facts["stale"]) == ("to", ["d1", "d2", "old"])
+    assert "name it in to" in error.message
 
 
 def test_without_to_the_type_decides(team):

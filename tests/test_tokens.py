@@ -567,7 +567,7 @@ def test_raising_an_agents_epoch_ends_all_its_tokens_and_no_others__S3(face):
 
 def test_a_revocation_names_one_thing(face):
     refusal(face, "missing_field", "token.revoke")
-    refusal(face, "missing_field", "token.revoke", jti="x", agent_id="ann")
+    refusal(face, "invalid_field", "token.revoke", jti="x", agent_id="ann")
 
 
 def test_revocations_and_keys_are_forgotten_when_their_tokens_have_run_out(program):
