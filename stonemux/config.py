@@ -337,7 +337,8 @@ class Settings(Record):
         False,
         "dispatch",
         "Whether the daemon assigns pending tasks to idle, active agents that can do them, the most urgent first, "
-        "and notifies them; false, because agents that claim by themselves need nobody to do it.",
+        "and notifies them (a task that asks for no capability goes to the role that [routing] names for assignments, "
+        "and none to its poster); false, because agents that claim by themselves need nobody to do it.",
         key="auto",
         kind="boolean",
         live=True,

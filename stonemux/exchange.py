@@ -382,7 +382,8 @@ def _unknown_path(path: str, known: Routes) -> MuxError:
     if path == "/":
         here = "this is stonemux, which has no pages: /health and /stats say how it is"
         return MuxError("not_found", f"{here}, /openapi.json lists all")
-    close = guess(path, known)
+    begun = sorted(one for one in known if one.startswith(path.rstrip("/") + "/"))
+    close = begun[0] if begun else guess(path, known, least=0.6)  # paths have much in common by chance
     return MuxError(
         "not_found",
         f"nothing answers at this path{did_you_mean(close, '/openapi.json lists all')}",

@@ -321,7 +321,8 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
     if host not in hosts and host.lower() not in hosts:
         raise MuxError(
             "host_not_allowed",
-            f"Host is {shown(host)}, which is not a name of this server; it answers to: {', '.join(sorted(hosts))}",
+            f"Host is {shown(host)}, which is not a name of this server; it answers to: {', '.join(sorted(hosts))}. "
+            "Further names go into server.allowed_hosts in the settings",
             accepted=sorted(hosts),
         )
     origin = headers.get("origin")

@@ -650,7 +650,14 @@ def test_options_of_the_whole_server_is_answered(served):
 
 
 @pytest.mark.parametrize(
-    ("path", "near"), [("/msg/snd", "/msg/send"), ("/message/poll", "/msg/poll"), ("/Health", "/health")]
+    ("path", "near"),
+    [
+        ("/msg/snd", "/msg/send"),
+        ("/message/poll", "/msg/poll"),
+        ("/Health", "/health"),
+        ("/task", "/task/cancel"),
+        ("/agent/", "/agent/deregister"),
+    ],
 )
 def test_an_unknown_path_is_told_the_nearest(served, path, near):
     got = served.ask(get(path))
@@ -676,7 +683,7 @@ def test_who_cannot_listen_is_told_what_to_do(mux, monkeypatch, trouble, remedy)
     assert caught.value.code == "address_in_use"
 
 
-@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/docs", "/nope", "/login"])
 def test_a_path_that_is_near_to_none_is_told_where_all_stand_and_no_other(served, path):
     got = served.ask(get(path))
     assert (got.status, got.code) == (404, "not_found")
@@ -1262,7 +1269,8 @@ def test_fault_08_a_missing_or_second_host(served, data, code):
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "localhost:1", ""])
 def test_fault_08_a_foreign_host(served, host):
-    served.refuses(request("GET", "/health", host=host), 421, "host_not_allowed")
+    got = served.refuses(request("GET", "/health", host=host), 421, "host_not_allowed")
+    assert "server.allowed_hosts" in got.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
