@@ -69,7 +69,9 @@ def issue(mux: Mux, caller: Caller, *, agent_id: str | None) -> dict[str, Any]:
 def _check_sub(agent_id: str | None) -> None:
     if agent_id == EVERYBODY:
         raise MuxError(
-            "reserved_name", f"agent_id {EVERYBODY!r} is no agent; leave it out for all", parameter="agent_id"
+            "reserved_name",
+            f"agent_id {EVERYBODY!r} is not an agent; leave it out for a token that may act as any",
+            parameter="agent_id",
         )
 
 

@@ -38,7 +38,7 @@ def check(url: str, allowed: Sequence[str]) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ForbiddenURL(f"is no command: {error}") from error
+        raise ForbiddenURL(f"is not a command line: {error}") from error
     if not words or not os.path.isabs(words[0]):
         raise ForbiddenURL("must name the command by its full path, as in exec:/usr/local/bin/ring")
     if ANY_COMMAND not in allowed and text not in allowed:

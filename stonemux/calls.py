@@ -118,7 +118,9 @@ class Calls(Methods):
         if row is None or row.kind == "stream":
             close = guess(operation, [name for name, one in BY_NAME.items() if one.kind != "stream"])
             raise MuxError(
-                "not_found", f"{shown(operation)} is no operation to call{did_you_mean(close)}", nearest=close or None
+                "not_found",
+                f"{shown(operation)} is not an operation that can be called{did_you_mean(close)}",
+                nearest=close or None,
             )
         told = self._completed(row, dict(given or {}))
         return self._round(row, told, self._key(row, told, idempotency_key), 1000 * row.asked_wait(told))
@@ -341,7 +343,7 @@ def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str
         parts, host, port = None, None, None
     known = parts is not None and parts.scheme in ("http", "https")
     if parts is None or not host or not known or parts.path.strip("/") or parts.query or parts.username:
-        raise MuxError("bad_setting", f"{shown(url)} is no daemon's address; it looks like http://127.0.0.1:3392")
+        raise MuxError("bad_setting", f"{shown(url)} is not a daemon's address; one looks like http://127.0.0.1:3392")
     tls_cert = load(None, environ, {}).tls_cert if parts.scheme == "https" else ""
     if parts.scheme == "https" and not tls_cert:
         raise MuxError(

@@ -207,7 +207,7 @@ class _Reader:
     def read(self, raw: bytes) -> None:
         """The next line."""
         if self._ended:
-            raise self._broken("something stands after the trailer, which must be the last line")
+            raise self._broken("something follows the trailer, which must be the last line")
         if not raw.endswith(b"\n") or len(raw) > MOST_LINE:
             raise self._broken("the line is cut off" if len(raw) <= MOST_LINE else "the line is too long for a record")
         try:
@@ -230,7 +230,7 @@ class _Reader:
     def _record(self, told: dict[str, Any]) -> None:
         seq, digest, prev = told.get("seq"), told.get("hash"), told.get("prev")
         if not set(FIELDS) <= told.keys() <= {*FIELDS, "count"} or type(seq) is not int or seq < 1:
-            raise self._broken("this is no record; it was changed", self._expected())
+            raise self._broken("this is not a record; it was changed", self._expected())
         if sha256(canonical({name: value for name, value in told.items() if name != "hash"}).encode()) != digest:
             raise self._broken("its hash does not match what it says: it was changed", seq)
         if self._seq is None:  # an export may begin anywhere
@@ -265,7 +265,7 @@ class _Reader:
             or inner.keys() != {"hash", "key_id", "seq", "ts"}
             or type(inner["seq"]) is not int
         ):
-            raise self._broken("this is no checkpoint, or does not stand at the beginning")
+            raise self._broken("this is not a checkpoint, or not at the beginning")
         if self._key is not None:
             if _mac(inner, self._key) != told["mac"]:
                 raise self._broken("the checkpoint is not signed with this key: it was changed, or made elsewhere")
@@ -276,7 +276,7 @@ class _Reader:
 
     def _trailer(self, told: dict[str, Any]) -> None:
         if told.keys() != {"count", "head"}:
-            raise self._broken("this is no trailer; it was changed")
+            raise self._broken("this is not a trailer; it was changed")
         if told["count"] != self._count:
             raise self._broken(f"the trailer counts {told['count']} records, but the file holds {self._count}")
         if self._seq is not None and told["head"] != self._hash:

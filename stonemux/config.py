@@ -707,7 +707,7 @@ def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
         if setting is None:
             close = guess(attribute, _BY_ATTRIBUTE)
             flag = _BY_ATTRIBUTE[close].flag if close else ""
-            raise MuxError("bad_setting", f"--{attribute} is no setting{did_you_mean(flag)}")
+            raise MuxError("bad_setting", f"--{attribute} is not a setting{did_you_mean(flag)}")
         if value is not None:
             label = f"{setting.flag} ({setting.name})"
             values[attribute] = _Given(setting, _typed(setting, value), label, here(), home).checked()

@@ -185,7 +185,7 @@ def inspect(file: Path) -> Contents:
     try:
         with contextlib.closing(open_unchanged(file)) as db:
             if not check_sound(db, file, marked=True):
-                raise MuxError("data_refused", f"{file} is no stonemux database; nothing was changed")
+                raise MuxError("data_refused", f"{file} is not a stonemux database; nothing was changed")
             if (problem := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
                 raise MuxError("data_refused", f"{file} is damaged ({problem}); nothing was changed")
             return contents(db)

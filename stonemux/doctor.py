@@ -141,7 +141,7 @@ def _unusable(path: Path) -> Finding | None:
 def _to_be_made(path: Path) -> Finding:
     """A data directory that is not there yet, or something else in its place."""
     if os.path.lexists(path):
-        return Finding("directory", PROBLEM, f"{path} is no directory", "name another one with --data-dir")
+        return Finding("directory", PROBLEM, f"{path} is not a directory", "name another one with --data-dir")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return Finding("directory", PROBLEM, f"{path} cannot be made in {above}", "name another one with --data-dir")
@@ -273,7 +273,7 @@ def _rollback(patient: Patient) -> Iterator[Finding]:
         stands = stand(db)
         problem = gone_back(db, told or Head(), stands)
     if told is None:
-        found = f"{patient.path / datadir.HEAD} holds no JSON that could tell whether the database went back in time"
+        found = f"{patient.path / datadir.HEAD} holds no JSON that would tell whether the database went back in time"
         yield Finding("history", NOTE, found, "see that it is the right database; the next start writes the file anew")
     elif problem:
         yield Finding(

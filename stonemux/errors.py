@@ -31,21 +31,21 @@ EXIT_LOCKED, EXIT_UNSAFE, EXIT_UNREACHABLE, EXIT_STORAGE, EXIT_DATA, EXIT_INTERR
 
 FAILURES: dict[str, Failure] = {
     # the request itself
-    "bad_content_length": Failure(400, EXIT_USAGE, "Content-Length is no plain decimal number."),
+    "bad_content_length": Failure(400, EXIT_USAGE, "Content-Length is not a plain decimal number."),
     "bad_chunk": Failure(400, EXIT_USAGE, "The body's chunked encoding is broken."),
     "bad_header": Failure(400, EXIT_USAGE, "A header line is malformed."),
     "bad_request_line": Failure(400, EXIT_USAGE, "The request line is malformed."),
-    "duplicate_header": Failure(400, EXIT_USAGE, "A header that may stand once stands twice."),
+    "duplicate_header": Failure(400, EXIT_USAGE, "A header that may occur only once occurs twice."),
     "duplicate_key": Failure(400, EXIT_USAGE, "A JSON object names a key twice."),
     "host_required": Failure(400, EXIT_USAGE, "The Host header is missing."),
     "idempotency_key_conflict": Failure(400, EXIT_USAGE, "Header and body carry different idempotency keys."),
-    "invalid_expected_version": Failure(400, EXIT_USAGE, "expected_version is no version number."),
+    "invalid_expected_version": Failure(400, EXIT_USAGE, "expected_version is not a version number."),
     "invalid_field": Failure(400, EXIT_USAGE, "A parameter has the wrong type or lies beyond its limits."),
     "invalid_idempotency_key": Failure(
         400, EXIT_USAGE, "The idempotency key is not 1 to 128 visible ASCII characters."
     ),
     "invalid_json": Failure(400, EXIT_USAGE, "The body is not one JSON object."),
-    "invalid_last_event_id": Failure(400, EXIT_USAGE, "Last-Event-ID is no event id."),
+    "invalid_last_event_id": Failure(400, EXIT_USAGE, "Last-Event-ID is not an event id."),
     "invalid_query": Failure(400, EXIT_USAGE, "The query string is malformed or names a parameter twice."),
     "invalid_timeout": Failure(400, EXIT_USAGE, "timeout is negative or no integer."),
     "invalid_unicode": Failure(400, EXIT_USAGE, "A text holds half a surrogate pair."),
@@ -56,10 +56,12 @@ FAILURES: dict[str, Failure] = {
     "te_and_cl": Failure(400, EXIT_USAGE, "The request has both Transfer-Encoding and Content-Length."),
     "tls_required": Failure(400, EXIT_USAGE, "The port speaks TLS, and the request came without."),
     "truncated_body": Failure(400, EXIT_USAGE, "The connection ended before the body did."),
-    "unknown_field": Failure(400, EXIT_USAGE, "The operation has no parameter of that name; the nearest one is told."),
+    "unknown_field": Failure(
+        400, EXIT_USAGE, "The operation has no parameter of that name; the answer names the nearest one."
+    ),
     "webhook_url_forbidden": Failure(400, EXIT_USAGE, "The URL is malformed, or leads where nothing may be delivered."),
     "license_checksum": Failure(400, EXIT_USAGE, "The license key holds a typo."),
-    "license_malformed": Failure(400, EXIT_USAGE, "The text has not the form of a license key."),
+    "license_malformed": Failure(400, EXIT_USAGE, "The text does not have the form of a license key."),
     "token_missing": Failure(401, EXIT_REFUSED, "The daemon asks for a token, and the call shows none."),
     "token_invalid": Failure(401, EXIT_REFUSED, "The token is not one that this daemon made."),
     "token_expired": Failure(401, EXIT_REFUSED, "The token has run out."),
@@ -77,11 +79,15 @@ FAILURES: dict[str, Failure] = {
     "origin_not_allowed": Failure(403, EXIT_REFUSED, "The Origin header names a foreign site."),
     "not_found": Failure(404, EXIT_NOT_FOUND, "There is no such path."),
     "agent_not_found": Failure(
-        404, EXIT_NOT_FOUND, "No agent of that id is registered; near ones are told.", lasting=True
+        404, EXIT_NOT_FOUND, "No agent of that id is registered; the answer names near ones.", lasting=True
     ),
-    "channel_not_found": Failure(404, EXIT_NOT_FOUND, "There is no such channel; near ones are told.", lasting=True),
+    "channel_not_found": Failure(
+        404, EXIT_NOT_FOUND, "There is no such channel; the answer names near ones.", lasting=True
+    ),
     "document_not_found": Failure(404, EXIT_NOT_FOUND, "There is no such document (any more).", lasting=True),
-    "group_not_found": Failure(404, EXIT_NOT_FOUND, "No agent is in that group; near ones are told.", lasting=True),
+    "group_not_found": Failure(
+        404, EXIT_NOT_FOUND, "No agent is in that group; the answer names near ones.", lasting=True
+    ),
     "key_not_found": Failure(404, EXIT_NOT_FOUND, "The channel's state has no such key.", lasting=True),
     "message_not_found": Failure(404, EXIT_NOT_FOUND, "There is no such message (any more).", lasting=True),
     "no_recipient": Failure(404, EXIT_NOT_FOUND, "No agent matches the address.", lasting=True),
@@ -98,11 +104,13 @@ FAILURES: dict[str, Failure] = {
     "webhook_limit": Failure(409, EXIT_REFUSED, "Events are forwarded to as many endpoints as may be."),
     "not_delivered": Failure(409, EXIT_REFUSED, "The message was not delivered to this agent.", lasting=True),
     "not_in_channel": Failure(
-        409, EXIT_REFUSED, "The recipient is no member of the channel; its channels are told.", lasting=True
+        409, EXIT_REFUSED, "The recipient is not a member of the channel; the answer names its channels.", lasting=True
     ),
     "stale_claim": Failure(409, EXIT_REFUSED, "The claim ran out and the task went to another.", lasting=True),
     "task_conflict": Failure(409, EXIT_REFUSED, "The task's status does not allow this.", lasting=True),
-    "version_conflict": Failure(409, EXIT_REFUSED, "The value has another version by now; it is told.", lasting=True),
+    "version_conflict": Failure(
+        409, EXIT_REFUSED, "The value has another version by now, which the answer names.", lasting=True
+    ),
     "too_many_calls": Failure(413, EXIT_USAGE, "The list holds more calls than one request may make."),
     "body_too_large": Failure(413, EXIT_USAGE, "The body is larger than this path takes."),
     "document_too_large": Failure(413, EXIT_USAGE, "The document is larger than max_document_size."),

@@ -82,13 +82,13 @@ def drop(text: str, path: tuple[str, str]) -> str:
 def _member(text: str, node: Node, key: str) -> Member | None:
     found = [member for member in node.members or () if member.key == key]
     if len(found) > 1:
-        raise _broken(text, found[1].start, f'"{key}" stands twice; remove one of them')
+        raise _broken(text, found[1].start, f'"{key}" occurs twice; remove one of them')
     return found[0] if found else None
 
 
 def _object(text: str, member: Member) -> Node:
     if member.value.members is None:
-        raise _broken(text, member.value.start, f'"{member.key}" is no object; make it {{}}')
+        raise _broken(text, member.value.start, f'"{member.key}" is not an object; make it {{}}')
     return member.value
 
 
@@ -201,7 +201,7 @@ def _document(text: str) -> Node | None:
     if rest != len(text):
         raise _broken(text, rest, f"{_seen(text, rest)} after the end of the document")
     if root.members is None:
-        raise _broken(text, start, "the document is no object; it must begin with {")
+        raise _broken(text, start, "the document is not an object; it must begin with {")
     return root
 
 
@@ -215,7 +215,7 @@ def _node(text: str, place: int, depth: int) -> Node:
         return _read_list(text, place, depth)
     token = (_STRING if opening == '"' else _SCALAR).match(text, place)
     if token is None:
-        raise _broken(text, place, f"{_seen(text, place)} where a value must stand")
+        raise _broken(text, place, f"{_seen(text, place)} where a value must be")
     return Node(place, token.end(), json.loads(token[0]))
 
 
@@ -225,10 +225,10 @@ def _read_object(text: str, start: int, depth: int) -> Node:
     while text[place : place + 1] != "}":
         key = _STRING.match(text, place)
         if key is None:
-            raise _broken(text, place, f"{_seen(text, place)} where a key in quotes or }} must stand")
+            raise _broken(text, place, f"{_seen(text, place)} where a key in quotes or }} must be")
         colon = _skip(text, key.end())
         if text[colon : colon + 1] != ":":
-            raise _broken(text, colon, f"{_seen(text, colon)} where a colon must stand")
+            raise _broken(text, colon, f"{_seen(text, colon)} where a colon must be")
         value = _node(text, _skip(text, colon + 1), depth + 1)
         comma, following = _comma(text, value.end, "}")
         members.append(Member(json.loads(key[0]), place, value, comma))
@@ -252,7 +252,7 @@ def _comma(text: str, place: int, closing: str) -> tuple[int | None, int]:
     if text[place : place + 1] == ",":
         return place, _skip(text, place + 1)
     if text[place : place + 1] != closing:
-        raise _broken(text, place, f"{_seen(text, place)} where a comma or {closing} must stand")
+        raise _broken(text, place, f"{_seen(text, place)} where a comma or {closing} must be")
     return None, place
 
 

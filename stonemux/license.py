@@ -98,7 +98,7 @@ def decode(text: bytes | str, kind: str = LICENSE) -> dict[str, Any]:
                     return document
             except (ValueError, RecursionError):
                 pass
-        raise _Flaw("it is no JSON object of at most 16 KiB")
+        raise _Flaw("it is not a JSON object of at most 16 KiB")
 
 
 def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> License:
@@ -173,13 +173,13 @@ def _one_of(document: Mapping[str, Any], name: str, choices: tuple[str, ...]) ->
 
 def _seats(value: Any) -> int | None:
     if value is not None and (type(value) is not int or not 0 < value < 2**31):
-        raise _Flaw("its seats are no number of agents")
+        raise _Flaw("its seats are not a number of agents")
     return value
 
 
 def _serial(value: Any) -> int:
     if type(value) is not int or not 0 < value < 2**62:
-        raise _Flaw("its serial is no number above 0")
+        raise _Flaw("its serial is not a number above 0")
     return value
 
 
@@ -187,4 +187,4 @@ def _moment(value: Any, name: str) -> int:
     try:
         return moment(value if type(value) is str else "")
     except ValueError:
-        raise _Flaw(f"its {name} is no time") from None
+        raise _Flaw(f"its {name} is not a time") from None

@@ -59,7 +59,7 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         raise MuxError(
             "bad_setting",
-            f"server.unix_socket: {path} exists and is no socket; it is left untouched. Name another place",
+            f"server.unix_socket: {path} exists and is not a socket; it is left untouched. Name another place",
             setting="server.unix_socket",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

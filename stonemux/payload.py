@@ -142,7 +142,7 @@ def _repeated(pairs: list[tuple[str, Any]]) -> MuxError:
         if name in seen:
             return MuxError(
                 "duplicate_key",
-                f"the key {shown(name)} stands twice in one object; send it once",
+                f"the key {shown(name)} occurs twice in one object; send it once",
                 parameter=_fact(name),
             )
         seen.add(name)

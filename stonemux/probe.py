@@ -153,7 +153,7 @@ class _Session:
         except ValueError:
             message = None
         if not isinstance(message, dict):
-            raise _Trouble(f"it wrote to standard output what is no protocol: {line[:200]!r}")
+            raise _Trouble(f"it wrote something other than the protocol to standard output: {line[:200]!r}")
         return message
 
     def _line(self, method: str) -> bytes:

@@ -440,7 +440,7 @@ def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
     if any(not 0 <= entry <= MOST_INTEGER for entry in value):
-        raise param.refuse("holds an integer that is no id")
+        raise param.refuse("holds an integer that cannot be an id")
     return list(dict.fromkeys(value))
 
 

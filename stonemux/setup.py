@@ -247,7 +247,7 @@ def _read(path: Path) -> str | None:
     """The file's text, line ends as they are; None when there is none."""
     try:
         if path.exists() and not path.is_file():
-            raise _unwritable(path, "it is no regular file")
+            raise _unwritable(path, "it is not a regular file")
         return path.read_bytes().decode()
     except FileNotFoundError:
         return None

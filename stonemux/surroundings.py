@@ -202,7 +202,7 @@ def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
 def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str) -> Finding:
     try:
         if not isinstance(entry, dict):
-            raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is no table of settings")
+            raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is not a table of settings")
         if (url := _url(entry)) is not None:
             return _over_http(patient, where, job.client.expand(url, job.environ, job.folder), remedy)
         return Finding("clients", OK, f"{where}: {_tried(job, entry)}")

@@ -41,7 +41,9 @@ def queue(
         )
     for number, one in enumerate(given):
         if type(one) is not dict:
-            raise MuxError("invalid_json", f"entry {number} of the list is no JSON object; each must be a call's body")
+            raise MuxError(
+                "invalid_json", f"entry {number} of the list is not a JSON object; each must be a call's body"
+            )
     door.admit(mux, operation, caller())
     calls = [_checked(mux, operation, one, caller()) for one in given]
 

@@ -220,7 +220,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
         value = value.strip(" \t")
         if name in fields:
             if name in SINGLE:
-                raise _broken("duplicate_header", f"the header {name} may stand only once; send it once", header=name)
+                raise _broken("duplicate_header", f"the header {name} may occur only once; send it once", header=name)
             value = f"{fields[name]}, {value}"
         fields[name] = value
     return fields
@@ -440,7 +440,7 @@ class ChunkedBody:
 def _bad_chunk(found: bytes, wanted: str) -> MuxError:
     return _broken(
         "bad_chunk",
-        f"the chunked body has {shown(found.decode('latin-1'))} where {wanted} must stand; "
+        f"the chunked body has {shown(found.decode('latin-1'))} where {wanted} must be; "
         "extensions and trailers are not taken",
     )
 

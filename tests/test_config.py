@@ -217,7 +217,7 @@ def test_a_bad_variable_is_named() -> None:
 def test_a_bad_flag_is_named() -> None:
     assert "--port (server.port) is -1; it must be at least 0" in refused(port="-1")
     assert '--log-format (logging.format) is "xml"; it must be one of: text, json' in refused(log_format="xml")
-    assert "--prot is no setting; did you mean --port?" in refused(prot=1)
+    assert "--prot is not a setting; did you mean --port?" in refused(prot=1)
 
 
 def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:

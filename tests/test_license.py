@@ -650,7 +650,7 @@ def test_a_file_that_holds_no_command_is_refused_as_a_command(tmp_path, capsys, 
     file.write_text(text)
     status, _, said = typed(tmp_path, capsys, "sigil", "apply", str(file))
     assert status == 1
-    assert "the command does not count: it is no JSON object" in said
+    assert "the command does not count: it is not a JSON object" in said
 
 
 def test_a_start_without_license_looks_at_one_path_and_says_nothing(program, caplog):

@@ -547,7 +547,7 @@ def test_a_runner_waits_for_work_no_longer_than_between_two_beats(beat_ms, wait_
         (["--agent", "w"], 2, "COMMAND"),
         (["--", "true"], 2, "--agent ID"),
         (["--agent", "w", "--reply", "--", "true"], 2, "--messages"),
-        (["--agent", "w", "--max-parallel", "0", "--", "true"], 2, "no number from 1"),
+        (["--agent", "w", "--max-parallel", "0", "--", "true"], 2, "not a number from 1"),
         (["--agent", "w", "--capabilty", "x", "--", "true"], 2, "did you mean --capability"),
         (["--agent", "stonemux", "--", "true"], 2, "reserved"),
     ],

@@ -245,7 +245,7 @@ def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
 @pytest.mark.parametrize(
     ("entry", "what"),
     [
-        ("stonemux mcp", "is no table"),
+        ("stonemux mcp", "is not a table"),
         ({}, "must have a command"),
         ({"command": 5}, "must have a command"),
         ({"command": "/bin/true\0"}, "must have a command"),

@@ -90,7 +90,7 @@ def _anchor(file: Path) -> Anchor:
     except OSError as trouble:
         raise _unreadable(file, trouble) from trouble
     except (ValueError, TypeError, AttributeError) as trouble:
-        raise MuxError("invalid_field", f"{file} is no anchor; 'stonemux audit anchor' prints one") from trouble
+        raise MuxError("invalid_field", f"{file} is not an anchor; 'stonemux audit anchor' prints one") from trouble
 
 
 def _key(file: Path) -> bytes:

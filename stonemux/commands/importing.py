@@ -147,9 +147,9 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         told = json.loads(line)
     except (ValueError, RecursionError) as trouble:
-        raise MuxError("invalid_json", f"is no JSON: {trouble}") from None
+        raise MuxError("invalid_json", f"is not JSON: {trouble}") from None
     if type(told) is not dict:
-        raise MuxError("invalid_json", f"is no JSON object: {shown(line.decode('utf-8', 'replace').strip())}")
+        raise MuxError("invalid_json", f"is not a JSON object: {shown(line.decode('utf-8', 'replace').strip())}")
     return told
 
 

@@ -140,5 +140,5 @@ def _emit(text: str) -> None:
 def _count(text: str) -> int:
     """A number from 1 to 43,200."""
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:6]) <= 43_200:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 1 to 43200")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 1 to 43200")
     return int(text)

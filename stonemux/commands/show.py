@@ -40,7 +40,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = next(((name, param) for form, name, param in KINDS if form.fullmatch(options.id)), None)
     if found is None:
         raise MuxError(
-            "not_understood", f"{options.id[:80]!r} is no id: a number, a task's UUID, or inbox-..., doc-..., ch-..."
+            "not_understood",
+            f"{options.id[:80]!r} is not an id: a number, a task's UUID, or inbox-..., doc-..., ch-...",
         )
     with of_user(flags.settings(options, environ), environ) as remote:
         answer = remote.ask(BY_NAME[found[0]], {found[1]: options.id})
