@@ -350,6 +350,9 @@ class _OneTry(Client):
         super().__init__(f"{scheme}://{authority}", timeout=0, environ={"STONEMUX_TLS_CERT": CERT} if OVER_TLS else {})
         self._clock = mux.clock
 
+    def _once(self, operation: Operation, request: Any, patience_ms: int) -> Any:
+        return super()._once(operation, request, max(patience_ms, 30_000))
+
     def _read(self, operation: Operation, trip: RoundTrip) -> Any:
         self.replayed = trip.headers.get("idempotent-replayed") == "true"
         if operation.takes and trip._sock is not None:

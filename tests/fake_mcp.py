@@ -20,10 +20,6 @@ def good(request: dict) -> None:
         answer(request, {"tools": [{"name": "a"}, {"name": "b"}], "nextCursor": "2"})
 
 
-def hang(request: dict) -> None:
-    print("waiting for something", file=sys.stderr, flush=True)
-
-
 def die(request: dict) -> None:
     print(*(f"line {number}" for number in range(40)), "no such database", sep="\n", file=sys.stderr)
     sys.exit(7)
