@@ -31,7 +31,7 @@ def take(
     mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int, lease: int
 ) -> dict[str, Any] | None:
     """Hand out queued messages on a lease of so many seconds; None when there are none."""
-    rows, more = messages.choose(mux, agent_id, channel, types, limit)
+    rows, more = messages.choose(mux, agent_id, channel, types, limit, caller.room)
     if not rows:
         return None
     ids = [row["id"] for row in rows]

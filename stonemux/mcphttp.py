@@ -33,6 +33,9 @@ log = logging.getLogger("stonemux")
 
 COMMENT = b": still waiting\n\n"
 
+ROOM = 20_000
+"""Characters of messages in the answer of a poll; clients cut or put away what does not fit into a model's context."""
+
 
 class McpExchange(Exchange):
     """A request to `mcp.PATH` until it is answered."""
@@ -41,6 +44,7 @@ class McpExchange(Exchange):
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server, connection, head)
+        self.room = ROOM
         self._streaming = False
 
     @contextmanager

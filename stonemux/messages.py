@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from stonemux import directory, doorbells, filing, handoff, trays
@@ -340,14 +341,16 @@ def take(
     mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int
 ) -> dict[str, Any] | None:
     """A plain poll's look: queued messages, settled when the answer has arrived."""
-    rows, more = choose(mux, agent_id, channel, types, limit)
+    rows, more = choose(mux, agent_id, channel, types, limit, caller.room)
     if not rows:
         return None
     caller.flight = _Arrival(mux, agent_id, [row["id"] for row in rows])
     return answer(rows, more=more)
 
 
-def choose(mux: Mux, agent_id: str, channel: str | None, types: list[str] | None, limit: int) -> tuple[list[Any], bool]:
+def choose(
+    mux: Mux, agent_id: str, channel: str | None, types: list[str] | None, limit: int, room: int
+) -> tuple[list[Any], bool]:
     """Take queued messages into flight, so that no other poll gets them; returns them, and whether there are more."""
     mux.looks += 1
     with mux.flights.of(agent_id) as held:
@@ -358,12 +361,22 @@ def choose(mux: Mux, agent_id: str, channel: str | None, types: list[str] | None
             else:
                 rows = rx.sql(_OPEN, *values) if channel is None else rx.sql(_OPEN_IN_CHANNEL, *values, channel)
         free = [row for row in rows if row["id"] not in held] if held else rows
-        taken = free[:limit]
+        taken = _fitting(free[:limit], room)
         held.update(row["id"] for row in taken)
-    return taken, len(free) > limit
+    return taken, len(free) > len(taken)
 
 
-def read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: int) -> dict[str, Any] | None:
+def _fitting(rows: list[Any], room: int) -> list[Any]:
+    """The first rows that together have no more characters than that, if there is a bound; one is always among them."""
+    if not room:
+        return rows
+    sizes = accumulate(len(row["content"]) + len(row["metadata"] or "") for row in rows)
+    return rows[: max(1, sum(size <= room for size in sizes))]
+
+
+def read_after(
+    mux: Mux, agent_id: str, channel: str | None, limit: int, after: int, room: int
+) -> dict[str, Any] | None:
     """A cursor poll's look: everything beyond the cursor, settled or not."""
     mux.looks += 1
     with mux.store.read() as rx:
@@ -371,8 +384,9 @@ def read_after(mux: Mux, agent_id: str, channel: str | None, limit: int, after: 
         rows = rx.sql(_AFTER, *values) if channel is None else rx.sql(_AFTER_IN_CHANNEL, *values, channel)
     if not rows:
         return None
-    mux.flights.show(agent_id, rows[:limit][-1]["id"])
-    return answer(rows[:limit], more=len(rows) > limit)
+    shown = _fitting(rows[:limit], room)
+    mux.flights.show(agent_id, shown[-1]["id"])
+    return answer(shown, more=len(rows) > len(shown))
 
 
 def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:

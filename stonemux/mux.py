@@ -39,7 +39,7 @@ class Flight(Protocol):
 class Caller:
     """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
 
-    __slots__ = ("bearer", "enter", "flight", "once", "principal", "replayed", "request_id")
+    __slots__ = ("bearer", "enter", "flight", "once", "principal", "replayed", "request_id", "room")
 
     def __init__(self, request_id: str = "") -> None:
         self.request_id = request_id
@@ -57,6 +57,8 @@ class Caller:
 
         Both are handed the caller instead of holding it: each call would otherwise leave a cycle to the collector.
         """
+        self.room = 0
+        """How many characters of messages a poll's answer should not exceed; 0: any number."""
         self.replayed = False
         """The answer is the stored one of an earlier call with the same key."""
 

@@ -57,7 +57,8 @@ the message's channel ("default" unless told otherwise).
 - mux_send: to one agent, or to all of a role, group or capability (pick=one: only the least busy one).
 - mux_broadcast: to every other member of a channel. mux_search: what was said before.
 - mux_poll takes what is queued, highest priority first. With after=N it instead returns everything after id N and
-  acknowledges up to N, so a call can be repeated safely; after=0 reads all that is kept.
+  acknowledges up to N, so a call can be repeated safely; after=0 reads all that is kept. An answer has about 20,000
+  characters of messages at most, or one that is longer; "more" says that there are more: poll again.
 - reply_to puts a message into the thread of the one it answers.
 
 ## Tasks

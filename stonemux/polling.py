@@ -56,7 +56,7 @@ def poll(
             if after is not None:
                 messages.acknowledge_through(mux, agent_id, after, channel)
         if after is not None:
-            return messages.read_after(mux, agent_id, channel, limit, after)
+            return messages.read_after(mux, agent_id, channel, limit, after, caller.room)
         if (ack or mux.presence.ack_mode(agent_id)) == "manual":
             return leases.take(mux, caller, agent_id, channel, types, limit, lease)
         return messages.take(mux, caller, agent_id, channel, types, limit)

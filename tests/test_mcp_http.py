@@ -66,6 +66,22 @@ def test_what_is_on_a_lease_is_not_told_as_unread_since_no_poll_would_find_it(cl
     assert "unread" not in client.tool("mux_poll", "ann", timeout=0)
 
 
+@pytest.mark.parametrize("how", [{}, {"ack": "manual"}, {"after": 0}])
+def test_a_poll_is_not_more_than_a_model_can_take_in(client, http, how):
+    client.tool("mux_register", "ann", agent_id="ann")
+    for size in (8_000, 8_000, 8_000, 50_000, 1):
+        client.tool("mux_send", "ann", to="ann", content="x" * size)
+    got = []
+    for more in (True, True, True, None):
+        told = client.tool("mux_poll", "ann", timeout=0, **how)
+        assert told.get("more") is more
+        got.append([message["id"] for message in told["messages"]])
+        if "after" in how:
+            how = {"after": got[-1][-1]}
+    assert got == [[1, 2], [3], [4], [5]]
+    assert len(http.call("msg.poll", agent_id="ann", timeout=0, after=0)["messages"]) == 5
+
+
 # -- refusals of the transport
 
 
