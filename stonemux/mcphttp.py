@@ -34,7 +34,7 @@ log = logging.getLogger("stonemux")
 COMMENT = b": still waiting\n\n"
 
 ROOM = 20_000
-"""Characters of messages in the answer of a poll; clients cut or put away what does not fit into a model's context."""
+"""Characters of messages in an answer; clients cut or put away what does not fit into a model's context."""
 
 
 class McpExchange(Exchange):

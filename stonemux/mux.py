@@ -58,7 +58,7 @@ class Caller:
         Both are handed the caller instead of holding it: each call would otherwise leave a cycle to the collector.
         """
         self.room = 0
-        """How many characters of messages a poll's answer should not exceed; 0: any number."""
+        """How many characters of messages an answer should not exceed; 0: any number."""
         self.replayed = False
         """The answer is the stored one of an earlier call with the same key."""
 

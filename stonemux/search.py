@@ -12,6 +12,7 @@ import sqlite3
 from typing import Any
 
 from stonemux import directory
+from stonemux.documents import PREVIEW
 from stonemux.errors import MuxError
 from stonemux.excerpts import excerpt
 from stonemux.history import narrow
@@ -46,7 +47,18 @@ def search(
             *values,
             limit,
         )
-        return {"results": [view(row) | {"excerpt": excerpt(_text(rx, row), q)} for row in rows]}
+        results = [view(row) | {"excerpt": excerpt(_text(rx, row), q)} for row in rows]
+    if caller.room:
+        _shorten(results, caller.room)
+    return {"results": results}
+
+
+def _shorten(results: list[dict[str, Any]], room: int) -> None:
+    """Leave only the beginning of what does not fit into so many characters, but the best match whole."""
+    for shown in results:
+        room -= len(shown["content"])
+        if room < 0 and shown is not results[0] and len(shown["content"]) > PREVIEW:
+            shown["content"], shown["truncated"] = shown["content"][:PREVIEW], True
 
 
 def _text(rx: Snapshot, row: Any) -> str:

@@ -82,6 +82,21 @@ def test_a_poll_is_not_more_than_a_model_can_take_in(client, http, how):
     assert len(http.call("msg.poll", agent_id="ann", timeout=0, after=0)["messages"]) == 5
 
 
+def test_a_search_has_only_the_best_of_what_is_long_in_full(client, http):
+    client.tool("mux_register", "ann", agent_id="ann")
+    for size in (30_000, 30_000, 100):
+        client.tool("mux_send", "ann", to="ann", content="needle " + "x" * size)
+    whole = http.call("msg.search", q="needle")["results"]
+    found = client.tool("mux_search", q="needle")["results"]
+    assert [one["id"] for one in found] == [one["id"] for one in whole]
+    assert found[0] == whole[0]
+    for shown, all_of_it in zip(found[1:], whole[1:], strict=True):
+        cut = len(all_of_it["content"]) > 500
+        assert (shown["content"], shown.get("truncated", False)) == (all_of_it["content"][: 500 if cut else None], cut)
+        assert shown["excerpt"] == all_of_it["excerpt"]
+    assert sum(one.get("truncated", False) for one in found) in (1, 2)
+
+
 # -- refusals of the transport
 
 
