@@ -254,8 +254,9 @@ class Streamer:
             if stream.cursor < head and not stream.unsent:
                 try:
                     piece, stream.cursor = self._next_piece(stream)
-                except MuxError as error:  # the reader comes back with its last id
-                    log.warning("a stream ends, its events could not be read: %s", error.message)
+                except Exception as error:  # the reader comes back with its last id
+                    known = isinstance(error, MuxError)
+                    log.warning("a stream ends, its events could not be read: %s", error, exc_info=not known)
                     self._drop(stream)
                     continue
                 if piece:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -562,7 +563,10 @@ def test_a_stream_that_comes_while_the_daemon_stops_is_closed(streaming):
     assert len(streaming.streamer) == streaming.mux.waiters.count == 0
 
 
-def test_a_failing_read_ends_one_stream_and_not_all(open_stream, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error", [MuxError("storage_busy", "another program holds the database"), sqlite3.OperationalError("of some kind")]
+)
+def test_a_failing_read_ends_one_stream_and_not_all(open_stream, monkeypatch, caplog, error):
     streaming = open_stream(max_event_buffer=1)
     for n in range(5):
         streaming.send(f"{n}")
@@ -571,7 +575,7 @@ def test_a_failing_read_ends_one_stream_and_not_all(open_stream, monkeypatch, ca
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
 
         def fail() -> None:
-            raise MuxError("storage_busy", "another program holds the database")
+            raise error
 
         patched.setattr(streaming.mux.store, "read", fail)
         broken = Reader(streaming.port, "/events?last_event_id=1")
