@@ -42,6 +42,8 @@ def take(
         mux.hub.wake([("inbox", agent_id)])  # somebody may have looked meanwhile and seen nothing
         raise
     mux.flights.end(agent_id, ids)
+    if not leased:  # all of it was settled meanwhile
+        return None
     caller.flight = _Handed(mux, agent_id, leased)
     answer = messages.answer([row for row in rows if row["id"] in leased], more=more)
     for shown in answer["messages"]:

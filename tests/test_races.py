@@ -358,6 +358,16 @@ def poll(mux: Mux, **given: Any) -> tuple[list[str], Caller]:
     return [message["content"] for message in call.answer()["messages"]], caller
 
 
+def test_a_poll_whose_mail_is_settled_before_it_is_leased_goes_on_waiting(direct, clock, background, once_after):
+    join(direct, "ann", "bob")
+    sent = direct.call("msg.send", from_="ann", to="bob", content="hi")["message_id"]
+    once_after(messages, "choose", lambda: direct.call("msg.ack", agent_id="bob", through=sent))
+    waiting = background(direct.call, "msg.poll", agent_id="bob", timeout=60, ack="manual")
+    clock.until_parked(1)
+    direct.call("msg.send", from_="ann", to="bob", content="new")
+    assert [message["content"] for message in waiting.result(5)["messages"]] == ["new"]
+
+
 def test_of_two_polls_of_one_inbox_one_gets_the_message(mux, direct, background, after_reading):
     join(direct, "ann", "bob")
     direct.call("msg.send", from_="ann", to="bob", content="hi")
