@@ -400,7 +400,7 @@ class Connection:
             self._beat, self._beat_ms, self._phase = beat, beat_ms, "streaming"
             self._due(beat_ms)
             self._put(opening)
-        self._attendant.revisit(self)  # who attends must learn of the deadline
+        self._attendant.revisit(self)  # whoever attends must learn of the deadline
 
     def proceed(self, data: bytes) -> None:
         """Send the next piece of an answer that was begun."""

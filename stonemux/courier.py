@@ -64,7 +64,7 @@ class Attempt:
         found = talk.look_up(target)
         addresses.judge_all(target, found, self._policy)
         sock = talk.connect(target, found, most_ms=self._connect_ms)
-        # The daemon under any address of this machine: who calls itself comes from where it goes.
+        # The daemon itself, under any address of this machine: then both ends of the connection have the same one.
         if target.port == self._policy.own_port and sock.getsockname()[0] == sock.getpeername()[0]:
             raise addresses.ForbiddenURL("leads to the daemon's own port")
         talk.secure(target)

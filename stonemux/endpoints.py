@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What became of one attempt. It is good if nothing went wrong, whatever it was."""
+    """What became of one attempt; it was good if `error` is empty."""
 
     status: int | None
     """HTTP status, or exit status of a command."""

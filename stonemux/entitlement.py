@@ -4,8 +4,8 @@ The tier always binds; what differs is where it comes from. With a license it is
 expired nor ended by a command. A license that does not count means free. Without one the machine's owner is the
 licensor (`license.default_tier`), unless a license server is set, which means free until a key is activated.
 
-`tier` and `seats` are plain attributes that every call reads; who changes them calls `settle`, which tells `watchers`.
-Nothing stored is touched by a change of tier, and nothing is hidden by one.
+`tier` and `seats` are plain attributes that every call reads; whoever changes them calls `settle`, which tells
+`watchers`. Nothing stored is touched by a change of tier, and nothing is hidden by one.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def excerpt(text: str, wanted: str) -> str:
-    """The part of the text with the most of the wanted words; its beginning if there is none of them."""
+    """The part of the text with the most of the wanted words; its beginning if it has none of them."""
     words = set(re.findall(_WORD, _fold(wanted)))
     either = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     found = re.finditer(rf"(?<![^\W_])(?:{either})(?![^\W_])", _fold(text)) if words else ()

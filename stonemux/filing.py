@@ -19,7 +19,7 @@ MOST_FRESH = 512
 """How many deliveries stand behind the mark at most, or those of one message: a look goes through them, in 20 us."""
 
 MOST_SEARCHED = 1024
-"""How many of them all looks together go through before they are filed: from then on that is cheaper."""
+"""After all looks together have gone through so many of them, they are filed: from then on that is cheaper."""
 
 MOST_RECIPIENTS = 16
 """What goes to more of them is filed at once: each has a page of its own later, too."""

@@ -1,4 +1,4 @@
-"""Messages that are on their way: handed to a poll whose answer has not provably arrived.
+"""Messages that are on their way: handed to a poll, whose answer is not yet known to have arrived.
 
 A plain poll takes messages without writing anything; only when the face sees that the answer arrived are they settled
 (one write, nobody waits for it), and when it did not they are simply free again. What is in flight is invisible to

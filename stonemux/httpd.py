@@ -116,7 +116,7 @@ class Server(ThreadingHTTPServer):
         self._revisits: deque[Connection] = deque()
         self._verdicts: deque[tuple[int, Connection]] = deque()
         self._next_sweep: int | None = None
-        # who attends; `_watch` guards the change of guard
+        # which thread attends; `_watch` guards the change of guard
         self._watch = threading.Condition()
         self._attending: int | None = None
         self._round = 0

@@ -18,8 +18,8 @@ def command() -> list[str]:
 
     An archive is started by its path; a package by that of its `__main__.py`, which finds the rest by itself. Neither
     needs anything of the environment: clients pass on little of theirs, and Gemini CLI refuses a PYTHONPATH. `-P` keeps
-    the modules of the folder in which it is started from replacing those of the standard library. Who started this one
-    with `-I` or `-S` wants neither the environment nor installed packages in the next one.
+    the modules of the folder in which it is started from replacing those of the standard library. Whoever
+    started this one with `-I` or `-S` wants neither the environment nor installed packages in the next one.
     """
     kept = [flag for flag, given in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if given]
     python = [os.path.abspath(sys.executable), *kept]

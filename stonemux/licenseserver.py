@@ -1,7 +1,7 @@
 """A license server: gives out the documents behind keys, and hears heartbeats.
 
 The HTTP face of the daemon with another table of operations, on a store of its own in the issuer's folder. It needs no
-tokens: who has a key may have its license, and a heartbeat is told of nothing that is not signed.
+tokens: whoever has a key may have its license, and a heartbeat is answered with nothing that is not signed.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Alarm:
 
     def set(self, at: int) -> None:
         """Ring at this moment, if nothing rings earlier."""
-        if at < self._at:  # without the lock: who rings earlier looks at all that is due, and finds what we set it for
+        if at < self._at:  # without the lock: an earlier ring looks at all that is due, and finds what we set it for
             with self._condition:
                 self._at = min(self._at, at)
                 self._condition.notify()

@@ -1,4 +1,4 @@
-"""Opening a database: is it ours, whole, of a version we know, and as far as this directory has seen it?
+"""Opening a database: is it ours, whole, of a version that we know, and as far along as this directory has seen it?
 
 What is refused is left untouched, byte for byte: the checks look through a connection that cannot change anything.
 """

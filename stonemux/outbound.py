@@ -7,7 +7,7 @@ eight, so that any number of dead ones leaves two for those that answer.
 A commit that wants something delivered calls `kick` (see `endpoints`), what is due later is the timekeeper's alarm, and
 what was pending when the daemon ended is found in the rows at its start, under the ids it had. Nothing polls.
 
-Nothing of it is done before it is written down: an attempt whose outcome could not be recorded is made once more.
+An attempt counts once its outcome is written down: one that could not be recorded is made once more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which sockets have something to say: the system's edge-triggered notification behind one small interface.
+"""Which sockets have something to say: the system's edge-triggered notification, behind one small interface.
 
 Edge-triggered means that an event is reported once, when it happens. So a socket is registered once for its whole life,
 nothing is armed again after each request, and whoever hears of a socket reads it until it is empty. A listening socket

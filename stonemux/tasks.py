@@ -6,7 +6,7 @@ number: it counts the tries that ended in expiry or retry, against `max_attempts
 requeued. What was given back on purpose does not count.
 
 A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
-does. So a late completion is accepted as long as the fence has not moved. Who gives a task back (release, retry) or
+does. So a late completion is accepted as long as the fence has not moved. Whoever gives a task back (release, retry) or
 loses it for good (requeue) is no longer its owner. Leases run on the program's clock, which never steps, and each
 restart gives the live ones a full term: nobody is late because the daemon was away.
 
@@ -383,7 +383,7 @@ def put_back(
 def assign(
     tx: Tx, row: Task, agent_id: str, *, priority: int | None = None, by: str | None = None, auto: bool = False
 ) -> Task:
-    """Let only this agent claim a task; returns the row. Who holds it goes on holding it."""
+    """Let only this agent claim a task; returns the row. A holder goes on holding it."""
     (after,) = rows(
         tx,
         "update task set assigned_to = ?, priority = coalesce(?, priority), auto = ? where seq = ? returning *",

@@ -120,7 +120,7 @@ class Secured:
         self.raw.settimeout(seconds)
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
-        """As a socket's; who has it linger means to end with a reset, and then there is no `close_notify` either."""
+        """As a socket's; whoever sets SO_LINGER means to end with a reset, so there is no `close_notify` either."""
         self._said_goodbye = self._said_goodbye or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
         self.raw.setsockopt(level, option, value)
 

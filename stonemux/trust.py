@@ -1,4 +1,4 @@
-"""Whom a client trusts to be the daemon: who shows the certificate in a file, or one that it has signed.
+"""Whom a client trusts to be the daemon: whoever shows the certificate in a file, or one that it signed.
 
 Nothing else is trusted, so no authority that browsers know can vouch for another. On the same machine the name in the
 certificate says nothing, since there the daemon is found by an address of loopback: it must be the very certificate of
