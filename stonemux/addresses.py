@@ -17,9 +17,13 @@ import socket
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 
 from stonemux.errors import MuxError
 from stonemux.record import Record
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
 
 MOST_BYTES = 2048
 
@@ -102,6 +106,11 @@ class Policy(Record):
     cidrs: tuple[str, ...] = ()
     own_host: str = ""
     own_port: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings, own_port: int) -> Policy:
+        """That of a daemon with these settings, which listens on this port."""
+        return cls(settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, own_port)
 
 
 class ForbiddenURL(ValueError):

@@ -30,12 +30,7 @@ KIND = "inbox.message"
 def policy(rx: Snapshot) -> Policy:
     """What the settings allow, and where this daemon listens."""
     settings = rx.mux.settings
-    return Policy(
-        settings.webhooks_allow_private,
-        settings.webhooks_allow_cidrs,
-        settings.host,
-        rx.mux.endpoints.own_port or settings.port,
-    )
+    return Policy.of(settings, rx.mux.endpoints.own_port or settings.port)
 
 
 # -- having one

@@ -334,9 +334,7 @@ def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
         if shutil.which(command):
             return None
         return f"{command} is not there or may not be run", "put it there (chmod +x)"
-    policy = addresses.Policy(
-        settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, settings.port
-    )
+    policy = addresses.Policy.of(settings, settings.port)
     try:
         target = addresses.check(url, policy)
         found = addresses.resolve(target)
