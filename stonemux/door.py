@@ -282,7 +282,7 @@ def _check_tier(mux: Mux, needed: str, what: str) -> None:
 
 def _check_params(mux: Mux, operation: Operation, args: Mapping[str, Any]) -> None:
     for param in operation.tiered:
-        if args[param.argument] != param.default:
+        if args[param.argument] not in (param.default, ""):  # to take something away is for every tier
             _check_tier(mux, param.tier, f"{param.name} in {operation.name}")
 
 

@@ -26,8 +26,9 @@ class Parser(argparse.ArgumentParser):
             flag = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
             if not flag:
                 self.error(f"one word too many: {rest[0]!r}")
-            known = [name for name in self._option_string_actions if name.startswith("--")]
-            self.error(f"there is no flag {flag}{did_you_mean(guess(flag, known))}")
+            known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            close = guess(flag.lstrip("-"), known)
+            self.error(f"there is no flag {flag}{did_you_mean(close and '--' + close)}")
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -78,6 +78,8 @@ def test_each_command_explains_itself(capsys, command):
         (["state", "zzz"], "stonemux: state has no verb 'zzz'. It has: get, set,"),
         (["stop"], "stonemux: there is no command 'stop'; Ctrl-C or SIGTERM ends a daemon"),
         (["restart"], "stonemux: there is no command 'restart'; Ctrl-C or SIGTERM ends a daemon"),
+        (["serve", "--foo"], "stonemux serve: there is no flag --foo (see stonemux serve --help)"),
+        (["serve", "--prot", "1"], "stonemux serve: there is no flag --prot; did you mean --port?"),
         (["serve", "--debug"], "stonemux serve: there is no flag --debug (see stonemux serve --help)"),
         (["msg", "send", "--message", "hi"], "stonemux: there is no flag --message; did you mean --content?"),
         (["agent", "register", "--name", "ann"], "stonemux: there is no flag --name; did you mean --agent-id?"),

@@ -593,6 +593,18 @@ def test_a_downgrade_keeps_doorbells_and_rings_them_after_the_upgrade__L1(open_p
     assert receiver.heard[0].told["data"]["message_id"] == sent
 
 
+def test_whoever_was_downgraded_may_still_take_a_doorbell_down(open_program):
+    from stonemux.record import replace
+
+    program = open_program()
+    hang(Direct(program.mux), "http://127.0.0.1:9/")
+    program.settings = replace(program.settings, default_tier="free")
+    face = Direct(program.reopen())
+    assert "doorbell" in face.call("agent.get", agent_id="bob")["agent"]
+    face.call("agent.register", agent_id="bob", webhook_url="")
+    assert "doorbell" not in face.call("agent.get", agent_id="bob")["agent"]
+
+
 # -- commands
 
 
