@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from stonemux import signals
 from stonemux.addresses import ForbiddenURL
 from stonemux.clock import Clock
-from stonemux.config import ANY_COMMAND
 from stonemux.endpoints import Outcome
+from stonemux.setting import ANY_COMMAND
 
 if TYPE_CHECKING:
     import subprocess

@@ -12,10 +12,9 @@ the working directory.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from typing import Any
 from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.launch import DEFAULT_PORT
 from stonemux.record import Record, field, replace
+from stonemux.setting import Given, Setting, expanded, shown
 
 DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
     {
@@ -40,61 +40,9 @@ DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
     }
 )
 
-ANY_COMMAND = "*"
-"""What stands in `webhooks_exec` for every command."""
 SPARE_FILES = 128
 """Descriptors beyond the connections: database, log, readers, the parts of the program."""
 _MONTH, _YEAR, _DECADE = 2_592_000, 31_536_000, 315_360_000
-
-
-class Setting(Record):
-    """What file, environment, flags and documents know about one field of `Settings`.
-
-    `kind` is a key of `CHECKS`; `least` and `most` bound an integer, in `unit`; `environment` is the variable that
-    sets it, if one does.
-    """
-
-    section: str
-    key: str
-    attribute: str
-    default: Any
-    kind: str
-    doc: str
-    unit: str = ""
-    least: int = 0
-    most: int = 0
-    choices: tuple[str, ...] = ()
-    environment: str = ""
-    live: bool = False
-    """Whether a running daemon takes a new value over; the others wait for its next start."""
-
-    @property
-    def name(self) -> str:
-        """Section and key, as messages and documents write it."""
-        return f"{self.section}.{self.key}" if self.key else self.section
-
-    @property
-    def flag(self) -> str:
-        """The command-line flag that sets it."""
-        return "--" + self.attribute.replace("_", "-")
-
-    @property
-    def limits(self) -> str:
-        """What values it takes, in words."""
-        if self.kind == "integer":
-            return f"{self.least} to {self.most} {self.unit}".rstrip()
-        if self.choices:
-            return ", ".join(self.choices)
-        return {
-            "boolean": "true, false",
-            "path": "a path",
-            "place": "a path, or empty",
-            "hosts": "a list of host names",
-            "networks": "a list of networks",
-            "keys": "a list of public keys",
-            "url": "an http or https address, or empty",
-            "commands": "true, false, or a list of commands",
-        }.get(self.kind, "text")
 
 
 def _setting(
@@ -564,9 +512,9 @@ def load(
     defaults = {setting.attribute: _default(setting, home) for setting in SETTINGS}
     named = path or (Path(environ["STONEMUX_CONFIG"]) if environ.get("STONEMUX_CONFIG") else None)
     if named is not None:
-        named, missing_ok = _expanded(named, home), False
+        named, missing_ok = expanded(named, home), False
     else:
-        named, missing_ok = _expanded((given.get("data_dir") or defaults["data_dir"]) / "config.toml", home), True
+        named, missing_ok = expanded((given.get("data_dir") or defaults["data_dir"]) / "config.toml", home), True
     stated: dict[str, Any] = {}
     with _noting(troubles):
         stated = _from_text(_read(named, missing_ok=missing_ok), named, home, troubles)
@@ -611,7 +559,7 @@ def check_safe(settings: Settings) -> None:
     if settings.auth_tokens == "off":
         raise MuxError(
             "unsafe_environment",
-            f"server.host is {_shown(settings.host)}, which is not on loopback, and auth.tokens is off: anybody who "
+            f"server.host is {shown(settings.host)}, which is not on loopback, and auth.tokens is off: anybody who "
             "reaches it could act as any agent",
             remedy='set auth.tokens to "auto", or listen on 127.0.0.1, ::1 or localhost',
             setting="auth.tokens",
@@ -619,7 +567,7 @@ def check_safe(settings: Settings) -> None:
     if not settings.tls_cert and not settings.insecure_http:
         raise MuxError(
             "unsafe_environment",
-            f"server.host is {_shown(settings.host)}, which is not on loopback: everybody on the way could read and "
+            f"server.host is {shown(settings.host)}, which is not on loopback: everybody on the way could read and "
             "change what is said there",
             remedy="set server.tls_cert, or --insecure-http where something else encrypts",
             setting="server.host",
@@ -650,25 +598,6 @@ def is_loopback(host: str) -> bool:
 # --- from each source to checked values
 
 
-class _Given(Record):
-    """A value on its way into a setting."""
-
-    setting: Setting
-    value: Any
-    label: str
-    """How a message names its place."""
-    folder: Path
-    """Where a relative path starts."""
-    home: str
-    """What `~` stands for."""
-
-    def refuse(self, problem: str, **facts: Any) -> MuxError:
-        return MuxError("bad_setting", f"{self.label} {problem}", setting=self.setting.name, **facts)
-
-    def checked(self) -> Any:
-        return CHECKS[self.setting.kind](self)
-
-
 Troubles = list[MuxError] | None
 """Where mistakes are noted; None: the first one is raised."""
 
@@ -687,7 +616,7 @@ def _noting(troubles: Troubles) -> Iterator[None]:
 def _default(setting: Setting, home: str) -> Any:
     if setting.kind != "path":
         return setting.default
-    return _Given(setting, str(setting.default), f"the default of {setting.name}", here(), home).checked()
+    return Given(setting, str(setting.default), f"the default of {setting.name}", here(), home).checked()
 
 
 def _from_environment(environ: Mapping[str, str], home: str, troubles: Troubles) -> dict[str, Any]:
@@ -696,7 +625,7 @@ def _from_environment(environ: Mapping[str, str], home: str, troubles: Troubles)
         if setting.environment and (text := environ.get(setting.environment)):
             label = f"{setting.environment} ({setting.name})"
             with _noting(troubles):
-                values[setting.attribute] = _Given(setting, _typed(setting, text), label, here(), home).checked()
+                values[setting.attribute] = Given(setting, _typed(setting, text), label, here(), home).checked()
     return values
 
 
@@ -710,7 +639,7 @@ def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
             raise MuxError("bad_setting", f"--{attribute} is not a setting{did_you_mean(flag)}")
         if value is not None:
             label = f"{setting.flag} ({setting.name})"
-            values[attribute] = _Given(setting, _typed(setting, value), label, here(), home).checked()
+            values[attribute] = Given(setting, _typed(setting, value), label, here(), home).checked()
     return values
 
 
@@ -750,7 +679,7 @@ def _from_text(text: str, path: Path, home: str, troubles: Troubles) -> dict[str
             with _noting(troubles):
                 setting = _stated(path, section, key)
                 label = f"{path}: {setting.name}"
-                values[setting.attribute] = _Given(setting, value, label, path.absolute().parent, home).checked()
+                values[setting.attribute] = Given(setting, value, label, path.absolute().parent, home).checked()
     return values
 
 
@@ -790,7 +719,7 @@ def _unknown_section(path: Path, name: str) -> MuxError:
     meant = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]" if close else ""
     return MuxError(
         "bad_setting",
-        f"{path}: there is no section {_shown(name)}{did_you_mean(meant, f'Known: {known}')}",
+        f"{path}: there is no section {shown(name)}{did_you_mean(meant, f'Known: {known}')}",
         file=str(path),
         nearest=close or None,
     )
@@ -803,147 +732,10 @@ def _unknown_key(path: Path, section: str, key: str, known: list[str]) -> MuxErr
     close = elsewhere or (f"{section}.{near}" if near else "")
     return MuxError(
         "bad_setting",
-        f"{path}: [{section}] has no setting {_shown(key)}{did_you_mean(close, f'It has: {here}')}",
+        f"{path}: [{section}] has no setting {shown(key)}{did_you_mean(close, f'It has: {here}')}",
         file=str(path),
         nearest=close or None,
     )
-
-
-# --- checks, one a kind
-
-
-def _integer(given: _Given) -> int:
-    setting, value = given.setting, given.value
-    if type(value) is not int:
-        raise given.refuse(f"is {_shown(value)}; it must be an integer from {setting.limits}")
-    if value > setting.most:
-        raise given.refuse(f"is {_shown(value)}; it must be at most {_counted(setting.most, setting.unit)}")
-    if value < setting.least:
-        raise given.refuse(f"is {_shown(value)}; it must be at least {_counted(setting.least, setting.unit)}")
-    return value
-
-
-def _counted(number: int, units: str) -> str:
-    one = re.sub("ies$", "y", units).removesuffix("s")
-    return f"{number} {one if number == 1 else units}".rstrip()
-
-
-def _boolean(given: _Given) -> bool:
-    if type(given.value) is not bool:
-        raise given.refuse(f"is {_shown(given.value)}; it must be true or false")
-    return given.value
-
-
-def _text(given: _Given) -> str:
-    value, choices = given.value, given.setting.choices
-    if choices and value not in choices:
-        close = guess(value, choices) if type(value) is str else ""
-        raise given.refuse(f"is {_shown(value)}; it must be one of: {', '.join(choices)}", nearest=close or None)
-    if type(value) is not str or not value.isprintable() or value != value.strip():
-        raise given.refuse(f"is {_shown(value)}; it must be text without control characters and outer blanks")
-    if not value and given.setting.default:
-        raise given.refuse("is empty; leave it out for the default")
-    return value
-
-
-def _path(given: _Given) -> Path:
-    value = given.value
-    if type(value) is not str or not value or "\0" in value:
-        raise given.refuse(f"is {_shown(value)}; it must be a path as text")
-    path = _expanded(Path(value), given.home)
-    if path.parts[:1] and path.parts[0].startswith("~"):
-        raise given.refuse(f"is {_shown(value)}; there is no such home folder, write the path in full")
-    return given.folder / path
-
-
-def _place(given: _Given) -> str:
-    return "" if given.value == "" else str(_path(given))
-
-
-def _expanded(path: Path, home: str) -> Path:
-    if path.parts[:1] == ("~",):
-        return Path(home, *path.parts[1:])
-    return Path(os.path.expanduser(path))
-
-
-# A name or an address in brackets, as the Host header writes them, without port. A `*` would let any web page in.
-_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]"
-
-
-def _hosts(given: _Given) -> tuple[str, ...]:
-    if type(given.value) is not list:
-        raise given.refuse(f'is {_shown(given.value)}; it must be a list of host names, like ["mux.local"]')
-    for host in given.value:
-        if type(host) is not str or not re.fullmatch(_HOST, host):
-            raise given.refuse(f"holds {_shown(host)}; it must hold plain host names, without port and wildcard")
-    return tuple(dict.fromkeys(host.lower() for host in given.value))
-
-
-def _networks(given: _Given) -> tuple[str, ...]:
-    if type(given.value) is not list:
-        raise given.refuse(f'is {_shown(given.value)}; it must be a list of networks, like ["10.1.0.0/16"]')
-    found = []
-    for network in given.value:
-        try:
-            found.append(str(ipaddress.ip_network(network if type(network) is str else "")))
-        except ValueError:
-            raise given.refuse(f"holds {_shown(network)}; it must hold networks such as 10.1.0.0/16") from None
-    return tuple(dict.fromkeys(found))
-
-
-def _keys(given: _Given) -> tuple[str, ...]:
-    if type(given.value) is not list:
-        raise given.refuse(f"is {_shown(given.value)}; it must be a list of public keys")
-    for key in given.value:
-        if type(key) is not str or not re.fullmatch("[0-9a-fA-F]{64}", key):
-            raise given.refuse(f"holds {_shown(key)}; a public key has 64 hexadecimal digits")
-    return tuple(dict.fromkeys(key.lower() for key in given.value))
-
-
-def _url(given: _Given) -> str:
-    value = _text(given)
-    if value and not re.fullmatch(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?", value):
-        raise given.refuse(f"is {_shown(value)}; it must look like https://license.example.org, without a path")
-    return value.rstrip("/")
-
-
-def _commands(given: _Given) -> tuple[str, ...]:
-    if type(given.value) is bool:
-        return (ANY_COMMAND,) if given.value else ()
-    if type(given.value) is not list:
-        raise given.refuse(
-            f'is {_shown(given.value)}; it must be true, false, or a list of commands, like ["/usr/local/bin/ring"]'
-        )
-    for command in given.value:
-        if type(command) is not str or not command.startswith("/") or not command.isprintable():
-            raise given.refuse(f"holds {_shown(command)}; it must hold commands by their full path, with arguments")
-    return tuple(dict.fromkeys(given.value))
-
-
-def _routing(given: _Given) -> Mapping[str, str]:
-    for kind, role in given.value.items():
-        for what, name in (("type", kind), ("role", role)):
-            if type(name) is not str or not 0 < len(name) <= 128 or name != name.strip() or not name.isprintable():
-                raise given.refuse(
-                    f"maps {_shown(kind)} to {_shown(role)}; the {what} must be a name of 1 to 128 characters, without "
-                    "control characters and outer blanks"
-                )
-    return MappingProxyType({**DEFAULT_ROUTING, **given.value})
-
-
-CHECKS: Mapping[str, Callable[[_Given], Any]] = {
-    "integer": _integer,
-    "boolean": _boolean,
-    "text": _text,
-    "path": _path,
-    "place": _place,
-    "hosts": _hosts,
-    "networks": _networks,
-    "keys": _keys,
-    "url": _url,
-    "commands": _commands,
-    "routing": _routing,
-}
 
 
 # --- checks of the whole
@@ -967,25 +759,3 @@ def _refuse_contradictions(settings: Settings) -> None:
         if low > high:
             names = f"{_BY_ATTRIBUTE[small].name} ({low}) is more than {_BY_ATTRIBUTE[large].name} ({high})"
             raise MuxError("bad_setting", f"{names}: {why}; change one of them", setting=_BY_ATTRIBUTE[small].name)
-
-
-# --- values as they are shown
-
-
-def as_toml(value: Any) -> str:
-    """`value` as TOML writes it."""
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(as_toml(entry) for entry in value) + "]"
-    if isinstance(value, bool | int | str | Path):
-        return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-    return str(value)
-
-
-def _shown(value: Any) -> str:
-    """A bad value in a message: as TOML, escaped, and cut."""
-    try:
-        text = as_toml(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a huge number"
-    text = text if text.isprintable() else ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from stonemux.config import SECTIONS, SETTINGS, Setting, as_toml
+from stonemux.config import SECTIONS, SETTINGS
+from stonemux.setting import Setting, as_toml
 
 
 def example() -> str:

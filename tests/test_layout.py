@@ -36,7 +36,7 @@ LAYERS: tuple[set[str], ...] = (
         "ed25519",
         "signals",
     },
-    {"ground"},
+    {"ground", "setting"},
     # one subject each, none knows of the program
     {
         "chain",
