@@ -223,7 +223,8 @@ def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict
     there is no null and the entries of a list hold no comma. A text's limit counts bytes, which JSON Schema cannot say:
     `maxLength` is then the most characters that can fit.
     """
-    schema = _SCHEMAS[param.kind](param, param.upper(limits), "," if textual else "")
+    apart = "," if textual and param.kind in ("names", "integers") else ""
+    schema = _SCHEMAS[param.kind](param, param.upper(limits), apart)
     if not textual and not param.required:
         schema["type"] = [schema["type"], "null"]
         if "enum" in schema:

@@ -205,6 +205,11 @@ def test_a_list_in_a_query_has_entries_without_commas() -> None:
     assert not accepts(param, "a,,b", textual=True)
 
 
+def test_a_single_name_in_a_query_may_hold_a_comma() -> None:
+    assert accepts(NAME, "a,b", textual=True)
+    assert re.search(param_schema(NAME, SETTINGS_HERE, textual=True)["pattern"], "a,b")
+
+
 def test_shapes_become_schemas() -> None:
     assert shape_schema(({"a?": "time|null"}, "null")) == {
         "anyOf": [
