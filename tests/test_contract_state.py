@@ -66,6 +66,16 @@ def test_a_deleted_key_never_repeats_a_version__K4__fault_24(face):
     assert error.facts["current_version"] == recreated
 
 
+def test_a_set_whose_answer_was_lost_may_be_tried_again__K7(face):
+    face.call("agent.register", agent_id="ann")
+    face.call("state.set", key="k", value="first")
+    mine = {"key": "k", "value": "mine", "expected_version": 1, "updated_by": "ann"}
+    face.call("state.set", **mine)
+    told = refusal(face, "version_conflict", "state.set", **mine)
+    assert (told.facts["current_version"], told.facts["current_value"], told.facts["updated_by"]) == (2, "mine", "ann")
+    assert face.call("state.history", key="k")["versions"][0]["version"] == 2
+
+
 def test_a_tombstone_counts_as_not_existing__K3(face):
     put(face)
     face.call("state.delete", key="k")

@@ -14,7 +14,9 @@ from receivers import eventually, status
 from standardwebhooks.webhooks import Webhook
 
 from stonemux import addresses, signature, timekeeper
+from stonemux.attempts import verdict
 from stonemux.clock import Clock, rfc3339
+from stonemux.endpoints import Outcome
 from stonemux.outbound import Outbound
 
 SECRET = signature.make_secret("5a" * 32)
@@ -411,6 +413,16 @@ def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, outbound,
     assert row(program)["disabled_at"] - row(program)["failing_since"] >= 24 * HOUR
     (event,) = eventually(lambda: direct.call("events.list", after=head, types=["webhook_disabled"])["events"])
     assert "24 hours" in event["data"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("before", "for_ms", "disabled"), [(18, 100 * HOUR, False), (19, 24 * HOUR - 1, False), (19, 24 * HOUR, True)]
+)
+def test_the_twentieth_failure_disables_after_a_day(clock, before, for_ms, disabled):
+    now = clock.now_ms()
+    known = {"failures": before, "failing_since": now - for_ms}
+    found = verdict(known, Outcome(500, "status 500", 1), MINUTE, clock, now)
+    assert (found.failures, found.disabled_for is not None) == (before + 1, disabled)
 
 
 def test_a_day_between_two_failures_does_not_disable(program, direct, outbound, clock, receive):

@@ -398,9 +398,10 @@ def test_a_connection_ends_after_its_thousandth_request(served, monkeypatch):
 def test_a_client_that_stays_silent_is_let_go(served):
     raw = served.connect()
     assert raw.ask(HEALTH).status == 200
-    served.pass_time(connection.IDLE_MS - 1)
+    served.pass_time(14_999)
     assert raw.is_silent()
-    served.eventually(lambda: not served.server.open_connections, step=1_000)
+    served.pass_time(1)
+    eventually(lambda: not served.server.open_connections)
     assert raw.has_ended()
 
 
@@ -1382,6 +1383,17 @@ def test_fault_13_a_request_that_stops_coming_is_told(served):
         assert (got.status, got.code) == (408, "request_timeout")
         assert raw.has_ended()
     served.still_serves()
+
+
+@pytest.mark.parametrize(("data", "phase", "ms"), [(HEALTH[:-4], "head", 5_000), (message()[:-4], "body", 10_000)])
+def test_fault_13_a_head_has_5_s_and_a_body_10(served, data, phase, ms):
+    raw = served.connect()
+    raw.send(data)
+    eventually(lambda: [ours._phase for ours in list(served.server._connections.values())] == [phase])
+    served.pass_time(ms - 1)
+    assert raw.is_silent()
+    served.pass_time(1)
+    assert raw.answer().code == "request_timeout"
 
 
 def test_fault_14_idle_connections_make_room(serve):
