@@ -459,3 +459,4 @@ KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
     "integers": _integers,
     "object": _object,
 }
+"""What checks a value of each kind. Each face says what a kind means to it in a table of its own, with the same keys."""

@@ -8,6 +8,7 @@ import re
 import pytest
 from faces import Direct, OverCli, join, refusal
 
+from stonemux import methodtext, offer, openapi, verbs
 from stonemux.config import Settings
 from stonemux.errors import FAILURES, MuxError
 from stonemux.openapi import shape_schema
@@ -35,6 +36,13 @@ def outcome(face, operation, given):
         return re.sub(r"'[\d-]+T[\d:.]+Z'", "TIME", repr(face.call(operation.name, **given)))
     except MuxError as error:
         return error.code
+
+
+@pytest.mark.parametrize(
+    "table", [openapi._SCHEMAS, offer._TYPES, verbs.VALUES, verbs.METAVARS | {"boolean": ""}, methodtext._ARGUMENTS]
+)
+def test_every_face_knows_every_kind_of_parameter(table):
+    assert table.keys() == PARAM_KINDS.keys()
 
 
 def test_names_paths_and_tools_are_unique():
