@@ -459,4 +459,4 @@ KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
     "integers": _integers,
     "object": _object,
 }
-"""What checks a value of each kind; each face says in a table of its own, with the same keys, what a kind means to it."""
+"""What checks a value of each kind. Each face has a table with the same keys: what a kind means to it."""
