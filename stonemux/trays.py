@@ -5,6 +5,9 @@ all others, until it is filed (see `filing`). What has a priority would not be r
 in its own, and a poll merges the three. `REST` is all that is neither open nor fresh, by id, whatever became of it:
 with it, a cursor finds everything in order.
 
+A delivery's `state`, here and in every statement: -1 fresh, 0 queued, 1 leased, 2 settled, 3 dead. The numbers are in
+this order so that `<= 0` means "waits to be read" and `< 2` means "not settled".
+
 Columns behind the order spare a look at the table. So what a query costs depends on what it hands out, and not on how
 much is stored.
 """
