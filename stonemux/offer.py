@@ -288,7 +288,11 @@ def _read_guide(context: Context) -> dict[str, Any]:
 
 
 def _read_json(name: str, extra: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    answer = context.session.desk.call(operations.BY_NAME[name], {**context.arguments, **extra})
+    try:
+        answer = context.session.desk.call(operations.BY_NAME[name], {**context.arguments, **extra})
+    except MuxError as error:
+        error.message = tool_words(error.message)
+        raise
     return _contents(context, dumps(answer), "application/json")
 
 

@@ -500,6 +500,11 @@ def test_the_template_reads_a_task(talk):
     assert json.loads(got["contents"][0]["text"])["task"]["description"] == "x"
 
 
+def test_a_resource_that_is_not_there_names_the_tool_that_helps(mux):
+    error = Talk(mux).refused("resources/read", uri="stonemux://task/none")
+    assert "mux_task_list shows" in error["message"]
+
+
 @pytest.mark.parametrize("uri", ["stonemux://nothing", "stonemux://task/none", "http://elsewhere", ""])
 def test_a_resource_that_is_not_there(talk, uri):
     error = talk.refused("resources/read", uri=uri)
