@@ -42,7 +42,7 @@ def dispatch(
         directory.agent(tx, dispatched_by, "dispatched_by")
     wanted = [task_id] if task_id is not None else task_ids or []
     for one in wanted:
-        taskrows.find(tx, one)
+        taskrows.find(tx, one, "task_id" if task_id is not None else "task_ids")
     messages.check_room(tx, agent_id, len(wanted))
     tasks.settle_due(tx)  # a claim that ran out is nobody's any more
     rows = [taskrows.find(tx, one) for one in wanted]

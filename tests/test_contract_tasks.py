@@ -867,6 +867,7 @@ def test_an_unknown_task_is_refused_with_the_name_of_its_parameter(crew):
         ("depends_on", "task.post", {"description": "x", "posted_by": "ann", "depends_on": ["nothing"]}),
         ("after", "task.list", {"after": "nothing"}),
         ("task_id", "task.get", {"task_id": "nothing"}),
+        ("task_ids", "task.dispatch", {"agent_id": "bob", "task_ids": ["nothing"]}),
     ):
         error = refusal(crew, "task_not_found", operation, **given)
         assert error.facts["parameter"] == parameter

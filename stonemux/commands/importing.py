@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from stonemux import flags, screen
+from stonemux import flags, output, screen
 from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, MuxError
 from stonemux.operations import BY_NAME
 from stonemux.progress import Progress
@@ -130,7 +130,7 @@ class Import:
     def _refuse(self, number: int, error: MuxError) -> None:
         self.refused.append({"line": number} | error.body()["error"])
         if len(self.refused) <= MOST_TOLD:
-            print(f"stonemux: line {number}: {screen.safe(error.message)}", file=sys.stderr)
+            print(f"stonemux: line {number}: {screen.safe(output.as_typed(error.message))}", file=sys.stderr)
 
     def report(self, *, as_json: bool, quiet: bool) -> None:
         """Say what became of the lines."""
