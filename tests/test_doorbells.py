@@ -13,7 +13,7 @@ from faces import Direct, OverMcp, join, refusal
 from receivers import eventually, status
 from standardwebhooks.webhooks import Webhook
 
-from stonemux import addresses, signature, timekeeper
+from stonemux import addresses, doorbells, signature, timekeeper
 from stonemux.attempts import verdict
 from stonemux.clock import Clock, rfc3339
 from stonemux.endpoints import Outcome
@@ -415,6 +415,17 @@ def test_a_day_of_failures_and_twenty_of_them_disable(program, direct, outbound,
     assert "24 hours" in event["data"]["reason"]
 
 
+@pytest.mark.parametrize(("after", "again"), [(24 * HOUR - 1, True), (24 * HOUR, False)])
+def test_a_ring_is_tried_for_a_day(program, direct, clock, after, again):
+    join(direct, "ann")
+    hang(direct, "http://127.0.0.1:9/")
+    send(direct)
+    tried, one = row(program), program.mux.endpoints.bells["bob"]
+    clock.advance(after)
+    program.store.write(lambda tx: doorbells.record(tx, one, tried, Outcome(500, "status 500", 1)))
+    assert (row(program)["due_at"] is not None) is again
+
+
 @pytest.mark.parametrize(
     ("before", "for_ms", "disabled"), [(18, 100 * HOUR, False), (19, 24 * HOUR - 1, False), (19, 24 * HOUR, True)]
 )
@@ -519,7 +530,8 @@ def test_a_replaced_secret_signs_beside_the_new_one_for_a_day(program, direct, o
     join(direct, "ann")
     old = hang(direct, receiver.url)["webhook_secret"]
     hang(direct, receiver.url, webhook_secret=SECRET)
-    for count, (advance, secrets) in enumerate([(0, [SECRET, old]), (24 * HOUR, [SECRET])], 1):
+    terms = [(0, [SECRET, old]), (24 * HOUR - 1, [SECRET, old]), (1, [SECRET])]
+    for count, (advance, secrets) in enumerate(terms, 1):
         clock.advance(advance)
         send(direct)
         heard = receiver.until(count)[-1]
