@@ -953,6 +953,32 @@ def test_a_parked_watcher_that_vanishes_frees_its_place(served):
         eventually(lambda: served.mux.waiters.count == 0)
 
 
+@pytest.mark.skipif(OVER_TLS, reason="the end of a TLS client comes in a record of its own")
+def test_i5_a_client_whose_end_came_together_with_its_poll_does_not_wait(served, monkeypatch):
+    """The system reports that end with the poll, and not again."""
+    raw, other, let_go = served.connect(), served.connect(), threading.Event()
+    assert raw.ask(HEALTH).status == other.ask(HEALTH).status == 200
+    handle = served.server.handle
+
+    def handling(ours: Connection, head: Any, body: bytes) -> None:
+        if head.path == "/health":
+            let_go.wait(PATIENCE_S)
+        handle(ours, head, body)
+
+    monkeypatch.setattr(httpd, "HELD_UP_MS", 60_000)
+    monkeypatch.setattr(served.server, "handle", handling)
+    other.send(HEALTH)
+    raw.send(LONG_POLL)
+    raw.finish()
+    served.pass_time(0)
+    let_go.set()
+    assert other.answer().status == 200
+    assert raw.has_ended()
+    eventually(lambda: served.mux.waiters.count == 0)
+    message_id = served.send()
+    assert [m["id"] for m in served.ask(POLL).json["messages"]] == [message_id]
+
+
 def test_what_a_parked_client_sends_meanwhile_is_answered_after_the_wait(served):
     raw = served.connect()
     raw.send(LONG_POLL)
