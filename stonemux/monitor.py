@@ -76,6 +76,7 @@ def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str,
                         break
     answer["events"] = [event_view(event) for event in found]
     answer["next"] = after
+    answer["head"] = max(head, after)  # what came meanwhile is in the pages already
     if len(found) == limit and after < head:
         answer["more"] = True
     return answer

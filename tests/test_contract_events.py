@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from faces import join, refusal
 
+from stonemux import monitor
 from stonemux.events import EventLog
 from stonemux.transaction import Event
 
@@ -127,6 +128,20 @@ def test_a_filtered_reader_moves_past_what_does_not_concern_it(face):
     join(face, "ann")
     answer = events(face, types=["state_changed"])
     assert (answer["events"], answer["next"]) == ([], answer["head"])
+
+
+def test_the_head_is_never_behind_what_is_told(direct, mux, monkeypatch):
+    join(direct, "ann")
+    wanted, read = monitor.event_filter(mux, types=None, channel=None, agent_id=None), mux.store.read
+
+    def meanwhile():
+        monkeypatch.undo()
+        join(direct, "bob")
+        return read()
+
+    monkeypatch.setattr(mux.store, "read", meanwhile)
+    told = monitor._events_after(mux, 0, wanted, 1000)
+    assert told["next"] == told["head"] == events(direct)["head"]
 
 
 def test_a_parked_reader_wakes_for_an_event_that_passes_its_filter(face, clock, background):
