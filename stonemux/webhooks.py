@@ -380,7 +380,7 @@ def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> 
     if found.disabled_for:
         doorbells.announce_disabled(tx, present, found)
     endpoints = tx.mux.endpoints
-    due = None if found.disabled_for else retry_at if again and present["ordered"] else now
+    due = None if found.disabled_for else now  # an earlier event may have been replayed meanwhile
 
     def recorded() -> None:
         endpoint.sound, endpoint.stopped = not failed, bool(found.disabled_for)

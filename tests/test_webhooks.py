@@ -405,6 +405,28 @@ def test_a_replay_while_a_delivery_is_under_way_skips_nothing(program, direct, o
     assert ids(receiver.until(6))[3:] == [last - 2, last - 1, last]
 
 
+def test_what_is_replayed_while_a_later_event_fails_does_not_wait_for_its_retry(program, direct, outbound, receive):
+    let_go = []
+
+    def slow(sock: socket.socket) -> None:
+        third = len(receiver.heard) == 3
+        if third:
+            eventually(lambda: let_go)
+        sock.sendall(status(500) if third else OK)
+
+    receiver = receive(slow)
+    endpoint_id = forward(direct, receiver.url)
+    last = put(direct, 3)
+    receiver.until(3)
+    direct.call("webhook.replay", id=endpoint_id, event_ids=[last - 2])
+    let_go.append(True)
+    assert ids(receiver.until(4))[3] == last - 2
+    at_rest(program, endpoint_id)
+    assert len(receiver.heard) == 4, "the one that failed is due in seconds"
+    pass_time(program, 10_000)
+    assert ids(receiver.until(5))[4] == last
+
+
 def test_a_new_endpoint_may_begin_in_the_past(face, program, outbound, receive):
     receiver = receive()
     last = put(face, 5)
