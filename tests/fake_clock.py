@@ -22,6 +22,7 @@ class FakeClock(Clock):
         self._changed = threading.Condition()
         self._parked: dict[threading.Condition, int] = {}
         self._noted: dict[Sleeper, None] = {}
+        self._came = 0  # how many have ever begun to wait
 
     def anchor(self, not_before: int) -> None:
         self._offset += max(0, not_before - self.now_ms())
@@ -38,6 +39,7 @@ class FakeClock(Clock):
     def wait(self, condition: threading.Condition, deadline: int | None) -> None:
         with self._changed:
             self._parked[condition] = self._parked.get(condition, 0) + 1
+            self._came += 1
             self._changed.notify_all()
         try:
             if deadline is None or deadline > self._ticks:
@@ -52,6 +54,7 @@ class FakeClock(Clock):
 
     def note(self, sleeper: Sleeper) -> None:
         with self._changed:
+            self._came += sleeper not in self._noted
             self._noted[sleeper] = None
             self._changed.notify_all()
 
@@ -87,6 +90,15 @@ class FakeClock(Clock):
         """How many wait on this clock."""
         with self._changed:
             return self._count()
+
+    def advance_to_next_wait(self, ms: int) -> None:
+        """Let so much time pass that whoever waits goes on, and block until somebody waits anew."""
+        came = self._came
+        self.advance(ms)
+        end = time.monotonic() + STUCK_AFTER_S
+        with self._changed:
+            while self._came == came:
+                assert self._changed.wait(max(0.0, end - time.monotonic())), "nobody waits anew"
 
     def _count(self) -> int:
         return sum(self._parked.values()) + len(self._noted)

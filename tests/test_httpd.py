@@ -398,6 +398,7 @@ def test_a_connection_ends_after_its_thousandth_request(served, monkeypatch):
 def test_a_client_that_stays_silent_is_let_go(served):
     raw = served.connect()
     assert raw.ask(HEALTH).status == 200
+    eventually(lambda: not any(each._busy for each in served.server._connections.values()))  # its silence begins
     served.pass_time(14_999)
     assert raw.is_silent()
     served.pass_time(1)
