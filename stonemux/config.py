@@ -138,8 +138,9 @@ class Settings(Record):
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         "server",
-        "Further names (without port) accepted in the Host header besides the loopback ones; all others are "
-        "refused, so that no web page can reach the daemon through a name of its own.",
+        "Further names accepted in the Host header besides the loopback ones; all others are refused, so that no web "
+        "page can reach the daemon through a name of its own. Where a tunnel or a container has another port, name it, "
+        'too: "localhost:8000".',
         kind="hosts",
     )
     allow_network_fs: bool = _setting(

@@ -477,11 +477,13 @@ class Server(ThreadingHTTPServer):
 
 def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:
     """What Host and Origin may say: the names by which this server is called, lower-case."""
-    own = ("localhost", "127.0.0.1", "[::1]", bracketed(settings.host))
-    names = {name.lower() for name in (*own, *settings.allowed_hosts)}
-    local = frozenset(f"{name}:{port}" for name in names)
+    own = (*wire.LOOPBACK, bracketed(settings.host))
+    listed = {name.lower() for name in (*own, *settings.allowed_hosts)}
+    elsewhere = {name for name in listed if name.rpartition(":")[2].isdecimal()}  # these bring a port of their own
+    names = listed - elsewhere
+    local = elsewhere | {f"{name}:{port}" for name in names}
     # A browser always names a port that is not 80, so a Host without one comes from a program.
-    return local | names, frozenset(f"{settings.scheme}://{name}" for name in local)
+    return frozenset(local | names), frozenset(f"{settings.scheme}://{name}" for name in local)
 
 
 def is_remote(peer: str, sock: socket.socket) -> bool:

@@ -57,7 +57,7 @@ class McpExchange(Exchange):
     def run(self, body: bytes) -> None:
         """Answer the message, or see to it that it gets answered."""
         try:
-            wire.admit(self._head, self._server.hosts, self._server.origins)
+            wire.admit(self._head, self._hosts(), self._server.origins)
             self._check_reach()
             if self._is_post():
                 self._handle(body)
@@ -65,6 +65,13 @@ class McpExchange(Exchange):
             self._send_message(fault.response(), _refused_status(fault.code))
         except Exception as error:
             self._refuse(error)
+
+    def _hosts(self) -> frozenset[str]:
+        """The accepted values of Host: as SDKs do, loopback is known by any port, such as that of a tunnel."""
+        host = self._head.headers.get("host", "")
+        name, _, port = host.rpartition(":")
+        tunneled = name.lower() in wire.LOOPBACK and port.isdecimal()
+        return self._server.hosts | {host} if tunneled else self._server.hosts
 
     def _is_post(self) -> bool:
         """False when the request is answered already (OPTIONS); every method but POST is refused."""

@@ -141,8 +141,8 @@ def expanded(path: Path, home: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-# A name or an address in brackets, as the Host header writes them, without port. A `*` would let any web page in.
-_HOST = r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\]"
+# A name or an address in brackets, as the Host header writes them. A `*` would let any web page in.
+_HOST = r"([A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(:[1-9][0-9]{0,4})?"
 
 
 def _hosts(given: Given) -> tuple[str, ...]:
@@ -150,7 +150,9 @@ def _hosts(given: Given) -> tuple[str, ...]:
         raise given.refuse(f'is {shown(given.value)}; it must be a list of host names, like ["mux.local"]')
     for host in given.value:
         if type(host) is not str or not re.fullmatch(_HOST, host):
-            raise given.refuse(f"holds {shown(host)}; it must hold plain host names, without port and wildcard")
+            raise given.refuse(
+                f"holds {shown(host)}; it must hold host names, each with a port or without, and no wildcard"
+            )
     return tuple(dict.fromkeys(host.lower() for host in given.value))
 
 

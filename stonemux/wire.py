@@ -306,6 +306,10 @@ def check_partial_head(buffer: bytes | bytearray) -> None:
     _check_sizes(0, len(buffer) - (end + 1) - 3, 0)
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+"""What loopback is called in a Host header."""
+
+
 def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
     """Keep web pages out: refuse what a foreign page could make a browser send.
 

@@ -759,6 +759,14 @@ def test_a_configured_name_is_admitted(serve):
     assert served.ask(request("GET", "/health", origin, host="mux.example")).status == 200
 
 
+def test_a_configured_name_may_have_the_port_of_a_tunnel(serve):
+    served = serve(allowed_hosts=("localhost:8000", "[::1]:8000"))
+    for host in ("localhost:8000", "[::1]:8000", f"localhost:{served.port}"):
+        assert served.ask(request("GET", "/health", f"Origin: {SCHEME}://{host}", host=host)).status == 200
+    for host in ("127.0.0.1:8000", "localhost:8001", f"localhost:8000:{served.port}"):
+        assert served.ask(request("GET", "/health", host=host)).status == 421
+
+
 @pytest.mark.parametrize("line", [f"Origin: {SCHEME}://localhost:{{port}}", "Sec-Fetch-Site: same-origin"])
 def test_pages_of_this_server_are_admitted(served, line):
     assert served.ask(get("/health", line.format(port=served.port))).status == 200

@@ -131,6 +131,12 @@ def test_the_transport_refuses_with_json_rpc_errors(client, headers, status):
     assert answer["error"]["data"]["code"]
 
 
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:1", "[::1]:65535", "LOCALHOST:80"])
+def test_loopback_is_known_by_any_port(client, host):
+    assert client.post(ask("ping"), Host=host)[0] == 200
+    assert client.post(ask("ping"), Host=f"evil.example:{host}")[0] == 421
+
+
 @pytest.mark.parametrize("accept", [BOTH, "application/json", "*/*", "application/*;q=0.5, text/html"])
 def test_whoever_takes_json_is_served(client, accept):
     assert client.post(ask("ping"), Accept=accept)[0] == 200
