@@ -845,20 +845,20 @@ class Methods:
         webhook_secret: str | None = None,
         idempotency_key: str | None = None,
     ) -> AgentRegisterAnswer:
-        """Put an agent into the directory, or replace its record. The agent becomes a member of its home channel and of
+        """Add an agent to the directory, or replace its record. The agent becomes a member of its home channel and of
         its own channel `agent-<agent_id>`; both are created on first use.
 
         - `agent_id`: The agent's unique id (1 to 120 characters); the client's agent if left out.
-        - `role`: What the agent is, such as researcher (1 to 128 characters).
-        - `capabilities`: What the agent can do; tasks ask for these (up to 256 entries).
-        - `group`: A group, for broadcasts (1 to 128 characters).
+        - `role`: The agent's role, such as researcher (1 to 128 characters).
+        - `capabilities`: What the agent can do; tasks may require these (up to 256 entries).
+        - `group`: A group that messages can be addressed to (1 to 128 characters).
         - `channel`: The agent's home channel (1 to 128 characters).
-        - `ack`: How its polls acknowledge if they do not say.
-        - `metadata`: Any JSON object, handed on untouched.
-        - `webhook_url`: A doorbell: this URL is called when mail comes. Empty: no longer; left out: as before (up to
+        - `ack`: The acknowledgment mode of polls that do not name one.
+        - `metadata`: Any JSON object, passed through unchanged.
+        - `webhook_url`: A doorbell: this URL is called when mail arrives. Empty: remove it; omitted: no change (up to
           2048 bytes; needs tier pro).
-        - `webhook_secret`: What its deliveries are signed with: whsec_ and base64. One is made, and shown once, if left
-          out (up to 256 bytes; needs tier pro).
+        - `webhook_secret`: The secret that signs its deliveries: whsec_ and base64. If omitted, one is generated and
+          shown once (up to 256 bytes; needs tier pro).
 
         Answers `AgentRegisterAnswer`. `POST /agent/register`. Refusals: 400 invalid_field, 400 missing_field, 400
         reserved_name, 400 webhook_url_forbidden, 402 agent_limit, 402 upgrade_required, 403 agent_mismatch.
@@ -886,11 +886,10 @@ class Methods:
         release_claims: bool = False,
         idempotency_key: str | None = None,
     ) -> AgentDeregisterAnswer:
-        """Take an agent out of the directory. Its pending messages are preserved and found again when it registers
-        anew.
+        """Remove an agent from the directory. Its pending messages are kept and are available when it registers again.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `release_claims`: Put the tasks it holds back into the pool at once.
+        - `release_claims`: Return the tasks it holds to the pool at once.
 
         Answers `AgentDeregisterAnswer`. `POST /agent/deregister`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found.
@@ -911,7 +910,7 @@ class Methods:
         status: str | None = None,
         idempotency_key: str | None = None,
     ) -> AgentHeartbeatAnswer:
-        """A sign of life. Any other call by the agent counts as one too.
+        """Show that an agent is alive. Any other call by the agent counts as a heartbeat, too.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `status`: What the agent is doing; shown as `activity` (up to 1024 bytes).
@@ -938,14 +937,14 @@ class Methods:
         channel: str | None = None,
         include_stale: bool = False,
     ) -> AgentDiscoverAnswer:
-        """Find agents by role, group, capability, channel or status. Stale agents are left out unless asked for.
+        """Find agents by role, group, capability, channel, or status. Stale agents are omitted unless requested.
 
-        - `role`: Only agents of this role (1 to 128 characters).
-        - `group`: Only agents of this group (1 to 128 characters).
-        - `capability`: Only agents that can do this (1 to 128 characters).
+        - `role`: Only agents with this role (1 to 128 characters).
+        - `group`: Only agents in this group (1 to 128 characters).
+        - `capability`: Only agents with this capability (1 to 128 characters).
         - `status`: Only active or only stale agents.
         - `channel`: Only members of this channel (1 to 128 characters).
-        - `include_stale`: Stale agents too.
+        - `include_stale`: Include stale agents.
 
         Answers `AgentDiscoverAnswer`. `GET /agent/discover`. Refusals: 400 invalid_field, 404 channel_not_found.
         """
@@ -966,7 +965,7 @@ class Methods:
         *,
         agent_id: str,
     ) -> AgentGetAnswer:
-        """One agent, with its unread messages, claimed tasks and channels.
+        """One agent, with its channels and the number of its unread messages and claimed tasks.
 
         - `agent_id`: The agent to look at (1 to 120 characters).
 
@@ -989,13 +988,13 @@ class Methods:
         sender: str | None = None,
         idempotency_key: str | None = None,
     ) -> AgentNotifyAnswer:
-        """Put a notification, such as a restart signal, into an agent's own channel and so into its inbox alone.
+        """Send a notification, such as a restart signal, to an agent's own channel and so to its inbox alone.
 
         - `agent_id`: The agent to notify (1 to 120 characters).
-        - `type`: What kind of notification, such as restart-signal (1 to 128 characters).
+        - `type`: The kind of notification, such as restart-signal (1 to 128 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
-        - `metadata`: Any JSON object, handed on untouched.
-        - `sender`: The sender; the daemon itself if left out (1 to 120 characters); the client's agent if left out.
+        - `metadata`: Any JSON object, passed through unchanged.
+        - `sender`: The sender; the daemon itself if omitted (1 to 120 characters); the client's agent if left out.
 
         Answers `AgentNotifyAnswer`. `POST /agent/notify`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found, 413 message_too_large, 429 inbox_full.
@@ -1031,24 +1030,24 @@ class Methods:
         pick: Literal["all", "one"] = "all",
         idempotency_key: str | None = None,
     ) -> MsgSendAnswer:
-        """Put a message into an agent's inbox, or with `role:NAME`, `group:NAME` or `capability:NAME` into those of all
-        matching members of the channel. A 200 means that it is on disk.
+        """Deliver a message to an agent's inbox or, with `role:NAME`, `group:NAME`, or `capability:NAME`, to the
+        inboxes of all matching members of the channel. A 200 means that it is on disk.
 
         - `sender`: The sending agent (1 to 120 characters); the client's agent if left out.
-        - `to`: An agent id, role:NAME, group:NAME or capability:NAME. May be left out for a type that the routing table
-          knows (1 to 140 characters).
+        - `to`: An agent id, role:NAME, group:NAME, or capability:NAME. Optional for a type that the routing table lists
+          (1 to 140 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
-        - `content_ref`: A document's id in place of the text; if it is too long for a message, the message carries a
-          preview (1 to 128 characters).
+        - `content_ref`: A document's id instead of the text; if the document is too long for a message, the message
+          carries a preview (1 to 128 characters).
         - `channel`: The channel; the recipient must be a member (1 to 128 characters).
         - `subject`: A subject line (up to 1024 bytes).
-        - `type`: What kind of message it is, such as question, status or blocker (1 to 128 characters).
-        - `thread`: A thread to put it in (1 to 128 characters).
-        - `reply_to`: The message it answers, whose thread it joins unless `thread` says another (at least 0).
+        - `type`: The kind of message, such as question, status, or blocker (1 to 128 characters).
+        - `thread`: The thread to put it in (1 to 128 characters).
+        - `reply_to`: The message it answers, whose thread it joins unless `thread` names another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
-        - `metadata`: Any JSON object, handed on untouched.
+        - `metadata`: Any JSON object, passed through unchanged.
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).
-        - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log has it.
+        - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log still has it.
         - `pick`: one: only the least busy active match.
 
         Answers `MsgSendAnswer`. `POST /msg/send`. Refusals: 400 invalid_field, 400 missing_field, 402 upgrade_required,
@@ -1094,22 +1093,22 @@ class Methods:
         suppress_inbox: bool = False,
         idempotency_key: str | None = None,
     ) -> MsgBroadcastAnswer:
-        """Put one message into the inbox of every other member of a channel, or of a group in it: all or none.
+        """Deliver one message to every other member of a channel, or of a group in it: to all or to none.
 
         - `sender`: The sending agent (1 to 120 characters); the client's agent if left out.
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
-        - `content_ref`: A document's id in place of the text; if it is too long for a message, the message carries a
-          preview (1 to 128 characters).
+        - `content_ref`: A document's id instead of the text; if the document is too long for a message, the message
+          carries a preview (1 to 128 characters).
         - `group`: Only members of this group (1 to 128 characters).
         - `channel`: The channel (1 to 128 characters).
         - `subject`: A subject line (up to 1024 bytes).
-        - `type`: What kind of message it is, such as question, status or blocker (1 to 128 characters).
-        - `thread`: A thread to put it in (1 to 128 characters).
-        - `reply_to`: The message it answers, whose thread it joins unless `thread` says another (at least 0).
+        - `type`: The kind of message, such as question, status, or blocker (1 to 128 characters).
+        - `thread`: The thread to put it in (1 to 128 characters).
+        - `reply_to`: The message it answers, whose thread it joins unless `thread` names another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
-        - `metadata`: Any JSON object, handed on untouched.
+        - `metadata`: Any JSON object, passed through unchanged.
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).
-        - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log has it.
+        - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log still has it.
 
         Answers `MsgBroadcastAnswer`. `POST /msg/broadcast`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
         402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 document_not_found,
@@ -1148,21 +1147,21 @@ class Methods:
         lease: int = 60,
         redeliver: bool = False,
     ) -> MsgPollAnswer:
-        """Wait for mail. Plain: takes what is queued, by priority and then id; a message counts as delivered once the
-        answer has arrived. With `after=N`: acknowledges everything up to N and returns everything beyond, by id, so the
-        call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, and
-        delivers again what was not acknowledged by its end.
+        """Wait for messages. A plain poll takes what is queued, by priority and then id; a message counts as delivered
+        once the answer has arrived. `after=N` acknowledges everything up to N and returns everything beyond it, by id,
+        so the call is safe to repeat; `after=0` reads everything that is kept. `ack=manual` delivers on a lease, and
+        redelivers what was not acknowledged before the lease ran out.
 
         - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
-        - `timeout`: Seconds to wait; more than the daemon's maximum is taken as the maximum (0 to 120 (setting
+        - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
           poll_timeout_max); more is taken as the most).
         - `channel`: Only messages of this channel (1 to 128 characters).
         - `types`: Only messages of these types; the others stay queued (up to 256 entries).
-        - `limit`: How many to return at most (1 to 1000).
-        - `after`: The last id that was processed (at least 0).
-        - `ack`: manual: hand out on a lease and wait for msg.ack.
-        - `lease`: Seconds that a handed-out message is kept from other polls (1 to 43200).
-        - `redeliver`: First put back what plain polls took in the last hour.
+        - `limit`: The maximum number to return (1 to 1000).
+        - `after`: The last id processed (at least 0).
+        - `ack`: manual: deliver on a lease and wait for msg.ack.
+        - `lease`: Seconds for which a delivered message is hidden from other polls (1 to 43200).
+        - `redeliver`: First requeue what plain polls took in the last hour.
 
         Answers `MsgPollAnswer`. `GET /msg/poll`. Refusals: 400 invalid_field, 400 invalid_timeout, 400 missing_field,
         403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409 cursor_ahead, 503 too_many_waiters.
@@ -1190,12 +1189,12 @@ class Methods:
         through: int | None = None,
         idempotency_key: str | None = None,
     ) -> MsgAckAnswer:
-        """Settle messages for good: those of `ids`, or all up to `through`. Once it is answered, no later poll returns
-        them. Acknowledging twice counts nothing.
+        """Acknowledge messages for good: those in `ids`, or all up to `through`. Once the call is answered, no later
+        poll returns them. Messages acknowledged before are not counted again.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `ids`: The messages to settle (up to 1000 entries).
-        - `through`: Settle every message up to this id (at least 0).
+        - `ids`: The messages to acknowledge (up to 1000 entries).
+        - `through`: Acknowledge every message up to this id (at least 0).
 
         Answers `MsgAckAnswer`. `POST /msg/ack`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch, 404
         agent_not_found, 404 message_not_found, 409 cursor_ahead, 409 not_delivered.
@@ -1218,11 +1217,11 @@ class Methods:
         delay: int = 0,
         idempotency_key: str | None = None,
     ) -> MsgNackAnswer:
-        """Put a leased message back, to be delivered again; one that was delivered too often becomes a dead letter.
+        """Return a leased message to the queue for redelivery; one delivered too many times becomes a dead letter.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `id`: The message's id (at least 0).
-        - `delay`: Seconds before it is delivered again (0 to 43200).
+        - `delay`: Seconds before it is redelivered (0 to 43200).
 
         Answers `MsgNackAnswer`. `POST /msg/nack`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch,
         404 agent_not_found, 404 message_not_found, 409 not_delivered.
@@ -1245,11 +1244,11 @@ class Methods:
         lease: int = 60,
         idempotency_key: str | None = None,
     ) -> MsgExtendAnswer:
-        """Let the lease of a message run for `lease` seconds from now.
+        """Extend a message's lease to `lease` seconds from now.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `id`: The message's id (at least 0).
-        - `lease`: Seconds that a handed-out message is kept from other polls (1 to 43200).
+        - `lease`: Seconds for which a delivered message is hidden from other polls (1 to 43200).
 
         Answers `MsgExtendAnswer`. `POST /msg/extend`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found, 404 message_not_found, 409 not_delivered.
@@ -1270,10 +1269,11 @@ class Methods:
         agent_id: str,
         limit: int = 100,
     ) -> MsgDeadAnswer:
-        """An agent's dead letters: messages delivered too often in vain, or whose time to live ran out.
+        """An agent's dead letters: messages delivered too many times without being acknowledged, or whose time to live
+        ran out.
 
         - `agent_id`: Whose dead letters (1 to 120 characters).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `MsgDeadAnswer`. `GET /msg/dead`. Refusals: 400 invalid_field, 400 missing_field, 403 agent_mismatch,
         404 agent_not_found.
@@ -1293,8 +1293,7 @@ class Methods:
         ids: Ids,
         idempotency_key: str | None = None,
     ) -> MsgRequeueAnswer:
-        """Queue dead letters again, with their deliveries counted anew; those whose time to live ran out have none any
-        more.
+        """Requeue dead letters with their delivery count reset; those whose time to live ran out no longer have one.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `ids`: The dead letters (up to 1000 entries).
@@ -1316,7 +1315,7 @@ class Methods:
         *,
         id: int,
     ) -> MsgStatusAnswer:
-        """What became of a message, for each recipient: queued, notified (its doorbell rang), fetched, acked or dead.
+        """The status of a message for each recipient: queued, notified (its doorbell rang), fetched, acked, or dead.
 
         - `id`: The message's id (at least 0).
 
@@ -1340,14 +1339,14 @@ class Methods:
         after: int | None = None,
         limit: int = 50,
     ) -> MsgListAnswer:
-        """The history of messages, newest first, whatever became of them.
+        """Message history, newest first, whatever the status of the messages.
 
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only messages from or to this agent (1 to 120 characters).
         - `thread`: Only this thread (1 to 128 characters).
         - `before`: Only ids below this one (at least 0).
         - `after`: Only ids above this one (at least 0).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `MsgListAnswer`. `GET /msg/list`. Refusals: 400 invalid_field, 404 agent_not_found, 404
         channel_not_found.
@@ -1372,13 +1371,13 @@ class Methods:
         agent_id: str | None = None,
         limit: int = 20,
     ) -> MsgSearchAnswer:
-        """Full-text search over contents and subjects, best match first, with an excerpt in which the found words stand
-        between ** and **.
+        """Full-text search of contents and subjects, best match first, with an excerpt that encloses the matching words
+        in ** and **.
 
-        - `q`: Words that must all occur; quote a phrase (up to 1024 bytes).
+        - `q`: Words that must all occur; put a phrase in quotes (up to 1024 bytes).
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only messages from or to this agent (1 to 120 characters).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `MsgSearchAnswer`. `GET /msg/search`. Refusals: 400 invalid_field, 400 missing_field, 404
         agent_not_found, 404 channel_not_found, 501 search_unavailable.
@@ -1408,19 +1407,19 @@ class Methods:
         max_attempts: int = 10,
         idempotency_key: str | None = None,
     ) -> TaskPostAnswer:
-        """Put a task into a channel's pool.
+        """Add a task to a channel's pool.
 
-        - `description`: What is to be done (up to 65536 (setting max_message_size) bytes).
+        - `description`: What to do (up to 65536 (setting max_message_size) bytes).
         - `posted_by`: The posting agent (1 to 120 characters); the client's agent if left out.
         - `required_capability`: Only agents that registered this capability may claim it (1 to 128 characters).
         - `priority`: Higher is claimed first (-1000000 to 1000000).
         - `channel`: The channel (1 to 128 characters).
-        - `metadata`: Any JSON object, handed on untouched.
-        - `depends_on`: Ids of tasks that must be complete first; one that failed or was cancelled may be requeued (up
-          to 256 entries).
+        - `metadata`: Any JSON object, passed through unchanged.
+        - `depends_on`: Ids of tasks that must complete first; one that failed or was cancelled can be requeued (up to
+          256 entries).
         - `assigned_to`: Only this agent may claim it (1 to 120 characters).
-        - `claim_timeout`: Lease of a claim in seconds (1 to 86400).
-        - `max_attempts`: Tries before it fails for good; 0: no limit (0 to 1000).
+        - `claim_timeout`: The lease of a claim, in seconds (1 to 86400).
+        - `max_attempts`: Attempts before it fails for good; 0: no limit (0 to 1000).
 
         Answers `TaskPostAnswer`. `POST /task/post`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 task_not_found.
@@ -1451,14 +1450,14 @@ class Methods:
         task_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskClaimAnswer:
-        """Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly
-        one agent gets it. Both fields are null when nothing fits.
+        """Claim the pending task with the highest priority, then the oldest, that matches the agent's capabilities.
+        Exactly one agent gets it. `task_id` and `task` are null if nothing matches.
 
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
         - `channel`: The channel (1 to 128 characters).
-        - `timeout`: Seconds to wait; more than the daemon's maximum is taken as the maximum (0 to 120 (setting
+        - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
           poll_timeout_max); more is taken as the most).
-        - `task_id`: Claim this task and no other (1 to 64 characters).
+        - `task_id`: Claim only this task (1 to 64 characters).
 
         Answers `TaskClaimAnswer`. `POST /task/claim`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
         missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404
@@ -1486,14 +1485,14 @@ class Methods:
         claim_token: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskCompleteAnswer:
-        """End a claimed task. The same completion again is answered with `replayed`.
+        """Finish a claimed task. Repeating the same completion is safe; the answer then has `replayed`.
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `result`: What came of it (up to 65536 (setting max_message_size) bytes).
+        - `result`: The outcome (up to 65536 (setting max_message_size) bytes).
         - `status`: How it ended.
-        - `retry`: With failed: back to the pool after a while, until attempts run out.
-        - `claim_token`: The token that task.claim answered; without it the agent id must be the holder's (1 to 128
+        - `retry`: With failed: return it to the pool after a delay, until its attempts run out.
+        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
 
         Answers `TaskCompleteAnswer`. `POST /task/complete`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
@@ -1521,11 +1520,11 @@ class Methods:
         claim_token: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskExtendAnswer:
-        """Restart the full lease of a claim. The answer carries `cancelled` when the poster no longer wants the work.
+        """Renew a claim's lease in full. The answer carries `cancelled` if the task has been cancelled.
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `claim_token`: The token that task.claim answered; without it the agent id must be the holder's (1 to 128
+        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
 
         Answers `TaskExtendAnswer`. `POST /task/extend`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
@@ -1552,11 +1551,11 @@ class Methods:
         reason: str | None = None,
         idempotency_key: str | None = None,
     ) -> Ended:
-        """Give a claimed task back to the pool.
+        """Return a claimed task to the pool.
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `claim_token`: The token that task.claim answered; without it the agent id must be the holder's (1 to 128
+        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
         - `delay`: Seconds before it may be claimed again (0 to 86400).
         - `reason`: Why; kept in the task's history (up to 1024 bytes).
@@ -1589,17 +1588,17 @@ class Methods:
         claim_token: str | None = None,
         idempotency_key: str | None = None,
     ) -> Ended:
-        """End a claim and put the task back into the pool, with a note that whoever claims it next is shown as
-        `handoff`; an assignment ends. With `waiting_on` the task is waiting until somebody else has replied in that
-        message's thread, or for 24 hours.
+        """End a claim and return the task to the pool, with a note that the next agent to claim it sees as `handoff`;
+        any assignment ends. With `waiting_on`, the task waits until somebody else replies in that message's thread, or
+        for 24 hours.
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
-        - `note`: What whoever goes on has to know (up to 65536 (setting max_message_size) bytes).
-        - `branch`: The branch that the work is on (up to 1024 bytes).
-        - `worktree`: The folder that the work is in (up to 4096 bytes).
-        - `waiting_on`: A message whose answer is needed first (at least 0).
-        - `claim_token`: The token that task.claim answered; without it the agent id must be the holder's (1 to 128
+        - `note`: What the next agent needs to know (up to 65536 (setting max_message_size) bytes).
+        - `branch`: The branch the work is on (up to 1024 bytes).
+        - `worktree`: The folder the work is in (up to 4096 bytes).
+        - `waiting_on`: A message that must be answered first (at least 0).
+        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
 
         Answers `Ended`. `POST /task/handoff`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
@@ -1634,22 +1633,22 @@ class Methods:
         dispatched_by: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskDispatchAnswer:
-        """Assign one or many tasks to an agent and notify it in its own channel: all or none. The notice's metadata
-        says type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart,
-        dispatched_at, dispatched_by, and what `metadata` adds. A task that another agent holds is left to it, unless
+        """Assign one or more tasks to an agent and notify it in its own channel: all or none. The notice's metadata has
+        type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart, dispatched_at,
+        dispatched_by, and whatever `metadata` adds. A task that another agent holds cannot be dispatched unless
         `restart` ends that claim.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `task_ids`: The UUIDs of many tasks (up to 100 entries).
-        - `agent_id`: The agent that is to do them (1 to 120 characters).
-        - `priority`: The tasks' priority from now on (-1000000 to 1000000).
-        - `restart`: Begin anew: a live claim ends, whoever holds it.
-        - `mark_as_started`: Claim them for the agent; the notice has the claim_token.
-        - `notification_message`: What the notice says; the task's description if left out (up to 65536 (setting
+        - `task_ids`: The UUIDs of several tasks (up to 100 entries).
+        - `agent_id`: The agent to assign them to (1 to 120 characters).
+        - `priority`: The tasks' new priority (-1000000 to 1000000).
+        - `restart`: Start over: end a live claim, no matter who holds it.
+        - `mark_as_started`: Claim them for the agent; the notice carries the claim_token.
+        - `notification_message`: What the notice says; the task's description if omitted (up to 65536 (setting
           max_message_size) bytes).
-        - `metadata`: More for the notice, such as branch, worktree and session_id.
-        - `dispatched_by`: Who dispatches; the daemon itself if left out (1 to 120 characters); the client's agent if
-          left out.
+        - `metadata`: More metadata for the notice, such as branch, worktree, and session_id.
+        - `dispatched_by`: The dispatching agent; the daemon itself if omitted (1 to 120 characters); the client's agent
+          if left out.
 
         Answers `TaskDispatchAnswer`. `POST /task/dispatch`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
         402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict, 413
@@ -1685,10 +1684,10 @@ class Methods:
 
         - `status`: Only tasks in this state.
         - `channel`: Only this channel (1 to 128 characters).
-        - `agent_id`: Only tasks that this agent holds, held or is assigned (1 to 120 characters).
-        - `capability`: Only tasks that ask for this capability (1 to 128 characters).
-        - `limit`: How many to return at most (1 to 1000).
-        - `after`: The id of the last task of the page before (1 to 64 characters).
+        - `agent_id`: Only tasks that this agent holds, has held, or is assigned (1 to 120 characters).
+        - `capability`: Only tasks that require this capability (1 to 128 characters).
+        - `limit`: The maximum number to return (1 to 1000).
+        - `after`: The id of the last task on the previous page (1 to 64 characters).
 
         Answers `TaskListAnswer`. `GET /task/list`, tier pro. Refusals: 400 invalid_field, 402 upgrade_required, 404
         agent_not_found, 404 channel_not_found, 404 task_not_found.
@@ -1710,7 +1709,7 @@ class Methods:
         *,
         task_id: str,
     ) -> TaskGetAnswer:
-        """One task with what happened to it.
+        """One task with its history.
 
         - `task_id`: The task's UUID (1 to 64 characters).
 
@@ -1731,10 +1730,10 @@ class Methods:
         by: str | None = None,
         idempotency_key: str | None = None,
     ) -> Ended:
-        """Withdraw a task that is not finished. Whoever holds it learns of it at its next extend or complete.
+        """Withdraw a task that is not finished. The agent that holds it learns of this at its next extend or complete.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `by`: Who cancels; must be the poster if given (1 to 120 characters); the client's agent if left out.
+        - `by`: The cancelling agent; must be the poster if given (1 to 120 characters); the client's agent if left out.
 
         Answers `Ended`. `POST /task/cancel`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 403 not_poster, 404 agent_not_found, 404 task_not_found, 409
@@ -1756,10 +1755,10 @@ class Methods:
         by: str | None = None,
         idempotency_key: str | None = None,
     ) -> Ended:
-        """Put a failed or cancelled task back into the pool with its attempts counted anew.
+        """Return a failed or cancelled task to the pool with its attempt count reset.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `by`: Who puts it back (1 to 120 characters); the client's agent if left out.
+        - `by`: The requeuing agent (1 to 120 characters); the client's agent if left out.
 
         Answers `Ended`. `POST /task/requeue`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict.
@@ -1805,14 +1804,15 @@ class Methods:
         updated_by: str | None = None,
         idempotency_key: str | None = None,
     ) -> Record:
-        """Set a key. With `expected_version` it is a compare-and-set: it fails with 409 if somebody was faster.
+        """Set a key. `expected_version` makes it a compare-and-set, which fails with 409 if the key is at another
+        version.
 
         - `key`: The key (1 to 256 characters).
         - `value`: The new value (up to 65536 (setting max_message_size) bytes).
         - `channel`: The channel (1 to 128 characters).
-        - `expected_version`: Change only if the key is live at exactly this version; 0: only if it does not exist (at
+        - `expected_version`: Change only if the key exists at exactly this version; 0: only if it does not exist (at
           least 0).
-        - `updated_by`: The agent that makes the change (1 to 120 characters); the client's agent if left out.
+        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if left out.
 
         Answers `Record`. `POST /state/set`, tier pro. Refusals: 400 invalid_expected_version, 400 invalid_field, 400
         missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409
@@ -1839,15 +1839,16 @@ class Methods:
         timeout: int = 30,
         agent_id: str | None = None,
     ) -> StateWatchAnswer:
-        """Wait until a key changes past a version. Answers its latest state; steps in between may be skipped. On
-        timeout `changed` is false.
+        """Wait until a key's version passes `after_version`. The answer has its latest state; versions in between may
+        be skipped. On timeout, `changed` is false.
 
         - `key`: The key (1 to 256 characters).
         - `channel`: The channel (1 to 128 characters).
-        - `after_version`: The version that is known already (at least 0).
-        - `timeout`: Seconds to wait; more than the daemon's maximum is taken as the maximum (0 to 120 (setting
+        - `after_version`: The version already known (at least 0).
+        - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
           poll_timeout_max); more is taken as the most).
-        - `agent_id`: Who waits; counts as its heartbeat (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The waiting agent; the call counts as its heartbeat (1 to 120 characters); the client's agent if
+          left out.
 
         Answers `StateWatchAnswer`. `GET /state/watch`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
         missing_field, 402 upgrade_required, 403 agent_mismatch, 404 channel_not_found, 503 too_many_waiters.
@@ -1872,14 +1873,14 @@ class Methods:
         updated_by: str | None = None,
         idempotency_key: str | None = None,
     ) -> StateDeleteAnswer:
-        """Delete a key. A tombstone keeps its version, so a key made anew goes on counting. One that does not exist is
-        404, and 409 where `expected_version` says that it does.
+        """Delete a key. A tombstone keeps its version, so a key created again continues the count. A key that does not
+        exist is 404, or 409 if `expected_version` says that it does.
 
         - `key`: The key (1 to 256 characters).
         - `channel`: The channel (1 to 128 characters).
-        - `expected_version`: Change only if the key is live at exactly this version; 0: only if it does not exist (at
+        - `expected_version`: Change only if the key exists at exactly this version; 0: only if it does not exist (at
           least 0).
-        - `updated_by`: The agent that makes the change (1 to 120 characters); the client's agent if left out.
+        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if left out.
 
         Answers `StateDeleteAnswer`. `POST /state/delete`, tier pro. Refusals: 400 invalid_expected_version, 400
         invalid_field, 400 missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404
@@ -1904,12 +1905,12 @@ class Methods:
         limit: int = 100,
         after: str | None = None,
     ) -> StateListAnswer:
-        """The live keys of a channel, in the order of their names.
+        """A channel's live keys, in order of name.
 
         - `channel`: The channel (1 to 128 characters).
-        - `prefix`: Only keys that begin so (1 to 256 characters).
-        - `limit`: How many to return at most (1 to 1000).
-        - `after`: The last key of the page before (1 to 256 characters).
+        - `prefix`: Only keys with this prefix (1 to 256 characters).
+        - `limit`: The maximum number to return (1 to 1000).
+        - `after`: The last key on the previous page (1 to 256 characters).
 
         Answers `StateListAnswer`. `GET /state/list`, tier pro. Refusals: 400 invalid_field, 402 upgrade_required, 404
         channel_not_found.
@@ -1935,7 +1936,7 @@ class Methods:
 
         - `key`: The key (1 to 256 characters).
         - `channel`: The channel (1 to 128 characters).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `StateHistoryAnswer`. `GET /state/history`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
         402 upgrade_required, 404 channel_not_found, 404 key_not_found.
@@ -1959,13 +1960,13 @@ class Methods:
         tags: Names | None = None,
         idempotency_key: str | None = None,
     ) -> ChannelCreateAnswer:
-        """Make a team channel. Its creator and the listed agents are its first members.
+        """Create a team channel. Its creator and the listed agents are its first members.
 
         - `name`: The channel's name (1 to 128 characters).
         - `created_by`: The creating agent (1 to 120 characters); the client's agent if left out.
         - `description`: What the channel is for (up to 4096 bytes).
         - `members`: Agents that are members from the start (up to 256 entries).
-        - `tags`: Words to find it by (up to 256 entries).
+        - `tags`: Keywords to find it by (up to 256 entries).
 
         Answers `ChannelCreateAnswer`. `POST /channel/create`. Refusals: 400 invalid_field, 400 missing_field, 400
         reserved_name, 403 agent_mismatch, 404 agent_not_found, 409 channel_exists.
@@ -1987,9 +1988,9 @@ class Methods:
         *,
         agent_id: str | None = None,
     ) -> ChannelListAnswer:
-        """All channels, with the number of their members.
+        """All channels, with their member counts.
 
-        - `agent_id`: Only channels this agent is a member of (1 to 120 characters).
+        - `agent_id`: Only channels that this agent is a member of (1 to 120 characters).
 
         Answers `ChannelListAnswer`. `GET /channel/list`. Refusals: 400 invalid_field, 404 agent_not_found.
         """
@@ -2050,7 +2051,7 @@ class Methods:
         agent_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> ChannelLeaveAnswer:
-        """End a membership. What was delivered before stays in the inbox.
+        """Remove an agent from a channel. Messages already delivered stay in its inbox.
 
         - `channel`: The channel's name or id (1 to 128 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
@@ -2074,12 +2075,12 @@ class Methods:
         before: int | None = None,
         limit: int = 50,
     ) -> ChannelMessagesAnswer:
-        """A channel's log, newest first: everything that was ever said in it and is kept, also what suppress_inbox kept
-        out of inboxes.
+        """A channel's log, newest first: every message in it that is still kept, including those that suppress_inbox
+        kept out of inboxes.
 
         - `channel`: The channel's name or id (1 to 128 characters).
         - `before`: Only ids below this one (at least 0).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `ChannelMessagesAnswer`. `GET /channel/messages`. Refusals: 400 invalid_field, 400 missing_field, 404
         channel_not_found.
@@ -2103,14 +2104,14 @@ class Methods:
         title: str | None = None,
         idempotency_key: str | None = None,
     ) -> DocumentCreateAnswer:
-        """Store a text that messages refer to with `content_ref`, because it is too long for a message or goes out more
-        than once. It is kept as long as a message that is kept refers to it, and in any case as long as a message of
-        its age.
+        """Store a text that messages refer to with `content_ref`, because it is too long for a message or is sent more
+        than once. It is kept as long as any stored message refers to it, and at least as long as a message of the same
+        age.
 
         - `content`: The text (up to 10485760 (setting max_document_size) bytes).
-        - `content_type`: What it is, as a media type (1 to 128 characters).
-        - `created_by`: The agent that makes it (1 to 120 characters); the client's agent if left out.
-        - `tags`: Words to know it by (up to 256 entries).
+        - `content_type`: Its media type (1 to 128 characters).
+        - `created_by`: The creating agent (1 to 120 characters); the client's agent if left out.
+        - `tags`: Keywords that describe it (up to 256 entries).
         - `title`: A title (up to 1024 bytes).
 
         Answers `DocumentCreateAnswer`. `POST /document/create`. Refusals: 400 invalid_field, 400 missing_field, 403
@@ -2133,9 +2134,9 @@ class Methods:
         *,
         id: str,
     ) -> DocumentGetAnswer:
-        """A document with its whole content.
+        """A document with its full content.
 
-        - `id`: The document's id, which a message shows as `content_ref` (1 to 128 characters).
+        - `id`: The document's id, as in a message's `content_ref` (1 to 128 characters).
 
         Answers `DocumentGetAnswer`. `GET /document/get`. Refusals: 400 invalid_field, 400 missing_field, 404
         document_not_found.
@@ -2156,15 +2157,15 @@ class Methods:
         limit: int = 100,
         before: int | None = None,
     ) -> InboxListAnswer:
-        """Look at an inbox, newest first, without taking anything. An item is unread while a poll would still deliver
-        its message (or has it on a lease), read once it was delivered, acknowledged or marked so, archived when it was
-        put away. Dead letters are in no inbox.
+        """List an inbox, newest first, without taking anything. An item is unread while a poll would still deliver its
+        message (or has it on a lease), read once it was delivered, acknowledged, or marked read, and archived once it
+        was put away. No inbox shows dead letters.
 
         - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
-        - `status`: Only items of this status; all: any.
-        - `full`: Whole contents in place of previews of 200 characters.
-        - `limit`: How many to return at most (1 to 1000).
-        - `before`: Only items of messages with ids below this one (at least 0).
+        - `status`: Only items with this status; all: any.
+        - `full`: Full contents instead of previews of 200 characters.
+        - `limit`: The maximum number to return (1 to 1000).
+        - `before`: Only items whose message ids are below this one (at least 0).
 
         Answers `InboxListAnswer`. `GET /inbox/list`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found.
@@ -2185,8 +2186,8 @@ class Methods:
         *,
         id: str,
     ) -> InboxShowAnswer:
-        """One item with its whole content, also where its message carries only the preview of a document. It stays
-        unread.
+        """One item with its full content, even if its message carries only a document's preview. Its status does not
+        change.
 
         - `id`: The item's id, such as inbox-42-writer (1 to 150 characters).
 
@@ -2209,13 +2210,14 @@ class Methods:
         status: Literal["unread", "read", "archived"],
         idempotency_key: str | None = None,
     ) -> InboxUpdateAnswer:
-        """Mark items. Read: acknowledges them, so that no poll returns them. Unread: queues them again, for the next
-        poll. Archived: puts them away, acknowledged. `all` means every item that is not archived. All or none.
+        """Mark items read, unread, or archived: all or none. Read acknowledges them, so that no poll returns them.
+        Unread requeues them for the next poll. Archived acknowledges them and puts them away. `all` means every item
+        that is not archived.
 
         - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
         - `ids`: The items to mark (up to 1000 entries).
-        - `every`: In place of ids: every item that is not archived.
-        - `status`: What they become.
+        - `every`: Instead of ids: every item that is not archived.
+        - `status`: The new status.
 
         Answers `InboxUpdateAnswer`. `POST /inbox/update`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found, 404 message_not_found.
@@ -2241,17 +2243,18 @@ class Methods:
         limit: int = 100,
         timeout: int = 0,
     ) -> EventsListAnswer:
-        """The event log after an id, as JSON; with `timeout` it waits for the first event. Ask again with `after=next`.
+        """The event log after an id, as JSON; with `timeout`, it waits for the first event. To continue, pass `next` as
+        `after`.
 
-        - `after`: The last id that was seen (at least 0).
+        - `after`: The last id seen (at least 0).
         - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
           task_failed, task_released, task_requeued, task_cancelled, task_assigned, task_ready, state_changed,
           agent_registered, agent_deregistered, agent_stale, channel_created, channel_joined, channel_left,
           document_created, webhook_disabled).
         - `channel`: Only this channel (1 to 128 characters).
         - `agent_id`: Only events that concern this agent (1 to 120 characters).
-        - `limit`: How many to return at most (1 to 1000).
-        - `timeout`: Seconds to wait; more than the daemon's maximum is taken as the maximum (0 to 120 (setting
+        - `limit`: The maximum number to return (1 to 1000).
+        - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
           poll_timeout_max); more is taken as the most).
 
         Answers `EventsListAnswer`. `GET /events/list`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 402
@@ -2281,21 +2284,21 @@ class Methods:
         id: str | None = None,
         idempotency_key: str | None = None,
     ) -> WebhookAddAnswer:
-        """Forward events to a URL, each in full, signed as Standard Webhooks, in the order of their ids; or change an
-        endpoint, which is then tried again if it was disabled. An event that fails is retried for three days and then
-        kept as a dead letter.
+        """Forward events to a URL, each in full, signed as Standard Webhooks, in order of id; or change an endpoint,
+        which also enables it again if it was disabled. An event that cannot be delivered is retried for three days and
+        then kept as a dead letter.
 
-        - `url`: Where to (up to 2048 bytes).
+        - `url`: The URL to deliver to (up to 2048 bytes).
         - `types`: Only events of these types (message, message_dead, task_posted, task_claimed, task_completed,
           task_failed, task_released, task_requeued, task_cancelled, task_assigned, task_ready, state_changed,
           agent_registered, agent_deregistered, agent_stale, channel_created, channel_joined, channel_left,
           document_created, webhook_disabled).
         - `channel`: Only events of this channel (1 to 128 characters).
-        - `secret`: What deliveries are signed with: whsec_ and base64. Left out, one is made, and shown once, for a new
-          endpoint or a new URL (up to 256 bytes).
-        - `ordered`: An event that fails holds up those after it.
-        - `since`: Begin after this event; with the next one (at least 0).
-        - `id`: The endpoint to change; left out, there is a new one (1 to 64 characters).
+        - `secret`: The secret that signs deliveries: whsec_ and base64. If omitted, one is generated and shown once for
+          a new endpoint or a new URL (up to 256 bytes).
+        - `ordered`: A failed event holds up those after it.
+        - `since`: Start after this event; if omitted, with the next new event (at least 0).
+        - `id`: The endpoint to change; if omitted, a new one is created (1 to 64 characters).
 
         Answers `WebhookAddAnswer`. `POST /webhook/add`, tier enterprise. Refusals: 400 invalid_field, 400
         missing_field, 400 webhook_url_forbidden, 402 upgrade_required, 404 channel_not_found, 404 webhook_not_found,
@@ -2316,7 +2319,7 @@ class Methods:
         )
 
     def webhook_list(self) -> WebhookListAnswer:
-        """The endpoints that events are forwarded to, how far each has come, and what it could not be given.
+        """The endpoints that events are forwarded to, how far each has come, and what could not be delivered to it.
 
         Answers `WebhookListAnswer`. `GET /webhook/list`, tier enterprise. Refusals: 402 upgrade_required.
         """
@@ -2328,7 +2331,7 @@ class Methods:
         id: str,
         idempotency_key: str | None = None,
     ) -> WebhookRemoveAnswer:
-        """Forward nothing more to an endpoint; its dead letters go, too.
+        """Stop forwarding to an endpoint; its dead letters are removed, too.
 
         - `id`: The endpoint (1 to 64 characters).
 
@@ -2351,12 +2354,12 @@ class Methods:
         before: int | None = None,
         limit: int = 100,
     ) -> WebhookAttemptsAnswer:
-        """Every attempt at a delivery, newest first: forwarding and doorbells alike.
+        """Every delivery attempt, newest first: both forwarding and doorbells.
 
-        - `id`: Only attempts at this endpoint, or at this doorbell (1 to 64 characters).
+        - `id`: Only attempts at this endpoint or doorbell (1 to 64 characters).
         - `agent_id`: Only attempts at this agent's doorbell (1 to 120 characters).
         - `before`: Only attempts with a smaller attempt_id (at least 0).
-        - `limit`: How many to return at most (1 to 1000).
+        - `limit`: The maximum number to return (1 to 1000).
 
         Answers `WebhookAttemptsAnswer`. `GET /webhook/attempts`, tier enterprise. Refusals: 400 invalid_field, 402
         upgrade_required.
@@ -2379,11 +2382,10 @@ class Methods:
         event_ids: Ids | None = None,
         idempotency_key: str | None = None,
     ) -> WebhookReplayAnswer:
-        """Deliver again to an endpoint: all that came after an event, or certain events, or without either all dead
-        letters.
+        """Deliver again to an endpoint: all events after one, or specific events, or, without either, all dead letters.
 
         - `id`: The endpoint (1 to 64 characters).
-        - `since`: All events after this one that are kept (at least 0).
+        - `since`: All kept events after this one (at least 0).
         - `event_ids`: These events (up to 1000 entries).
 
         Answers `WebhookReplayAnswer`. `POST /webhook/replay`, tier enterprise. Refusals: 400 invalid_field, 400
@@ -2400,21 +2402,21 @@ class Methods:
         )
 
     def stats(self) -> StatsAnswer:
-        """Counts of agents, messages, tasks, keys, channels, waiters and bytes.
+        """Counts of agents, messages, tasks, keys, channels, waiters, and bytes.
 
         Answers `StatsAnswer`. `GET /stats`.
         """
         return self._call("stats", {})
 
     def health(self) -> HealthAnswer:
-        """Whether the daemon serves, its version, tier and uptime in seconds. Never needs a token.
+        """Whether the daemon is serving, with its version, tier, and uptime in seconds. Never needs a token.
 
         Answers `HealthAnswer`. `GET /health`.
         """
         return self._call("health", {})
 
     def metrics(self) -> str:
-        """The counts in the Prometheus text format.
+        """The counts in Prometheus text format.
 
         Answers `str`. `GET /metrics`.
         """
@@ -2427,11 +2429,11 @@ class Methods:
         agent_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> Token:
-        """A token for whoever shows the key of the active license. With `agent_id` it may act as that agent only. It
-        goes into the header `Authorization: Bearer TOKEN` of every call and lasts for `auth.token_ttl`.
+        """Get a token by presenting the key of the active license. With `agent_id`, it may act only as that agent. Send
+        it in the header `Authorization: Bearer TOKEN` of every call; it lasts for `auth.token_ttl`.
 
         - `license_key`: The license key, `SX-XXXX-XXXX-XXXX-XXXX` (up to 128 bytes).
-        - `agent_id`: The one agent that the token may act as; any, if left out (1 to 120 characters).
+        - `agent_id`: The only agent that the token may act as; any if omitted (1 to 120 characters).
 
         Answers `Token`. `POST /token/obtain`, tier pro. Refusals: 400 invalid_field, 400 license_checksum, 400
         license_malformed, 400 missing_field, 400 reserved_name, 402 upgrade_required, 403 license_mismatch, 429
@@ -2452,9 +2454,9 @@ class Methods:
         agent_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> Token:
-        """A token made by the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.
+        """Issue a token as the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.
 
-        - `agent_id`: The one agent that the token may act as; any, if left out (1 to 120 characters).
+        - `agent_id`: The only agent that the token may act as; any if omitted (1 to 120 characters).
 
         Answers `Token`. `POST /token/issue`. Refusals: 400 invalid_field, 400 reserved_name, 403 owner_only.
         """
@@ -2472,9 +2474,10 @@ class Methods:
         now: bool = False,
         idempotency_key: str | None = None,
     ) -> TokenRotateAnswer:
-        """Sign tokens with a new key. Those of the old key are good for another 24 hours, or with `now` no longer.
+        """Sign tokens with a new key. Tokens signed with the old one stay valid for another 24 hours or, with `now`,
+        end at once.
 
-        - `now`: End every token there is at once.
+        - `now`: End every existing token at once.
 
         Answers `TokenRotateAnswer`. `POST /token/rotate`. Refusals: 400 invalid_field, 403 owner_only.
         """
@@ -2493,10 +2496,11 @@ class Methods:
         agent_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> TokenRevokeAnswer:
-        """Take back one token by its `jti`, or all that an agent has. What waits or streams with it ends at once.
+        """Revoke one token by its `jti`, or all of an agent's tokens. Calls and streams that are open with a revoked
+        token end at once.
 
-        - `jti`: The token's id, as `jti` stands in it (1 to 128 characters).
-        - `agent_id`: The agent all of whose tokens end; `*`: those bound to none (1 to 120 characters).
+        - `jti`: The token's id: its `jti` claim (1 to 128 characters).
+        - `agent_id`: The agent whose tokens all end; `*`: those bound to no agent (1 to 120 characters).
 
         Answers `TokenRevokeAnswer`. `POST /token/revoke`. Refusals: 400 invalid_field, 400 missing_field, 403
         owner_only.
@@ -2516,12 +2520,11 @@ class Methods:
         since: str | None = None,
         format: Literal["jsonl"] = "jsonl",
     ) -> str:
-        """The audit log as JSON lines: each changing call and each refusal, in a chain of hashes, without contents;
-        then a trailer with the count and the last hash. `stonemux audit verify` checks such a file.
+        """The audit log as JSON lines: each changing call and each refusal, in a hash chain, without contents; then a
+        trailer with the count and the last hash. `stonemux audit verify` checks such a file.
 
-        - `since`: The number of the last record that is known already, or a time (RFC 3339) to begin at (1 to 64
-          characters).
-        - `format`: How the records are written.
+        - `since`: The number of the last record already known, or a time (RFC 3339) to start at (1 to 64 characters).
+        - `format`: The format of the records.
 
         Answers `str`. `GET /audit/export`, tier enterprise. Refusals: 400 invalid_field, 402 upgrade_required, 503
         too_many_waiters.
@@ -2535,7 +2538,7 @@ class Methods:
         )
 
     def license_status(self) -> Entitled:
-        """The tier in force, how many agents it has, and the license that it comes from.
+        """The tier in force, how many agents it allows, and the license it comes from.
 
         Answers `Entitled`. `GET /license/status`.
         """
@@ -2546,7 +2549,7 @@ class Methods:
         *,
         idempotency_key: str | None = None,
     ) -> Entitled:
-        """Read the license file anew, after it was put in its place or taken away: `stonemux activate`, `deactivate`.
+        """Reload the license file after it was added or removed, as `stonemux activate` and `stonemux deactivate` do.
 
         Answers `Entitled`. `POST /license/reload`. Refusals: 403 owner_only.
         """
@@ -2562,8 +2565,8 @@ class Methods:
         command: Mapping[str, Any],
         idempotency_key: str | None = None,
     ) -> LicenseCommandAnswer:
-        """Obey a command that the licensor has signed: `die` ends the license and leaves the free tier, `live` brings
-        it back. It must be newer than the last one. Nothing that is stored is touched.
+        """Apply a command signed by the licensor: `die` ends the license and leaves the free tier, `live` restores it.
+        It must be newer than the last one. Stored data is not touched.
 
         - `command`: The signed document.
 
@@ -2584,10 +2587,10 @@ class Methods:
         path: str | None = None,
         idempotency_key: str | None = None,
     ) -> AdminBackupAnswer:
-        """Copy the database into the data directory's `backups` folder while everybody goes on: one snapshot, checked
-        and synced before it gets its name. `stonemux restore` puts such a file in place.
+        """Copy the database into the data directory's `backups` folder without interrupting anything: one snapshot,
+        checked and synced before it gets its name. `stonemux restore` restores such a file.
 
-        - `path`: The copy's file name in that folder; without one it is named after the time (1 to 128 characters).
+        - `path`: The copy's file name in that folder; if omitted, it is named after the time (1 to 128 characters).
 
         Answers `AdminBackupAnswer`. `POST /admin/backup`. Refusals: 400 invalid_field, 409 backup_exists, 500
         backup_failed, 503 storage_busy, 507 storage_full.
@@ -2601,7 +2604,7 @@ class Methods:
         )
 
     def openapi(self) -> dict[str, Any]:
-        """OpenAPI 3.1 of all of this.
+        """This API as an OpenAPI 3.1 document.
 
         Answers `dict[str, Any]`. `GET /openapi.json`.
         """

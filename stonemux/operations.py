@@ -40,7 +40,7 @@ def _channel(default: Any = "default", doc: str = "The channel.") -> Param:
 
 
 def _limit(default: int = 100) -> Param:
-    return Param("limit", "integer", default, least=1, most=1000, doc="How many to return at most.")
+    return Param("limit", "integer", default, least=1, most=1000, doc="The maximum number to return.")
 
 
 def _timeout(default: int) -> Param:
@@ -52,7 +52,7 @@ def _timeout(default: int) -> Param:
         most="poll_timeout_max",
         clamp=True,
         code="invalid_timeout",
-        doc="Seconds to wait; more than the daemon's maximum is taken as the maximum.",
+        doc="Seconds to wait; values above the daemon's maximum are capped at it.",
         brief="seconds to wait",
     )
 
@@ -72,14 +72,15 @@ CONTENT_OR_DOCUMENT = (
     Param(
         "content_ref",
         "name",
-        doc="A document's id in place of the text; if it is too long for a message, the message carries a preview.",
+        doc="A document's id instead of the text; if the document is too long for a message, the message carries a "
+        "preview.",
         listed=False,
     ),
 )
-METADATA = Param("metadata", "object", doc="Any JSON object, handed on untouched.", listed=False)
+METADATA = Param("metadata", "object", doc="Any JSON object, passed through unchanged.", listed=False)
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
 CLAIM_TOKEN = Param(
-    "claim_token", "name", doc="The token that task.claim answered; without it the agent id must be the holder's."
+    "claim_token", "name", doc="The token that task.claim returned; without it, agent_id must be the holder's."
 )
 MESSAGE_ID = Param("id", "integer", REQUIRED, least=0, most=MOST_INTEGER, doc="The message's id.")
 LEASE = Param(
@@ -88,7 +89,7 @@ LEASE = Param(
     60,
     least=1,
     most=43_200,
-    doc="Seconds that a handed-out message is kept from other polls.",
+    doc="Seconds for which a delivered message is hidden from other polls.",
     listed=False,
 )
 KEY = Param("key", "name", REQUIRED, most=256, doc="The key.")
@@ -98,21 +99,21 @@ EXPECTED = Param(
     least=0,
     most=MOST_INTEGER,
     code="invalid_expected_version",
-    doc="Change only if the key is live at exactly this version; 0: only if it does not exist.",
+    doc="Change only if the key exists at exactly this version; 0: only if it does not exist.",
 )
-UPDATED_BY = _agent("updated_by", None, "The agent that makes the change.")
+UPDATED_BY = _agent("updated_by", None, "The agent making the change.")
 TYPES = Param("types", "names", choices=EVENT_KINDS, doc="Only events of these types.")
-WEBHOOK_ID = Param("id", "name", most=64, doc="The endpoint to change; left out, there is a new one.")
+WEBHOOK_ID = Param("id", "name", most=64, doc="The endpoint to change; if omitted, a new one is created.")
 MESSAGE_EXTRAS = (
     Param("subject", "text", most=1024, doc="A subject line."),
-    Param("type", "name", doc="What kind of message it is, such as question, status or blocker."),
-    Param("thread", "name", doc="A thread to put it in."),
+    Param("type", "name", doc="The kind of message, such as question, status, or blocker."),
+    Param("thread", "name", doc="The thread to put it in."),
     Param(
         "reply_to",
         "integer",
         least=0,
         most=MOST_INTEGER,
-        doc="The message it answers, whose thread it joins unless `thread` says another.",
+        doc="The message it answers, whose thread it joins unless `thread` names another.",
     ),
     Param("priority", "integer", 0, least=-1000, most=1000, tier="pro", doc="Higher is delivered first."),
     METADATA,
@@ -128,7 +129,7 @@ MESSAGE_EXTRAS = (
         "suppress_inbox",
         "boolean",
         False,
-        doc="Keep it out of the members' inboxes; the channel's log has it.",
+        doc="Keep it out of the members' inboxes; the channel's log still has it.",
         listed=False,
     ),
 )
@@ -319,27 +320,27 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/register",
         "change",
         "agents.register",
-        "Put an agent into the directory, or replace its record. The agent becomes a member of its home channel and of "
+        "Add an agent to the directory, or replace its record. The agent becomes a member of its home channel and of "
         "its own channel `agent-<agent_id>`; both are created on first use.",
         params=(
             _agent(doc="The agent's unique id."),
-            Param("role", "name", doc="What the agent is, such as researcher."),
-            Param("capabilities", "names", doc="What the agent can do; tasks ask for these."),
-            Param("group", "name", doc="A group, for broadcasts."),
+            Param("role", "name", doc="The agent's role, such as researcher."),
+            Param("capabilities", "names", doc="What the agent can do; tasks may require these."),
+            Param("group", "name", doc="A group that messages can be addressed to."),
             _channel(doc="The agent's home channel."),
             Param(
                 "ack",
                 "text",
                 "plain",
                 choices=("plain", "manual"),
-                doc="How its polls acknowledge if they do not say.",
+                doc="The acknowledgment mode of polls that do not name one.",
                 listed=False,
             ),
             METADATA,
             Param(
                 "webhook_url",
                 most=2048,
-                doc="A doorbell: this URL is called when mail comes. Empty: no longer; left out: as before.",
+                doc="A doorbell: this URL is called when mail arrives. Empty: remove it; omitted: no change.",
                 code="webhook_url_forbidden",
                 tier="pro",
                 listed=False,
@@ -347,7 +348,8 @@ OPERATIONS: tuple[Operation, ...] = (
             Param(
                 "webhook_secret",
                 most=256,
-                doc="What its deliveries are signed with: whsec_ and base64. One is made, and shown once, if left out.",
+                doc="The secret that signs its deliveries: whsec_ and base64. If omitted, one is generated and shown "
+                "once.",
                 tier="pro",
                 listed=False,
             ),
@@ -367,11 +369,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/deregister",
         "change",
         "agents.deregister",
-        "Take an agent out of the directory. Its pending messages are preserved and found again when it registers "
-        "anew.",
+        "Remove an agent from the directory. Its pending messages are kept and are available when it registers again.",
         params=(
             _agent(),
-            Param("release_claims", "boolean", False, doc="Put the tasks it holds back into the pool at once."),
+            Param("release_claims", "boolean", False, doc="Return the tasks it holds to the pool at once."),
         ),
         returns={
             "agent_id": "string",
@@ -390,7 +391,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/heartbeat",
         "change",
         "agents.heartbeat",
-        "A sign of life. Any other call by the agent counts as one too.",
+        "Show that an agent is alive. Any other call by the agent counts as a heartbeat, too.",
         params=(_agent(), Param("status", "text", most=1024, doc="What the agent is doing; shown as `activity`.")),
         returns={"agent_id": "string", "status": "string", "last_heartbeat": "time"},
         actor="agent_id",
@@ -403,15 +404,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/discover",
         "read",
         "agents.discover",
-        "Find agents by role, group, capability, channel or status. Stale agents are left out unless asked for.",
+        "Find agents by role, group, capability, channel, or status. Stale agents are omitted unless requested.",
         slow=True,
         params=(
-            Param("role", "name", doc="Only agents of this role."),
-            Param("group", "name", doc="Only agents of this group."),
-            Param("capability", "name", doc="Only agents that can do this."),
+            Param("role", "name", doc="Only agents with this role."),
+            Param("group", "name", doc="Only agents in this group."),
+            Param("capability", "name", doc="Only agents with this capability."),
             Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents."),
             _channel(None, "Only members of this channel."),
-            Param("include_stale", "boolean", False, doc="Stale agents too."),
+            Param("include_stale", "boolean", False, doc="Include stale agents."),
         ),
         returns={"agents": [AGENT]},
         tool="mux_discover",
@@ -425,7 +426,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/get",
         "read",
         "agents.get",
-        "One agent, with its unread messages, claimed tasks and channels.",
+        "One agent, with its channels and the number of its unread messages and claimed tasks.",
         params=(_agent(doc="The agent to look at.", acts=False),),
         returns={
             "agent": AGENT
@@ -446,13 +447,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/notify",
         "change",
         "agents.notify",
-        "Put a notification, such as a restart signal, into an agent's own channel and so into its inbox alone.",
+        "Send a notification, such as a restart signal, to an agent's own channel and so to its inbox alone.",
         params=(
             _agent(doc="The agent to notify.", acts=False),
-            Param("type", "name", REQUIRED, doc="What kind of notification, such as restart-signal."),
+            Param("type", "name", REQUIRED, doc="The kind of notification, such as restart-signal."),
             CONTENT,
             METADATA,
-            _agent("from", None, "The sender; the daemon itself if left out.", "sender"),
+            _agent("from", None, "The sender; the daemon itself if omitted.", "sender"),
         ),
         returns={"message_id": "integer", "channel": "string"},
         actor="from",
@@ -467,16 +468,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/send",
         "change",
         "sending.send",
-        "Put a message into an agent's inbox, or with `role:NAME`, `group:NAME` or `capability:NAME` into those of all "
-        "matching members of the channel. A 200 means that it is on disk.",
+        "Deliver a message to an agent's inbox or, with `role:NAME`, `group:NAME`, or `capability:NAME`, to the "
+        "inboxes of all matching members of the channel. A 200 means that it is on disk.",
         params=(
             FROM,
             Param(
                 "to",
                 "name",
                 most=140,
-                doc="An agent id, role:NAME, group:NAME or capability:NAME. May be left out "
-                "for a type that the routing table knows.",
+                doc="An agent id, role:NAME, group:NAME, or capability:NAME. Optional for a type that the routing "
+                "table lists.",
             ),
             *CONTENT_OR_DOCUMENT,
             _channel(doc="The channel; the recipient must be a member."),
@@ -490,7 +491,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "recipients?": [{"agent_id": "string", "status": "string"}],
         },
         tool="mux_send",
-        brief="Send a message to an agent, role:NAME, group:NAME or capability:NAME.",
+        brief="Send a message to an agent, role:NAME, group:NAME, or capability:NAME.",
         actor="from",
         errors=(
             "agent_not_found",
@@ -512,7 +513,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/broadcast",
         "change",
         "sending.broadcast",
-        "Put one message into the inbox of every other member of a channel, or of a group in it: all or none.",
+        "Deliver one message to every other member of a channel, or of a group in it: to all or to none.",
         params=(
             FROM,
             *CONTENT_OR_DOCUMENT,
@@ -543,30 +544,30 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/poll",
         "wait",
         "polling.poll",
-        "Wait for mail. Plain: takes what is queued, by priority and then id; a message counts as delivered once the "
-        "answer has arrived. With `after=N`: acknowledges everything up to N and returns everything beyond, by id, so "
-        "the call may be repeated; `after=0` reads everything that is kept. With `ack=manual`: hands out on a lease, "
-        "and delivers again what was not acknowledged by its end.",
+        "Wait for messages. A plain poll takes what is queued, by priority and then id; a message counts as delivered "
+        "once the answer has arrived. `after=N` acknowledges everything up to N and returns everything beyond it, by "
+        "id, so the call is safe to repeat; `after=0` reads everything that is kept. `ack=manual` delivers on a "
+        "lease, and redelivers what was not acknowledged before the lease ran out.",
         params=(
             _agent(doc="Whose inbox."),
             _timeout(30),
             _channel(None, "Only messages of this channel."),
             Param("types", "names", doc="Only messages of these types; the others stay queued.", listed=False),
             _limit(),
-            Param("after", "integer", least=0, most=MOST_INTEGER, doc="The last id that was processed."),
-            Param("ack", "text", choices=("plain", "manual"), doc="manual: hand out on a lease and wait for msg.ack."),
+            Param("after", "integer", least=0, most=MOST_INTEGER, doc="The last id processed."),
+            Param("ack", "text", choices=("plain", "manual"), doc="manual: deliver on a lease and wait for msg.ack."),
             LEASE,
             Param(
                 "redeliver",
                 "boolean",
                 False,
-                doc="First put back what plain polls took in the last hour.",
+                doc="First requeue what plain polls took in the last hour.",
                 listed=False,
             ),
         ),
         returns={"messages": [MESSAGE | {"deliveries?": "integer", "redelivered?": "boolean"}], "more?": "boolean"},
         tool="mux_poll",
-        brief="Read your inbox: waits for new messages and takes them. after=N: all beyond id N.",
+        brief="Read your inbox: wait for new messages and take them. after=N: all beyond id N.",
         takes=True,
         actor="agent_id",
         errors=("agent_not_found", "channel_not_found", "cursor_ahead", "invalid_timeout", "too_many_waiters"),
@@ -578,16 +579,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/ack",
         "change",
         "leases.ack",
-        "Settle messages for good: those of `ids`, or all up to `through`. Once it is answered, no later poll returns "
-        "them. Acknowledging twice counts nothing.",
+        "Acknowledge messages for good: those in `ids`, or all up to `through`. Once the call is answered, no later "
+        "poll returns them. Messages acknowledged before are not counted again.",
         params=(
             _agent(),
-            Param("ids", "integers", doc="The messages to settle."),
-            Param("through", "integer", least=0, most=MOST_INTEGER, doc="Settle every message up to this id."),
+            Param("ids", "integers", doc="The messages to acknowledge."),
+            Param("through", "integer", least=0, most=MOST_INTEGER, doc="Acknowledge every message up to this id."),
         ),
         returns={"acked": "integer"},
         tool="mux_ack",
-        brief="Settle messages polled with ack=manual.",
+        brief="Acknowledge messages polled with ack=manual.",
         repeatable=True,
         frees=True,
         actor="agent_id",
@@ -600,11 +601,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/nack",
         "change",
         "leases.nack",
-        "Put a leased message back, to be delivered again; one that was delivered too often becomes a dead letter.",
+        "Return a leased message to the queue for redelivery; one delivered too many times becomes a dead letter.",
         params=(
             _agent(),
             MESSAGE_ID,
-            Param("delay", "integer", 0, least=0, most=43_200, doc="Seconds before it is delivered again."),
+            Param("delay", "integer", 0, least=0, most=43_200, doc="Seconds before it is redelivered."),
         ),
         returns={"id": "integer", "status": "string"},
         frees=True,
@@ -619,7 +620,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/extend",
         "change",
         "leases.extend",
-        "Let the lease of a message run for `lease` seconds from now.",
+        "Extend a message's lease to `lease` seconds from now.",
         params=(_agent(), MESSAGE_ID, LEASE),
         returns={"id": "integer", "lease_expires_at": "time"},
         frees=True,
@@ -633,7 +634,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/dead",
         "read",
         "leases.dead",
-        "An agent's dead letters: messages delivered too often in vain, or whose time to live ran out.",
+        "An agent's dead letters: messages delivered too many times without being acknowledged, or whose time to live "
+        "ran out.",
         slow=True,
         params=(_agent(doc="Whose dead letters."), _limit()),
         returns={
@@ -649,8 +651,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/requeue",
         "change",
         "leases.requeue",
-        "Queue dead letters again, with their deliveries counted anew; those whose time to live ran out have none any "
-        "more.",
+        "Requeue dead letters with their delivery count reset; those whose time to live ran out no longer have one.",
         params=(_agent(), Param("ids", "integers", REQUIRED, doc="The dead letters.")),
         returns={"requeued": "integer"},
         actor="agent_id",
@@ -663,7 +664,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/status",
         "read",
         "history.status",
-        "What became of a message, for each recipient: queued, notified (its doorbell rang), fetched, acked or dead.",
+        "The status of a message for each recipient: queued, notified (its doorbell rang), fetched, acked, or dead.",
         params=(MESSAGE_ID,),
         returns={
             "message_id": "integer",
@@ -681,7 +682,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/list",
         "read",
         "history.listed",
-        "The history of messages, newest first, whatever became of them.",
+        "Message history, newest first, whatever the status of the messages.",
         slow=True,
         params=(
             _channel(None, "Only this channel."),
@@ -701,18 +702,18 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/search",
         "wait",
         "search.search",
-        "Full-text search over contents and subjects, best match first, with an excerpt in which the found words stand "
-        "between ** and **.",
+        "Full-text search of contents and subjects, best match first, with an excerpt that encloses the matching "
+        "words in ** and **.",
         slow=True,
         params=(
-            Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; quote a phrase."),
+            Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; put a phrase in quotes."),
             _channel(None, "Only this channel."),
             replace(_agent(default=None, doc="Only messages from or to this agent.", acts=False), listed=False),
             _limit(20),
         ),
         returns={"results": [MESSAGE | {"excerpt": "string"}]},
         tool="mux_search",
-        brief="Full-text search in past messages.",
+        brief="Full-text search of past messages.",
         errors=("agent_not_found", "channel_not_found", "search_unavailable"),
         example={"q": "analysis"},
     ),
@@ -723,9 +724,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/post",
         "change",
         "tasks.post",
-        "Put a task into a channel's pool.",
+        "Add a task to a channel's pool.",
         params=(
-            Param("description", "text", REQUIRED, least=1, most="max_message_size", doc="What is to be done."),
+            Param("description", "text", REQUIRED, least=1, most="max_message_size", doc="What to do."),
             _agent("posted_by", doc="The posting agent."),
             Param("required_capability", "name", doc="Only agents that registered this capability may claim it."),
             Param("priority", "integer", 0, least=-1_000_000, most=1_000_000, doc="Higher is claimed first."),
@@ -734,23 +735,25 @@ OPERATIONS: tuple[Operation, ...] = (
             Param(
                 "depends_on",
                 "names",
-                doc="Ids of tasks that must be complete first; one that failed or was cancelled may be requeued.",
+                doc="Ids of tasks that must complete first; one that failed or was cancelled can be requeued.",
             ),
             _agent("assigned_to", None, "Only this agent may claim it.", acts=False),
-            Param("claim_timeout", "integer", least=1, most=86_400, doc="Lease of a claim in seconds.", listed=False),
+            Param(
+                "claim_timeout", "integer", least=1, most=86_400, doc="The lease of a claim, in seconds.", listed=False
+            ),
             Param(
                 "max_attempts",
                 "integer",
                 10,
                 least=0,
                 most=1000,
-                doc="Tries before it fails for good; 0: no limit.",
+                doc="Attempts before it fails for good; 0: no limit.",
                 listed=False,
             ),
         ),
         returns={"task_id": "string", "task": TASK},
         tool="mux_task_post",
-        brief="Put a task into the pool.",
+        brief="Add a task to the pool.",
         tier="pro",
         actor="posted_by",
         errors=("agent_not_found", "channel_not_found", "task_not_found"),
@@ -768,19 +771,19 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/claim",
         "change",
         "claims.claim",
-        "Claim the pending task of the highest priority, then the oldest, that the agent's capabilities fit. Exactly "
-        "one agent gets it. Both fields are null when nothing fits.",
+        "Claim the pending task with the highest priority, then the oldest, that matches the agent's capabilities. "
+        "Exactly one agent gets it. `task_id` and `task` are null if nothing matches.",
         params=(
             _agent(),
             _channel(),
             _timeout(0),
-            Param("task_id", "name", most=64, doc="Claim this task and no other."),
+            Param("task_id", "name", most=64, doc="Claim only this task."),
         ),
         waiter="claims.await_claim",
         nothing=NO_TASK,
         returns={"task_id": "string|null", "task": (TASK, "null"), "claim_token?": "string"},
         tool="mux_task_claim",
-        brief="Claim the best task that fits you; task_id is null if none does.",
+        brief="Claim the best task that matches you; task_id is null if none does.",
         tier="pro",
         actor="agent_id",
         errors=(
@@ -800,20 +803,23 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/complete",
         "change",
         "tasks.complete",
-        "End a claimed task. The same completion again is answered with `replayed`.",
+        "Finish a claimed task. Repeating the same completion is safe; the answer then has `replayed`.",
         params=(
             TASK_ID,
             _agent(),
-            Param("result", "text", most="max_message_size", doc="What came of it."),
+            Param("result", "text", most="max_message_size", doc="The outcome."),
             Param("status", "text", "complete", choices=("complete", "failed"), doc="How it ended."),
             Param(
-                "retry", "boolean", False, doc="With failed: back to the pool after a while, until attempts run out."
+                "retry",
+                "boolean",
+                False,
+                doc="With failed: return it to the pool after a delay, until its attempts run out.",
             ),
             CLAIM_TOKEN,
         ),
         returns=ENDED | {"replayed?": "boolean"},
         tool="mux_task_complete",
-        brief="End a task you claimed.",
+        brief="Finish a task you claimed.",
         repeatable=True,
         tier="pro",
         frees=True,
@@ -835,7 +841,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/extend",
         "change",
         "tasks.extend",
-        "Restart the full lease of a claim. The answer carries `cancelled` when the poster no longer wants the work.",
+        "Renew a claim's lease in full. The answer carries `cancelled` if the task has been cancelled.",
         params=(TASK_ID, _agent(), CLAIM_TOKEN),
         returns={"task_id": "string", "lease_expires_at?": "time", "cancelled?": "boolean", "task": TASK},
         tier="pro",
@@ -851,7 +857,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/release",
         "change",
         "tasks.release",
-        "Give a claimed task back to the pool.",
+        "Return a claimed task to the pool.",
         params=(
             TASK_ID,
             _agent(),
@@ -880,9 +886,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/handoff",
         "change",
         "handoff.hand_off",
-        "End a claim and put the task back into the pool, with a note that whoever claims it next is shown as "
-        "`handoff`; an assignment ends. With `waiting_on` the task is waiting until somebody else has replied in that "
-        "message's thread, or for 24 hours.",
+        "End a claim and return the task to the pool, with a note that the next agent to claim it sees as `handoff`; "
+        "any assignment ends. With `waiting_on`, the task waits until somebody else replies in that message's thread, "
+        "or for 24 hours.",
         params=(
             TASK_ID,
             _agent(),
@@ -893,11 +899,11 @@ OPERATIONS: tuple[Operation, ...] = (
                 least=1,
                 most="max_message_size",
                 too_large="message_too_large",
-                doc="What whoever goes on has to know.",
+                doc="What the next agent needs to know.",
             ),
-            Param("branch", "text", most=1024, doc="The branch that the work is on."),
-            Param("worktree", "text", most=4096, doc="The folder that the work is in."),
-            Param("waiting_on", "integer", least=0, most=MOST_INTEGER, doc="A message whose answer is needed first."),
+            Param("branch", "text", most=1024, doc="The branch the work is on."),
+            Param("worktree", "text", most=4096, doc="The folder the work is in."),
+            Param("waiting_on", "integer", least=0, most=MOST_INTEGER, doc="A message that must be answered first."),
             CLAIM_TOKEN,
         ),
         returns=ENDED,
@@ -927,27 +933,29 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/dispatch",
         "change",
         "dispatch.dispatch",
-        "Assign one or many tasks to an agent and notify it in its own channel: all or none. The notice's metadata "
-        "says type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart, "
-        "dispatched_at, dispatched_by, and what `metadata` adds. A task that another agent holds is left to it, unless "
-        "`restart` ends that claim.",
+        "Assign one or more tasks to an agent and notify it in its own channel: all or none. The notice's metadata "
+        "has type (task-assignment, or task-reassignment if another agent had it), task_id, priority, restart, "
+        "dispatched_at, dispatched_by, and whatever `metadata` adds. A task that another agent holds cannot be "
+        "dispatched unless `restart` ends that claim.",
         params=(
             Param("task_id", "name", most=64, doc="The task's UUID.", either="task_ids"),
-            Param("task_ids", "names", most=100, longest=64, doc="The UUIDs of many tasks."),
-            _agent(doc="The agent that is to do them.", acts=False),
-            Param("priority", "integer", least=-1_000_000, most=1_000_000, doc="The tasks' priority from now on."),
-            Param("restart", "boolean", False, doc="Begin anew: a live claim ends, whoever holds it."),
-            Param("mark_as_started", "boolean", False, doc="Claim them for the agent; the notice has the claim_token."),
+            Param("task_ids", "names", most=100, longest=64, doc="The UUIDs of several tasks."),
+            _agent(doc="The agent to assign them to.", acts=False),
+            Param("priority", "integer", least=-1_000_000, most=1_000_000, doc="The tasks' new priority."),
+            Param("restart", "boolean", False, doc="Start over: end a live claim, no matter who holds it."),
+            Param(
+                "mark_as_started", "boolean", False, doc="Claim them for the agent; the notice carries the claim_token."
+            ),
             Param(
                 "notification_message",
                 "text",
                 least=1,
                 most="max_message_size",
                 too_large="message_too_large",
-                doc="What the notice says; the task's description if left out.",
+                doc="What the notice says; the task's description if omitted.",
             ),
-            Param("metadata", "object", doc="More for the notice, such as branch, worktree and session_id."),
-            _agent("dispatched_by", None, "Who dispatches; the daemon itself if left out."),
+            Param("metadata", "object", doc="More metadata for the notice, such as branch, worktree, and session_id."),
+            _agent("dispatched_by", None, "The dispatching agent; the daemon itself if omitted."),
         ),
         returns={
             "results": [
@@ -984,10 +992,10 @@ OPERATIONS: tuple[Operation, ...] = (
         params=(
             Param("status", "text", choices=TASK_STATUSES, doc="Only tasks in this state."),
             _channel(None, "Only this channel."),
-            _agent(default=None, doc="Only tasks that this agent holds, held or is assigned.", acts=False),
-            Param("capability", "name", doc="Only tasks that ask for this capability.", listed=False),
+            _agent(default=None, doc="Only tasks that this agent holds, has held, or is assigned.", acts=False),
+            Param("capability", "name", doc="Only tasks that require this capability.", listed=False),
             _limit(),
-            Param("after", "name", most=64, doc="The id of the last task of the page before."),
+            Param("after", "name", most=64, doc="The id of the last task on the previous page."),
         ),
         returns={"tasks": [TASK], "more?": "boolean"},
         tool="mux_task_list",
@@ -1002,7 +1010,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/get",
         "read",
         "taskrows.get",
-        "One task with what happened to it.",
+        "One task with its history.",
         params=(TASK_ID,),
         returns={"task": TASK | {"depends_on?": ["string"], "history": [HISTORY]}},
         tier="pro",
@@ -1015,8 +1023,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/cancel",
         "change",
         "tasks.cancel",
-        "Withdraw a task that is not finished. Whoever holds it learns of it at its next extend or complete.",
-        params=(TASK_ID, _agent("by", None, "Who cancels; must be the poster if given.")),
+        "Withdraw a task that is not finished. The agent that holds it learns of this at its next extend or complete.",
+        params=(TASK_ID, _agent("by", None, "The cancelling agent; must be the poster if given.")),
         returns=ENDED,
         tier="pro",
         frees=True,
@@ -1031,8 +1039,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/task/requeue",
         "change",
         "tasks.requeue",
-        "Put a failed or cancelled task back into the pool with its attempts counted anew.",
-        params=(TASK_ID, _agent("by", None, "Who puts it back.")),
+        "Return a failed or cancelled task to the pool with its attempt count reset.",
+        params=(TASK_ID, _agent("by", None, "The requeuing agent.")),
         returns=ENDED,
         tier="pro",
         actor="by",
@@ -1062,7 +1070,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/set",
         "change",
         "state.put",
-        "Set a key. With `expected_version` it is a compare-and-set: it fails with 409 if somebody was faster.",
+        "Set a key. `expected_version` makes it a compare-and-set, which fails with 409 if the key is at another "
+        "version.",
         params=(
             KEY,
             Param(
@@ -1093,14 +1102,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/watch",
         "wait",
         "state.watch",
-        "Wait until a key changes past a version. Answers its latest state; steps in between may be skipped. On "
-        "timeout `changed` is false.",
+        "Wait until a key's version passes `after_version`. The answer has its latest state; versions in between may "
+        "be skipped. On timeout, `changed` is false.",
         params=(
             KEY,
             _channel(),
-            Param("after_version", "integer", 0, least=0, most=MOST_INTEGER, doc="The version that is known already."),
+            Param("after_version", "integer", 0, least=0, most=MOST_INTEGER, doc="The version already known."),
             _timeout(30),
-            replace(_agent(default=None, doc="Who waits; counts as its heartbeat."), listed=False),
+            replace(_agent(default=None, doc="The waiting agent; the call counts as its heartbeat."), listed=False),
         ),
         returns={
             "changed": "boolean",
@@ -1126,8 +1135,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/delete",
         "change",
         "state.delete",
-        "Delete a key. A tombstone keeps its version, so a key made anew goes on counting. One that does not exist is "
-        "404, and 409 where `expected_version` says that it does.",
+        "Delete a key. A tombstone keeps its version, so a key created again continues the count. A key that does not "
+        "exist is 404, or 409 if `expected_version` says that it does.",
         params=(KEY, _channel(), EXPECTED, UPDATED_BY),
         returns={"key": "string", "channel": "string", "version": "integer", "deleted": "boolean"},
         tier="pro",
@@ -1148,13 +1157,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/list",
         "read",
         "state.listed",
-        "The live keys of a channel, in the order of their names.",
+        "A channel's live keys, in order of name.",
         slow=True,
         params=(
             _channel(),
-            Param("prefix", "name", most=256, doc="Only keys that begin so."),
+            Param("prefix", "name", most=256, doc="Only keys with this prefix."),
             _limit(),
-            Param("after", "name", most=256, doc="The last key of the page before."),
+            Param("after", "name", most=256, doc="The last key on the previous page."),
         ),
         returns={"keys": [RECORD], "more?": "boolean"},
         tier="pro",
@@ -1182,17 +1191,17 @@ OPERATIONS: tuple[Operation, ...] = (
         "/channel/create",
         "change",
         "channels.create",
-        "Make a team channel. Its creator and the listed agents are its first members.",
+        "Create a team channel. Its creator and the listed agents are its first members.",
         params=(
             Param("name", "name", REQUIRED, doc="The channel's name."),
             _agent("created_by", None, "The creating agent."),
             Param("description", "text", most=4096, doc="What the channel is for."),
             Param("members", "names", doc="Agents that are members from the start."),
-            Param("tags", "names", doc="Words to find it by.", listed=False),
+            Param("tags", "names", doc="Keywords to find it by.", listed=False),
         ),
         returns={"channel": CHANNEL},
         tool="mux_channel_create",
-        brief="Make a channel with its own messages, tasks and state.",
+        brief="Create a channel with its own messages, tasks, and state.",
         actor="created_by",
         errors=("channel_exists", "reserved_name", "agent_not_found"),
         emits=("channel_created",),
@@ -1204,9 +1213,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/channel/list",
         "read",
         "channels.listed",
-        "All channels, with the number of their members.",
+        "All channels, with their member counts.",
         slow=True,
-        params=(_agent(default=None, doc="Only channels this agent is a member of.", acts=False),),
+        params=(_agent(default=None, doc="Only channels that this agent is a member of.", acts=False),),
         returns={"channels": [CHANNEL_ROW]},
         errors=("agent_not_found",),
     ),
@@ -1242,7 +1251,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/channel/leave",
         "change",
         "channels.leave",
-        "End a membership. What was delivered before stays in the inbox.",
+        "Remove an agent from a channel. Messages already delivered stay in its inbox.",
         params=(_channel(REQUIRED, "The channel's name or id."), _agent()),
         returns={"channel": CHANNEL},
         actor="agent_id",
@@ -1256,8 +1265,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/channel/messages",
         "read",
         "history.log",
-        "A channel's log, newest first: everything that was ever said in it and is kept, also what suppress_inbox kept "
-        "out of inboxes.",
+        "A channel's log, newest first: every message in it that is still kept, including those that suppress_inbox "
+        "kept out of inboxes.",
         slow=True,
         params=(
             _channel(REQUIRED, "The channel's name or id."),
@@ -1275,9 +1284,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/document/create",
         "change",
         "documents.create",
-        "Store a text that messages refer to with `content_ref`, because it is too long for a message or goes out more "
-        "than once. It is kept as long as a message that is kept refers to it, and in any case as long as a message of "
-        "its age.",
+        "Store a text that messages refer to with `content_ref`, because it is too long for a message or is sent more "
+        "than once. It is kept as long as any stored message refers to it, and at least as long as a message of the "
+        "same age.",
         params=(
             Param(
                 "content",
@@ -1288,9 +1297,9 @@ OPERATIONS: tuple[Operation, ...] = (
                 too_large="document_too_large",
                 doc="The text.",
             ),
-            Param("content_type", "name", "text/plain", doc="What it is, as a media type."),
-            _agent("created_by", None, "The agent that makes it."),
-            Param("tags", "names", doc="Words to know it by."),
+            Param("content_type", "name", "text/plain", doc="Its media type."),
+            _agent("created_by", None, "The creating agent."),
+            Param("tags", "names", doc="Keywords that describe it."),
             Param("title", "text", most=1024, doc="A title."),
         ),
         returns={"document": DOCUMENT},
@@ -1306,9 +1315,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/document/get",
         "read",
         "documents.get",
-        "A document with its whole content.",
+        "A document with its full content.",
         slow=True,
-        params=(Param("id", "name", REQUIRED, doc="The document's id, which a message shows as `content_ref`."),),
+        params=(Param("id", "name", REQUIRED, doc="The document's id, as in a message's `content_ref`."),),
         returns={"document": DOCUMENT | {"content": "string"}},
         errors=("document_not_found",),
         example={"id": "doc-0123456789abcdef"},
@@ -1320,19 +1329,23 @@ OPERATIONS: tuple[Operation, ...] = (
         "/inbox/list",
         "wait",
         "inbox.listed",
-        "Look at an inbox, newest first, without taking anything. An item is unread while a poll would still deliver "
-        "its message (or has it on a lease), read once it was delivered, acknowledged or marked so, archived when it "
-        "was put away. Dead letters are in no inbox.",
+        "List an inbox, newest first, without taking anything. An item is unread while a poll would still deliver its "
+        "message (or has it on a lease), read once it was delivered, acknowledged, or marked read, and archived once "
+        "it was put away. No inbox shows dead letters.",
         slow=True,
         params=(
             _agent(doc="Whose inbox."),
             Param(
-                "status", "text", "unread", choices=(*ITEM_STATUSES, "all"), doc="Only items of this status; all: any."
+                "status",
+                "text",
+                "unread",
+                choices=(*ITEM_STATUSES, "all"),
+                doc="Only items with this status; all: any.",
             ),
-            Param("full", "boolean", False, doc="Whole contents in place of previews of 200 characters."),
+            Param("full", "boolean", False, doc="Full contents instead of previews of 200 characters."),
             _limit(),
             Param(
-                "before", "integer", least=0, most=MOST_INTEGER, doc="Only items of messages with ids below this one."
+                "before", "integer", least=0, most=MOST_INTEGER, doc="Only items whose message ids are below this one."
             ),
         ),
         returns={"items": [(ITEM | {"preview": "string"}, WHOLE_ITEM)], "unread": "integer", "more?": "boolean"},
@@ -1346,8 +1359,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/inbox/show",
         "wait",
         "inbox.show",
-        "One item with its whole content, also where its message carries only the preview of a document. It stays "
-        "unread.",
+        "One item with its full content, even if its message carries only a document's preview. Its status does not "
+        "change.",
         slow=True,
         params=(Param("id", "name", REQUIRED, most=150, doc="The item's id, such as inbox-42-writer."),),
         returns={"item": WHOLE_ITEM},
@@ -1360,13 +1373,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "/inbox/update",
         "change",
         "inbox.update",
-        "Mark items. Read: acknowledges them, so that no poll returns them. Unread: queues them again, for the next "
-        "poll. Archived: puts them away, acknowledged. `all` means every item that is not archived. All or none.",
+        "Mark items read, unread, or archived: all or none. Read acknowledges them, so that no poll returns them. "
+        "Unread requeues them for the next poll. Archived acknowledges them and puts them away. `all` means every "
+        "item that is not archived.",
         params=(
             _agent(doc="Whose inbox."),
             Param("ids", "names", most=1000, longest=150, doc="The items to mark."),
-            Param("all", "boolean", False, doc="In place of ids: every item that is not archived.", into="every"),
-            Param("status", "text", REQUIRED, choices=ITEM_STATUSES, doc="What they become."),
+            Param("all", "boolean", False, doc="Instead of ids: every item that is not archived.", into="every"),
+            Param("status", "text", REQUIRED, choices=ITEM_STATUSES, doc="The new status."),
         ),
         returns={"updated": "integer"},
         frees=True,
@@ -1382,13 +1396,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "stream",
         "monitor.event_filter",
         "The event log as server-sent events, live. `Last-Event-ID` (header, or `last_event_id`) resumes after an id; "
-        "0 replays everything that is kept. `gap` says what is no longer kept, `reset` that the id lies in the future, "
-        "`shutdown` that the daemon stops.",
+        "0 replays everything that is kept. `gap` says which events are no longer kept, `reset` that the id is in the "
+        "future, `shutdown` that the daemon is stopping.",
         params=(
             _channel(None, "Only this channel."),
             _agent(default=None, doc="Only events that concern this agent.", acts=False),
             TYPES,
-            Param("last_event_id", "text", most=64, doc="The last id that was seen.", code="invalid_last_event_id"),
+            Param("last_event_id", "text", most=64, doc="The last id seen.", code="invalid_last_event_id"),
         ),
         tier="pro",
         errors=("invalid_last_event_id", "agent_not_found", "channel_not_found", "too_many_waiters"),
@@ -1400,10 +1414,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "/events/list",
         "wait",
         "monitor.list_events",
-        "The event log after an id, as JSON; with `timeout` it waits for the first event. Ask again with `after=next`.",
+        "The event log after an id, as JSON; with `timeout`, it waits for the first event. To continue, pass `next` "
+        "as `after`.",
         slow=True,
         params=(
-            Param("after", "integer", 0, least=0, most=MOST_INTEGER, doc="The last id that was seen."),
+            Param("after", "integer", 0, least=0, most=MOST_INTEGER, doc="The last id seen."),
             TYPES,
             _channel(None, "Only this channel."),
             _agent(default=None, doc="Only events that concern this agent.", acts=False),
@@ -1429,21 +1444,27 @@ OPERATIONS: tuple[Operation, ...] = (
         "/webhook/add",
         "change",
         "webhooks.add",
-        "Forward events to a URL, each in full, signed as Standard Webhooks, in the order of their ids; or change an "
-        "endpoint, which is then tried again if it was disabled. An event that fails is retried for three days and "
-        "then kept as a dead letter.",
+        "Forward events to a URL, each in full, signed as Standard Webhooks, in order of id; or change an endpoint, "
+        "which also enables it again if it was disabled. An event that cannot be delivered is retried for three days "
+        "and then kept as a dead letter.",
         params=(
-            Param("url", "text", REQUIRED, most=2048, doc="Where to.", code="webhook_url_forbidden"),
+            Param("url", "text", REQUIRED, most=2048, doc="The URL to deliver to.", code="webhook_url_forbidden"),
             TYPES,
             _channel(None, "Only events of this channel."),
             Param(
                 "secret",
                 most=256,
-                doc="What deliveries are signed with: whsec_ and base64. Left out, one is made, and shown once, for a "
-                "new endpoint or a new URL.",
+                doc="The secret that signs deliveries: whsec_ and base64. If omitted, one is generated and shown once "
+                "for a new endpoint or a new URL.",
             ),
-            Param("ordered", "boolean", True, doc="An event that fails holds up those after it."),
-            Param("since", "integer", least=0, most=MOST_INTEGER, doc="Begin after this event; with the next one."),
+            Param("ordered", "boolean", True, doc="A failed event holds up those after it."),
+            Param(
+                "since",
+                "integer",
+                least=0,
+                most=MOST_INTEGER,
+                doc="Start after this event; if omitted, with the next new event.",
+            ),
             WEBHOOK_ID,
         ),
         returns={"webhook": WEBHOOK, "created": "boolean", "secret?": "string"},
@@ -1457,7 +1478,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/webhook/list",
         "read",
         "webhooks.listed",
-        "The endpoints that events are forwarded to, how far each has come, and what it could not be given.",
+        "The endpoints that events are forwarded to, how far each has come, and what could not be delivered to it.",
         slow=True,
         returns={"webhooks": [WEBHOOK]},
         tier="enterprise",
@@ -1468,7 +1489,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/webhook/remove",
         "change",
         "webhooks.remove",
-        "Forward nothing more to an endpoint; its dead letters go, too.",
+        "Stop forwarding to an endpoint; its dead letters are removed, too.",
         params=(replace(WEBHOOK_ID, default=REQUIRED, doc="The endpoint."),),
         returns={"id": "string", "removed": "boolean"},
         tier="enterprise",
@@ -1482,10 +1503,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "/webhook/attempts",
         "read",
         "webhooks.list_attempts",
-        "Every attempt at a delivery, newest first: forwarding and doorbells alike.",
+        "Every delivery attempt, newest first: both forwarding and doorbells.",
         slow=True,
         params=(
-            replace(WEBHOOK_ID, doc="Only attempts at this endpoint, or at this doorbell."),
+            replace(WEBHOOK_ID, doc="Only attempts at this endpoint or doorbell."),
             _agent(default=None, doc="Only attempts at this agent's doorbell.", acts=False),
             Param("before", "integer", least=0, most=MOST_INTEGER, doc="Only attempts with a smaller attempt_id."),
             _limit(),
@@ -1500,11 +1521,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "/webhook/replay",
         "change",
         "webhooks.replay",
-        "Deliver again to an endpoint: all that came after an event, or certain events, or without either all dead "
-        "letters.",
+        "Deliver again to an endpoint: all events after one, or specific events, or, without either, all dead letters.",
         params=(
             replace(WEBHOOK_ID, default=REQUIRED, doc="The endpoint."),
-            Param("since", "integer", least=0, most=MOST_INTEGER, doc="All events after this one that are kept."),
+            Param("since", "integer", least=0, most=MOST_INTEGER, doc="All kept events after this one."),
             Param("event_ids", "integers", doc="These events."),
         ),
         returns={"id": "string", "queued": "integer", "since?": "integer"},
@@ -1518,7 +1538,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/stats",
         "read",
         "monitor.stats",
-        "Counts of agents, messages, tasks, keys, channels, waiters and bytes.",
+        "Counts of agents, messages, tasks, keys, channels, waiters, and bytes.",
         slow=True,
         returns={
             "version": "string",
@@ -1543,7 +1563,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/health",
         "wait",
         "monitor.health",
-        "Whether the daemon serves, its version, tier and uptime in seconds. Never needs a token.",
+        "Whether the daemon is serving, with its version, tier, and uptime in seconds. Never needs a token.",
         returns={"status": "string", "version": "string", "tier": "string", "uptime": "integer"},
         open=True,
     ),
@@ -1553,7 +1573,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/metrics",
         "text",
         "monitor.metrics",
-        "The counts in the Prometheus text format.",
+        "The counts in Prometheus text format.",
         slow=True,
     ),
     # who may call
@@ -1563,12 +1583,12 @@ OPERATIONS: tuple[Operation, ...] = (
         "/token/obtain",
         "act",
         "auth.obtain",
-        "A token for whoever shows the key of the active license. With `agent_id` it may act as that agent only. It "
-        "goes into the header `Authorization: Bearer TOKEN` of every call and lasts for `auth.token_ttl`.",
+        "Get a token by presenting the key of the active license. With `agent_id`, it may act only as that agent. "
+        "Send it in the header `Authorization: Bearer TOKEN` of every call; it lasts for `auth.token_ttl`.",
         slow=True,
         params=(
             Param("license_key", "text", REQUIRED, least=1, most=128, doc="The license key, `SX-XXXX-XXXX-XXXX-XXXX`."),
-            _agent(default=None, doc="The one agent that the token may act as; any, if left out.", acts=False),
+            _agent(default=None, doc="The only agent that the token may act as; any if omitted.", acts=False),
         ),
         returns=TOKEN,
         tier="pro",
@@ -1582,9 +1602,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/token/issue",
         "act",
         "auth.issue",
-        "A token made by the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.",
+        "Issue a token as the machine's owner, who needs no license key for it: `stonemux token --agent NAME`.",
         slow=True,
-        params=(_agent(default=None, doc="The one agent that the token may act as; any, if left out.", acts=False),),
+        params=(_agent(default=None, doc="The only agent that the token may act as; any if omitted.", acts=False),),
         returns=TOKEN,
         owner=True,
         errors=("reserved_name",),
@@ -1596,8 +1616,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/token/rotate",
         "change",
         "auth.rotate",
-        "Sign tokens with a new key. Those of the old key are good for another 24 hours, or with `now` no longer.",
-        params=(Param("now", "boolean", False, doc="End every token there is at once."),),
+        "Sign tokens with a new key. Tokens signed with the old one stay valid for another 24 hours or, with `now`, "
+        "end at once.",
+        params=(Param("now", "boolean", False, doc="End every existing token at once."),),
         returns={"rotated": "boolean", "old_until?": "time"},
         owner=True,
         frees=True,
@@ -1609,10 +1630,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "/token/revoke",
         "change",
         "auth.revoke",
-        "Take back one token by its `jti`, or all that an agent has. What waits or streams with it ends at once.",
+        "Revoke one token by its `jti`, or all of an agent's tokens. Calls and streams that are open with a revoked "
+        "token end at once.",
         params=(
-            Param("jti", "name", doc="The token's id, as `jti` stands in it."),
-            _agent(default=None, doc="The agent all of whose tokens end; `*`: those bound to none.", acts=False),
+            Param("jti", "name", doc="The token's id: its `jti` claim."),
+            _agent(default=None, doc="The agent whose tokens all end; `*`: those bound to no agent.", acts=False),
         ),
         returns={"revoked": "string", "epoch?": "integer"},
         owner=True,
@@ -1626,17 +1648,17 @@ OPERATIONS: tuple[Operation, ...] = (
         "/audit/export",
         "lines",
         "audit.export",
-        "The audit log as JSON lines: each changing call and each refusal, in a chain of hashes, without contents; "
-        "then a trailer with the count and the last hash. `stonemux audit verify` checks such a file.",
+        "The audit log as JSON lines: each changing call and each refusal, in a hash chain, without contents; then a "
+        "trailer with the count and the last hash. `stonemux audit verify` checks such a file.",
         slow=True,
         params=(
             Param(
                 "since",
                 "name",
                 most=64,
-                doc="The number of the last record that is known already, or a time (RFC 3339) to begin at.",
+                doc="The number of the last record already known, or a time (RFC 3339) to start at.",
             ),
-            Param("format", "text", "jsonl", choices=("jsonl",), doc="How the records are written."),
+            Param("format", "text", "jsonl", choices=("jsonl",), doc="The format of the records."),
         ),
         tier="enterprise",
         errors=("too_many_waiters",),
@@ -1648,7 +1670,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/license/status",
         "wait",
         "licensing.show",
-        "The tier in force, how many agents it has, and the license that it comes from.",
+        "The tier in force, how many agents it allows, and the license it comes from.",
         returns=ENTITLED,
     ),
     Operation(
@@ -1657,7 +1679,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/license/reload",
         "act",
         "licensing.reload",
-        "Read the license file anew, after it was put in its place or taken away: `stonemux activate`, `deactivate`.",
+        "Reload the license file after it was added or removed, as `stonemux activate` and `stonemux deactivate` do.",
         slow=True,
         returns=ENTITLED,
         owner=True,
@@ -1668,8 +1690,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/license/command",
         "change",
         "licensing.command",
-        "Obey a command that the licensor has signed: `die` ends the license and leaves the free tier, `live` brings "
-        "it back. It must be newer than the last one. Nothing that is stored is touched.",
+        "Apply a command signed by the licensor: `die` ends the license and leaves the free tier, `live` restores it. "
+        "It must be newer than the last one. Stored data is not touched.",
         params=(Param("command", "object", REQUIRED, doc="The signed document."),),
         returns={"lic_id": "string", "cmd": "string", "serial": "integer"},
         owner=True,
@@ -1683,11 +1705,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "/admin/backup",
         "act",
         "backup.take",
-        "Copy the database into the data directory's `backups` folder while everybody goes on: one snapshot, checked "
-        "and synced before it gets its name. `stonemux restore` puts such a file in place.",
+        "Copy the database into the data directory's `backups` folder without interrupting anything: one snapshot, "
+        "checked and synced before it gets its name. `stonemux restore` restores such a file.",
         slow=True,
         params=(
-            Param("path", "name", doc="The copy's file name in that folder; without one it is named after the time."),
+            Param("path", "name", doc="The copy's file name in that folder; if omitted, it is named after the time."),
         ),
         returns={"path": "string", "bytes": "integer", "events_head": "integer", "taken_at": "time"},
         errors=("backup_exists", "backup_failed", "storage_busy", "storage_full"),
@@ -1699,7 +1721,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/openapi.json",
         "document",
         "",
-        "OpenAPI 3.1 of all of this.",
+        "This API as an OpenAPI 3.1 document.",
     ),
 )
 

@@ -144,7 +144,7 @@ def test_help_says_how_it_is_typed(typed, capsys):
     told = typed("webhook", "add", "--help")[1]
     assert "Default: yes; --no-ordered for no." in told
     assert "  -q, --quiet " in told
-    assert re.search(r"\n  health    Whether the daemon serves", typed("--help")[1])
+    assert re.search(r"\n  health    Whether the daemon is serving", typed("--help")[1])
     with pytest.raises(SystemExit):
         typed("help", "run")
     assert "usage: stonemux run [--flag VALUE ...] -- COMMAND [ARGUMENT ...]\n" in capsys.readouterr().out
