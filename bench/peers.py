@@ -41,12 +41,12 @@ PAYLOAD = CONTENT.encode()
 
 
 class Contender:
-    """One program; `flushes` says what an answered put has survived."""
+    """One program; `flushes` says how durable an answered put is."""
 
     name = ""
     package = ""
     """Where it comes from: a Debian package, or the extra `bench`."""
-    flushes = "each put is flushed before its answer"
+    flushes = "each put is flushed before it is answered"
 
     waits = True
     """Whether a client can wait at all."""
@@ -189,7 +189,7 @@ class Service(Ours):
 
     name = "FastAPI"
     package = "the extra `bench`"
-    flushes = "each put is flushed before its answer (WAL, synchronous=FULL)"
+    flushes = "each put is flushed before it is answered (WAL, synchronous=FULL)"
     waits = False
 
     def version(self) -> str:
@@ -532,7 +532,7 @@ class Nats(Contender):
 
     name = "nats JetStream"
     package = "nats-server"
-    flushes = "a put is written, and flushed by the clock: this version cannot flush each"
+    flushes = "puts are written, and flushed on a timer: this version cannot flush each one"
 
     def version(self) -> str:
         return _first_line("nats-server", "--version").removeprefix("nats-server: ")
