@@ -58,15 +58,15 @@ class Settings(Record):
     host: str = _setting(
         "127.0.0.1",
         "server",
-        "Address to listen on. Beyond loopback, callers need tokens, and the port TLS or insecure_http; the names "
-        "by which they come then belong in allowed_hosts.",
+        "Address to listen on. Beyond loopback, callers need tokens and the port needs TLS or insecure_http; list the "
+        "host names that callers use in allowed_hosts.",
         kind="text",
         environment="STONEMUX_HOST",
     )
     port: int = _setting(
         DEFAULT_PORT,
         "server",
-        "Port to listen on; 0 takes any free one, which the line `listening` of the output names.",
+        "Port to listen on; 0 picks any free port, which the `listening` line of the output shows.",
         least=0,
         most=65535,
         environment="STONEMUX_PORT",
@@ -74,63 +74,61 @@ class Settings(Record):
     data_dir: Path = _setting(
         Path("~/.stonemux"),
         "server",
-        "Folder of everything that is stored; on a local disk, because locks on network file systems cannot be "
-        "relied on.",
+        "Folder for all stored data; on a local disk, because locks on network file systems are unreliable.",
         kind="path",
         environment="STONEMUX_DATA_DIR",
     )
     unix_socket: str = _setting(
         "",
         "server",
-        "A Unix socket to listen on, too, which only this user can reach; empty for none, because the port on "
-        "loopback serves everybody.",
+        "A Unix socket to listen on as well, which only this user can reach; empty for none, because the loopback "
+        "port serves everybody.",
         kind="place",
     )
     tls_cert: str = _setting(
         "",
         "server",
-        "File with the certificate (and those between it and its root) as PEM: the port then speaks TLS, 1.2 or "
-        "newer. Commands on this machine and clients trust what stands in it. Empty for none, because on loopback "
-        "nobody listens in; read at the start, and again at SIGHUP, when it was renewed.",
+        "PEM file with the certificate (and any intermediates): the port then speaks TLS 1.2 or newer. Commands on "
+        "this machine and clients trust the certificates in it. Empty for none, because nobody can eavesdrop on "
+        "loopback; read at startup and again on SIGHUP, after a renewal.",
         kind="place",
         environment="STONEMUX_TLS_CERT",
     )
     tls_key: str = _setting(
         "",
         "server",
-        "File with the certificate's key as PEM, not encrypted; empty when it stands in tls_cert. Clients do not "
-        "need it.",
+        "PEM file with the certificate's key, not encrypted; empty if tls_cert contains it. Clients do not need it.",
         kind="place",
         environment="STONEMUX_TLS_KEY",
     )
     insecure_http: bool = _setting(
         False,
         "server",
-        "Whether a host beyond loopback may be listened on without TLS; false, because everybody on the way could "
-        "read and change what is said. True where something else encrypts, such as a VPN or a proxy.",
+        "Whether to listen beyond loopback without TLS; false, because anyone on the path could read and change the "
+        "traffic. Set it to true where something else encrypts, such as a VPN or a proxy.",
         kind="boolean",
     )
     max_connections: int = _setting(
         512,
         "server",
-        "Open connections beyond which a new one is answered 503; half of the 1,024 files that most systems let a "
-        "process open.",
+        "Number of open connections beyond which a new one is answered 503; half of the 1,024 files that most systems "
+        "let a process open.",
         least=4,
         most=20_000,
     )
     max_waiters: int = _setting(
         384,
         "server",
-        "Calls and streams that may wait at the same time; fewer than max_connections, so that a send still gets "
-        "through when everybody waits.",
+        "Number of calls and streams that may wait at the same time; fewer than max_connections, so that a send still "
+        "gets through when everybody is waiting.",
         least=1,
         most=20_000,
     )
     max_waiters_per_agent: int = _setting(
         8,
         "server",
-        "Calls that one agent may have waiting; enough for a poll, a claim and a few watches, too few to crowd out "
-        "the others by mistake.",
+        "Number of calls that one agent may have waiting; enough for a poll, a claim, and a few watches, but too few "
+        "to crowd out the others by mistake.",
         least=1,
         most=20_000,
         live=True,
@@ -138,58 +136,60 @@ class Settings(Record):
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         "server",
-        "Further names accepted in the Host header besides the loopback ones; all others are refused, so that no web "
-        "page can reach the daemon through a name of its own. Where a tunnel or a container has another port, name it, "
-        'too: "localhost:8000".',
+        "Names accepted in the Host header in addition to the loopback ones; all others are refused, so that no web "
+        "page can reach the daemon through a name of its own. If a tunnel or a container uses another port, include "
+        'it: "localhost:8000".',
         kind="hosts",
     )
     allow_network_fs: bool = _setting(
         False,
         "server",
-        "Whether data_dir may be on a network file system; false, because two machines could then write one database.",
+        "Whether data_dir may be on a network file system; false, because two machines could then write to the same "
+        "database.",
         kind="boolean",
     )
     license_key_file: Path = _setting(
         Path("~/.stonemux/license.key"),
         "license",
-        "Where the signed license is that a key was activated for; without one, default_tier counts.",
+        "Path of the signed license from the activation of a key; without one, default_tier applies.",
         key="key_file",
         kind="path",
     )
     license_server: str = _setting(
         "",
         "license",
-        "Address of the server that keys are activated at, like https://license.example.org; empty, because the "
-        "owner of the machine is the licensor. With one, no license means free.",
+        "Address of the server where keys are activated, like https://license.example.org; empty, because the owner "
+        "of the machine is the licensor. With a server, no license means the free tier.",
         kind="url",
     )
     license_heartbeat: bool = _setting(
         True,
         "license",
-        "Whether the license server is told once a day that this daemon runs (docs/license.md lists all that it "
-        "is told); true, so that commands of the licensor arrive. Its answer, or none, changes nothing else.",
+        "Whether to tell the license server once a day that this daemon is running (docs/license.md lists everything "
+        "it is told); true, so that commands from the licensor arrive. Its answer, or the lack of one, changes "
+        "nothing else.",
         key="heartbeat",
         kind="boolean",
     )
     trusted_issuers: tuple[str, ...] = _setting(
         (),
         "license",
-        "Public keys (64 hexadecimal digits each) of those whose licenses count here, besides this machine's own "
-        "issuer; empty, because nobody else is your licensor unless you say so.",
+        "Public keys (64 hexadecimal digits each) of the issuers whose licenses are accepted in addition to this "
+        "machine's own; empty, because nobody else is your licensor unless you say so.",
         kind="keys",
     )
     default_tier: str = _setting(
         "enterprise",
         "license",
-        "Tier without a license key; enterprise, so that a fresh copy does everything.",
+        "Tier in force without a license key; enterprise, so that a fresh installation does everything.",
         kind="text",
         choices=("free", "pro", "enterprise"),
     )
     max_message_size: int = _setting(
         65536,
         "coordination",
-        "Largest content of a message, as UTF-8; what a model can read in one go, and less than the 1 MiB that a "
-        "request body may have.",
+        "Maximum content of a message, as UTF-8; what a model can read in one go, and less than the 1 MiB limit on a "
+        "request body.",
         unit="bytes",
         least=256,
         most=1_000_000,
@@ -198,8 +198,8 @@ class Settings(Record):
     max_document_size: int = _setting(
         10_485_760,
         "coordination",
-        "Largest document, as UTF-8; room for a long log or a whole book, and less than the 16 MiB that the body "
-        "of document.create may have.",
+        "Maximum document, as UTF-8; room for a long log or a whole book, and less than the 16 MiB limit on the body "
+        "of document.create.",
         unit="bytes",
         least=256,
         most=16_000_000,
@@ -208,7 +208,8 @@ class Settings(Record):
     poll_timeout_max: int = _setting(
         120,
         "coordination",
-        "Longest wait of one call, longer ones are cut to it; short enough that a client notices a vanished daemon.",
+        "Longest wait of one call; longer ones are capped at it. Short enough that a client notices when the daemon "
+        "is gone.",
         unit="seconds",
         least=1,
         most=3600,
@@ -217,8 +218,8 @@ class Settings(Record):
     task_claim_timeout: int = _setting(
         300,
         "coordination",
-        "After so long a claimed, unfinished task is available again; long enough for one step of work, extend "
-        "it for more.",
+        "Time after which a claimed, unfinished task becomes available again; long enough for one step of work, and "
+        "extendable for more.",
         unit="seconds",
         least=1,
         most=43_200,
@@ -227,8 +228,8 @@ class Settings(Record):
     heartbeat_interval: int = _setting(
         60,
         "coordination",
-        "How often agents should show that they live; any call by an agent counts. stonemux run, which reads it at "
-        "its start, keeps to it while its commands work.",
+        "How often agents should show that they are alive; any call by an agent counts. stonemux run reads it at "
+        "startup and keeps to it while its commands work.",
         unit="seconds",
         least=1,
         most=86_400,
@@ -237,7 +238,7 @@ class Settings(Record):
     stale_threshold: int = _setting(
         300,
         "coordination",
-        "Silence after which an agent is stale; five heartbeats, so that one lost call means nothing.",
+        "Silence after which an agent is stale; five heartbeats, so that one lost call does not matter.",
         unit="seconds",
         least=1,
         most=604_800,
@@ -246,8 +247,8 @@ class Settings(Record):
     inbox_limit: int = _setting(
         100_000,
         "coordination",
-        "Unsettled messages that an inbox holds before senders get inbox_full; a reader so far behind has "
-        "stopped, and its senders should know.",
+        "Unsettled messages that an inbox holds before senders get inbox_full; a reader this far behind has stopped, "
+        "and its senders should know.",
         unit="messages",
         least=1,
         most=1_000_000,
@@ -256,8 +257,8 @@ class Settings(Record):
     max_deliveries: int = _setting(
         20,
         "coordination",
-        "How often a message is handed out on a lease without being acknowledged before it becomes a dead letter; "
-        "by then it harms whoever takes it.",
+        "How many times a message is delivered on a lease without being acknowledged before it becomes a dead letter; "
+        "by then it probably harms its readers.",
         unit="deliveries",
         least=1,
         most=1000,
@@ -266,8 +267,8 @@ class Settings(Record):
     message_retention: int = _setting(
         604_800,
         "coordination",
-        "How long settled messages stay readable; a week, so that last week's talk can be looked up without the "
-        "database growing for ever.",
+        "How long settled messages stay readable; a week, so that last week's conversations can be looked up without "
+        "the database growing forever.",
         unit="seconds",
         least=1,
         most=_DECADE,
@@ -285,9 +286,9 @@ class Settings(Record):
     dispatch_auto: bool = _setting(
         False,
         "dispatch",
-        "Whether the daemon assigns pending tasks to idle, active agents that can do them, the most urgent first, "
-        "and notifies them (a task that asks for no capability goes to the role that [routing] names for assignments, "
-        "and none to its poster); false, because agents that claim by themselves need nobody to do it.",
+        "Whether the daemon assigns pending tasks to idle, active agents that can do them, most urgent first, and "
+        "notifies them (a task that requires no capability goes to the role that [routing] names for assignments, and "
+        "never to its poster); false, because agents that claim tasks themselves do not need it.",
         key="auto",
         kind="boolean",
         live=True,
@@ -295,8 +296,8 @@ class Settings(Record):
     sse_keepalive: int = _setting(
         15,
         "events",
-        "How often a silent event stream carries a comment; below the 30 to 60 seconds after which proxies cut "
-        "idle connections.",
+        "How often an idle event stream sends a comment; below the 30 to 60 seconds after which proxies close idle "
+        "connections.",
         unit="seconds",
         least=1,
         most=300,
@@ -305,8 +306,8 @@ class Settings(Record):
     max_event_buffer: int = _setting(
         1000,
         "events",
-        "Events that a slow stream may lag behind before it is told of a gap; bounds the memory that one reader "
-        "can cost.",
+        "Number of events that a slow stream may lag behind before it gets a gap; bounds the memory that one reader "
+        "can use.",
         unit="events",
         least=1,
         most=100_000,
@@ -314,7 +315,7 @@ class Settings(Record):
     event_retention: int = _setting(
         3600,
         "events",
-        "How long events can be resumed from; an hour covers a restart or a laptop's nap.",
+        "How far back a stream can resume; an hour covers a restart or a laptop's nap.",
         key="retention",
         unit="seconds",
         least=1,
@@ -324,8 +325,8 @@ class Settings(Record):
     webhooks_timeout: int = _setting(
         5,
         "webhooks",
-        "How long one delivery may take from the first look at the name to the answer; receivers on the same "
-        "machine answer at once and do the work afterwards.",
+        "How long one delivery may take, from the name lookup to the answer; receivers on the same machine answer at "
+        "once and do the work afterwards.",
         key="timeout",
         unit="seconds",
         least=1,
@@ -334,7 +335,7 @@ class Settings(Record):
     webhooks_connect_timeout: int = _setting(
         2,
         "webhooks",
-        "How long of that connecting may take; a machine that is not there shows so.",
+        "How much of that time connecting may take; enough to tell that a machine is not there.",
         key="connect_timeout",
         unit="seconds",
         least=1,
@@ -352,7 +353,7 @@ class Settings(Record):
     webhooks_allow_cidrs: tuple[str, ...] = _setting(
         (),
         "webhooks",
-        "The private networks that deliveries may go to when not all of them may.",
+        "The private networks that deliveries may go to if allow_private is false.",
         key="allow_cidrs",
         kind="networks",
     )
@@ -360,14 +361,14 @@ class Settings(Record):
         (),
         "webhooks",
         "The commands that a doorbell exec:COMMAND may run, each in full and word for word; true allows every "
-        "command, and none runs by default, because whoever may register an agent could run programs as this user.",
+        "command. None by default, because anyone who can register an agent could run programs as this user.",
         key="exec",
         kind="commands",
     )
     webhooks_exec_timeout: int = _setting(
         30,
         "webhooks",
-        "How long such a command may run before it is killed; it should start what takes longer, and end.",
+        "How long such a command may run before it is killed; it should start longer work in the background and exit.",
         key="exec_timeout",
         unit="seconds",
         least=1,
@@ -376,7 +377,7 @@ class Settings(Record):
     webhooks_attempt_retention: int = _setting(
         259_200,
         "webhooks",
-        "How long attempts at deliveries are listed; three days, as long as an event is tried.",
+        "How long delivery attempts stay listed; three days, as long as an event is retried.",
         key="attempt_retention",
         unit="seconds",
         least=60,
@@ -394,7 +395,7 @@ class Settings(Record):
     log_format: str = _setting(
         "json",
         "logging",
-        "How a log line looks; json for programs that collect logs, text for people.",
+        "Format of a log line; json for programs that collect logs, text for people.",
         key="format",
         kind="text",
         choices=("text", "json"),
@@ -403,8 +404,8 @@ class Settings(Record):
     auth_tokens: str = _setting(
         "auto",
         "auth",
-        "Whether calls need a token; auto asks for one beyond loopback, and where the active license wants it. off "
-        "does not even look at one.",
+        "Whether calls need a token; auto requires one beyond loopback and where the active license demands it. off "
+        "ignores tokens altogether.",
         key="tokens",
         kind="text",
         choices=("auto", "required", "off"),
@@ -420,14 +421,14 @@ class Settings(Record):
     license_wide_tokens: bool = _setting(
         True,
         "auth",
-        "Whether a license key also gets tokens that may act as any agent; true, because that is how most clients "
-        "ask for one.",
+        "Whether a license key can also obtain tokens that may act as any agent; true, because most clients ask for "
+        "one that way.",
         kind="boolean",
     )
     audit_enabled: bool = _setting(
         True,
         "audit",
-        "Whether every changing call and every refusal is entered in the audit log; true, because what was not "
+        "Whether to record every changing call and every refusal in the audit log; true, because what was not "
         "recorded cannot be looked up later.",
         key="enabled",
         kind="boolean",
@@ -435,8 +436,8 @@ class Settings(Record):
     audit_retention_days: int = _setting(
         30,
         "audit",
-        "How long records are kept, 0 for ever; a month, at half a kilobyte for each changing call. A signed "
-        "checkpoint stands for what was purged.",
+        "How long records are kept, 0 for forever; a month, at half a kilobyte per changing call. A signed checkpoint "
+        "replaces purged records.",
         key="retention_days",
         live=True,
         unit="days",
@@ -446,7 +447,7 @@ class Settings(Record):
     routing: Mapping[str, str] = _setting(
         DEFAULT_ROUTING,
         "routing",
-        "The role that a message of a type goes to when it names no recipient; entries are added to these or "
+        "The role that receives a message of a given type that names no recipient; your entries are added to these or "
         "replace them.",
         key="",
         kind="routing",
@@ -537,7 +538,7 @@ def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[
     try:
         _refuse_contradictions(settings)
     except MuxError as error:
-        told = f"{error.message}, or start the daemon again, since one of them only changes then"
+        told = f"{error.message}, or restart the daemon, because one of them changes only then"
         raise MuxError(error.code, told, **error.facts) from None
     return settings, live, [setting for setting in changed if not setting.live]
 
@@ -560,17 +561,17 @@ def check_safe(settings: Settings) -> None:
     if settings.auth_tokens == "off":
         raise MuxError(
             "unsafe_environment",
-            f"server.host is {shown(settings.host)}, which is not on loopback, and auth.tokens is off: anybody who "
-            "reaches it could act as any agent",
+            f"server.host is {shown(settings.host)}, which is not a loopback address, and auth.tokens is off: anyone "
+            "who can reach it could act as any agent",
             remedy='set auth.tokens to "auto", or listen on 127.0.0.1, ::1 or localhost',
             setting="auth.tokens",
         )
     if not settings.tls_cert and not settings.insecure_http:
         raise MuxError(
             "unsafe_environment",
-            f"server.host is {shown(settings.host)}, which is not on loopback: everybody on the way could read and "
-            "change what is said there",
-            remedy="set server.tls_cert, or --insecure-http where something else encrypts",
+            f"server.host is {shown(settings.host)}, which is not a loopback address: anyone on the path could read "
+            "and change the traffic",
+            remedy="set server.tls_cert, or pass --insecure-http if something else encrypts",
             setting="server.host",
         )
 
@@ -667,7 +668,7 @@ def _read(path: Path, *, missing_ok: bool) -> str:
     except (FileNotFoundError, NotADirectoryError):
         if missing_ok:
             return ""
-        raise MuxError("bad_setting", f"{path}: there is no such file", file=str(path)) from None
+        raise MuxError("bad_setting", f"{path}: no such file", file=str(path)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MuxError("bad_setting", f"{path}: cannot be read: {reason}", file=str(path)) from None
@@ -692,8 +693,8 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        told = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise MuxError("bad_setting", f"{path}: is not TOML: {told}", file=str(path)) from None
+        told = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise MuxError("bad_setting", f"{path}: not valid TOML: {told}", file=str(path)) from None
 
 
 def _entries(path: Path, section: str, table: Any, troubles: Troubles) -> list[tuple[str, Any]]:
@@ -720,7 +721,7 @@ def _unknown_section(path: Path, name: str) -> MuxError:
     meant = f"{close} (under [{close.partition('.')[0]}])" if home else f"[{close}]" if close else ""
     return MuxError(
         "bad_setting",
-        f"{path}: there is no section {shown(name)}{did_you_mean(meant, f'Known: {known}')}",
+        f"{path}: unknown section {shown(name)}{did_you_mean(meant, f'Known: {known}')}",
         file=str(path),
         nearest=close or None,
     )
@@ -742,9 +743,9 @@ def _unknown_key(path: Path, section: str, key: str, known: list[str]) -> MuxErr
 # --- checks of the whole
 
 _ORDER = (
-    ("max_waiters_per_agent", "max_waiters", "one agent cannot have more waiting than all together"),
-    ("max_waiters", "max_connections", "every waiting call holds a connection"),
-    ("heartbeat_interval", "stale_threshold", "an agent would be stale between two heartbeats"),
+    ("max_waiters_per_agent", "max_waiters", "one agent cannot have more calls waiting than all agents together"),
+    ("max_waiters", "max_connections", "each waiting call holds a connection"),
+    ("heartbeat_interval", "stale_threshold", "an agent would go stale between two heartbeats"),
 )
 
 
@@ -752,7 +753,7 @@ def _refuse_contradictions(settings: Settings) -> None:
     if settings.tls_key and not settings.tls_cert:
         raise MuxError(
             "bad_setting",
-            "server.tls_key is set and server.tls_cert is not, so nothing would be encrypted; name both",
+            "server.tls_key is set but server.tls_cert is not, so nothing would be encrypted; set both",
             setting="server.tls_key",
         )
     for small, large, why in _ORDER:

@@ -11,10 +11,10 @@ from stonemux.setting import Setting, as_toml
 def example() -> str:
     """The text of `stonemux.toml.example`: each setting at its default, under its reason and limits."""
     head = (
-        "Settings of stonemux, all at their defaults. Copy what you change to config.toml in the data directory, or "
-        "name a file with --config or STONEMUX_CONFIG. The environment wins over the file, flags win over both. A "
-        "relative path counts from the file's folder. A running daemon takes over what is marked * when it is sent "
-        "SIGHUP. This file is generated from stonemux/config.py."
+        "The settings of stonemux, all at their defaults. Copy the ones you change to config.toml in the data "
+        "directory, or name a file with --config or STONEMUX_CONFIG. The environment overrides the file, and flags "
+        "override both. A relative path starts at the file's folder. A running daemon reloads the settings marked * "
+        "on SIGHUP. This file is generated from stonemux/config.py."
     )
     blocks = [_comment(head)]
     for section in SECTIONS:

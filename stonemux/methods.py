@@ -1,8 +1,8 @@
 """The operations as typed methods; the Python client inherits them.
 
-Generated from the operation table; `make docs` rewrites it. Arguments are keywords, and what is left out has the
-table's default. Where it says *the client's agent*, `Client(agent=...)` fills in what is left out. Answers are plain
-dicts, described by the TypedDicts below; a refusal raises `MuxError`. `events.stream` is `Client.events`.
+Generated from the operation table; `make docs` rewrites it. Arguments are keywords; an omitted one has the table's
+default or, where the docstring says *the client's agent*, the agent of `Client(agent=...)`. Answers are plain dicts,
+described by the TypedDicts below; a refusal raises `MuxError`. `events.stream` is `Client.events`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Ids = list[int] | tuple[int, ...]
 
 
 class Agent(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     role: str | None
@@ -31,7 +31,7 @@ class Agent(TypedDict):
 
 
 class AgentRegisterAnswer(TypedDict):
-    """What agent.register answers."""
+    """What agent.register returns."""
 
     agent: Agent
     created: bool
@@ -39,7 +39,7 @@ class AgentRegisterAnswer(TypedDict):
 
 
 class AgentDeregisterAnswer(TypedDict):
-    """What agent.deregister answers."""
+    """What agent.deregister returns."""
 
     agent_id: str
     deregistered: bool
@@ -48,7 +48,7 @@ class AgentDeregisterAnswer(TypedDict):
 
 
 class AgentHeartbeatAnswer(TypedDict):
-    """What agent.heartbeat answers."""
+    """What agent.heartbeat returns."""
 
     agent_id: str
     status: str
@@ -56,13 +56,13 @@ class AgentHeartbeatAnswer(TypedDict):
 
 
 class AgentDiscoverAnswer(TypedDict):
-    """What agent.discover answers."""
+    """What agent.discover returns."""
 
     agents: list[Agent]
 
 
 class Doorbell(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     url: str
@@ -73,7 +73,7 @@ class Doorbell(TypedDict):
 
 
 class AgentGetAnswerAgent(Agent):
-    """Part of what agent.get answers."""
+    """Part of what agent.get returns."""
 
     unread: int
     claimed_tasks: int
@@ -83,27 +83,27 @@ class AgentGetAnswerAgent(Agent):
 
 
 class AgentGetAnswer(TypedDict):
-    """What agent.get answers."""
+    """What agent.get returns."""
 
     agent: AgentGetAnswerAgent
 
 
 class AgentNotifyAnswer(TypedDict):
-    """What agent.notify answers."""
+    """What agent.notify returns."""
 
     message_id: int
     channel: str
 
 
 class MsgSendAnswerRecipient(TypedDict):
-    """Part of what msg.send answers."""
+    """Part of what msg.send returns."""
 
     agent_id: str
     status: str
 
 
 class MsgSendAnswer(TypedDict):
-    """What msg.send answers."""
+    """What msg.send returns."""
 
     message_id: int
     sent_at: str
@@ -112,7 +112,7 @@ class MsgSendAnswer(TypedDict):
 
 
 class MsgBroadcastAnswer(TypedDict):
-    """What msg.broadcast answers."""
+    """What msg.broadcast returns."""
 
     message_id: int
     sent_at: str
@@ -140,45 +140,45 @@ Message = TypedDict(
         "metadata": NotRequired[dict[str, Any]],
     },
 )
-"""A record that several operations answer with."""
+"""A record that several operations return."""
 
 
 class MsgPollAnswerMessage(Message):
-    """Part of what msg.poll answers."""
+    """Part of what msg.poll returns."""
 
     deliveries: NotRequired[int]
     redelivered: NotRequired[bool]
 
 
 class MsgPollAnswer(TypedDict):
-    """What msg.poll answers."""
+    """What msg.poll returns."""
 
     messages: list[MsgPollAnswerMessage]
     more: NotRequired[bool]
 
 
 class MsgAckAnswer(TypedDict):
-    """What msg.ack answers."""
+    """What msg.ack returns."""
 
     acked: int
 
 
 class MsgNackAnswer(TypedDict):
-    """What msg.nack answers."""
+    """What msg.nack returns."""
 
     id: int
     status: str
 
 
 class MsgExtendAnswer(TypedDict):
-    """What msg.extend answers."""
+    """What msg.extend returns."""
 
     id: int
     lease_expires_at: str
 
 
 class MsgDeadAnswerMessage(Message):
-    """Part of what msg.dead answers."""
+    """Part of what msg.dead returns."""
 
     deliveries: int
     reason: str
@@ -186,20 +186,20 @@ class MsgDeadAnswerMessage(Message):
 
 
 class MsgDeadAnswer(TypedDict):
-    """What msg.dead answers."""
+    """What msg.dead returns."""
 
     messages: list[MsgDeadAnswerMessage]
     more: NotRequired[bool]
 
 
 class MsgRequeueAnswer(TypedDict):
-    """What msg.requeue answers."""
+    """What msg.requeue returns."""
 
     requeued: int
 
 
 class MsgStatusAnswerRecipient(TypedDict):
-    """Part of what msg.status answers."""
+    """Part of what msg.status returns."""
 
     agent_id: str
     status: str
@@ -209,7 +209,7 @@ class MsgStatusAnswerRecipient(TypedDict):
 
 
 class MsgStatusAnswer(TypedDict):
-    """What msg.status answers."""
+    """What msg.status returns."""
 
     message_id: int
     sent_at: str
@@ -217,26 +217,26 @@ class MsgStatusAnswer(TypedDict):
 
 
 class MsgListAnswer(TypedDict):
-    """What msg.list answers."""
+    """What msg.list returns."""
 
     messages: list[Message]
     more: NotRequired[bool]
 
 
 class MsgSearchAnswerResult(Message):
-    """Part of what msg.search answers."""
+    """Part of what msg.search returns."""
 
     excerpt: str
 
 
 class MsgSearchAnswer(TypedDict):
-    """What msg.search answers."""
+    """What msg.search returns."""
 
     results: list[MsgSearchAnswerResult]
 
 
 class TaskHandoff(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     agent_id: str
     note: str
@@ -247,7 +247,7 @@ class TaskHandoff(TypedDict):
 
 
 class Task(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     task_id: str
     description: str
@@ -273,14 +273,14 @@ class Task(TypedDict):
 
 
 class TaskPostAnswer(TypedDict):
-    """What task.post answers."""
+    """What task.post returns."""
 
     task_id: str
     task: Task
 
 
 class TaskClaimAnswer(TypedDict):
-    """What task.claim answers."""
+    """What task.claim returns."""
 
     task_id: str | None
     task: Task | None
@@ -288,7 +288,7 @@ class TaskClaimAnswer(TypedDict):
 
 
 class Ended(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     task_id: str
     status: str
@@ -296,13 +296,13 @@ class Ended(TypedDict):
 
 
 class TaskCompleteAnswer(Ended):
-    """What task.complete answers."""
+    """What task.complete returns."""
 
     replayed: NotRequired[bool]
 
 
 class TaskExtendAnswer(TypedDict):
-    """What task.extend answers."""
+    """What task.extend returns."""
 
     task_id: str
     lease_expires_at: NotRequired[str]
@@ -311,14 +311,14 @@ class TaskExtendAnswer(TypedDict):
 
 
 class TaskDispatchAnswerResultChannel(TypedDict):
-    """Part of what task.dispatch answers."""
+    """Part of what task.dispatch returns."""
 
     id: str
     name: str
 
 
 class TaskDispatchAnswerResult(TypedDict):
-    """Part of what task.dispatch answers."""
+    """Part of what task.dispatch returns."""
 
     task: Task
     agent: Agent
@@ -330,20 +330,20 @@ class TaskDispatchAnswerResult(TypedDict):
 
 
 class TaskDispatchAnswer(TypedDict):
-    """What task.dispatch answers."""
+    """What task.dispatch returns."""
 
     results: list[TaskDispatchAnswerResult]
 
 
 class TaskListAnswer(TypedDict):
-    """What task.list answers."""
+    """What task.list returns."""
 
     tasks: list[Task]
     more: NotRequired[bool]
 
 
 class History(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     at: str
     act: str
@@ -353,20 +353,20 @@ class History(TypedDict):
 
 
 class TaskGetAnswerTask(Task):
-    """Part of what task.get answers."""
+    """Part of what task.get returns."""
 
     depends_on: NotRequired[list[str]]
     history: list[History]
 
 
 class TaskGetAnswer(TypedDict):
-    """What task.get answers."""
+    """What task.get returns."""
 
     task: TaskGetAnswerTask
 
 
 class Record(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     key: str
     value: str
@@ -377,7 +377,7 @@ class Record(TypedDict):
 
 
 class StateWatchAnswer(TypedDict):
-    """What state.watch answers."""
+    """What state.watch returns."""
 
     changed: bool
     key: str
@@ -391,7 +391,7 @@ class StateWatchAnswer(TypedDict):
 
 
 class StateDeleteAnswer(TypedDict):
-    """What state.delete answers."""
+    """What state.delete returns."""
 
     key: str
     channel: str
@@ -400,14 +400,14 @@ class StateDeleteAnswer(TypedDict):
 
 
 class StateListAnswer(TypedDict):
-    """What state.list answers."""
+    """What state.list returns."""
 
     keys: list[Record]
     more: NotRequired[bool]
 
 
 class VersionRow(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     version: int
     value: str | None
@@ -417,7 +417,7 @@ class VersionRow(TypedDict):
 
 
 class StateHistoryAnswer(TypedDict):
-    """What state.history answers."""
+    """What state.history returns."""
 
     key: str
     channel: str
@@ -425,7 +425,7 @@ class StateHistoryAnswer(TypedDict):
 
 
 class Channel(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     name: str
@@ -438,13 +438,13 @@ class Channel(TypedDict):
 
 
 class ChannelCreateAnswer(TypedDict):
-    """What channel.create answers."""
+    """What channel.create returns."""
 
     channel: Channel
 
 
 class ChannelRow(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     name: str
@@ -456,38 +456,38 @@ class ChannelRow(TypedDict):
 
 
 class ChannelListAnswer(TypedDict):
-    """What channel.list answers."""
+    """What channel.list returns."""
 
     channels: list[ChannelRow]
 
 
 class ChannelGetAnswer(TypedDict):
-    """What channel.get answers."""
+    """What channel.get returns."""
 
     channel: Channel
 
 
 class ChannelJoinAnswer(TypedDict):
-    """What channel.join answers."""
+    """What channel.join returns."""
 
     channel: Channel
 
 
 class ChannelLeaveAnswer(TypedDict):
-    """What channel.leave answers."""
+    """What channel.leave returns."""
 
     channel: Channel
 
 
 class ChannelMessagesAnswer(TypedDict):
-    """What channel.messages answers."""
+    """What channel.messages returns."""
 
     messages: list[Message]
     more: NotRequired[bool]
 
 
 class Document(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     content_type: str
@@ -499,19 +499,19 @@ class Document(TypedDict):
 
 
 class DocumentCreateAnswer(TypedDict):
-    """What document.create answers."""
+    """What document.create returns."""
 
     document: Document
 
 
 class DocumentGetAnswerDocument(Document):
-    """Part of what document.get answers."""
+    """Part of what document.get returns."""
 
     content: str
 
 
 class DocumentGetAnswer(TypedDict):
-    """What document.get answers."""
+    """What document.get returns."""
 
     document: DocumentGetAnswerDocument
 
@@ -535,24 +535,24 @@ Item = TypedDict(
         "mentioned": NotRequired[bool],
     },
 )
-"""A record that several operations answer with."""
+"""A record that several operations return."""
 
 
 class InboxListAnswerItem(Item):
-    """Part of what inbox.list answers."""
+    """Part of what inbox.list returns."""
 
     preview: str
 
 
 class WholeItem(Item):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     content: str
     metadata: NotRequired[dict[str, Any]]
 
 
 class InboxListAnswer(TypedDict):
-    """What inbox.list answers."""
+    """What inbox.list returns."""
 
     items: list[InboxListAnswerItem | WholeItem]
     unread: int
@@ -560,19 +560,19 @@ class InboxListAnswer(TypedDict):
 
 
 class InboxShowAnswer(TypedDict):
-    """What inbox.show answers."""
+    """What inbox.show returns."""
 
     item: WholeItem
 
 
 class InboxUpdateAnswer(TypedDict):
-    """What inbox.update answers."""
+    """What inbox.update returns."""
 
     updated: int
 
 
 class Event(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: int
     type: str
@@ -582,7 +582,7 @@ class Event(TypedDict):
 
 
 class EventsListAnswer(TypedDict):
-    """What events.list answers."""
+    """What events.list returns."""
 
     events: list[Event]
     head: int
@@ -593,7 +593,7 @@ class EventsListAnswer(TypedDict):
 
 
 class Webhook(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     id: str
     url: str
@@ -613,7 +613,7 @@ class Webhook(TypedDict):
 
 
 class WebhookAddAnswer(TypedDict):
-    """What webhook.add answers."""
+    """What webhook.add returns."""
 
     webhook: Webhook
     created: bool
@@ -621,13 +621,13 @@ class WebhookAddAnswer(TypedDict):
 
 
 class WebhookListAnswer(TypedDict):
-    """What webhook.list answers."""
+    """What webhook.list returns."""
 
     webhooks: list[Webhook]
 
 
 class WebhookRemoveAnswer(TypedDict):
-    """What webhook.remove answers."""
+    """What webhook.remove returns."""
 
     id: str
     removed: bool
@@ -652,18 +652,18 @@ Attempt = TypedDict(
         "retry_at": NotRequired[str],
     },
 )
-"""A record that several operations answer with."""
+"""A record that several operations return."""
 
 
 class WebhookAttemptsAnswer(TypedDict):
-    """What webhook.attempts answers."""
+    """What webhook.attempts returns."""
 
     attempts: list[Attempt]
     more: NotRequired[bool]
 
 
 class WebhookReplayAnswer(TypedDict):
-    """What webhook.replay answers."""
+    """What webhook.replay returns."""
 
     id: str
     queued: int
@@ -671,7 +671,7 @@ class WebhookReplayAnswer(TypedDict):
 
 
 class StatsAnswerAgents(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     active: int
     stale: int
@@ -679,7 +679,7 @@ class StatsAnswerAgents(TypedDict):
 
 
 class StatsAnswerMessages(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     stored: int
     sent: int
@@ -687,7 +687,7 @@ class StatsAnswerMessages(TypedDict):
 
 
 class StatsAnswerTasks(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     pending: int
     waiting: int
@@ -698,14 +698,14 @@ class StatsAnswerTasks(TypedDict):
 
 
 class StatsAnswerDoorbells(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     hung: int
     pending: int
 
 
 class StatsAnswerForwarding(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     endpoints: int
     retrying: int
@@ -713,28 +713,28 @@ class StatsAnswerForwarding(TypedDict):
 
 
 class StatsAnswerDeliveries(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     delivered: int
     failed: int
 
 
 class StatsAnswerEvents(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     head: int
     oldest: int
 
 
 class StatsAnswerStorage(TypedDict):
-    """Part of what stats answers."""
+    """Part of what stats returns."""
 
     database_bytes: int
     wal_bytes: int
 
 
 class StatsAnswer(TypedDict):
-    """What stats answers."""
+    """What stats returns."""
 
     version: str
     tier: str
@@ -753,7 +753,7 @@ class StatsAnswer(TypedDict):
 
 
 class HealthAnswer(TypedDict):
-    """What health answers."""
+    """What health returns."""
 
     status: str
     version: str
@@ -762,7 +762,7 @@ class HealthAnswer(TypedDict):
 
 
 class Token(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     token: str
     expires_at: str
@@ -771,21 +771,21 @@ class Token(TypedDict):
 
 
 class TokenRotateAnswer(TypedDict):
-    """What token.rotate answers."""
+    """What token.rotate returns."""
 
     rotated: bool
     old_until: NotRequired[str]
 
 
 class TokenRevokeAnswer(TypedDict):
-    """What token.revoke answers."""
+    """What token.revoke returns."""
 
     revoked: str
     epoch: NotRequired[int]
 
 
 class EntitledLicense(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     lic_id: str
     tier: str
@@ -798,7 +798,7 @@ class EntitledLicense(TypedDict):
 
 
 class Entitled(TypedDict):
-    """A record that several operations answer with."""
+    """A record that several operations return."""
 
     tier: str
     seats: int | None
@@ -807,7 +807,7 @@ class Entitled(TypedDict):
 
 
 class LicenseCommandAnswer(TypedDict):
-    """What license.command answers."""
+    """What license.command returns."""
 
     lic_id: str
     cmd: str
@@ -815,7 +815,7 @@ class LicenseCommandAnswer(TypedDict):
 
 
 class AdminBackupAnswer(TypedDict):
-    """What admin.backup answers."""
+    """What admin.backup returns."""
 
     path: str
     bytes: int
@@ -824,7 +824,7 @@ class AdminBackupAnswer(TypedDict):
 
 
 class Methods:
-    """One method an operation, grouped by area; what carries a call out is the client's."""
+    """One method per operation, grouped by area; the client carries out the calls."""
 
     __slots__ = ()
 
@@ -848,7 +848,7 @@ class Methods:
         """Add an agent to the directory, or replace its record. The agent becomes a member of its home channel and of
         its own channel `agent-<agent_id>`; both are created on first use.
 
-        - `agent_id`: The agent's unique id (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The agent's unique id (1 to 120 characters); the client's agent if omitted.
         - `role`: The agent's role, such as researcher (1 to 128 characters).
         - `capabilities`: What the agent can do; tasks may require these (up to 256 entries).
         - `group`: A group that messages can be addressed to (1 to 128 characters).
@@ -888,7 +888,7 @@ class Methods:
     ) -> AgentDeregisterAnswer:
         """Remove an agent from the directory. Its pending messages are kept and are available when it registers again.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `release_claims`: Return the tasks it holds to the pool at once.
 
         Answers `AgentDeregisterAnswer`. `POST /agent/deregister`. Refusals: 400 invalid_field, 400 missing_field, 403
@@ -912,7 +912,7 @@ class Methods:
     ) -> AgentHeartbeatAnswer:
         """Show that an agent is alive. Any other call by the agent counts as a heartbeat, too.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `status`: What the agent is doing; shown as `activity` (up to 1024 bytes).
 
         Answers `AgentHeartbeatAnswer`. `POST /agent/heartbeat`. Refusals: 400 invalid_field, 400 missing_field, 403
@@ -994,7 +994,7 @@ class Methods:
         - `type`: The kind of notification, such as restart-signal (1 to 128 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
         - `metadata`: Any JSON object, passed through unchanged.
-        - `sender`: The sender; the daemon itself if omitted (1 to 120 characters); the client's agent if left out.
+        - `sender`: The sender; the daemon itself if omitted (1 to 120 characters); the client's agent if omitted.
 
         Answers `AgentNotifyAnswer`. `POST /agent/notify`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found, 413 message_too_large, 429 inbox_full.
@@ -1033,7 +1033,7 @@ class Methods:
         """Deliver a message to an agent's inbox or, with `role:NAME`, `group:NAME`, or `capability:NAME`, to the
         inboxes of all matching members of the channel. A 200 means that it is on disk.
 
-        - `sender`: The sending agent (1 to 120 characters); the client's agent if left out.
+        - `sender`: The sending agent (1 to 120 characters); the client's agent if omitted.
         - `to`: An agent id, role:NAME, group:NAME, or capability:NAME. Optional for a type that the routing table lists
           (1 to 140 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
@@ -1095,7 +1095,7 @@ class Methods:
     ) -> MsgBroadcastAnswer:
         """Deliver one message to every other member of a channel, or of a group in it: to all or to none.
 
-        - `sender`: The sending agent (1 to 120 characters); the client's agent if left out.
+        - `sender`: The sending agent (1 to 120 characters); the client's agent if omitted.
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
         - `content_ref`: A document's id instead of the text; if the document is too long for a message, the message
           carries a preview (1 to 128 characters).
@@ -1152,9 +1152,9 @@ class Methods:
         so the call is safe to repeat; `after=0` reads everything that is kept. `ack=manual` delivers on a lease, and
         redelivers what was not acknowledged before the lease ran out.
 
-        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if omitted.
         - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
-          poll_timeout_max); more is taken as the most).
+          poll_timeout_max); higher values are capped).
         - `channel`: Only messages of this channel (1 to 128 characters).
         - `types`: Only messages of these types; the others stay queued (up to 256 entries).
         - `limit`: The maximum number to return (1 to 1000).
@@ -1192,7 +1192,7 @@ class Methods:
         """Acknowledge messages for good: those in `ids`, or all up to `through`. Once the call is answered, no later
         poll returns them. Messages acknowledged before are not counted again.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `ids`: The messages to acknowledge (up to 1000 entries).
         - `through`: Acknowledge every message up to this id (at least 0).
 
@@ -1219,7 +1219,7 @@ class Methods:
     ) -> MsgNackAnswer:
         """Return a leased message to the queue for redelivery; one delivered too many times becomes a dead letter.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `id`: The message's id (at least 0).
         - `delay`: Seconds before it is redelivered (0 to 43200).
 
@@ -1246,7 +1246,7 @@ class Methods:
     ) -> MsgExtendAnswer:
         """Extend a message's lease to `lease` seconds from now.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `id`: The message's id (at least 0).
         - `lease`: Seconds for which a delivered message is hidden from other polls (1 to 43200).
 
@@ -1295,7 +1295,7 @@ class Methods:
     ) -> MsgRequeueAnswer:
         """Requeue dead letters with their delivery count reset; those whose time to live ran out no longer have one.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `ids`: The dead letters (up to 1000 entries).
 
         Answers `MsgRequeueAnswer`. `POST /msg/requeue`. Refusals: 400 invalid_field, 400 missing_field, 403
@@ -1410,7 +1410,7 @@ class Methods:
         """Add a task to a channel's pool.
 
         - `description`: What to do (up to 65536 (setting max_message_size) bytes).
-        - `posted_by`: The posting agent (1 to 120 characters); the client's agent if left out.
+        - `posted_by`: The posting agent (1 to 120 characters); the client's agent if omitted.
         - `required_capability`: Only agents that registered this capability may claim it (1 to 128 characters).
         - `priority`: Higher is claimed first (-1000000 to 1000000).
         - `channel`: The channel (1 to 128 characters).
@@ -1453,10 +1453,10 @@ class Methods:
         """Claim the pending task with the highest priority, then the oldest, that matches the agent's capabilities.
         Exactly one agent gets it. `task_id` and `task` are null if nothing matches.
 
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `channel`: The channel (1 to 128 characters).
         - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
-          poll_timeout_max); more is taken as the most).
+          poll_timeout_max); higher values are capped).
         - `task_id`: Claim only this task (1 to 64 characters).
 
         Answers `TaskClaimAnswer`. `POST /task/claim`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
@@ -1488,7 +1488,7 @@ class Methods:
         """Finish a claimed task. Repeating the same completion is safe; the answer then has `replayed`.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `result`: The outcome (up to 65536 (setting max_message_size) bytes).
         - `status`: How it ended.
         - `retry`: With failed: return it to the pool after a delay, until its attempts run out.
@@ -1523,7 +1523,7 @@ class Methods:
         """Renew a claim's lease in full. The answer carries `cancelled` if the task has been cancelled.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
 
@@ -1554,7 +1554,7 @@ class Methods:
         """Return a claimed task to the pool.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
           characters).
         - `delay`: Seconds before it may be claimed again (0 to 86400).
@@ -1593,7 +1593,7 @@ class Methods:
         for 24 hours.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
         - `note`: What the next agent needs to know (up to 65536 (setting max_message_size) bytes).
         - `branch`: The branch the work is on (up to 1024 bytes).
         - `worktree`: The folder the work is in (up to 4096 bytes).
@@ -1648,7 +1648,7 @@ class Methods:
           max_message_size) bytes).
         - `metadata`: More metadata for the notice, such as branch, worktree, and session_id.
         - `dispatched_by`: The dispatching agent; the daemon itself if omitted (1 to 120 characters); the client's agent
-          if left out.
+          if omitted.
 
         Answers `TaskDispatchAnswer`. `POST /task/dispatch`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
         402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict, 413
@@ -1733,7 +1733,7 @@ class Methods:
         """Withdraw a task that is not finished. The agent that holds it learns of this at its next extend or complete.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `by`: The cancelling agent; must be the poster if given (1 to 120 characters); the client's agent if left out.
+        - `by`: The cancelling agent; must be the poster if given (1 to 120 characters); the client's agent if omitted.
 
         Answers `Ended`. `POST /task/cancel`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 403 not_poster, 404 agent_not_found, 404 task_not_found, 409
@@ -1758,7 +1758,7 @@ class Methods:
         """Return a failed or cancelled task to the pool with its attempt count reset.
 
         - `task_id`: The task's UUID (1 to 64 characters).
-        - `by`: The requeuing agent (1 to 120 characters); the client's agent if left out.
+        - `by`: The requeuing agent (1 to 120 characters); the client's agent if omitted.
 
         Answers `Ended`. `POST /task/requeue`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 task_not_found, 409 task_conflict.
@@ -1812,7 +1812,7 @@ class Methods:
         - `channel`: The channel (1 to 128 characters).
         - `expected_version`: Change only if the key exists at exactly this version; 0: only if it does not exist (at
           least 0).
-        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if left out.
+        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if omitted.
 
         Answers `Record`. `POST /state/set`, tier pro. Refusals: 400 invalid_expected_version, 400 invalid_field, 400
         missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409
@@ -1846,9 +1846,9 @@ class Methods:
         - `channel`: The channel (1 to 128 characters).
         - `after_version`: The version already known (at least 0).
         - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
-          poll_timeout_max); more is taken as the most).
+          poll_timeout_max); higher values are capped).
         - `agent_id`: The waiting agent; the call counts as its heartbeat (1 to 120 characters); the client's agent if
-          left out.
+          omitted.
 
         Answers `StateWatchAnswer`. `GET /state/watch`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
         missing_field, 402 upgrade_required, 403 agent_mismatch, 404 channel_not_found, 503 too_many_waiters.
@@ -1880,7 +1880,7 @@ class Methods:
         - `channel`: The channel (1 to 128 characters).
         - `expected_version`: Change only if the key exists at exactly this version; 0: only if it does not exist (at
           least 0).
-        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if left out.
+        - `updated_by`: The agent making the change (1 to 120 characters); the client's agent if omitted.
 
         Answers `StateDeleteAnswer`. `POST /state/delete`, tier pro. Refusals: 400 invalid_expected_version, 400
         invalid_field, 400 missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404
@@ -1963,7 +1963,7 @@ class Methods:
         """Create a team channel. Its creator and the listed agents are its first members.
 
         - `name`: The channel's name (1 to 128 characters).
-        - `created_by`: The creating agent (1 to 120 characters); the client's agent if left out.
+        - `created_by`: The creating agent (1 to 120 characters); the client's agent if omitted.
         - `description`: What the channel is for (up to 4096 bytes).
         - `members`: Agents that are members from the start (up to 256 entries).
         - `tags`: Keywords to find it by (up to 256 entries).
@@ -2030,7 +2030,7 @@ class Methods:
         """Make an agent a member of a channel; joining twice changes nothing.
 
         - `channel`: The channel's name or id (1 to 128 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
 
         Answers `ChannelJoinAnswer`. `POST /channel/join`. Refusals: 400 invalid_field, 400 missing_field, 403
         agent_mismatch, 404 agent_not_found, 404 channel_not_found.
@@ -2054,7 +2054,7 @@ class Methods:
         """Remove an agent from a channel. Messages already delivered stay in its inbox.
 
         - `channel`: The channel's name or id (1 to 128 characters).
-        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
 
         Answers `ChannelLeaveAnswer`. `POST /channel/leave`. Refusals: 400 invalid_field, 400 missing_field, 400
         reserved_name, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found.
@@ -2110,7 +2110,7 @@ class Methods:
 
         - `content`: The text (up to 10485760 (setting max_document_size) bytes).
         - `content_type`: Its media type (1 to 128 characters).
-        - `created_by`: The creating agent (1 to 120 characters); the client's agent if left out.
+        - `created_by`: The creating agent (1 to 120 characters); the client's agent if omitted.
         - `tags`: Keywords that describe it (up to 256 entries).
         - `title`: A title (up to 1024 bytes).
 
@@ -2161,7 +2161,7 @@ class Methods:
         message (or has it on a lease), read once it was delivered, acknowledged, or marked read, and archived once it
         was put away. No inbox shows dead letters.
 
-        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if omitted.
         - `status`: Only items with this status; all: any.
         - `full`: Full contents instead of previews of 200 characters.
         - `limit`: The maximum number to return (1 to 1000).
@@ -2214,7 +2214,7 @@ class Methods:
         Unread requeues them for the next poll. Archived acknowledges them and puts them away. `all` means every item
         that is not archived.
 
-        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if left out.
+        - `agent_id`: Whose inbox (1 to 120 characters); the client's agent if omitted.
         - `ids`: The items to mark (up to 1000 entries).
         - `every`: Instead of ids: every item that is not archived.
         - `status`: The new status.
@@ -2255,7 +2255,7 @@ class Methods:
         - `agent_id`: Only events that concern this agent (1 to 120 characters).
         - `limit`: The maximum number to return (1 to 1000).
         - `timeout`: Seconds to wait; values above the daemon's maximum are capped at it (0 to 120 (setting
-          poll_timeout_max); more is taken as the most).
+          poll_timeout_max); higher values are capped).
 
         Answers `EventsListAnswer`. `GET /events/list`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 402
         upgrade_required, 404 agent_not_found, 404 channel_not_found, 503 too_many_waiters.

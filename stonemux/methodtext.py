@@ -25,9 +25,9 @@ WIDTH = 120
 _HEAD = '''\
 """The operations as typed methods; the Python client inherits them.
 
-Generated from the operation table; `make docs` rewrites it. Arguments are keywords, and what is left out has the
-table's default. Where it says *the client's agent*, `Client(agent=...)` fills in what is left out. Answers are plain
-dicts, described by the TypedDicts below; a refusal raises `MuxError`. `events.stream` is `Client.events`.
+Generated from the operation table; `make docs` rewrites it. Arguments are keywords; an omitted one has the table's
+default or, where the docstring says *the client's agent*, the agent of `Client(agent=...)`. Answers are plain dicts,
+described by the TypedDicts below; a refusal raises `MuxError`. `events.stream` is `Client.events`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Ids = list[int] | tuple[int, ...]
 
 _CLASS = '''\
 class Methods:
-    """One method an operation, grouped by area; what carries a call out is the client's."""
+    """One method per operation, grouped by area; the client carries out the calls."""
 
     __slots__ = ()
 
@@ -122,7 +122,7 @@ class _Answers:
 
     def _object(self, shape: Mapping[str, Any], name: str, doc: str) -> str:
         known = next((one for one, fields in self._named.items() if fields == shape), None)
-        name, doc = (known, "A record that several operations answer with.") if known else (name, doc)
+        name, doc = (known, "A record that several operations return.") if known else (name, doc)
         if name not in self.written:
             self.written[name] = self._typed_dict(shape, name, doc)
         return name
@@ -187,7 +187,7 @@ def _method(operation: Operation, answers: _Answers) -> str:
 def _answer(operation: Operation, answers: _Answers) -> str:
     if operation.returns is None:
         return "dict[str, Any]" if operation.kind == "document" else "str"
-    return answers.type_of(operation.returns, _camel(operation.name) + "Answer", f"What {operation.name} answers.")
+    return answers.type_of(operation.returns, _camel(operation.name) + "Answer", f"What {operation.name} returns.")
 
 
 def _annotation(operation: Operation, param: Param) -> str:
@@ -216,14 +216,14 @@ def _doc(operation: Operation, answer: str) -> str:
 
 
 def _param(operation: Operation, param: Param) -> str:
-    words = [param.doc.rstrip(".") or "As its name says"]
+    words = [param.doc.rstrip(".") or "See its name"]
     bounds = limits(param, Settings()).replace("`", "")
     if bounds and not param.choices:
         words.append(f" ({bounds})")
     elif param.choices and _ARGUMENTS.get(param.kind) != "str":
         words.append(f" ({', '.join(param.choices)})")
     if param.name == operation.actor:
-        words.append("; the client's agent if left out")
+        words.append("; the client's agent if omitted")
     return f"`{param.argument}`: {''.join(words)}."
 
 

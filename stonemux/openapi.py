@@ -28,8 +28,8 @@ from stonemux.schema import (
 
 _KEY = "idempotency_key"
 _KEY_DOC = (
-    "Makes repeating the call safe: within 24 hours the same key and body give the first answer again and have no "
-    "second effect."
+    "Makes the call safe to repeat: for 24 hours, the same key and body get the first answer again and have no second "
+    "effect."
 )
 
 
@@ -43,7 +43,7 @@ def document(operations: Sequence[Operation], settings: Settings, version: str) 
         "info": {
             "title": "stonemux",
             "version": version,
-            "description": "Agents register, talk, share work and state, and watch each other live.",
+            "description": "Agents register, exchange messages, share tasks and state, and follow events live.",
         },
         "servers": [{"url": settings.url}],
         "tags": [{"name": area} for area in dict.fromkeys(operation.area for operation in operations)],
@@ -82,7 +82,7 @@ def _parameters(operation: Operation, settings: Settings) -> list[dict[str, Any]
         return [_header("Idempotency-Key", _KEY_DOC, {"type": "string", "pattern": IDEMPOTENCY_KEY})]
     told = [_query(operation, param, settings) for param in operation.params]
     if operation.kind == "stream":
-        text = "The last event that was seen; the stream goes on after it."
+        text = "The last event seen; the stream continues after it."
         told.append(_header("Last-Event-ID", text, {"type": "string", "pattern": "^[0-9]{1,18}$"}))
     return told
 
@@ -166,10 +166,10 @@ def _header_refs(*names: str) -> dict[str, Any]:
 
 def _headers() -> dict[str, Any]:
     said = {
-        "Allow": ("The methods that the path takes.", {"type": "string"}),
+        "Allow": ("The methods that the path supports.", {"type": "string"}),
         "Idempotent-Replayed": ("`true`: the answer of an earlier call with this key.", {"type": "string"}),
         "Retry-After": ("Seconds to wait before trying again.", {"type": "integer", "minimum": 0}),
-        "WWW-Authenticate": ("How to show a token.", {"type": "string"}),
+        "WWW-Authenticate": ("How to present a token.", {"type": "string"}),
         "X-Request-Id": ("The error's id, as in the daemon's log.", {"type": "string"}),
     }
     return {name: {"description": text, "schema": schema} for name, (text, schema) in said.items()}
@@ -178,7 +178,7 @@ def _headers() -> dict[str, Any]:
 def _error_schema(operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "Any refusal; further facts beside the message let a program go on without reading prose.",
+        "description": "Any refusal; fields beside the message let a program react without parsing prose.",
         "required": ["error"],
         "properties": {
             "error": {

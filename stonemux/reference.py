@@ -20,25 +20,25 @@ from stonemux.refusals import ALWAYS, ON_GET, ON_POST, own_errors, sent
 from stonemux.schema import MOST_INTEGER, MOST_INTEGERS, MOST_NAME, MOST_NAMES, MOST_TOGETHER, TIERS, Operation, Param
 
 STREAM_EVENTS: Mapping[str, str] = {
-    "agent_stale": "by itself: an agent was silent for longer than stale_threshold",
-    "message_dead": "by itself: the last lease that max_deliveries allows ran out",
-    "task_released": "by itself: a lease ran out",
-    "task_failed": "by itself: the lease of the last attempt ran out",
-    "task_ready": "by itself: a handoff waited for a day",
-    "task_assigned": "by itself: the daemon gave out work (dispatch.auto)",
-    "webhook_disabled": "by itself: an endpoint or a doorbell failed for too long, or answered 410",
-    "gap": "by itself: the stream tells that events between two ids are no longer kept",
-    "reset": "by itself: the stream tells that the given id is unknown; read everything anew",
-    "auth_expired": "by itself: the token that the stream was opened with has run out or was revoked",
-    "upgrade_required": "by itself: the daemon's tier no longer has streams",
-    "shutdown": "by itself: the daemon is stopping; connect again later",
+    "agent_stale": "the daemon: an agent was silent for longer than stale_threshold",
+    "message_dead": "the daemon: the last lease that max_deliveries allows ran out",
+    "task_released": "the daemon: a lease ran out",
+    "task_failed": "the daemon: the lease of the last attempt ran out",
+    "task_ready": "the daemon: a handoff waited for a day",
+    "task_assigned": "the daemon: it assigned work (dispatch.auto)",
+    "webhook_disabled": "the daemon: an endpoint or a doorbell failed for too long, or answered 410",
+    "gap": "the stream: events between two ids are no longer kept",
+    "reset": "the stream: the given id is unknown; read everything again",
+    "auth_expired": "the stream: the token it was opened with expired or was revoked",
+    "upgrade_required": "the stream: the daemon's tier no longer includes streams",
+    "shutdown": "the stream: the daemon is stopping; reconnect later",
 }
 """What happens by itself: events that no operation emits, or not alone."""
 
 SETTINGS_HEAD = """\
 ## Settings
 
-A running daemon takes over those marked \\* when it is sent SIGHUP; the others wait for its next start.
+A running daemon reloads those marked \\* on SIGHUP; the others take effect at its next start.
 
 """
 
@@ -68,27 +68,27 @@ Generated from the operation table; `make docs` rewrites it.
 
 - **Address.** `{base}` unless the settings say otherwise. Bodies and answers are JSON objects in UTF-8; a POST says
   `Content-Type: application/json`. `HEAD` works wherever `GET` does: it waits for nothing and takes nothing.
-- **Parameters.** In the query string of a GET, in the body of a POST. An unknown name is refused and the nearest known
-  one told. `null` means absent. Types are strict in JSON (`true` is no integer); in a query string integers are written
-  in decimal, booleans as `true` or `false`, lists separated by commas.
-- **Names** have no control characters and neither begin nor end with a blank; they are compared exactly.
+- **Parameters** go in the query string of a GET and in the body of a POST. An unknown name is refused, and the refusal
+  suggests the nearest known one. `null` means absent. Types are strict in JSON (`true` is not an integer); in a query
+  string, integers are decimal, booleans are `true` or `false`, and lists are separated by commas.
+- **Names** contain no control characters and do not begin or end with a blank; they are compared exactly.
 - **Times** are RFC 3339 in UTC with milliseconds, like `2026-06-10T04:30:00.000Z`.
-- **Ids.** Messages and events have integer ids, each one increasing sequence in the order of commits, never reused.
-  Tasks have UUIDs.
-- **Errors.** A refusal looks like this on every path; `message` names the parameter, the limit and the remedy, further
-  facts beside it let a program go on without reading prose, `request_id` is also the header `X-Request-Id`:
+- **Ids.** Messages and events have integer ids: one increasing sequence each, in commit order, never reused. Tasks have
+  UUIDs.
+- **Errors.** A refusal looks like this on every path. `message` names the parameter, the limit, and the remedy; further
+  fields let a program react without parsing prose; `request_id` is also in the header `X-Request-Id`:
 
   ```json
   {{"error": {{"code": "missing_field", "message": "to is required: ...", "request_id": "...", "parameter": "to"}}}}
   ```
 
-- **Trying again.** A status of 429 or 503 with `Retry-After` may be tried again after so many seconds. After a 5xx or a
-  broken connection the outcome of a change is unknown, and repeating it with the same idempotency key is always safe.
-- **Idempotency.** Every POST takes the header `Idempotency-Key` or the field `idempotency_key` (1 to 128 visible ASCII
-  characters; if both are given they must be equal). Within 24 hours the same key with the same body gives the first
-  answer again, with the header `Idempotent-Replayed: true`, and no second effect; with another body it is refused with
-  422 `idempotency_mismatch`.
-- **Tiers.** An operation or parameter that needs a higher tier than the daemon has is refused with 402, `tier` and
+- **Retries.** After a 429 or 503 with `Retry-After`, retry after that many seconds. After a 5xx or a broken connection,
+  the outcome of a change is unknown, and repeating it with the same idempotency key is always safe.
+- **Idempotency.** Every POST accepts the header `Idempotency-Key` or the field `idempotency_key` (1 to 128 visible
+  ASCII characters; if both are given, they must be equal). For 24 hours, the same key with the same body gets the first
+  answer again, with the header `Idempotent-Replayed: true`, and has no second effect; with another body, it is refused
+  with 422 `idempotency_mismatch`.
+- **Tiers.** An operation or parameter that needs a higher tier than the daemon's is refused with 402, `tier`, and
   `needed`.
 """
 
@@ -98,10 +98,9 @@ def _generic_errors() -> str:
         return ", ".join(f"`{code}`" for code in codes)
 
     return (
-        "### Errors of every call\n\n"
-        f"Any call may be refused with {listed(ALWAYS)}.\n\n"
-        f"A GET also with {listed(ON_GET)}; a POST also with {listed(ON_POST)}.\n\n"
-        "They are explained under [Error codes](#error-codes); the operations below list only what they add."
+        f"### Errors of every call\n\nAny call may be refused with {listed(ALWAYS)}.\n\nA GET also with "
+        f"{listed(ON_GET)}; a POST also with {listed(ON_POST)}.\n\n[Error codes](#error-codes) explains them; the "
+        "operations below list only their additional codes."
     )
 
 
@@ -182,7 +181,7 @@ def limits(param: Param, settings: Settings) -> str:
     if param.kind in ("names", "integers"):
         told.append(f"up to {most or (MOST_NAMES if param.kind == 'names' else MOST_INTEGERS)} entries")
     if param.clamp and most:
-        told.append("more is taken as the most")
+        told.append("higher values are capped")
     if param.tier != TIERS[0]:
         told.append(f"needs tier {param.tier}")
     return "; ".join(told)
@@ -208,8 +207,8 @@ def _answer(operation: Operation) -> str:
     if operation.kind == "text":
         return "Answer: `text/plain`."
     if operation.kind == "lines":
-        return "Answer: `application/jsonl`, a JSON object a line."
-    return "Answer (`?` marks what may be absent):\n\n```text\n" + sketch(operation.returns or "object") + "\n```"
+        return "Answer: `application/jsonl`, one JSON object per line."
+    return "Answer (`?` marks optional fields):\n\n```text\n" + sketch(operation.returns or "object") + "\n```"
 
 
 _WIDTH = 100

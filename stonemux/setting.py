@@ -114,19 +114,21 @@ def _text(given: Given) -> str:
         close = guess(value, choices) if type(value) is str else ""
         raise given.refuse(f"is {shown(value)}; it must be one of: {', '.join(choices)}", nearest=close or None)
     if type(value) is not str or not value.isprintable() or value != value.strip():
-        raise given.refuse(f"is {shown(value)}; it must be text without control characters and outer blanks")
+        raise given.refuse(
+            f"is {shown(value)}; it must be text without control characters or leading or trailing blanks"
+        )
     if not value and given.setting.default:
-        raise given.refuse("is empty; leave it out for the default")
+        raise given.refuse("is empty; omit it for the default")
     return value
 
 
 def _path(given: Given) -> Path:
     value = given.value
     if type(value) is not str or not value or "\0" in value:
-        raise given.refuse(f"is {shown(value)}; it must be a path as text")
+        raise given.refuse(f"is {shown(value)}; it must be a path, as text")
     path = expanded(Path(value), given.home)
     if path.parts[:1] and path.parts[0].startswith("~"):
-        raise given.refuse(f"is {shown(value)}; there is no such home folder, write the path in full")
+        raise given.refuse(f"is {shown(value)}; there is no such home folder; write the path in full")
     return given.folder / path
 
 
@@ -151,7 +153,7 @@ def _hosts(given: Given) -> tuple[str, ...]:
     for host in given.value:
         if type(host) is not str or not re.fullmatch(_HOST, host):
             raise given.refuse(
-                f"holds {shown(host)}; it must hold host names, each with a port or without, and no wildcard"
+                f"holds {shown(host)}; it must hold host names, with or without a port, and no wildcards"
             )
     return tuple(dict.fromkeys(host.lower() for host in given.value))
 
@@ -203,7 +205,7 @@ def _routing(given: Given) -> Mapping[str, str]:
             if type(name) is not str or not 0 < len(name) <= 128 or name != name.strip() or not name.isprintable():
                 raise given.refuse(
                     f"maps {shown(kind)} to {shown(role)}; the {what} must be a name of 1 to 128 characters, without "
-                    "control characters and outer blanks"
+                    "control characters or leading or trailing blanks"
                 )
     return MappingProxyType({**given.setting.default, **given.value})
 

@@ -30,7 +30,7 @@ def test_every_operation_parameter_and_error_is_explained() -> None:
     assert all(f"| `{code}` | " in text for code in FAILURES)
     assert all(f"| `{setting.section}.{setting.key or 'TYPE'}` | " in text for setting in SETTINGS)
     assert "| `note` | [note.post](#notepost) |" in text
-    assert "| `shutdown` | by itself: " in text
+    assert "| `shutdown` | the stream: " in text
     assert all(f"\n| `{kind}` | " in reference.markdown(OPERATIONS, SETTINGS_HERE) for kind in EVENT_KINDS)
 
 
@@ -39,7 +39,7 @@ def test_parameters_are_shown_with_default_and_limits() -> None:
     assert "| `text` | text | required | up to 65536 (setting `max_message_size`) bytes | What to say. |" in text
     assert '| `color` | text | `"red"` | `red`, `blue` | Red \\| blue. |' in text
     assert "| `priority` | integer | `0` | needs tier pro |  |" in text
-    assert "0 to 120 (setting `poll_timeout_max`); more is taken as the most" in text
+    assert "0 to 120 (setting `poll_timeout_max`); higher values are capped" in text
     assert "| `tags` | list of names |  | up to 256 entries |" in text
 
 

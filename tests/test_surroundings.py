@@ -104,7 +104,7 @@ def test_every_mistake_in_the_settings_is_told(look, program):
 
 def test_a_settings_file_that_cannot_be_read_at_all_is_one_mistake(look, tmp_path):
     (findings,) = look("settings", STONEMUX_CONFIG=str(tmp_path / "none.toml"))
-    assert "there is no such file" in findings["found"]
+    assert "no such file" in findings["found"]
 
 
 def test_a_settings_file_that_another_one_hides_is_noted(look, tmp_path):
@@ -149,7 +149,7 @@ def test_a_flag_that_cannot_be_used_is_bad_usage(look, capsys):
 @pytest.mark.parametrize(
     ("settings", "found", "remedy"),
     [
-        ('[server]\nhost = "0.0.0.0"\n', "not on loopback", "server.tls_cert"),
+        ('[server]\nhost = "0.0.0.0"\n', "not a loopback address", "server.tls_cert"),
         ('[server]\ntls_cert = "no.pem"\n', "no.pem cannot be read", "none starts"),
         ('[server]\nhost = "nowhere.invalid"\n', "cannot be found", "--host"),
     ],

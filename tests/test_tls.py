@@ -538,7 +538,7 @@ def test_a_key_of_another_certificate_or_under_a_password_is_refused(tmp_path):
 
 
 def test_a_key_without_a_certificate_is_a_contradiction(tmp_path):
-    with pytest.raises(MuxError, match=r"tls_key is set and server\.tls_cert is not"):
+    with pytest.raises(MuxError, match=r"tls_key is set but server\.tls_cert is not"):
         config.load(None, {"HOME": str(tmp_path), "STONEMUX_TLS_KEY": KEY}, {})
 
 
