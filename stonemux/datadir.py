@@ -62,7 +62,7 @@ class DataDir:
         except OSError as trouble:
             raise MuxError(
                 "unsafe_environment",
-                f"the data directory {path} cannot be used: {trouble.strerror}; name another one with --data-dir",
+                f"the data directory {path} cannot be used: {trouble.strerror}; pass another one as --data-dir",
             ) from trouble
         self._lock()
 
@@ -74,8 +74,9 @@ class DataDir:
             holder = noted_pid(self.path)
             raise MuxError(
                 "data_dir_locked",
-                f"the data directory {self.path} is in use by another stonemux daemon"
-                f"{f' (pid {holder})' if holder else ''}; stop that one, or name another directory with --data-dir",
+                f"the data directory {self.path} is in use by another stonemux "
+                f"daemon{f' (pid {holder})' if holder else ''}; stop that daemon, or pass another directory as "
+                "--data-dir",
                 pid=holder or None,
             ) from None
         with contextlib.suppress(OSError):  # told to whoever finds it locked; on a full disk it can be missed
@@ -113,7 +114,7 @@ class DataDir:
     def mark(self) -> None:
         """Remember that a database was made here."""
         if not self.marked:
-            self.write_file(MARKER, "A stonemux database was made in this directory. Do not delete this file.\n")
+            self.write_file(MARKER, "This directory contains a stonemux database. Do not delete this file.\n")
 
     def close(self) -> None:
         """Give the directory back."""
@@ -164,7 +165,7 @@ def read_audit_key(file: Path) -> bytes:
     """The key in a file; raises OSError, or ValueError for a file that holds none."""
     key = bytes.fromhex(file.read_text().strip())
     if len(key) != 32:
-        raise ValueError(f"{file} holds no key of 32 bytes")
+        raise ValueError(f"{file} does not contain a 32-byte key")
     return key
 
 
@@ -192,7 +193,7 @@ def told_head(path: Path) -> Head | None:
 
 def check_usable(path: Path) -> None:
     """Raise `unsafe_environment` when this process may not write in a directory, or not use a file that it needs."""
-    needed = [(path, os.W_OK | os.X_OK, "written in")]
+    needed = [(path, os.W_OK | os.X_OK, "written to")]
     needed += [(path / f"{DATABASE}{end}", os.R_OK | os.W_OK, "read and written") for end in ("", "-wal", "-shm")]
     needed += [(path / name, os.R_OK, "read") for name in (HEAD, AUDIT_KEY)]
     for place, how, words in needed:
@@ -201,8 +202,8 @@ def check_usable(path: Path) -> None:
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             raise MuxError(
                 "unsafe_environment",
-                f"the data directory {path} lies on a file system that is mounted read-only",
-                remedy="let it be written, or name another directory with --data-dir",
+                f"the data directory {path} is on a file system that is mounted read-only",
+                remedy="make it writable, or pass another directory as --data-dir",
             )
         raise MuxError(
             "unsafe_environment",

@@ -73,8 +73,8 @@ def _run(name: str, check: Check, patient: Patient) -> list[Finding]:
     except MuxError as error:
         return [_told(name, error)]
     except (OSError, sqlite3.Error, ValueError) as error:
-        remedy = f"see whether this user may read it: ls -l {patient.path}"
-        return [Finding(name, PROBLEM, f"could not be looked at: {error}", remedy)]
+        remedy = f"check that this user may read it: ls -l {patient.path}"
+        return [Finding(name, PROBLEM, f"could not be checked: {error}", remedy)]
 
 
 def _told(name: str, error: MuxError, otherwise: str = "") -> Finding:
@@ -119,9 +119,9 @@ def _directory(patient: Patient) -> Iterator[Finding]:
     if (unusable := _unusable(path)) is not None:
         yield unusable
     elif mode & 0o077:
-        yield Finding("directory", NOTE, f"others may look into {path} (mode {mode:o})", f"chmod 700 {path}")
+        yield Finding("directory", NOTE, f"others may read {path} (mode {mode:o})", f"chmod 700 {path}")
     else:
-        yield Finding("directory", OK, f"{path} is ours alone")
+        yield Finding("directory", OK, f"{path} is accessible to this user only")
     if patient.settings.allow_network_fs:
         yield Finding("disk", NOTE, "may be a network file system (server.allow_network_fs)", "prefer a local disk")
     else:
@@ -141,11 +141,11 @@ def _unusable(path: Path) -> Finding | None:
 def _to_be_made(path: Path) -> Finding:
     """A data directory that is not there yet, or something else in its place."""
     if os.path.lexists(path):
-        return Finding("directory", PROBLEM, f"{path} is not a directory", "name another one with --data-dir")
+        return Finding("directory", PROBLEM, f"{path} is not a directory", "pass another one as --data-dir")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        return Finding("directory", PROBLEM, f"{path} cannot be made in {above}", "name another one with --data-dir")
-    return Finding("directory", OK, f"{path} is made at the first start")
+        return Finding("directory", PROBLEM, f"{path} cannot be created in {above}", "pass another one as --data-dir")
+    return Finding("directory", OK, f"{path} will be created at the first start")
 
 
 def _space(patient: Patient, kind: str) -> Iterator[Finding]:
@@ -153,11 +153,9 @@ def _space(patient: Patient, kind: str) -> Iterator[Finding]:
     free = ballast.free()
     found = f"{free / 1024 / 1024:,.0f} MiB free ({kind})"
     if free < ROOM_BYTES:
-        yield Finding("disk", PROBLEM, found, "free some space; changes are refused with storage_full")
+        yield Finding("disk", PROBLEM, found, "free some space; until then, changes are refused with storage_full")
     elif patient.held and not ballast.held:
-        yield Finding(
-            "disk", NOTE, f"{found}; the ballast was given back", "it is made again when something is written"
-        )
+        yield Finding("disk", NOTE, f"{found}; the ballast file was released", "it is created again at the next write")
     else:
         yield Finding("disk", OK, found)
 
@@ -168,13 +166,15 @@ def _marker(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "database",
             PROBLEM,
-            f"{patient.database} is missing or empty, though this directory once held data",
+            f"{patient.database} is missing or empty, although this directory once held data",
             "put the file back, or restore a backup: stonemux restore FILE",
         )
     elif there and not marked:
-        yield Finding("database", NOTE, f"{patient.path / datadir.MARKER} is missing", "the next start makes it anew")
+        yield Finding(
+            "database", NOTE, f"{patient.path / datadir.MARKER} is missing", "the next start creates it again"
+        )
     elif not there:
-        yield Finding("database", OK, "there is none yet")
+        yield Finding("database", OK, "none yet")
 
 
 def _daemon(patient: Patient) -> Iterator[Finding]:
@@ -185,26 +185,28 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
         health = pool.health(at.host, at.port, tls_cert=at.tls_cert, timeout=3)
     except MuxError as error:
         if patient.held:
-            found = f"a daemon ({who}) holds {patient.path}, but none answers at {at.authority}"
-            yield Finding("daemon", PROBLEM, found, "name its --port, look at its log, or stop it and start it again")
+            found = f"a daemon ({who}) holds {patient.path}, but no daemon answers at {at.authority}"
+            yield Finding("daemon", PROBLEM, found, "pass its --port, check its log, or restart it")
         elif _is_due_to(error, ConnectionRefusedError):
             yield _start(patient.settings)
         elif _is_due_to(error, socket.gaierror):
-            found = f"the address {patient.settings.host} cannot be found"
-            yield Finding("daemon", PROBLEM, found, "name another --host, or correct server.host")
+            found = f"the host name {patient.settings.host} cannot be resolved"
+            yield Finding("daemon", PROBLEM, found, "pass another --host, or correct server.host")
         else:
-            yield Finding("daemon", PROBLEM, error.message, "something else may listen there; choose another --port")
+            yield Finding(
+                "daemon", PROBLEM, error.message, "another program may be listening there; choose another --port"
+            )
         return
     if not patient.held or _is_anothers(patient):
         found = f"the daemon at {at.authority} does not use {patient.path}"
-        yield Finding("daemon", NOTE, found, "name the directory that it uses with --data-dir")
+        yield Finding("daemon", NOTE, found, "pass the directory that it uses as --data-dir")
     elif health["status"] != "ok":
-        yield Finding("daemon", PROBLEM, f"the daemon ({who}) is {health['status']}", "look at its log, and restart it")
+        yield Finding("daemon", PROBLEM, f"the daemon ({who}) is {health['status']}", "check its log and restart it")
     elif health["version"] != VERSION:
-        found = f"the daemon ({who}) is version {health['version']}, this is {VERSION}"
+        found = f"the daemon ({who}) is version {health['version']}, but this command is {VERSION}"
         yield Finding("daemon", NOTE, found, "restart the daemon")
     else:
-        yield Finding("daemon", OK, f"answers at {at.authority} ({who}), up for {health['uptime']} s")
+        yield Finding("daemon", OK, f"answering at {at.authority} ({who}), up for {health['uptime']} s")
 
 
 def _is_anothers(patient: Patient) -> bool:
@@ -229,7 +231,7 @@ def _start(settings: Settings) -> Finding:
 
             tls.context(settings.tls_cert, settings.tls_key)
     except MuxError as error:
-        return _told("daemon", error, "correct it; until then none starts")
+        return _told("daemon", error, "correct it; no daemon can start until then")
     return Finding("daemon", OK, f"not running; {settings.authority} is free")
 
 
@@ -247,7 +249,7 @@ def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:
 
 def _soundness(patient: Patient) -> Iterator[Finding]:
     remedy = f"stop the daemon, {RESTORE}"
-    locked = f"see whether this user may read and write the files: ls -l {patient.path}"
+    locked = f"check that this user may read and write the files: ls -l {patient.path}"
     try:
         with patient.open() as db:
             version = check_sound(db, patient.database, (patient.path / datadir.MARKER).exists())
@@ -273,8 +275,8 @@ def _rollback(patient: Patient) -> Iterator[Finding]:
         stands = stand(db)
         problem = gone_back(db, told or Head(), stands)
     if told is None:
-        found = f"{patient.path / datadir.HEAD} holds no JSON that would tell whether the database went back in time"
-        yield Finding("history", NOTE, found, "see that it is the right database; the next start writes the file anew")
+        found = f"{patient.path / datadir.HEAD} contains no JSON to tell whether the database went back in time"
+        yield Finding("history", NOTE, found, "check that this is the right database; the next start rewrites the file")
     elif problem:
         yield Finding(
             "history",
@@ -290,7 +292,7 @@ def _rollback(patient: Patient) -> Iterator[Finding]:
             "clock",
             PROBLEM,
             f"stored times are ahead of this machine's clock by {ahead // 1000} s (up to {rfc3339(stands.at)})",
-            "set the clock; the daemon never lets time run back, and goes on from there",
+            "set the clock; the daemon never lets time run backward and continues from there",
         )
     else:
         yield Finding("clock", OK, f"stored times end at {rfc3339(stands.at)}")
@@ -301,9 +303,11 @@ def _log_size(patient: Patient) -> Iterator[Finding]:
     size = log.stat().st_size if log.exists() else 0
     found = f"write-ahead log of {size / 1024 / 1024:.1f} MiB"
     if size > LARGE_LOG:
-        yield Finding("log", PROBLEM, found, "another program may be reading the database without end; close it")
+        yield Finding("log", PROBLEM, found, "another program may be keeping a read of the database open; close it")
     elif size and not patient.held:
-        yield Finding("log", NOTE, f"{found}: the daemon was not stopped in order", "none; the next start takes it in")
+        yield Finding(
+            "log", NOTE, f"{found}: the daemon was not shut down cleanly", "nothing to do; the next start recovers it"
+        )
     else:
         yield Finding("log", OK, found)
 
@@ -317,7 +321,7 @@ def _backups(patient: Patient) -> Iterator[Finding]:
         days = (patient.now - max(made)) // DAY_MS
         yield Finding("backups", NOTE, f"the newest is {days} days old", "make one with: stonemux backup")
     else:
-        yield Finding("backups", OK, f"{len(made)}, the newest of {rfc3339(max(made))}")
+        yield Finding("backups", OK, f"{len(made)}, the newest from {rfc3339(max(made))}")
 
 
 def _files(patient: Patient) -> Iterator[Finding]:

@@ -17,14 +17,14 @@ def check_owner(path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise MuxError(
             "unsafe_environment",
-            f"the data directory {path} belongs to user {found.st_uid}, not to us ({os.geteuid()})",
-            remedy="use a directory of your own with --data-dir",
+            f"the data directory {path} belongs to user {found.st_uid}, not to this user ({os.geteuid()})",
+            remedy="pass a directory of your own as --data-dir",
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise MuxError(
             "unsafe_environment",
-            f"others may write to the data directory {path}",
-            remedy=f"take that away with: chmod 700 {path}",
+            f"other users may write to the data directory {path}",
+            remedy=f"prevent it with: chmod 700 {path}",
         )
 
 
@@ -34,7 +34,7 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     if kind in NETWORK_FILE_SYSTEMS:
         raise MuxError(
             "unsafe_environment",
-            f"the data directory {path} lies on a network file system ({kind}), where SQLite's write-ahead log is not "
+            f"the data directory {path} is on a network file system ({kind}), where SQLite's write-ahead log is not "
             "safe",
             remedy="use a local disk, or set [server] allow_network_fs = true at your own risk",
         )

@@ -23,7 +23,7 @@ Connect = Callable[..., sqlite3.Connection]
 
 SKIPPED = 1_000_000
 """Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
-RESTORE = "keep a copy of the directory, and restore a backup: stonemux restore FILE"
+RESTORE = "copy the directory aside, then restore a backup: stonemux restore FILE"
 """What to do about a database that is not whole."""
 BUSY_S = 5.0
 """How long the writer waits for another program that holds the database."""
@@ -58,8 +58,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
         raise MuxError(
             "data_refused",
-            f"{path} is missing or empty, though this directory once held data; it is left untouched",
-            remedy="put the file back, or name an empty directory with --data-dir",
+            f"{path} is missing or empty, although this directory once held data; it was left untouched",
+            remedy="put the file back, or pass an empty directory as --data-dir",
         )
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -99,8 +99,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
 def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
     return MuxError(
         "data_refused",
-        f"{path} cannot be read as a stonemux database ({error}); it is left untouched",
-        remedy="put a good copy in its place, or name another directory with --data-dir",
+        f"{path} cannot be read as a stonemux database ({error}); it was left untouched",
+        remedy="replace it with a good copy, or pass another directory as --data-dir",
     )
 
 
@@ -236,8 +236,8 @@ def seen_beyond(directory: DataDir, db: sqlite3.Connection, accept: bool) -> boo
     if problem and not accept:
         raise MuxError(
             "data_refused",
-            f"{directory.database} {problem}. Put the right file back, or start once with --accept-rollback to go on "
-            "from here",
+            f"{directory.database} {problem}. Put the right file back, or start once with --accept-rollback to "
+            "continue from here",
         )
     return bool(problem)
 
@@ -246,23 +246,23 @@ def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
     """What a database lacks that its directory remembers, as the rest of a sentence; "" if it lacks nothing."""
     if remembered.event_seq > stands.event_seq:
         return (
-            f"ends at event {stands.event_seq}, but this directory has seen event {remembered.event_seq}: the database "
-            "is older than it was (a lost write-ahead log, or a restored copy)"
+            f"ends at event {stands.event_seq}, but this directory has seen event {remembered.event_seq}: the "
+            "database is older than before (a lost write-ahead log, or a restored copy)"
         )
     if stands.event_seq >= remembered.event_seq + SKIPPED:  # a restore was interrupted before it could note where it is
         return ""
     if remembered.audit_seq > stands.audit_seq:
         return (
             f"has an audit log that ends at record {stands.audit_seq}, but this directory has seen record "
-            f"{remembered.audit_seq}: the database is older than it was, or records were removed"
+            f"{remembered.audit_seq}: the database is older than before, or records were removed"
         )
     if remembered.audit_head and _has_audit(db):
         row = db.execute("select hash from audit where seq = ?", (remembered.audit_seq,)).fetchone()
         # A record that was purged cannot be compared.
         if row is not None and row[0].hex() != remembered.audit_head:
             return (
-                f"has an audit log whose record {remembered.audit_seq} is not the one that this directory has seen: it "
-                "was rewritten, or is that of another database"
+                f"has an audit log whose record {remembered.audit_seq} is not the one that this directory has seen: "
+                "it was rewritten, or it belongs to another database"
             )
     return ""
 
@@ -273,7 +273,8 @@ def _way_back(path: Path) -> str:
     if not kept:
         return ""
     return (
-        f"go back to what it was before with: stonemux restore {kept[-1].name} --data-dir {quote(str(path.parent))}, "
+        f"go back to the copy from before the upgrade with: stonemux restore {kept[-1].name} --data-dir "
+        f"{quote(str(path.parent))}, "
     )
 
 
@@ -286,17 +287,19 @@ def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
     owner = db.execute("PRAGMA application_id").fetchone()[0]
     empty = not db.execute("select count(*) from sqlite_master").fetchone()[0]
     if owner not in (0, APPLICATION_ID) or (owner == 0 and not empty):
-        raise MuxError("data_refused", f"{path} is a database of another program", remedy="name another directory")
+        raise MuxError(
+            "data_refused", f"{path} is another program's database", remedy="pass another directory as --data-dir"
+        )
     if empty and marked:
-        problem = f"{path} holds no tables, though this directory once held data; it is left untouched"
+        problem = f"{path} has no tables, although this directory once held data; it was left untouched"
         raise MuxError("data_refused", problem, remedy=RESTORE)
     if version > len(MIGRATIONS):
         raise MuxError(
             "data_refused",
-            f"{path} was made by a newer stonemux (schema {version}, this one knows {len(MIGRATIONS)}); it is left "
+            f"{path} was made by a newer stonemux (schema {version}; this one knows {len(MIGRATIONS)}); it was left "
             "untouched",
-            remedy=f"run the newer version, {_way_back(path)}or name another directory with --data-dir",
+            remedy=f"run the newer version, {_way_back(path)}or pass another directory as --data-dir",
         )
     if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-        raise MuxError("data_refused", f"{path} is damaged ({problem}); it is left untouched", remedy=RESTORE)
+        raise MuxError("data_refused", f"{path} is damaged ({problem}); it was left untouched", remedy=RESTORE)
     return int(version)

@@ -29,7 +29,7 @@ from stonemux.errors import MuxError, guess
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 
 PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] = (
-    ((3, 11, 0), (3, 11, 5), "a TLS server may take what came before the handshake (CVE-2023-40217)"),
+    ((3, 11, 0), (3, 11, 5), "a TLS server may accept data sent before the handshake (CVE-2023-40217)"),
 )
 """Known bugs of Python that concern stonemux: first version with it, first without, and what it does."""
 
@@ -43,7 +43,7 @@ LEAST_TIME = 1_735_689_600_000
 """2025: a clock before that was never set."""
 CLIENT_MS = 8_000
 """How long a client's command may take."""
-TOKEN_REMEDY = "put a token into the env of its entry as STONEMUX_TOKEN; make one with: stonemux token --agent NAME"
+TOKEN_REMEDY = "set STONEMUX_TOKEN in the env of its entry; make a token with: stonemux token --agent NAME"
 BELL_S = 1.0
 MOST_BELLS = 20
 OTHERS = ("STONEMUX_AGENT", "STONEMUX_TOKEN", "STONEMUX_CONFIG", "STONEMUX_CLI", "STONEMUX_SEED", "STONEMUX_SOAK")
@@ -60,9 +60,9 @@ def python(patient: Patient) -> Iterator[Finding]:
     found = f"{platform.python_version()}, {sys.executable}"
     bugs = [bug for first, fixed, bug in PYTHON_BUGS if first <= sys.version_info[:3] < fixed]
     for bug in bugs:
-        yield Finding("python", NOTE, f"{found}: {bug}", "use a newer bug-fix version of this Python")
+        yield Finding("python", NOTE, f"{found}: {bug}", "use a newer bug-fix release of this Python")
     if platform.python_implementation() != "CPython":
-        yield Finding("python", NOTE, f"{found} is {platform.python_implementation()}", "stonemux was tried on CPython")
+        yield Finding("python", NOTE, f"{found} is {platform.python_implementation()}", "stonemux is tested on CPython")
     elif not bugs:
         yield Finding("python", OK, found)  # an older one could not even have come here
 
@@ -80,13 +80,13 @@ def sqlite(patient: Patient) -> Iterator[Finding]:
     if number < LEAST_SQLITE:
         yield Finding("sqlite", PROBLEM, f"{version} is too old", "use a Python whose SQLite is 3.37 or newer")
     elif number == WITHDRAWN_SQLITE:
-        yield Finding("sqlite", NOTE, f"{version} was withdrawn by its makers", "use 3.51.3 or a later one")
+        yield Finding("sqlite", NOTE, f"{version} was withdrawn by its developers", "use 3.51.3 or newer")
     elif has_wal_reset_bug(number):
         yield Finding(
             "sqlite",
             NOTE,
-            f"{version} has the WAL-reset bug; stonemux writes and checkpoints on one connection, which it spares",
-            "let no other program write to the database; 3.51.3, 3.50.7 and 3.44.6 have it fixed",
+            f"{version} has the WAL-reset bug; stonemux avoids it by writing and checkpointing on one connection",
+            "let no other program write to the database; 3.51.3, 3.50.7, and 3.44.6 fix it",
         )
     else:
         yield Finding("sqlite", OK, version)
@@ -109,13 +109,13 @@ def limits(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "limits",
             PROBLEM,
-            f"the settings need {needed} open files, this system allows {hard}",
+            f"the settings need {needed} open files, but this system allows {hard}",
             "raise the limit (ulimit -n), or lower server.max_connections and server.max_waiters",
         )
     else:
         yield Finding("limits", OK, f"{needed} open files are allowed")
     if patient.now < LEAST_TIME:
-        yield Finding("clock", PROBLEM, f"this machine believes it is {rfc3339(patient.now)}", "set its clock")
+        yield Finding("clock", PROBLEM, f"this machine's clock says {rfc3339(patient.now)}", "set the clock")
 
 
 # -- settings
@@ -124,7 +124,7 @@ def limits(patient: Patient) -> Iterator[Finding]:
 def settings(patient: Patient) -> Iterator[Finding]:
     """What could not be read, what has no effect, and what is misspelled."""
     for trouble in patient.troubles:
-        yield Finding("settings", PROBLEM, trouble.message, "correct it; the rest was looked at without it")
+        yield Finding("settings", PROBLEM, trouble.message, "correct it; the other checks ran without it")
     if not patient.troubles:
         yield Finding("settings", OK, f"data in {patient.path}, address {patient.settings.authority}")
         yield from _overridden(patient)
@@ -132,7 +132,9 @@ def settings(patient: Patient) -> Iterator[Finding]:
     named = patient.config or patient.environ.get("STONEMUX_CONFIG")
     for usual in dict.fromkeys((home(patient.environ) / ".stonemux/config.toml", patient.path / "config.toml")):
         if named and usual.exists() and usual.resolve() != Path(named).resolve():
-            yield Finding("settings", NOTE, f"{usual} is not read: {named} is named", "remove one of them")
+            yield Finding(
+                "settings", NOTE, f"{usual} is not read, because {named} is used instead", "remove one of them"
+            )
 
 
 def _overridden(patient: Patient) -> Iterator[Finding]:
@@ -147,8 +149,8 @@ def _overridden(patient: Patient) -> Iterator[Finding]:
             yield Finding(
                 "settings",
                 NOTE,
-                f"{setting.name} in the file has no effect: the environment or a flag says otherwise",
-                f"take it out of the file, or unset {setting.environment or setting.flag}",
+                f"{setting.name} in the file has no effect: the environment or a flag overrides it",
+                f"remove it from the file, or unset {setting.environment or setting.flag}",
             )
 
 
@@ -158,8 +160,8 @@ def _misspelled(environ: Mapping[str, str]) -> Iterator[Finding]:
     for name in sorted(environ):
         if name.startswith("STONEMUX_") and name not in known:
             close = guess(name, known)
-            remedy = f"did you mean {close}?" if close else "take it away"
-            yield Finding("settings", NOTE, f"nobody reads the variable {name}", remedy)
+            remedy = f"did you mean {close}?" if close else "unset it"
+            yield Finding("settings", NOTE, f"nothing reads the variable {name}", remedy)
 
 
 # -- clients
@@ -177,7 +179,7 @@ def clients(patient: Patient) -> Iterator[Finding]:
                 seen = True
                 yield finding
     if not seen:
-        yield Finding("clients", OK, "none is configured; connect one with: stonemux setup CLIENT")
+        yield Finding("clients", OK, "none configured; connect one with: stonemux setup CLIENT")
 
 
 def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
@@ -193,23 +195,27 @@ def _client(patient: Patient, job: setup.Job) -> Iterator[Finding]:
         yield Finding("clients", NOTE, f"{where}: {error.message}", "repair the file; the client cannot read it either")
         return
     if entry is not None:
-        yield _entry(patient, job, entry, where, f"write it anew with: {again}")
+        yield _entry(patient, job, entry, where, f"rewrite it with: {again}")
     if alone is not None:
-        remedy = f"take it out of {job.client.by_folder!r} in that file; one for all folders is written by: {again}"
+        remedy = f"remove it from {job.client.by_folder!r} in that file; write one for all folders with: {again}"
         yield _entry(patient, job, alone, f"{where}, for {job.folder}", remedy)
 
 
 def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str) -> Finding:
     try:
         if not isinstance(entry, dict):
-            raise MuxError("client_config_broken", f"{job.file}: the entry {setup.NAME!r} is not a table of settings")
+            raise MuxError(
+                "client_config_broken", f"{job.file}: the entry {setup.NAME!r} must be a table or object of settings"
+            )
         if (url := _url(entry)) is not None:
             return _over_http(patient, where, job.client.expand(url, job.environ, job.folder), remedy)
         return Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
         if unset := error.facts.get("unset"):
             problem = f"{where} cannot be tried: {error.message}"
-            return Finding("clients", NOTE, problem, f"set {unset} where {job.client.title} is started, and here")
+            return Finding(
+                "clients", NOTE, problem, f"set {unset} in the environment of {job.client.title}, and in this one"
+            )
         lacks_token = error.facts.get("refused", "").startswith("token_")
         return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if lacks_token else remedy)
 
@@ -271,7 +277,7 @@ def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], fol
     """Start the command for its version only, which starts no daemon."""
     start, _ = _around(command)
     if not start:
-        return "not tried, because no daemon answers"
+        return "not tested, because no daemon answers"
     try:
         done = subprocess.run(
             [*start, "--version"],
@@ -286,9 +292,9 @@ def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], fol
         told = getattr(trouble, "strerror", None) or str(trouble)
         raise MuxError("client_check_failed", f"{job.file}: {command[0]} cannot be started: {told}") from trouble
     if done.returncode or not done.stdout.startswith("stonemux "):
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it printed nothing"]
         raise MuxError("client_check_failed", f"{job.file}: its command does not start stonemux: {said[0][:300]}")
-    return f"its command is {done.stdout.strip()} (no daemon answers, so it was not tried further)"
+    return f"its command is {done.stdout.strip()} (no daemon answers, so it was not tested further)"
 
 
 # -- doorbells, the service
@@ -308,20 +314,20 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
     sound = 0
     for whose, url, disabled, error in rows:
         if disabled is not None:
-            found = f"that of {whose} is switched off: {disabled}"
-            yield Finding("doorbells", NOTE, found, "see to its receiver, then register it again")
+            found = f"{whose}: disabled: {disabled}"
+            yield Finding("doorbells", NOTE, found, "fix its receiver, then register it again")
         elif trouble := _unreachable(url, patient.settings):
             found, remedy = trouble
-            yield Finding("doorbells", NOTE, f"that of {whose}: {found}", remedy)
+            yield Finding("doorbells", NOTE, f"{whose}: {found}", remedy)
         elif error:
-            found = f"that of {whose} is there, but its last delivery failed: {error}"
+            found = f"{whose}: reachable, but its last delivery failed: {error}"
             yield Finding("doorbells", NOTE, found, "see: stonemux webhook attempts")
         else:
             sound += 1
     if sound:
-        yield Finding("doorbells", OK, f"{sound} can be reached")
+        yield Finding("doorbells", OK, f"{sound} reachable")
     if total > len(rows):
-        yield Finding("doorbells", OK, f"only the newest {len(rows)} of {total} were looked at")
+        yield Finding("doorbells", OK, f"only the newest {len(rows)} of {total} were checked")
 
 
 def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
@@ -330,10 +336,10 @@ def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
         try:
             command = bellcommand.check(url, settings.webhooks_exec)[0]
         except addresses.ForbiddenURL as problem:
-            return f"its URL {problem}", "register another"
+            return f"its URL {problem}", "register another one"
         if shutil.which(command):
             return None
-        return f"{command} is not there or may not be run", "put it there (chmod +x)"
+        return f"{command} does not exist or is not executable", "install it and make it executable (chmod +x)"
     policy = addresses.Policy.of(settings, settings.port)
     try:
         target = addresses.check(url, policy)
@@ -341,10 +347,10 @@ def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
         addresses.judge_all(target, found, policy)
         socket.create_connection((found[0], target.port), timeout=BELL_S).close()
     except addresses.ForbiddenURL as problem:
-        return f"its URL {problem}", "register another"
+        return f"its URL {problem}", "register another one"
     except OSError as trouble:
         told = f"nobody answers at its address ({trouble.strerror or trouble})"
-        return told, "start its receiver, or register another"
+        return told, "start its receiver, or register another one one"
     return None
 
 
@@ -358,11 +364,11 @@ def system_service(patient: Patient) -> Iterator[Finding]:
     if told["running"] and told["current"]:
         yield Finding("service", OK, f"{described.file}: the system runs it")
     elif told["running"]:
-        found = f"{described.file}: the system runs it, but this version and these settings make another one"
-        yield Finding("service", NOTE, found, "write it anew with: stonemux service install")
+        found = f"{described.file}: the system runs it, but this version and these settings would write a different one"
+        yield Finding("service", NOTE, found, "rewrite it with: stonemux service install")
     else:
         found = f"{described.file}: installed, but the system does not run it"
-        yield Finding("service", NOTE, found, f"look at its log ({described.logs}), then: stonemux service install")
+        yield Finding("service", NOTE, found, f"check its log ({described.logs}), then run: stonemux service install")
 
 
 ALWAYS: tuple[tuple[str, Check], ...] = (

@@ -94,7 +94,7 @@ def test_it_looks_while_a_daemon_runs(http, program, capsys):
 
 
 def test_a_daemon_that_does_not_answer_is_a_problem(look, program):
-    assert "none answers" in one(look(status=1), "daemon", "problem")["found"]
+    assert "no daemon answers" in one(look(status=1), "daemon", "problem")["found"]
 
 
 def test_another_server_on_the_port_is_a_problem(look, stopped):
@@ -192,7 +192,7 @@ def test_a_damaged_database_is_a_problem(look, stopped, damage):
 
 @pytest.mark.parametrize(
     ("denied", "told"),
-    [(".", "written in"), ("stonemux.db", "read and written"), ("head.json", "read"), ("", "mounted read-only")],
+    [(".", "written to"), ("stonemux.db", "read and written"), ("head.json", "read"), ("", "mounted read-only")],
 )
 def test_what_this_user_may_not_use_is_a_problem_and_the_daemon_says_the_same(look, stopped, monkeypatch, denied, told):
     """Seen from inside: the tests may run as root, who may do everything."""
@@ -245,7 +245,7 @@ def test_a_log_that_was_not_folded_in_is_noted_and_left(look, program, direct, t
         (crashed / name).chmod(0o600)
     before = contents(crashed)
     found = look(data=crashed, status=0)
-    assert "not stopped in order" in one(found, "log", "note")["found"]
+    assert "not shut down cleanly" in one(found, "log", "note")["found"]
     assert f"event {program.store.head}," in found["history"][0]["found"]
     assert contents(crashed) == before
     assert len(list(crashed.iterdir())) == 3

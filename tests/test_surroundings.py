@@ -74,7 +74,7 @@ def test_too_few_open_files_are_a_problem(look, monkeypatch):
 
 def test_a_clock_that_was_never_set_is_a_problem(look, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor.Clock, "now_ms", lambda self: 86_400_000)
-    assert "believes it is 1970-01-02" in told(look("clock", data=tmp_path / "none"), "problem")
+    assert "clock says 1970-01-02" in told(look("clock", data=tmp_path / "none"), "problem")
 
 
 # -- settings
@@ -125,8 +125,8 @@ def test_a_settings_file_that_is_not_read_is_noted_wherever_it_lies(look, tmp_pa
     )
     notes = [one["found"] for one in findings if one["state"] == "note"]
     assert notes == [
-        "server.port in the file has no effect: the environment or a flag says otherwise",
-        f"{program.path / 'config.toml'} is not read: {other} is named",
+        "server.port in the file has no effect: the environment or a flag overrides it",
+        f"{program.path / 'config.toml'} is not read, because {other} is used instead",
     ]
 
 
@@ -150,8 +150,8 @@ def test_a_flag_that_cannot_be_used_is_bad_usage(look, capsys):
     ("settings", "found", "remedy"),
     [
         ('[server]\nhost = "0.0.0.0"\n', "not a loopback address", "server.tls_cert"),
-        ('[server]\ntls_cert = "no.pem"\n', "no.pem cannot be read", "none starts"),
-        ('[server]\nhost = "nowhere.invalid"\n', "cannot be found", "--host"),
+        ('[server]\ntls_cert = "no.pem"\n', "no.pem cannot be read", "no daemon can start"),
+        ('[server]\nhost = "nowhere.invalid"\n', "cannot be resolved", "--host"),
     ],
 )
 def test_settings_with_which_no_daemon_would_start_are_a_problem(look, tmp_path, monkeypatch, settings, found, remedy):
@@ -245,7 +245,7 @@ def test_a_clients_command_that_does_not_work_is_a_problem(look, entry, what):
 @pytest.mark.parametrize(
     ("entry", "what"),
     [
-        ("stonemux mcp", "is not a table"),
+        ("stonemux mcp", "must be a table"),
         ({}, "must have a command"),
         ({"command": 5}, "must have a command"),
         ({"command": "/bin/true\0"}, "must have a command"),
@@ -349,7 +349,7 @@ def test_what_a_client_prefers_in_this_folder_is_looked_at_too(look):
     (look.home / ".claude.json").write_text(json.dumps({"projects": projects}))
     found = told(look("clients"), "problem")
     assert "cannot be started" in found
-    assert "take it out of 'projects'" in found
+    assert "remove it from 'projects'" in found
 
 
 def test_a_clients_file_that_cannot_be_read_is_noted(look):
@@ -374,7 +374,7 @@ def bell(direct):
 def test_a_doorbell_where_somebody_listens_is_well(look, bell):
     with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
         bell(f"http://127.0.0.1:{receiver.getsockname()[1]}/ring")
-        assert "1 can be reached" in told(look("doorbells"), "ok")
+        assert "1 reachable" in told(look("doorbells"), "ok")
 
 
 def test_a_doorbell_that_nobody_hears_is_noted(look, bell, program):
@@ -383,7 +383,7 @@ def test_a_doorbell_that_nobody_hears_is_noted(look, bell, program):
     bell(f"http://127.0.0.1:{port}/ring")
     assert "nobody answers at its address" in told(look("doorbells"), "note")
     program.store.write(lambda tx: tx.run("update webhook set disabled_at = 1, disabled_for = 'gone (410)'"))
-    assert "is switched off: gone (410)" in told(look("doorbells"), "note")
+    assert "ann: disabled: gone (410)" in told(look("doorbells"), "note")
 
 
 def test_a_command_that_would_not_be_run_is_noted(look, bell, program):
@@ -395,9 +395,11 @@ def test_a_command_that_would_not_be_run_is_noted(look, bell, program):
 
     assert "webhooks.exec" in hang("/bin/true")
     (program.path / "config.toml").write_text("[webhooks]\nexec = true\n")
-    assert "/no/such is not there or may not be run -> put it there (chmod +x)" in hang("/no/such")
+    assert "/no/such does not exist or is not executable -> install it and make it executable (chmod +x)" in hang(
+        "/no/such"
+    )
     program.store.write(lambda tx: tx.run("update webhook set url = 'exec:/bin/true'"))
-    assert "1 can be reached" in told(look("doorbells"), "ok")
+    assert "1 reachable" in told(look("doorbells"), "ok")
 
 
 def test_more_doorbells_than_are_looked_at_are_told(look, bell, monkeypatch):
