@@ -1,17 +1,19 @@
-"""One client's connection: bytes to requests, answers to bytes, and what became of an answer.
+"""One client connection: turns bytes into requests, answers into bytes, and tracks whether each answer arrived.
 
-A connection is a state machine that is stirred by events and never blocks. One request at a time is *busy*; bytes that
-come meanwhile wait, so answers stand in the order of the requests. Any thread may `finish` a request; the thread that
-attends to the door reads and parses.
+A connection is a state machine driven by events; it never blocks. It runs one request at a time (*busy*) and buffers
+the bytes that arrive meanwhile, so answers keep the order of the requests. The attending thread reads and parses; any
+thread may `finish` a request.
 
-**Receipt.** That `send` succeeded does not mean that the client has the answer. What was handed out with one (see
-`mux.Flight`) is settled by the connection's next event: more bytes or an orderly end mean received, a reset means lost.
-A client that closes with our answer unread sends a reset right after its orderly end, so an end is believed only when
-nothing has followed for 3 ms.
+**Receipt.** A successful `send` does not prove that the client has the answer. The connection's next event settles what
+the answer handed out (see `mux.Flight`): more bytes or an orderly close mean received, a reset means lost. A client
+that closes without having read our answer sends a reset right after its orderly close, so a close counts as a receipt
+only if no reset follows within 3 ms.
 
-**Deadlines** are total: from the first byte of a head or a body to its last, however slowly they drip.
+**Deadlines** are total: they run from the first byte of a head or body to its last, however slowly the bytes trickle
+in.
 
-`lock` guards everything here. Flights are told outside of it, since being told may commit and so answer others.
+`lock` guards everything here. Flights are notified without it, because a notification may commit and so cause other
+connections to answer.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from stonemux.schema import BODY_LIMIT
 
 RECEIVE = 16 * 1024
 HEARD_OUT = 64 * 1024
-"""Bytes of later requests that are read ahead of an answer that hands something out."""
+"""How many bytes of later requests are read before sending an answer that hands something out."""
 IDLE_MS = 15_000
 HEAD_MS = 5_000
 BODY_MS = 10_000
@@ -43,79 +45,79 @@ DRAIN_MS = 500
 DRAIN_BYTES = 256 * 1024
 VERDICT_MS = 3
 MOST_REQUESTS = 1000
-"""Requests served on one connection."""
+"""Maximum number of requests on one connection."""
 
 
 class Socket(Protocol):
-    """What a connection needs of a socket: the system's own, or one that speaks TLS (`tls`)."""
+    """What a connection needs of a socket: the standard library's, or one that speaks TLS (see `tls`)."""
 
     @property
     def family(self) -> int:
         """The address family."""
 
     def fileno(self) -> int:
-        """The descriptor; system calls on it concern the bytes that travel."""
+        """The file descriptor; system calls on it see the bytes on the wire."""
 
     def setblocking(self, flag: bool, /) -> None:
-        """Whether calls may wait."""
+        """Set whether calls may block."""
 
     def settimeout(self, seconds: float | None, /) -> None:
-        """Let calls wait so long."""
+        """Set how long calls may block."""
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
-        """Set an option."""
+        """Set a socket option."""
 
     def getsockopt(self, level: int, option: int, /) -> int:
-        """Read an option."""
+        """Read a socket option."""
 
     def recv(self, most: int, flags: int = ..., /) -> bytes:
-        """What has come, b"" after the peer's end; raises BlockingIOError when there is nothing yet."""
+        """Return the bytes received, b"" after the peer has closed; raises BlockingIOError if there is nothing yet."""
 
     def send(self, data: bytes, /) -> int:
-        """How many of these bytes are on their way; raises BlockingIOError when none can be, to be called again."""
+        """Send what fits and return how many bytes that was; raises BlockingIOError if none fit: call again later."""
 
     def sendall(self, data: bytes, /) -> None:
-        """Send all of it, waiting as long as it takes; not to be mixed with `send`."""
+        """Send all of it, blocking as long as it takes; not to be mixed with `send`."""
 
     def shutdown(self, how: int, /) -> None:
-        """End one direction."""
+        """Shut down one direction, or both."""
 
     def close(self) -> None:
-        """End it."""
+        """Close the socket."""
 
 
 class Attendant(Protocol):
-    """Who looks after a connection: what it needs of its server."""
+    """What a connection needs of its server."""
 
     stopping: bool
 
     def ticks_ms(self) -> int:
-        """Now."""
+        """The current time in ticks."""
 
     def most_body(self, head: wire.Head) -> int:
-        """How many bytes the body of such a request may have."""
+        """The maximum body size in bytes for this request."""
 
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
-        """Run a request; somebody will `finish` it."""
+        """Run a request; some thread will call `finish` for it."""
 
     def refuse(self, connection: Connection, error: MuxError) -> None:
         """Finish a request that could not be read."""
 
     def revisit(self, connection: Connection) -> None:
-        """Let an attending thread look at this connection again."""
+        """Have the attending thread look at this connection again."""
 
     def await_verdict(self, connection: Connection) -> None:
-        """Call `conclude` in `VERDICT_MS`."""
+        """Call `conclude` after `VERDICT_MS`."""
 
     def remind(self, deadline: int) -> None:
-        """Call `overdue` when this moment (ticks) has come."""
+        """Call `overdue` at this moment (ticks)."""
 
     def ended(self, connection: Connection) -> None:
-        """The connection is over."""
+        """Forget the connection; it is over."""
 
 
 class Connection:
-    """See the head of this module."""
+    """A client connection; the module docstring explains it."""
 
     __slots__ = (
         "_answering",
@@ -157,7 +159,7 @@ class Connection:
         self.lock = threading.Lock()
         now = attendant.ticks_ms()
         self.idle_since: int | None = now
-        """Since when nothing was asked (ticks); None while a request runs."""
+        """Since when no request has run (ticks); None while one runs."""
         self._attendant = attendant
         self._deadline: int | None = now + IDLE_MS
         attendant.remind(self._deadline)
@@ -165,15 +167,15 @@ class Connection:
         self._buffer = b""
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
-        self._pile: bytearray | None = None  # a long body so far: copying the buffer at each read would not do
+        self._pile: bytearray | None = None  # a long body so far; extending the buffer would copy it each time
         self._busy = False
         self._beat, self._beat_ms = b"", 0
-        self._answering = False  # what is unsent ends with the answer to the running request
-        self._drained = False  # the socket was read empty, and nothing was heard of it since
+        self._answering = False  # `_unsent` ends with the answer to the running request
+        self._drained = False  # the socket was read empty, and no event has come since
         self._ending = False  # the client has closed its side
-        self._gone = False  # ... while we were busy
-        self._closing = False  # after this answer
-        self._draining = False  # the last answer is out; reading only what is still on its way
+        self._gone = False  # ... while a request was running
+        self._closing = False  # close after this answer
+        self._draining = False  # the last answer is out; only discard what still arrives
         self._left_to_drain = DRAIN_BYTES
         self._closed = False
         self._unsent = b""
@@ -182,10 +184,10 @@ class Connection:
         self._verdicts: list[tuple[Flight, bool]] = []
         self._watch: Watch | None = None
 
-    # -- events, on an attending thread
+    # -- events, on the attending thread
 
     def stir(self, ready: Ready) -> None:
-        """Something happened on the socket."""
+        """Handle a socket event."""
         watch = None
         with self.lock:
             self._drained = False
@@ -201,13 +203,13 @@ class Connection:
         self._serve(found)
 
     def attend(self) -> None:
-        """Read, and serve what has come."""
+        """Read, and serve the next request if it is complete."""
         with self.lock:
             found = self._take_up()
         self._serve(found)
 
     def _take_up(self) -> tuple[wire.Head, bytes] | MuxError | None:
-        """The next request, or why there can be none; it runs from here on."""
+        """Take up the next request, or the error that replaces it; from here on it counts as running."""
         if self._busy or self._closed:
             return None
         found: tuple[wire.Head, bytes] | MuxError | None
@@ -222,7 +224,7 @@ class Connection:
         return found
 
     def _serve(self, found: tuple[wire.Head, bytes] | MuxError | None) -> None:
-        """Hand a request on. What came after it is looked at when it is answered (`finish`)."""
+        """Hand a request on; bytes after it are looked at once it is answered (`finish`)."""
         if self._verdicts:
             self._tell()
         if isinstance(found, MuxError):
@@ -231,7 +233,7 @@ class Connection:
             self._attendant.handle(self, *found)
 
     def overdue(self, now: int) -> int | None:
-        """Act on a deadline that has passed; returns the next one, or None when there is none."""
+        """Act if the deadline has passed; returns the next one, or None if there is none."""
         error = watch = None
         with self.lock:
             deadline = self._deadline
@@ -257,16 +259,17 @@ class Connection:
         return None
 
     def conclude(self) -> None:
-        """The client ended the connection a moment ago; by now a reset would have followed."""
+        """Settle a client's close: if it had left the answer unread, a reset would have followed by now."""
         with self.lock:
             if not self._closed:
                 self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
         self._tell()
 
     def hang_up(self, *, idle: bool = False) -> None:
-        """Close at once; whatever runs finds nobody to answer. An idle client counts as one that fell silent.
+        """Close at once; a running request has nobody left to answer.
 
-        `idle`: only if nothing runs, since a request may have come after the caller looked.
+        On an idle connection, an answer counts as received if the client's system has acknowledged every byte. With
+        `idle`, close only if no request runs, since one may have come after the caller looked.
         """
         with self.lock:
             if idle and self._busy:
@@ -309,7 +312,7 @@ class Connection:
                 self._buffer = self._buffer + data if self._buffer else data
 
     def _end_of_input(self) -> None:
-        """The client has said all it will say."""
+        """Handle the client's close of its side."""
         self._drained = True
         if self._phase == "body":
             raise MuxError(
@@ -322,7 +325,7 @@ class Connection:
             self._close(arrived=True)
 
     def _parse(self) -> tuple[wire.Head, bytes] | None:
-        """The next request in the buffer, if it is whole."""
+        """Take the next request from the buffer, if it is complete."""
         head = self._head
         if head is None:
             end = self._buffer.find(b"\r\n\r\n")
@@ -332,7 +335,7 @@ class Connection:
                 return None
             head = wire.parse_head(self._buffer[:end])
             start, stop = end + 4, end + 4 + head.length
-            if stop <= len(self._buffer) and head.length <= BODY_LIMIT and not head.chunked:  # all of it, as most are
+            if stop <= len(self._buffer) and head.length <= BODY_LIMIT and not head.chunked:  # whole, as most are
                 body, self._buffer = self._buffer[start:stop], self._buffer[stop:]
                 return head, body
             self._buffer = self._buffer[start:]
@@ -377,7 +380,7 @@ class Connection:
                 self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _expect(self, phase: str, within_ms: int) -> None:
-        """The rest of a head or body must be here within this time from now."""
+        """Require the rest of the head or body within this time from now."""
         if self._phase != phase:
             self._phase = phase
             self._due(within_ms)
@@ -386,13 +389,13 @@ class Connection:
 
     @property
     def last(self) -> bool:
-        """Whether this connection has served as many requests as it may."""
+        """Whether this connection has reached its maximum number of requests."""
         return self._served >= MOST_REQUESTS
 
     def begin(self, opening: bytes, *, beat: bytes, beat_ms: int) -> None:
-        """Send the beginning of an answer that will take its time, and `beat` whenever nothing was sent for a while.
+        """Send the beginning of a slow answer, then `beat` whenever nothing was sent for `beat_ms`.
 
-        A client that has not taken a beat by the time the next one is due has gone.
+        A client that has not taken a beat by the time the next one is due counts as gone.
         """
         with self.lock:
             if self._closed:
@@ -400,17 +403,17 @@ class Connection:
             self._beat, self._beat_ms, self._phase = beat, beat_ms, "streaming"
             self._due(beat_ms)
             self._put(opening)
-        self._attendant.revisit(self)  # whoever attends must learn of the deadline
+        self._attendant.revisit(self)  # the attending thread must learn of the deadline
 
     def proceed(self, data: bytes) -> None:
-        """Send the next piece of an answer that was begun."""
+        """Send the next piece of an answer that `begin` has started."""
         with self.lock:
             if not self._closed:
                 self._due(self._beat_ms)
                 self._put(data)
 
     def finish(self, answer: bytes, *, close: bool, flight: Flight | None = None) -> None:
-        """Answer the request that is running. `flight` is told whether the answer arrives."""
+        """Answer the running request. `flight` will be told whether the answer arrived."""
         with self.lock:
             if flight is not None:
                 self._flights.append(flight)
@@ -422,7 +425,7 @@ class Connection:
                 self._judge(arrived=False)
             else:
                 self._put(answer)
-            # What was reported while busy, or left unread by a full read, is not reported again.
+            # No event repeats what was reported while busy, or what a full read left in the socket.
             left = bool(self._buffer) or not self._drained or self._draining
             again = left and not self._busy and not self._closed
         if self._verdicts:
@@ -431,7 +434,7 @@ class Connection:
             self._attendant.revisit(self)
 
     def _hear_out(self) -> None:
-        """Take in what the client has said so far: only what it says after an answer can be a receipt for it."""
+        """Read what the client has sent so far: only bytes it sends after an answer can acknowledge that answer."""
         while len(self._buffer) < HEARD_OUT:
             try:
                 data = self.sock.recv(RECEIVE)
@@ -450,7 +453,7 @@ class Connection:
         self._push()
 
     def _push(self) -> None:
-        """Send what can be sent without waiting; when all is out, the request is over."""
+        """Send what fits without blocking; once all of it is sent, the request is over."""
         while self._unsent:
             try:
                 sent = self.sock.send(self._unsent)
@@ -480,33 +483,33 @@ class Connection:
             self._attendant.remind(self._deadline)
 
     def _end_output(self) -> None:
-        """Tell the client that nothing more comes."""
+        """Tell the client that no more bytes will follow."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
     def park(self, watch: Watch) -> None:
-        """The running request is about to sleep on `watch`; raises Hangup when the client is gone already."""
+        """Register the `watch` that the running request is about to wait on; raises Hangup if the client is gone."""
         with self.lock:
-            # Its end may have come together with the request, and will not be reported again.
+            # The close may have come together with the request; no further event would report it.
             if self._gone or self._closed or (self._ending and _has_ended(self.sock)):
                 raise Hangup
             self._watch = watch
 
     def unpark(self) -> None:
-        """The sleep is over."""
+        """Unregister the watch; the wait is over."""
         with self.lock:
             self._watch = None
 
     def abandon(self) -> None:
-        """There is nobody to answer."""
+        """Close without an answer; the client is gone."""
         with self.lock:
             self._close(arrived=False)
         self._tell()
 
     def detach(self) -> Socket:
-        """Give the socket away: this connection is over, but does not close it.
+        """Give the socket away: this connection is over, but the socket stays open.
 
-        Nobody will know whether an earlier, pipelined answer arrived, so what went with it is lost.
+        Whether earlier, pipelined answers arrived will never be known, so what they handed out counts as lost.
         """
         with self.lock:
             self._closed = True
@@ -516,18 +519,18 @@ class Connection:
         return self.sock
 
     def _due(self, within_ms: int) -> None:
-        """Be looked at by `overdue` when this time has passed."""
+        """Have `overdue` called after this time."""
         self._deadline = self._attendant.ticks_ms() + within_ms
         self._attendant.remind(self._deadline)
 
-    # -- the end
+    # -- closing
 
     def _judge(self, *, arrived: bool) -> None:
         self._verdicts += [(flight, arrived) for flight in self._flights]
         self._flights = []
 
     def _tell(self) -> None:
-        """Tell flights what became of them, without holding the lock."""
+        """Tell flights whether their answers arrived, without holding the lock."""
         with self.lock:
             verdicts, self._verdicts = self._verdicts, []
         for flight, arrived in verdicts:
@@ -547,19 +550,19 @@ class Connection:
 
 
 def end(sock: Socket, *, whole: bool) -> None:
-    """Close a socket that was detached: in good order after a whole answer, else so that nobody takes it for whole."""
+    """Close a detached socket: in good order after a whole answer, else with a reset, so the client notices the cut."""
     with contextlib.suppress(OSError):
         if whole:
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(DRAIN_MS / 1000)
-            sock.recv(RECEIVE)  # unread bytes would turn the orderly end into a reset
+            sock.recv(RECEIVE)  # unread bytes would turn the orderly close into a reset
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def _has_ended(sock: Socket) -> bool:
-    """Whether the client has closed its side already (nothing is taken from the socket)."""
+    """Whether the client has closed its side (peeks; consumes nothing)."""
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -569,7 +572,7 @@ def _has_ended(sock: Socket) -> bool:
 
 
 def _has_taken_all(sock: Socket) -> bool:
-    """Whether the client is there and its system has acknowledged every byte; False where that cannot be told."""
+    """Whether the client is there and its system has acknowledged every byte; False where that is unknowable."""
     if not sys.platform.startswith("linux") or _has_ended(sock):
         return False
     try:

@@ -1,10 +1,11 @@
-"""The one door through which every face calls an operation.
+"""The one path by which every front end (HTTP, MCP) calls an operation.
 
-It does, in this order: tier, token, idempotency key, parameters, run, audit. Faces translate and nothing else.
+In this order, it checks the tier, the token, the idempotency key and the parameters, runs the operation, and audits
+it. Front ends only translate.
 
-**Once.** A changing call with an idempotency key is remembered in the transaction of its effect: the same key with the
-same body answers what was answered before, for 24 hours; with another body it is refused. Successes are remembered,
-and refusals that would be the same again.
+**Idempotency.** A change with an idempotency key is recorded in the same transaction as its effect. For 24 hours, the
+same key with the same body returns the first answer again; with another body it is refused. Recorded are successes,
+and refusals that a retry would only repeat.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _KEY = re.compile(IDEMPOTENCY_KEY)
 class Call:
     """An operation with checked arguments, ready to run.
 
-    Exactly one of three ways to run it is right: `queue` when `work` is set, else `start` or `answer`.
+    There are three ways to run it, and only one is right for each call: `queue` if `work` is set, else `start` (or the
+    blocking `answer`).
     """
 
     __slots__ = ("_args", "_audited", "_caller", "_digest", "_done", "_mux", "operation", "work")
@@ -48,7 +50,7 @@ class Call:
         textual: bool = False,
         key: str | None = None,
     ) -> None:
-        """Check tier, token, idempotency key and parameters; raises MuxError for what is refused before it runs."""
+        """Check tier, token, idempotency key and parameters; raises MuxError if the call is refused before it runs."""
         self._mux, self._caller, self.operation = mux, caller, operation
         self._audited = operation.changes and not mux.blotter.off
         self._digest = ""
@@ -82,7 +84,7 @@ class Call:
         if key is not None:
             caller.once = _once(operation, args, key, bytes.fromhex(self._digest), caller.principal)
         self.work: Work | None = None
-        """The piece of work, if this is a change that does not wait."""
+        """The function to run in a write transaction, if this is a change that does not wait."""
         if operation.kind == "change" and (operation.wait is None or not args["timeout"]):
             self.work = caller.through(partial(operation.run, **args))
 
@@ -98,7 +100,7 @@ class Call:
         return self._args
 
     def queue(self, done: Done) -> None:
-        """Queue the work; `done(answer, error)` is called after its commit, by whichever thread leads it."""
+        """Queue the work; the thread that leads its commit calls `done(answer, error)` afterwards."""
         assert self.work is not None
 
         self._done = done
@@ -108,9 +110,9 @@ class Call:
         self._done(*self.concluded(value, error))
 
     def concluded(self, value: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
-        """What to answer, or to refuse with, when the work has come to this; called after the commit."""
+        """Turn the work's outcome into the final answer or error; called after the commit."""
         if error is None:
-            if type(value) is MuxError:  # a stored refusal travels through the commit as a value
+            if type(value) is MuxError:  # a recorded refusal passes through the commit as a value
                 value, error = None, value
             elif value is None:
                 value = self.operation.nothing
@@ -119,7 +121,7 @@ class Call:
         return value, error
 
     def _noted(self, error: BaseException | None) -> None:
-        """Note what had no effect: a refusal, or the answer of an earlier call."""
+        """Audit a call that had no effect: a refusal, or a replayed answer."""
         if error is not None:
             outcome = error.code if isinstance(error, MuxError) else "internal"
         elif self._caller.replayed:
@@ -130,7 +132,7 @@ class Call:
             audit.note(self._mux, self.operation, self._args, self._caller, outcome, self._digest)
 
     def start(self) -> Any:
-        """Run what is not a change: the answer, or a `Wait` that has not been tried yet."""
+        """Run a call that is not a queued change; returns its answer, or a `Wait` that has not been tried yet."""
         try:
             started = self._start()
         except Exception as error:
@@ -155,13 +157,13 @@ class Call:
         return started
 
     def waited(self, answer: Any, error: BaseException | None = None) -> Any:
-        """The answer of a wait that has ended so; raises what it was refused with."""
+        """The answer of a wait that has ended with this outcome; raises the error if it was refused."""
         if error is None:
             self._heard_of()
         return self._ended(answer, error)
 
     def _ended(self, answer: Any, error: BaseException | None) -> Any:
-        if isinstance(answer, MuxError):  # a stored refusal travels through the commit as a value
+        if isinstance(answer, MuxError):  # a recorded refusal passes through the commit as a value
             error = answer
         self._noted(error)
         if error is not None:
@@ -169,7 +171,7 @@ class Call:
         return answer
 
     def answer(self) -> Any:
-        """Run to the end, blocking."""
+        """Run to completion, blocking."""
         if self.work is None:
             started = self.start()
             return self.waited(*_tried(self._mux.wait, self._caller, started)) if type(started) is Wait else started
@@ -178,7 +180,7 @@ class Call:
 
 
 def _tried(run: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, BaseException | None]:
-    """What came of it: its value, or why it failed."""
+    """Run it, and return its value or its exception."""
     try:
         return run(*args, **named), None
     except Exception as error:
@@ -194,12 +196,12 @@ def call(
     textual: bool = False,
     key: str | None = None,
 ) -> Any:
-    """Run an operation and return its answer; raises MuxError, or Hangup when the caller of a wait went away."""
+    """Run an operation and return its answer; raises MuxError, or Hangup when a waiting caller has gone away."""
     return Call(mux, operation, given, caller, textual=textual, key=key).answer()
 
 
 def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
-    """Check that this caller may call this at all, and note whose token it shows.
+    """Check that this caller may call this operation at all, and set `caller.principal` from the token.
 
     Raises `upgrade_required`, `owner_only`, and what `Tokens.admit` raises.
     """
@@ -220,12 +222,12 @@ def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
 
 
 def _signed(operation: Operation, given: Mapping[str, Any], agent: str) -> Mapping[str, Any]:
-    """The same call, with the agent that the token is bound to wherever it does not say who acts."""
+    """The same call, with the token's agent filled in wherever the call does not say who acts."""
     return {**given, **{param.name: agent for param in operation.acting if given.get(param.name) is None}}
 
 
 def _check_agent(operation: Operation, args: Mapping[str, Any], agent: str) -> None:
-    """A token that is bound to an agent acts as that one alone."""
+    """Refuse a call in which a token bound to one agent acts as another."""
     for param in operation.acting:
         if args[param.argument] != agent:
             raise mismatch(param.name, args[param.argument], agent)
@@ -250,7 +252,7 @@ def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
 
     return wait._replace(
         topics=(*wait.topics, TOPIC),
-        attempt=attempt if work is None else wait.attempt,  # else what was written would be lost
+        attempt=attempt if work is None else wait.attempt,  # once the work is committed, its answer must go out
         give_up=give_up,
         deadline=min(wait.deadline, mux.clock.ticks_ms() + principal.expires_at - mux.clock.now_ms()),
         work=None if work is None else checked_work,
@@ -258,7 +260,7 @@ def _while_good(mux: Mux, wait: Wait, principal: Principal) -> Wait:
 
 
 def mismatch(name: str, named: str, agent: str) -> MuxError:
-    """The refusal of a call that names another agent than its token."""
+    """The error for a call that names another agent than its token."""
     return MuxError(
         "agent_mismatch",
         f"{name} is {shown(named)}, but the token is bound to {shown(agent)}; act as that agent, or get a token for "
@@ -282,7 +284,7 @@ def _check_tier(mux: Mux, needed: str, what: str) -> None:
 
 def _check_params(mux: Mux, operation: Operation, args: Mapping[str, Any]) -> None:
     for param in operation.tiered:
-        if args[param.argument] not in (param.default, ""):  # to take something away is for every tier
+        if args[param.argument] not in (param.default, ""):  # every tier may remove a setting
             _check_tier(mux, param.tier, f"{param.name} in {operation.name}")
 
 
@@ -300,7 +302,7 @@ def _one_key(in_body: Any, in_header: str | None) -> str | None:
 def _once(
     operation: Operation, args: Mapping[str, Any], key: str, digest: bytes, principal: Principal | None
 ) -> Callable[[Caller, Work], Work]:
-    """What makes a piece of work happen once for this key, remembered in the work's own transaction."""
+    """A wrapper that makes work happen once for this key; it records the outcome in the work's own transaction."""
     actor = args.get(operation.by) if operation.by else None
     if principal is not None and principal.agent:
         actor = principal.agent
@@ -319,7 +321,7 @@ def _once(
                     raise
                 _remember(tx, scope, digest, refusal.failure.http, refusal.body())
                 return refusal
-            if answer is not None:  # a claim that found nothing has had no effect to protect
+            if answer is not None:  # a claim that found nothing has no effect to protect
                 _remember(tx, scope, digest, 200, answer)
             return answer
 
@@ -348,7 +350,7 @@ def _replay(found: Any, digest: bytes, caller: Caller) -> Any:
 
 
 def purge_idempotency(tx: Tx, most: int) -> int:
-    """Forget up to `most` records older than a day; returns how many."""
+    """Delete up to `most` idempotency records older than a day; returns how many."""
     return tx.run(
         "delete from idempotency where (scope, path, key) in "
         "(select scope, path, key from idempotency where at < ? limit ?)",

@@ -1,7 +1,7 @@
-"""One request on its way through: routing, running, answering.
+"""One request from routing to answer.
 
-Whoever attends to the door runs what is quick here and now, queues changes (their answer is written by whichever thread
-leads the commit), and gives what may take long or must wait to a thread of its own.
+The attending thread runs quick operations itself and queues changes (the thread that leads the commit writes their
+answers). Slow operations run on a worker thread; calls that wait are parked without a thread (see `parking`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Routes = Mapping[str, Mapping[str, Operation]]
 
 
 def routes(rows: Iterable[Operation]) -> Routes:
-    """The operations of a table by path, and then by method."""
+    """Index a table's operations by path, and then by method."""
     found: dict[str, dict[str, Operation]] = {}
     for row in rows:
         found.setdefault(row.path, {})[row.method] = row
@@ -44,12 +44,12 @@ ROUTES = routes(operations.OPERATIONS)
 
 
 class Exchange(Caller):
-    """A request, from its being read until it is answered; and, for that long, who sent it."""
+    """One request, from parsing to answer; it also serves as the `Caller` for that time."""
 
     __slots__ = ("_close", "_connection", "_extra", "_given", "_head", "_server")
 
     routes = ROUTES
-    """What answers at which path."""
+    """The operations by path and method."""
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server.request_id())
@@ -63,7 +63,7 @@ class Exchange(Caller):
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
-        """Around a sleep: a connection that ends cancels it."""
+        """For the duration of a wait, cancel `watch` if the connection ends."""
         self._connection.park(watch)
         try:
             yield
@@ -71,7 +71,7 @@ class Exchange(Caller):
             self._connection.unpark()
 
     def run(self, body: bytes) -> None:
-        """Answer the request, or see to it that it gets answered."""
+        """Answer the request, or arrange for it to be answered."""
         try:
             asked = self._read(body)
             if asked is not None:
@@ -80,9 +80,9 @@ class Exchange(Caller):
             self._refuse(error)
 
     def _read(self, body: bytes) -> tuple[Operation, Mapping[str, Any] | list[Any]] | None:
-        """The operation that is asked for, and its parameters; None when the request is answered already.
+        """The requested operation and its parameters; None if the request has already been answered.
 
-        What is refused here never gets to `door`, so it is noted for the audit log.
+        A request refused here never reaches `door`, so this method notes it for the audit log.
         """
         operation = None
         try:
@@ -96,7 +96,7 @@ class Exchange(Caller):
             raise
 
     def _check_reach(self) -> None:
-        """Calls from other machines need the enterprise tier, whatever they ask for."""
+        """Calls from other machines need the enterprise tier, whatever the operation."""
         mux = self._server.mux
         if self._connection.remote and mux.tier != "enterprise":
             raise MuxError(
@@ -115,7 +115,7 @@ class Exchange(Caller):
             raise
 
     def _note(self, error: MuxError, operation: Operation | None) -> None:
-        """Note a refusal from before `door`, if it is one of a change or of a caller who may not call."""
+        """Audit a refusal that came before `door`, if the operation is a change or the caller was not authorized."""
         path = self._head.path
         if (operation is not None and operation.changes) or error.failure.http in audit.GUARDED:
             what = operation.name if operation is not None else "http.request"
@@ -126,7 +126,7 @@ class Exchange(Caller):
     # -- routing
 
     def _route(self) -> Operation | None:
-        """The operation that is asked for; None when the request is answered already (OPTIONS)."""
+        """The requested operation; None if the request has already been answered (OPTIONS)."""
         head = self._head
         methods = self.routes.get(head.path)
         if methods is None:
@@ -162,7 +162,7 @@ class Exchange(Caller):
             return
         if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
             self._admit(operation)
-            bind(operation, self._given, mux.settings, textual=True)  # it waits for nothing and takes nothing
+            bind(operation, self._given, mux.settings, textual=True)  # HEAD does not wait, and takes nothing
             self._send(200, b"")
             return
         call = door.Call(
@@ -186,7 +186,7 @@ class Exchange(Caller):
         key = self._head.headers.get("idempotency-key")
         try:
             together.queue(self._server.mux, operation, given, self._another_caller, key, self._done)
-        except MuxError as error:  # of all of them; each one is judged by `door`
+        except MuxError as error:  # an error of the whole batch; `door` audits each call in it
             self._note(error, operation)
             raise
 
@@ -208,17 +208,17 @@ class Exchange(Caller):
     # -- running
 
     def _done(self, answer: Any, error: BaseException | None) -> None:
-        """A queued change was committed, or refused."""
+        """Answer a queued change, now that it has been committed or refused."""
         if error is None:
             try:
                 self._answer(answer)
-            except Exception as fault:  # must not harm the other changes of the batch
+            except Exception as fault:  # must not harm the other changes in the group commit
                 error = fault
         if error is not None:
             self._refuse(error)
 
     def _run_here(self, call: door.Call) -> None:
-        """Run what is quick; a wait that finds something at once, or may not wait, is quick, too."""
+        """Run what is quick; that includes a wait that finds something at once or has no time to wait."""
         answer = call.start()
         if isinstance(answer, Wait):
             wait = answer
@@ -229,21 +229,21 @@ class Exchange(Caller):
         self._answer(answer)
 
     def _waited(self, call: door.Call, answer: Any, error: BaseException | None) -> None:
-        """A wait has ended."""
+        """Answer a wait that has ended."""
         try:
             self._answer(call.waited(answer, error))
         except Exception as fault:
             self._refuse(fault)
 
     def _run_aside(self, call: door.Call) -> None:
-        """Run what may take long, on a thread of its own."""
+        """Run a slow operation; called on a worker thread."""
         try:
             self._answer(call.answer())
         except Exception as error:
             self._refuse(error)
 
     def _run_lines(self, call: door.Call) -> None:
-        """Send an answer of any length bit by bit, on a thread of its own, as fast as the client takes it."""
+        """Stream an answer of any length, as fast as the client takes it; called on a worker thread."""
         server = self._server
         try:
             pieces = call.start()
@@ -265,7 +265,7 @@ class Exchange(Caller):
             else:
                 whole = True
         except OSError:
-            pass  # the client has gone, or takes nothing
+            pass  # the client has gone, or has stopped reading
         except MuxError as error:
             log.warning("request %s was cut off: %s", self.request_id, error.message)
         except Exception:
@@ -301,7 +301,7 @@ class Exchange(Caller):
             raise
 
     def _open_head(self, content_type: str, *more: str) -> bytes:
-        """The head of an answer whose length is not known yet."""
+        """The head of an answer whose length is not yet known."""
         lines = [
             "HTTP/1.1 200 OK",
             f"Content-Type: {content_type}",
@@ -347,7 +347,7 @@ class Exchange(Caller):
         self._send(error.failure.http, payload.write_line(error.body(self.request_id)))
 
     def _challenge(self, error: MuxError) -> None:
-        """A refusal for want of a token says how one is shown (RFC 6750 section 3)."""
+        """Add the WWW-Authenticate header to a refusal for lack of a valid token (RFC 6750 section 3)."""
         if error.failure.http == 401:
             flaw = "" if error.code == "token_missing" else ' error="invalid_token"'
             self._extra += (("WWW-Authenticate", f"Bearer{flaw}"),)
@@ -371,7 +371,7 @@ class Exchange(Caller):
 
 
 def refusal(error: MuxError, request_id: str) -> bytes:
-    """A complete error answer, with `Connection: close`, for requests that never became one."""
+    """A complete error answer, with `Connection: close`, for a request that could not be read."""
     extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
     return wire.render(
         error.failure.http, payload.write_line(error.body(request_id)), request_id=request_id, close=True, extra=extra
@@ -383,7 +383,7 @@ def _unknown_path(path: str, known: Routes) -> MuxError:
         here = "this is stonemux, which has no pages: /health and /stats say how it is"
         return MuxError("not_found", f"{here}, /openapi.json lists all")
     begun = sorted(one for one in known if one.startswith(path.rstrip("/") + "/"))
-    close = begun[0] if begun else guess(path, known, least=0.6)  # paths have much in common by chance
+    close = begun[0] if begun else guess(path, known, least=0.6)  # a high threshold: all paths look alike
     return MuxError(
         "not_found",
         f"nothing answers at this path{did_you_mean(close, '/openapi.json lists all')}",

@@ -1,20 +1,21 @@
-"""The HTTP face: the listening socket, and the threads at the door.
+"""The HTTP server: the listening socket, and the threads that serve its connections.
 
-`ThreadingHTTPServer` supplies the listening socket and its life cycle. What a request passes through is our own: the
-stock parser can be desynchronized and is slow (`wire`), and threads that are woken for every request fight for the
-interpreter lock (`readiness`; with 64 connections, a durable send cost 140 microseconds with a thread per connection,
-and costs 70 now).
+`ThreadingHTTPServer` supplies the listening socket and its life cycle. The request path is our own: the standard
+library's parser is slow and open to request smuggling (see `wire`), and threads that are woken for every request
+compete for the interpreter lock (see `readiness`). With 64 connections, a durable send cost 140 microseconds with one
+thread per connection; it now costs 70.
 
-Which thread does what, and never does:
+Which thread does what, and what it must never do:
 
-* One thread *attends*: it hears from the system which sockets have something to say, reads and parses it, runs what is
-  quick, queues changes, and then leads the commit of everything it has queued. It never waits for a client or another
-  thread; the one thing it waits for is the disk.
-* Another stands *guard*, and attends in its place when it has been held up for longer than `HELD_UP_MS` by the disk. It
-  looks at the clock only while there is traffic.
-* *Workers* run what may take long, calls over MCP that wait, and what would wait at the door for a commit that another
-  thread leads. They never read from a socket. Other calls that wait have no thread (`parking`).
-* Streams belong to the streamer (`sse`).
+* One thread *attends*: it is the event loop. It learns from the operating system which sockets are ready, reads and
+  parses their bytes, runs quick operations, queues changes, and then leads the group commit of everything it has
+  queued. It never waits for a client or for another thread; it waits only for the disk.
+* A second thread stands *guard*. It takes over as the attending thread when the disk has held that one up for longer
+  than `HELD_UP_MS`. It looks at the clock only while there is traffic.
+* *Workers* run operations that may take long, MCP calls that wait, and work that would block the event loop until a
+  commit led by another thread is done. They never read from a connection's socket. Other waiting calls need no thread
+  (see `parking`).
+* Streams belong to the streamer (see `sse`).
 
 An idle daemon does nothing at all: deadlines exist only for connections that are idle or half-way through a request.
 """
@@ -57,22 +58,22 @@ _T = TypeVar("_T")
 _Connect = Callable[[socket.socket], Connection]
 
 SWEEP_MS = 250
-"""Deadlines of connections are looked at no more often than this, and only while there are any."""
+"""Connection deadlines are checked at most this often, and only while there are any."""
 HELD_UP_MS = 20
 QUIET_ROUNDS = 10
-"""After so many looks without traffic the guard sleeps until there is some."""
+"""After this many checks without traffic, the guard sleeps until there is traffic again."""
 ACCEPTED_AT_ONCE = 64
 STOP_MS = 1000
-"""How long running requests may take to end when the daemon stops."""
+"""How long the requests in progress may take to finish when the daemon stops."""
 IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
 PORT_REMEDIES = {
     errno.EADDRINUSE: "Stop whatever uses it, or choose another port with --port",
     errno.EACCES: "Ports below 1024 are not for everybody: choose another one with --port",
 }
-"""What to do about a port that cannot be listened on, by the reason."""
+"""What to do about a port that the daemon cannot listen on, by `errno`."""
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
-"""A fatal "internal error": all that can be said to a TLS client without a handshake."""
+"""A fatal "internal error" alert: the only thing a TLS client can be told before the handshake."""
 
 
 class Server(ThreadingHTTPServer):
@@ -83,13 +84,13 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, mux: Mux) -> None:
-        """Bind to the address in the settings; raises `address_in_use` when somebody else listens there."""
+        """Bind to the configured address; raises `address_in_use` if the daemon cannot listen there."""
         self.mux = mux
         self.ticks_ms = mux.clock.ticks_ms
         self.stopping = False
         self._connect: _Connect = partial(Connection, self)
         self._secure: _Connect = self._connect
-        """What makes a connection out of a socket that came over the network."""
+        """Makes a connection from a socket that was accepted on the TCP port."""
         self.read_certificate()
         host = mux.settings.host
         self._beyond = not is_loopback(host)
@@ -102,7 +103,7 @@ class Server(ThreadingHTTPServer):
         self.hosts, self.origins = _own_names(mux.settings, self.port)
         self.streamer = sse.Streamer(mux)
         self.lot = Lot(mux, self._ring_from_elsewhere, self.aside)
-        """The calls that wait."""
+        """The calls that wait without a thread."""
         self._openapi = b""
         self._lock = threading.Lock()
         self._all_ended = threading.Condition(self._lock)
@@ -116,7 +117,7 @@ class Server(ThreadingHTTPServer):
         self._revisits: deque[Connection] = deque()
         self._verdicts: deque[tuple[int, Connection]] = deque()
         self._next_sweep: int | None = None
-        # which thread attends; `_watch` guards the change of guard
+        # which thread attends; `_watch` guards the handover between it and the guard
         self._watch = threading.Condition()
         self._attending: int | None = None
         self._round = 0
@@ -125,7 +126,7 @@ class Server(ThreadingHTTPServer):
         self._ended = False
 
     def _listen(self) -> Listener | None:
-        """Listen on the port, and on the Unix socket if there is to be one, which is returned."""
+        """Listen on the port, and on the Unix socket if one is configured; returns the latter."""
         settings = self.mux.settings
         try:
             try:
@@ -141,51 +142,51 @@ class Server(ThreadingHTTPServer):
             raise
 
     def server_bind(self) -> None:
-        """Bind without the stock look-up of the host's name, which may ask the network."""
+        """Bind without the standard library's look-up of the host name, which may query the network."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     @cached_property
     def mcp(self) -> mcp.Layer:
-        """What answers MCP, made when somebody first asks; a test may put a layer with other things in its place."""
+        """The MCP layer, created on first use; a test may substitute a layer with other tools."""
         return mcp.Layer(offer.registry(self.mux.settings))
 
     @property
     def openapi(self) -> bytes:
-        """The OpenAPI document, rendered when somebody first asks for it."""
+        """The OpenAPI document, rendered on first use."""
         if not self._openapi:
-            from stonemux.openapi import document  # a start need not wait for it
+            from stonemux.openapi import document  # imported here to keep startup fast
 
-            here = replace(self.mux.settings, port=self.port)  # that of the settings may be 0
+            here = replace(self.mux.settings, port=self.port)  # the configured port may be 0
             self._openapi = payload.write_line(document(operations.OPERATIONS, here, VERSION))
         return self._openapi
 
     def heed(self) -> None:
-        """Go by the program's settings as they are now."""
+        """Apply the current settings after they have changed."""
         self._openapi = b""
-        self.streamer.wake()  # it sleeps as long as the keepalive was
+        self.streamer.wake()  # it may be asleep for the old keepalive interval
         self.mcp.registry = offer.registry(self.mux.settings)
 
     def read_certificate(self) -> None:
-        """Show the certificate in the files to whoever connects from now on, if there is one.
+        """Read the configured certificate, if there is one, and use it for all connections from now on.
 
-        Raises `bad_setting` for one that cannot be used; the one that was shown before stays.
+        Raises `bad_setting` if the certificate cannot be used; the previous one stays in use.
         """
         settings = self.mux.settings
         if settings.tls_cert:
-            from stonemux import tls  # no other start need wait for it
+            from stonemux import tls  # imported only where TLS is used
 
             secrets = tls.context(settings.tls_cert, settings.tls_key)
             self._secure = partial(tls.SecuredConnection, self, secrets=secrets)
 
     def request_id(self) -> str:
-        """A name for one request, unique while the daemon runs and hard to mistake for another run's."""
+        """An id for one request: unique while the daemon runs, and unlikely to repeat in another run."""
         return f"{self._boot}-{next(self._request_numbers):x}"
 
-    # -- at the door
+    # -- the event loop
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Attend to the door until `stop`, with a guard beside."""
+        """Serve connections until `stop`, with a guard thread running alongside."""
         self._listeners = {sock.fileno(): sock for sock in (self.socket, *([self._local.sock] if self._local else []))}
         for fd, sock in self._listeners.items():
             sock.setblocking(False)
@@ -209,10 +210,10 @@ class Server(ThreadingHTTPServer):
                     self._stand_guard(me)
                 attending = not attending
         finally:
-            self.mux.store.gatherers.discard(me)  # the next thread of this number is none
+            self.mux.store.gatherers.discard(me)  # the system may reuse this thread id
 
     def _attend(self, me: int) -> None:
-        """Attend until the end, or until the guard has taken over."""
+        """Run the event loop until the server ends or the guard has taken over."""
         gathering = False
         while not self._ended and self._attending == me:
             self._in_round = False
@@ -237,19 +238,19 @@ class Server(ThreadingHTTPServer):
                 elif ready.fd in self._listeners:
                     knocks.append(self._listeners[ready.fd])
             try:
-                for listener in knocks:  # last: a new connection may get the number of one that this round will close
+                for listener in knocks:  # last: a new connection may get the descriptor of one that this round closes
                     self._accept(listener)
                 self._see_to_the_rest()
             except Exception:
                 log.exception("a round at the door failed")
-            # Whoever has asked during this round shares its flush: one more look before the commit.
+            # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:
                 self.mux.store.lead()
         self.mux.store.lead()  # what was gathered when the guard took over
 
     def _stand_guard(self, me: int) -> None:
-        """Sleep while all is quiet; take over from an attending thread that is held up."""
+        """Sleep while there is no traffic; take over when the attending thread is held up."""
         quiet = 0
         with self._watch:
             while not self._ended:
@@ -268,7 +269,7 @@ class Server(ThreadingHTTPServer):
                     self._traffic = False
 
     def _patience(self) -> int | None:
-        """Milliseconds until something is due that no socket will announce."""
+        """Milliseconds until the next deadline that no socket event will announce; None if there is none."""
         if self._revisits or self.lot.queue:
             return 0
         moments = [self._verdicts[0][0]] if self._verdicts else []
@@ -279,7 +280,7 @@ class Server(ThreadingHTTPServer):
         return max(0, min(moments) - self.ticks_ms()) if moments else None
 
     def _see_to_the_rest(self) -> None:
-        """Connections that wait to be looked at again, verdicts that are due, deadlines."""
+        """Serve revisited connections, settle verdicts that are due, look at parked calls, and check deadlines."""
         while (connection := _taken(self._revisits)) is not None:
             connection.attend()
         now = self.ticks_ms()
@@ -304,7 +305,7 @@ class Server(ThreadingHTTPServer):
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, peer = listener.accept()
-            except OSError:  # nobody is left, or the client gave up before it was accepted
+            except OSError:  # no connection is pending, or the client gave up before it was accepted
                 return
             if self.stopping:
                 sock.close()
@@ -315,14 +316,14 @@ class Server(ThreadingHTTPServer):
                 self._welcome(sock, self._connect)
 
     def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
-        """Take a new connection in, or refuse it when there is no room to be made."""
+        """Register a new connection, or turn it away when the limit is reached and no connection is idle."""
         words = TLS_ALERT if connect is not self._connect else b""
         if self.open_connections >= self.mux.settings.max_connections and not self._make_room():
             self._turn_away(sock, words)
             return
         connection = connect(sock)
         connection.remote = remote
-        try:  # first, so that nobody has to take it out again; what it tells of meanwhile is read below
+        try:  # before the connection is recorded, so failure needs no undo; `attend` below reads what arrives meanwhile
             self._ready.add(sock.fileno())
         except OSError as trouble:
             log.warning("a connection was turned away: %s", trouble.strerror)
@@ -333,7 +334,7 @@ class Server(ThreadingHTTPServer):
         connection.attend()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest in favor of a new one; False if none is idle."""
+        """Close the connection that has been idle longest, to make room for a new one; False if none is idle."""
         with self._lock:
             idle = [(since, other) for other in self._connections.values() if (since := other.idle_since) is not None]
         if not idle:
@@ -356,10 +357,10 @@ class Server(ThreadingHTTPServer):
             sock.recv(65536)  # unread bytes would turn the orderly end into a reset and destroy the answer
         sock.close()
 
-    # -- what connections ask for
+    # -- what connections ask of the server
 
     def most_body(self, head: wire.Head) -> int:
-        """How many bytes the body of such a request may have."""
+        """The maximum body size in bytes for this request."""
         operation = ROUTES.get(head.path, {}).get(head.method)
         return BODY_LIMIT if operation is None else operation.most_body
 
@@ -373,7 +374,7 @@ class Server(ThreadingHTTPServer):
         connection.finish(refusal(error, self.request_id()), close=True)
 
     def revisit(self, connection: Connection) -> None:
-        """Let the attending thread look at this connection again."""
+        """Have the attending thread look at this connection again."""
         self._revisits.append(connection)
         self._ring_from_elsewhere()
 
@@ -383,12 +384,12 @@ class Server(ThreadingHTTPServer):
             os.write(self._rope, b"x")
 
     def await_verdict(self, connection: Connection) -> None:
-        """Ask the connection for its verdict in a moment."""
+        """Have the attending thread call the connection's `conclude` after `VERDICT_MS`."""
         self._verdicts.append((self.ticks_ms() + VERDICT_MS, connection))
         self._ring_from_elsewhere()
 
     def remind(self, deadline: int) -> None:
-        """Look at the connections' deadlines when this moment has come."""
+        """Check the connections' deadlines no later than this moment (ticks)."""
         if self._next_sweep is not None and self._next_sweep <= deadline:
             return
         with self._lock:
@@ -396,8 +397,8 @@ class Server(ThreadingHTTPServer):
         self._ring_from_elsewhere()
 
     def _ring_from_elsewhere(self) -> None:
-        """Wake the attending thread, unless that is the one which asks for it."""
-        if threading.get_ident() != self._attending:  # a thread that was relieved in its round is one of the others
+        """Wake the attending thread, unless the caller is that thread."""
+        if threading.get_ident() != self._attending:  # also a thread that the guard has relieved
             self.ring()
 
     def ended(self, connection: Connection) -> None:
@@ -410,7 +411,7 @@ class Server(ThreadingHTTPServer):
                 self._all_ended.notify_all()
 
     def aside(self, work: Callable[[], None]) -> None:
-        """Run this on a worker."""
+        """Run this on a worker thread."""
         with self._lock:
             worker = self._idle_workers.pop() if self._idle_workers else None
         if worker is not None:
@@ -424,7 +425,7 @@ class Server(ThreadingHTTPServer):
             ) from trouble
 
     def rest(self, worker: _Worker) -> bool:
-        """Keep a worker for the next piece of work; False when there are enough of them."""
+        """Keep a worker for later work; False if enough are idle or the server is stopping."""
         with self._lock:
             if len(self._idle_workers) >= IDLE_WORKERS or self.stopping:
                 return False
@@ -433,13 +434,13 @@ class Server(ThreadingHTTPServer):
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are, streams apart."""
+        """How many connections are open, not counting streams."""
         return len(self._connections)
 
     # -- stopping
 
     def stop(self) -> None:
-        """Stop accepting and answer what is waiting; parked calls end with what they have, streams say so."""
+        """Stop accepting, end waiting calls with what they have, send streams `shutdown`, and let requests finish."""
         if self.stopping:
             return
         self.stopping = True
@@ -462,7 +463,7 @@ class Server(ThreadingHTTPServer):
         self.ring()
 
     def server_close(self) -> None:
-        """Give the descriptors back; called when nobody attends any more."""
+        """Close the descriptors; called when no thread attends any more."""
         socketserver.TCPServer.server_close(self)
         if self._local is not None:
             self._local.close()
@@ -476,13 +477,13 @@ class Server(ThreadingHTTPServer):
 
 
 def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:
-    """What Host and Origin may say: the names by which this server is called, lower-case."""
+    """The accepted values of Host and Origin: the names of this server, in lower case."""
     own = (*wire.LOOPBACK, bracketed(settings.host))
     listed = {name.lower() for name in (*own, *settings.allowed_hosts)}
-    elsewhere = {name for name in listed if name.rpartition(":")[2].isdecimal()}  # these bring a port of their own
+    elsewhere = {name for name in listed if name.rpartition(":")[2].isdecimal()}  # these come with a port of their own
     names = listed - elsewhere
     local = elsewhere | {f"{name}:{port}" for name in names}
-    # A browser always names a port that is not 80, so a Host without one comes from a program.
+    # A browser leaves out only port 80 (or 443 with TLS), so a Host without a port comes from another program.
     return frozenset(local | names), frozenset(f"{settings.scheme}://{name}" for name in local)
 
 
@@ -495,12 +496,12 @@ def is_remote(peer: str, sock: socket.socket) -> bool:
         return False
     try:
         return bool(sock.getsockname()[0] != peer)
-    except OSError:  # it has ended already
+    except OSError:  # it has already been closed
         return True
 
 
 def _taken(queue: deque[_T]) -> _T | None:
-    """The first of a queue; at a change of guard two threads may take from it."""
+    """Remove and return the first item, or None; during a handover two threads may take from the queue."""
     try:
         return queue.popleft()
     except IndexError:
@@ -520,7 +521,7 @@ class _Worker:
         threading.Thread(target=self._run, name="worker", daemon=True).start()
 
     def give(self, work: Callable[[], None] | None) -> None:
-        """The next piece of work; None to end."""
+        """Hand over the next piece of work; None ends the thread."""
         self._next = work
         self._wake.release()
 

@@ -1,17 +1,17 @@
-"""Waiting, and waking only those concerned.
+"""Waiting for changes, and waking only those whom a change concerns.
 
-Every wait in the program has one shape: *register, read, sleep, read again*.
+Every wait in the program has the same shape: *register, read, sleep, read again*.
 
     with hub.watch(("inbox", agent_id)) as watch:      # registered before the first read,
         while not (found := read()):                   # so a change between read and sleep is not missed
             if not watch.wait(deadline):
                 break
 
-A topic is a tuple, widest part first. Each waiter has a Condition of its own: with a shared one, every change would
-wake every waiter to look for nothing. The writer calls `wake` after the commit and outside its lock, so nobody wakes
-to find nothing.
+A topic is a tuple, from the general to the specific. Each waiter has a Condition of its own: with a shared one, every
+change would wake every waiter to look for nothing. The writer calls `wake` after the commit and outside its lock, so
+that a woken waiter sees the change.
 
-`self._lock` guards the two registries; a watch's condition guards its own flags. The order is registry, then watch.
+`self._lock` guards the two registries; a watch's condition guards its own flags. Lock order: registry, then watch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Topic = tuple[Hashable, ...]
 
 
 class Hangup(Exception):
-    """The caller of a wait went away; there is nobody to answer."""
+    """The caller of a wait has gone away; there is nobody to answer."""
 
 
 class Watch:
-    """One waiter's registration. What it does when it is told of something is `_rouse`, called with `_lock` held."""
+    """One waiter's registration. Subclasses define how it is woken in `_rouse`, which is called with `_lock` held."""
 
     __slots__ = ("_cancelled", "_fired", "_hub", "_lock", "topics")
 
@@ -47,7 +47,7 @@ class Watch:
         raise AssertionError("a kind of waiter says how it is roused")
 
     def fire(self) -> bool:
-        """Wake the waiter; False if it was woken already and has not looked since, or its caller went away."""
+        """Wake the waiter; False if it was already woken and has not looked since, or if its wait was cancelled."""
         with self._lock:
             fresh = not self._fired and not self._cancelled
             self._fired = True
@@ -55,7 +55,7 @@ class Watch:
             return fresh
 
     def take_back(self) -> bool:
-        """Whether a wake-up arrived that the waiter has not looked at; forget it."""
+        """Whether a wake-up has arrived that the waiter has not looked at; clears it."""
         with self._lock:
             fired, self._fired = self._fired, False
             return fired
@@ -73,7 +73,7 @@ class Watch:
 
 
 class Sleep(Watch):
-    """The registration of a thread, which sleeps until it is roused; made by `Hub.watch`, used as a context manager."""
+    """A blocking thread's registration; made by `Hub.watch`, used as a context manager."""
 
     __slots__ = ("_condition",)
 
@@ -94,7 +94,7 @@ class Sleep(Watch):
         self._condition.notify()
 
     def wait(self, deadline: int) -> bool:
-        """Sleep until a topic is touched (True) or until `deadline` in ticks, or the hub closes (False).
+        """Sleep until a topic fires (True), or until `deadline` (ticks) or the hub closes (False).
 
         Raises `Hangup` when the caller has gone away.
         """
@@ -111,16 +111,16 @@ class Sleep(Watch):
 
 
 class Hub:
-    """Who waits for what."""
+    """The registry of who waits for what."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.closed = False
         self._lock = threading.Lock()
-        self._waiting: dict[Topic, dict[Watch, None]] = {}  # a dict keeps the order of arrival
+        self._waiting: dict[Topic, dict[Watch, None]] = {}  # a dict keeps insertion order
 
     def watch(self, *topics: Topic) -> Sleep:
-        """A registration for these topics, in force inside the `with` block."""
+        """A registration for these topics, valid inside the `with` block."""
         return Sleep(self, topics)
 
     def enroll(self, watch: Watch) -> None:
@@ -130,7 +130,7 @@ class Hub:
                 self._waiting.setdefault(topic, {})[watch] = None
 
     def dismiss(self, watch: Watch) -> None:
-        """Take a watch out again; topics nobody waits for leave no trace."""
+        """Unregister a watch; a topic without waiters is removed."""
         with self._lock:
             for topic in watch.topics:
                 waiting = self._waiting.get(topic)
@@ -140,7 +140,7 @@ class Hub:
                         del self._waiting[topic]
 
     def wake(self, topics: Iterable[Topic]) -> None:
-        """Wake everybody who waits for one of these topics."""
+        """Wake every waiter of these topics."""
         if not self._waiting:
             return
         with self._lock:
@@ -149,7 +149,7 @@ class Hub:
             watch.fire()
 
     def offer(self, topic: Topic) -> bool:
-        """Wake the one who has waited longest for this topic and was not woken yet; False if there is none."""
+        """Wake the longest-waiting waiter of this topic that has not been woken yet; False if there is none."""
         if not self._waiting:
             return False
         with self._lock:
@@ -165,7 +165,7 @@ class Hub:
             return len({watch for waiting in self._waiting.values() for watch in waiting})
 
     def close(self) -> None:
-        """End every wait, now and from now on, as if its deadline had come."""
+        """End every wait, now and in the future, as if its deadline had passed."""
         self.closed = True
         with self._lock:
             everybody = [watch for waiting in self._waiting.values() for watch in waiting]

@@ -1,4 +1,4 @@
-"""The running program as one record, handed to every operation; and what a call knows of its caller."""
+"""The running program as one object that is passed to every operation, and what a call knows about its caller."""
 
 from __future__ import annotations
 
@@ -23,58 +23,59 @@ from stonemux.tokens import TOPIC, Principal, Tokens
 from stonemux.transaction import Event, Work
 
 TRIES_A_MINUTE = 10
-"""How often a token may be asked for with a license key."""
+"""How many times a minute a license key may be used to ask for a token."""
 
 
 class Flight(Protocol):
-    """Something handed out with an answer that counts only once the answer has arrived."""
+    """Something handed out with an answer; it takes effect only once the answer has arrived."""
 
     def landed(self) -> None:
-        """The caller has the answer."""
+        """Settle it: the caller has the answer."""
 
     def lost(self) -> None:
-        """The caller never got it: put back what it held."""
+        """Undo it: the caller never got the answer."""
 
 
 class Caller:
-    """Who calls. A face makes one for each call; the HTTP face overrides `park` to notice a caller that hangs up."""
+    """The caller; front ends make one for each call. The HTTP server overrides `park` to notice a hang-up."""
 
     __slots__ = ("bearer", "enter", "flight", "once", "principal", "replayed", "request_id", "room")
 
     def __init__(self, request_id: str = "") -> None:
         self.request_id = request_id
-        """What the face calls this request, in its answer and in the log."""
+        """The request's id in the answer and in the log."""
         self.bearer: str | None = None
-        """The Authorization header, as it came."""
+        """The Authorization header, unparsed."""
         self.principal: Principal | None = None
-        """Whose token that holds, once `door` has looked; None without one."""
+        """The holder of that token, once `door` has checked it; None without a token."""
         self.flight: Flight | None = None
-        """What was handed out with the answer, to be told whether the answer arrived."""
+        """What the answer hands out; it is notified when the answer has arrived or is lost."""
         self.once: Callable[[Caller, Work], Work] | None = None
-        """Makes a piece of writing happen once for the call's idempotency key."""
+        """Wraps a piece of work so that it happens once for the call's idempotency key."""
         self.enter: Callable[[Caller, Work], Work] | None = None
-        """Enters a piece of writing in the audit log.
+        """Wraps a piece of work so that it is entered in the audit log.
 
-        Both are handed the caller instead of holding it: each call would otherwise leave a cycle to the collector.
+        Both wrappers take the caller as an argument instead of holding it; otherwise each call would leave a reference
+        cycle to the garbage collector.
         """
         self.room = 0
-        """How many characters of messages an answer should not exceed; 0: any number."""
+        """The maximum number of characters of messages in an answer; 0 for no limit."""
         self.replayed = False
-        """The answer is the stored one of an earlier call with the same key."""
+        """Whether the answer is the recorded one of an earlier call with the same key."""
 
     def through(self, work: Work) -> Work:
-        """A piece of writing as it is to run for this call: audited, and once for its key."""
+        """Wrap a piece of work for this call: audited, and once for its idempotency key."""
         if self.enter is not None:
             work = self.enter(self, work)
         return work if self.once is None else self.once(self, work)
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
-        """Around a sleep: until it ends, a caller that hangs up cancels `watch`."""
+        """For the duration of a wait, cancel `watch` if the caller hangs up."""
         yield
 
     def arrived(self) -> None:
-        """Settle what this call handed out, for faces whose answers cannot get lost."""
+        """Settle what this call handed out; for front ends whose answers cannot get lost."""
         if self.flight is not None:
             self.flight.landed()
             self.flight = None
@@ -83,10 +84,10 @@ class Caller:
 class Wait(NamedTuple):
     """A call that may have to wait, as data: what to try, what to wait for, and when to give up.
 
-    `attempt` returns the answer, or None while there is nothing to answer; `give_up` the answer at `deadline` (ticks).
-    A wait that has to write gives that as `work`; its outcome is what `attempt` is then called with.
-    `pass_on` is called at the end of a call that was woken: only one waiter is woken for one thing to take, and this
-    one may have found something else, or have left without looking.
+    `attempt` returns the answer, or None while there is none; `give_up` returns the answer at `deadline` (ticks). A
+    wait that has to write sets `work`; `attempt` is then called with the outcome of that. `pass_on` is called at the
+    end of a call that was woken: an offer wakes only one waiter, and this one may have found something else or left
+    without looking, so the offer must go to the next.
     """
 
     topics: tuple[Topic, ...]
@@ -97,16 +98,16 @@ class Wait(NamedTuple):
     pass_on: Callable[[], None] | None = None
     work: Work | None = None
     writes: bool = False
-    """`attempt` may write by itself, and so wait for a commit that another thread leads."""
+    """`attempt` may write, and so have to wait for a commit that another thread leads."""
 
     def at_once(self, now: int) -> Any:
-        """What there is to answer before waiting, for a wait that writes nothing; None when it has to wait."""
+        """Try without waiting, for a wait without `work`; returns None if the call has to wait."""
         answer = self.attempt()
         return self.give_up() if answer is None and now >= self.deadline else answer
 
 
 class Waiters:
-    """How many calls and streams are parked, in all and for each agent; `_lock` guards the counts."""
+    """Counts the parked calls and streams, in total and for each agent; `_lock` guards the counts."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -115,11 +116,11 @@ class Waiters:
         self.count = 0
 
     def heed(self, settings: Settings) -> None:
-        """Go by other limits from now on; nobody is sent away."""
+        """Apply new limits; those who already wait stay."""
         self._settings = settings
 
     def take(self, agent_id: str = "") -> None:
-        """Take a place; "" for one that belongs to no agent. Raises `too_many_waiters` when there is none left."""
+        """Take a place, with "" for one that belongs to no agent; raises `too_many_waiters` when none is left."""
         with self._lock:
             mine = self._by_agent.get(agent_id, 0)
             most, most_mine = self._settings.max_waiters, self._settings.max_waiters_per_agent
@@ -162,14 +163,14 @@ class Alarm:
         self._at = 0
 
     def set(self, at: int) -> None:
-        """Ring at this moment, if nothing rings earlier."""
-        if at < self._at:  # without the lock: an earlier ring looks at all that is due, and finds what we set it for
+        """Ring no later than this moment."""
+        if at < self._at:  # safe without the lock: an earlier ring looks at everything that is due
             with self._condition:
                 self._at = min(self._at, at)
                 self._condition.notify()
 
     def wait(self) -> None:
-        """Sleep until the moment has come, and forget it."""
+        """Sleep until the moment has come, then clear it."""
         clock = self._clock
         with self._condition:
             while (left := self._at - clock.now_ms()) > 0:
@@ -180,11 +181,11 @@ class Alarm:
 class Mux:
     """Everything that an operation may need; there are no globals, so one process may hold several.
 
-    Only `settings` is ever replaced, by `heed`: read it from here each time.
+    Only `settings` is ever replaced, by `heed`, so do not keep a copy of it.
     """
 
     def __init__(self, settings: Settings, clock: Clock, store: Store) -> None:
-        """Build a program around an open store and tie the two together."""
+        """Build a program around an open store, and connect the two."""
         self.settings = settings
         self.clock = clock
         self.store = store
@@ -193,7 +194,7 @@ class Mux:
         self.presence = Presence(clock, settings.stale_threshold)
         self.flights = Flights()
         self.looks = 0
-        """Polls that have looked since mail was filed, roughly: nobody locks it."""
+        """Roughly how many polls have looked since mail was last filed; it is changed without a lock."""
         self.waiters = Waiters(settings)
         self.alarm = Alarm(clock)
         self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)
@@ -208,23 +209,23 @@ class Mux:
         self.entitlement.watchers.append(self._entitle)
 
     def _entitle(self) -> None:
-        """After a change of the license: its tokens, and whether calls need one."""
+        """Apply a change of the license to the tokens: which are valid, and whether calls need one."""
         self.tokens.entitle(self.entitlement.good_for, asked_for=self.entitlement.asks_for_tokens)
 
     @property
     def tier(self) -> str:
-        """What the license in force allows; changes at run time."""
+        """The tier of the license in force; it can change at run time."""
         return self.entitlement.tier
 
     def heed(self, settings: Settings) -> None:
-        """Go on with other settings; they differ only in what may change while the daemon runs (`config.reread`)."""
+        """Apply new settings; they differ only in what may change while the daemon runs (`config.reread`)."""
         self.settings = settings
         self.waiters.heed(settings)
         self.presence.heed(settings.stale_threshold)
-        self.alarm.set(self.clock.now_ms())  # what is due next may have become another
+        self.alarm.set(self.clock.now_ms())  # another moment may now be due next
 
     def _publish(self, events: list[Event], topics: list[Topic], offers: list[Topic]) -> None:
-        """After a commit: tell the event log, all who wait for a topic, and one waiter for each offer."""
+        """After a commit: publish the events, wake every waiter of each topic, and one waiter for each offer."""
         if events:
             self.log.publish(events)
             topics.append(("events",))
@@ -233,12 +234,12 @@ class Mux:
             self.hub.offer(topic)
 
     def wait(self, caller: Caller, wait: Wait) -> Any:
-        """Register, read, sleep, read again: see `hub`. Returns the answer.
+        """Register, read, sleep, read again (see `hub`), and return the answer.
 
-        Raises `too_many_waiters`, or `Hangup` when the caller went away.
+        Raises `too_many_waiters`, or `Hangup` when the caller has gone away.
         """
         woken = False
-        with self.hub.watch(*wait.topics) as watch:  # before the first attempt, or a change slips in between
+        with self.hub.watch(*wait.topics) as watch:  # before the first attempt, or a change in between is missed
             try:
                 while (answer := self._try(wait)) is None:
                     if self.hub.closed or self.clock.ticks_ms() >= wait.deadline:
@@ -248,7 +249,7 @@ class Mux:
                             break
                     woken = True
             finally:
-                self.hub.dismiss(watch)  # or it would be woken instead of the next one
+                self.hub.dismiss(watch)  # or an offer would wake this call instead of the next one
                 if wait.pass_on is not None and (watch.take_back() or woken):
                     wait.pass_on()
         return wait.give_up() if answer is None else answer

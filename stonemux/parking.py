@@ -1,16 +1,16 @@
-"""Calls that wait without a thread.
+"""Waiting calls, parked without a thread.
 
-What such a call waits for is data (`mux.Wait`), and its registration is told of a change instead of being woken: the
-call then stands in the queue of those to look at again, and whoever attends to the door does so. A thread for each
-would cost three times the memory, and a change of threads between the commit and the answer.
+What a call waits for is data (`mux.Wait`). A change does not wake a thread; it fires the call's registration, which
+puts the call into a queue, and the attending thread looks at it from there. A thread for each call would cost three
+times the memory, plus a thread switch between the commit and the answer.
 
-A call is in one of four states, so that it is looked at by one thread at a time and no change goes unseen:
+A call is always in one of four states, so that only one thread looks at it at a time and no change goes unnoticed:
 
-    resting ──(told)──> queued ──(attended to)──> running ──(nothing yet)──> resting
-                           └──────────────(nothing yet, but told meanwhile)─────┘
+    RESTING ──(fired)──> QUEUED ──(attended to)──> RUNNING ──(nothing yet)──> RESTING
+                           └──────(nothing yet, but fired meanwhile: TOLD)──────┘
 
-`Parked._lock` guards the state and the flags. A wait that writes queues its writing like any change, and is running
-until that is committed.
+`Parked._lock` guards the state and the flags. A wait that writes queues its transaction like any change, and is
+RUNNING until that is committed.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from stonemux.transaction import Done, Job
 AT_ONCE = 64
 """How many calls are looked at before the sockets get their turn again."""
 LEAST_OVER = 64
-"""Entries of calls that have ended are swept out when they are more than half of all, and more than this many."""
+"""Entries of ended calls are purged when they exceed this number plus half of all entries."""
 RESTING, QUEUED, RUNNING, TOLD = range(4)
 
 
 class Seat(Protocol):
-    """Where a caller waits: it may hang up meanwhile."""
+    """A caller's connection, which may close during the wait."""
 
     def park(self, watch: Watch) -> None:
-        """From now on cancel `watch` when the caller goes away; raises Hangup if it has."""
+        """From now on, cancel `watch` if the caller goes away; raises Hangup if it already has."""
 
     def unpark(self) -> None:
         """The wait is over."""
@@ -47,7 +47,7 @@ class Seat(Protocol):
 class Lot:
     """The parked calls of a server. `_lock` guards the deadlines.
 
-    `ring` wakes whoever attends to the door, `aside` runs on another thread what would keep it waiting.
+    `ring` wakes the attending thread; `aside` runs on another thread what would block that one.
     """
 
     def __init__(self, mux: Mux, ring: Callable[[], None], aside: Callable[[Callable[[], None]], None]) -> None:
@@ -58,21 +58,21 @@ class Lot:
         self._lock = threading.Lock()
         self._deadlines: list[tuple[int, int, list[Parked]]] = []
         self._numbers = itertools.count()
-        self._over = 0  # entries whose call has ended before
+        self._over = 0  # entries in the heap whose call has ended
 
     def park(self, wait: Wait, seat: Seat, done: Done) -> None:
-        """Wait for this without a thread; `done(answer, error)` is called at the end, by any thread."""
+        """Wait for this without a thread; at the end, `done(answer, error)` is called by any thread."""
         parked = Parked(self, wait, seat, done)
-        self.mux.hub.enroll(parked)  # before the first look, or a change slips in between
+        self.mux.hub.enroll(parked)  # before the first look, or a change in between is missed
         parked.look()
 
     def due(self) -> int | None:
-        """The moment (ticks) when the next call's time is up; None when nobody waits."""
+        """The earliest deadline (ticks); None if no call waits."""
         deadlines = self._deadlines
         return deadlines[0][0] if deadlines else None
 
     def attend(self, now: int) -> None:
-        """Look at the calls that were told of something, and at those whose time is up."""
+        """Look at the calls that have been fired, and at those whose deadline has passed."""
         for parked in self._overdue(now):
             parked.poke()
         for _ in range(AT_ONCE):
@@ -90,16 +90,16 @@ class Lot:
         return overdue
 
     def remind(self, parked: Parked) -> None:
-        """Look at this call when its deadline has come."""
+        """Look at this call when its deadline has passed."""
         with self._lock:
             parked.reminder.append(parked)
             heapq.heappush(self._deadlines, (parked.wait.deadline, next(self._numbers), parked.reminder))
             first = self._deadlines[0][2] is parked.reminder
-        if first:  # whoever attends may be asleep already, until a later one: another thread has led the commit
+        if first:  # the attending thread may be asleep until a later deadline: another thread has led the commit
             self.ring()
 
     def dismiss(self, parked: Parked) -> None:
-        """This call needs no reminder any more."""
+        """Remove this call's reminder; the call has ended."""
         with self._lock:
             parked.reminder.clear()
             self._over += 1
@@ -110,7 +110,7 @@ class Lot:
 
 
 class Parked(Watch):
-    """One call that waits."""
+    """One waiting call."""
 
     __slots__ = ("_done", "_lot", "_seat", "_seated", "_state", "_woken", "reminder", "wait")
 
@@ -118,7 +118,7 @@ class Parked(Watch):
         super().__init__(lot.mux.hub, wait.topics, threading.Lock())
         self.wait = wait
         self.reminder: list[Parked] = []
-        """What stands in the heap of deadlines: this call, while it rests there."""
+        """This call's entry in the heap of deadlines: itself while it waits, empty once it has ended."""
         self._lot = lot
         self._seat = seat
         self._done = done
@@ -137,7 +137,7 @@ class Parked(Watch):
         self._lot.ring()
 
     def run(self) -> None:
-        """Look again, if there is a reason to; called by whoever attends, for a call out of the queue."""
+        """Look again, if there is a reason to; the attending thread calls this for a call from the queue."""
         with self._lock:
             self._state = RUNNING
             cancelled, fired, self._fired = self._cancelled, self._fired, False
@@ -170,7 +170,7 @@ class Parked(Watch):
             self._settle(answer)
 
     def _written(self, value: Any, error: BaseException | None) -> None:
-        """What was queued has been committed, or was refused."""
+        """Go on after the queued work has been committed or refused."""
         try:
             answer = self.wait.attempt(value) if error is None else None
         except Exception as fault:
@@ -181,7 +181,7 @@ class Parked(Watch):
             self._settle(answer)
 
     def _settle(self, answer: Any) -> None:
-        """Answer; or with nothing to answer rest on, unless time is up."""
+        """Finish with the answer; without one, go on waiting unless the deadline has passed."""
         mux = self._lot.mux
         try:
             if answer is None and (mux.hub.closed or mux.clock.ticks_ms() >= self.wait.deadline):
@@ -201,7 +201,7 @@ class Parked(Watch):
                 self._state = RESTING
 
     def _take_seat(self) -> None:
-        """Count as waiting; raises `too_many_waiters`, or Hangup when the caller is gone."""
+        """Count as a waiter; raises `too_many_waiters`, or Hangup when the caller is gone."""
         if self._seated:
             return
         mux = self._lot.mux
@@ -213,7 +213,7 @@ class Parked(Watch):
 
     def _end(self, answer: Any, error: BaseException | None) -> None:
         wait, mux = self.wait, self._lot.mux
-        mux.hub.dismiss(self)  # or it would be woken instead of the next one
+        mux.hub.dismiss(self)  # or an offer would wake this call instead of the next one
         if self._seated:
             mux.clock.forget(self)
             mux.waiters.give(wait.agent_id)

@@ -1,4 +1,4 @@
-"""One endpoint, three ways of reading an inbox: plain, with a cursor, on leases."""
+"""One endpoint, three ways to read an inbox: plain, with a cursor, or with leases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Many calls of one operation in one request: one transaction, one flush, an answer for each.
+"""Batches: many calls of one operation in one request, with one transaction, one flush, and an answer for each.
 
-Each is a call of its own for `door`, with its own checks, idempotency key and entry in the audit log. One that is
-refused harms none of the others; if the transaction fails, all of them have failed.
+`door` treats each as a separate call, with its own checks, idempotency key and audit record. A refused call does not
+affect the others; if the transaction fails, all of them fail.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stonemux.schema import MOST_TOGETHER, Operation
 from stonemux.transaction import Done, Job, Tx
 
 Ending = tuple[Any, BaseException | None]
-"""What a call came to: its value, or why it failed."""
+"""A call's outcome: its value, or its exception."""
 
 
 def queue(
@@ -25,7 +25,7 @@ def queue(
     """Queue these calls, each given as a JSON object; `done` gets `{"results": [...]}` after the commit.
 
     `caller` makes a caller for each. Raises what refuses all of them (tier, token), `invalid_json` for an empty list or
-    an entry that is no object, `too_many_calls`, and `invalid_idempotency_key` for a `key` of the whole request.
+    an entry that is not an object, `too_many_calls`, and `invalid_idempotency_key` for a `key` on the whole request.
     """
     if key is not None:
         raise MuxError(
@@ -74,7 +74,7 @@ def _run(tx: Tx, call: door.Call | MuxError) -> Ending:
     try:
         return call.work(tx), None
     except MuxError as refusal:
-        if not tx.rewind(mark):  # it has written already: only all of it can be taken back
+        if not tx.rewind(mark):  # it has already written, so only the whole batch can be rolled back
             raise
         return None, refusal
 

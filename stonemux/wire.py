@@ -1,19 +1,19 @@
-"""HTTP/1.1: bytes in, values out.
+"""HTTP/1.1 parsing and rendering: bytes in, values out.
 
-Nothing here opens a socket, starts a thread or asks for the time, so each odd case is a test without any of them.
-The face that owns the sockets hands in what it received and writes what `render` returns.
+Nothing here opens a socket, starts a thread or reads the clock, so each edge case can be tested without any of them.
+The HTTP server owns the sockets: it passes in what it received and writes what `render` returns.
 
 Rules:
-- Whatever could make two programs see the boundary between two requests differently is refused (RFC 9112 section 11.2),
-  even where the RFC allows repair. One blank, one line ending, one length, one spelling.
-- Only `MuxError` leaves this module because of what a client sent; `ValueError` from `render` means
-  that stonemux itself is wrong. An error whose `close` is true leaves the connection unusable: answer, then close.
-- What is cached is never changed: a `Head` is shared by all requests with the same bytes.
+- Refuse whatever could make two programs see the boundary between two requests differently (RFC 9112 section 11.2),
+  even where the RFC allows repair. Exactly one space, one kind of line ending, one length, one spelling.
+- Client input raises only `MuxError`; a `ValueError` from `render` is a bug in stonemux. An error with `close` set
+  leaves the connection unusable: answer, then close.
+- Never change what is cached: requests with the same bytes share one `Head`.
 
-The order of work in `parse_head` is the order of trust: sizes, line ends, control characters, request line, field
-lines, and only then what the fields mean. Text is decoded as Latin-1, one character per byte, so that nothing is lost
-and nothing merges; therefore no method of `str` that knows Unicode (`strip()`, `isdigit()`, `splitlines()`) may touch
-it without an argument or a check for ASCII.
+`parse_head` checks in the order of trust: sizes, line endings, the request line, control characters, field lines, and
+only then what the fields mean. Text is decoded as Latin-1, one character per byte, so that nothing is lost and nothing
+merges; so do not call Unicode-aware methods of `str` (`strip()`, `isdigit()`, `splitlines()`) on it without an explicit
+argument or a check for ASCII.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from stonemux.payload import percent_decode
 from stonemux.schema import shown
 
 MAX_REQUEST_LINE = 8192
-"""Most bytes of the request line, without its line end (RFC 9112 section 3 asks for at least 8000)."""
+"""Maximum bytes of the request line, without its line ending (RFC 9112 section 3 asks for at least 8000)."""
 MAX_HEADERS = 64
-"""Most header lines of a request."""
+"""Maximum number of header lines in a request."""
 MAX_HEAD = 32768
-"""Most bytes of all header lines together; the request line is counted apart."""
+"""Maximum bytes of all header lines together; the request line is counted separately."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "QUERY", "TRACE", "CONNECT"})
-"""The methods that are parsed; which of them a path answers to is the router's business."""
+"""The methods that the parser accepts; the router decides which of them a path supports."""
 
 SINGLE = frozenset(
     {
@@ -53,7 +53,7 @@ SINGLE = frozenset(
         "transfer-encoding",
     }
 )
-"""Headers that may occur only once; two of them are refused even if equal. Others are joined with a comma."""
+"""Headers that may occur only once: a repetition is refused, even an identical one. Others are joined with a comma."""
 
 _TOKEN_CHARS = r"!#$%&'*+\-.^_`|~0-9A-Za-z"
 _TOKEN = re.compile(f"[{_TOKEN_CHARS}]+")
@@ -71,37 +71,37 @@ _CACHED_BLOCK = 2048
 
 
 class Head(NamedTuple):
-    """Everything of a request but its body; immutable, and shared by requests that were equal byte for byte."""
+    """A request without its body; immutable, and shared by requests whose heads are the same byte for byte."""
 
     method: str
     """One of `METHODS`."""
     path: str
-    """Percent-decoded; begins with `/` and is otherwise untouched (no dot segments resolved, `//` kept). `*` only for
+    """Percent-decoded; begins with `/` and is otherwise unchanged (dot segments stay, `//` stays). `*` only for
     OPTIONS."""
     query: str
     """As sent, after the first `?`; empty if there is none."""
     headers: Mapping[str, str]
-    """Lower-case names; values without surrounding blanks, Latin-1 if not ASCII (RFC 9110 section 5.5)."""
+    """Lower-case names; values without surrounding blanks, non-ASCII bytes as Latin-1 (RFC 9110 section 5.5)."""
     keep_alive: bool
     """False for `Connection: close` and for HTTP/1.0."""
     length: int
     """Content-Length, 0 if absent."""
     chunked: bool
-    """The body comes in chunks: feed it to `ChunkedBody`."""
+    """The body is chunked: feed it to `ChunkedBody`."""
     expect_continue: bool
     """The client waits for `100 Continue` before it sends the body."""
 
 
 def parse_head(block: bytes) -> Head:
-    """Read a request's head: everything before the first CRLF CRLF, without it.
+    """Parse a request's head: everything before the first CRLF CRLF, not including it.
 
     Limits: `MAX_REQUEST_LINE`, `MAX_HEADERS`, `MAX_HEAD`. Heads up to 2 KiB are cached.
 
     Raises, always with `close`: `uri_too_long`, `headers_too_large`, `too_many_headers`, `bad_request_line`,
     `http_version`, `method_unknown`, `bad_header`, `duplicate_header`, `host_required`, `te_and_cl`,
-    `bad_content_length`, `expectation_failed`. RFC 9112 sections 2.2 (line ends), 3 (request line, Host), 5 (field
+    `bad_content_length`, `expectation_failed`. RFC 9112 sections 2.2 (line endings), 3 (request line, Host), 5 (field
     lines), 6 (length of the body). Stricter than section 3.2.2: a target with scheme and host is refused, as stonemux
-    is no proxy; stricter than 6.1: any transfer coding but a single `chunked` is `bad_header`.
+    is not a proxy; stricter than 6.1: any transfer coding but a single `chunked` is `bad_header`.
     """
     return _parse_cached(block) if len(block) <= _CACHED_BLOCK else _parse(block)
 
@@ -133,7 +133,7 @@ _parse_cached = lru_cache(maxsize=512)(_parse)
 
 
 def _broken(code: str, message: str, **facts: Any) -> MuxError:
-    """An error after which nobody can say where the next request begins."""
+    """An error after which the start of the next request is unknown."""
     return MuxError(code, message, close=True, **facts)
 
 
@@ -171,7 +171,7 @@ def _request_line(line: str) -> tuple[str, str, str, bool]:
 
 
 def _odd_request_line(line: str) -> tuple[str, str, str, bool]:
-    """Say what is wrong with a request line; only `OPTIONS *` is right after all."""
+    """Explain what is wrong with a request line that did not match; accepts only `OPTIONS *`."""
     match = re.fullmatch(_ANY_REQUEST_LINE, line)
     if match is None:
         raise _broken(
@@ -198,7 +198,7 @@ def _unknown_method(method: str) -> MuxError:
 
 
 def _decode_path(path: str) -> str:
-    """The path with its percent-encodings decoded; one that would add a segment or hide a control is refused."""
+    """The percent-decoded path; refuses an encoding that would add a segment or hide a control character."""
     decoded = percent_decode(path)
     if decoded is None or decoded.count("/") != path.count("/") or _UNSAFE.search(decoded):
         raise _broken(
@@ -227,7 +227,7 @@ def _fields(lines: list[str]) -> dict[str, str]:
 
 
 def _bad_field(line: str, number: int) -> MuxError:
-    """Say what is wrong with a header line, without quoting it: it may hold a secret."""
+    """Explain what is wrong with a header line, without quoting it: it may hold a secret."""
     name, colon, _ = line.partition(":")
     if line[:1] in (" ", "\t"):
         problem = "continues the line before it; write each header on one line"
@@ -241,7 +241,7 @@ def _bad_field(line: str, number: int) -> MuxError:
 
 
 def _framing(headers: Mapping[str, str], old: bool) -> tuple[int, bool]:
-    """Content-Length (0 if absent) and whether the body is chunked (RFC 9112 section 6); the Host rule, too."""
+    """Content-Length (0 if absent) and whether the body is chunked (RFC 9112 section 6); checks Host as well."""
     if "host" not in headers and not old:
         raise _broken("host_required", "HTTP/1.1 requires a Host header; send Host: and the address you connect to")
     coding = headers.get("transfer-encoding")
@@ -273,19 +273,19 @@ def _says_close(connection: str) -> bool:
 
 
 def _expects_continue(expect: str, old: bool) -> bool:
-    """RFC 9110 section 10.1.1; HTTP/1.0 does not know the interim answer, so it is ignored there."""
+    """Whether to send `100 Continue` (RFC 9110 section 10.1.1); never to HTTP/1.0, which has no interim answers."""
     if expect.lower() != "100-continue":
         raise _broken("expectation_failed", f"Expect is {shown(expect)}; only 100-continue can be met")
     return not old
 
 
 def check_partial_head(buffer: bytes | bytearray) -> None:
-    """Look at a head that is not complete yet (no CRLF CRLF in it), so that a hopeless one is answered at once.
+    """Check a head that is still incomplete (no CRLF CRLF yet), so that a hopeless one is answered at once.
 
-    Raises, always with `close`, what `parse_head` would raise for any continuation: `uri_too_long` and
-    `headers_too_large` when the limits are passed already, the request line's errors once that line is complete,
+    Raises, always with `close`, only what `parse_head` would raise whatever followed: `uri_too_long` and
+    `headers_too_large` once the limits are exceeded, the request line's errors once that line is complete,
     `bad_request_line` when these bytes cannot begin a request (a TLS ClientHello, binary, an empty line), `bad_header`
-    for a bare LF. Cheap enough to be called after each read.
+    for a bare LF. Cheap enough to call after each read.
     """
     if not buffer:
         return
@@ -302,23 +302,23 @@ def check_partial_head(buffer: bytes | bytearray) -> None:
     if buffer.count(b"\n") != buffer.count(b"\r\n"):
         raise _broken("bad_header", "a line of the head ends with a bare LF; end each line with CRLF")
     _request_line(line[:-1].decode("latin-1"))
-    # Up to three bytes of the closing CRLF CRLF may be here already.
+    # Up to three bytes of the closing CRLF CRLF may already be here.
     _check_sizes(0, len(buffer) - (end + 1) - 3, 0)
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-"""What loopback is called in a Host header."""
+"""The names of the loopback interface in a Host header."""
 
 
 def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
-    """Keep web pages out: refuse what a foreign page could make a browser send.
+    """Keep web pages out: refuse requests that a foreign page could make a browser send.
 
-    `hosts` are the accepted values of Host, lower-case and with port as clients send them (`localhost:3392`);
-    `origins` the accepted values of Origin (`http://localhost:3392`), compared exactly.
+    `hosts` are the accepted values of Host, in lower case and with the port as clients send it (`localhost:3392`);
+    `origins` are the accepted values of Origin (`http://localhost:3392`), compared exactly.
 
     Raises `host_not_allowed` (DNS rebinding), `origin_not_allowed` (also for `null`), and `cross_site` when
-    Sec-Fetch-Site is there and says neither same-origin nor none. These errors do not carry `close`: the framing is
-    sound.
+    Sec-Fetch-Site is present and is neither same-origin nor none. These errors leave `close` unset: the framing is
+    intact.
     """
     headers = head.headers
     host = headers.get("host", "")
@@ -338,9 +338,9 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
 
 
 def check_content_type(head: Head) -> None:
-    """Refuse a request that does not say JSON, with or without a body, so that a plain form can never change anything.
+    """Refuse a request not declared as JSON, with or without a body, so that an HTML form can never change anything.
 
-    Raises `content_type` unless it is application/json, in UTF-8 if it names a charset.
+    Raises `content_type` unless the type is application/json, with no charset or with UTF-8.
     """
     kind = head.headers.get("content-type", "")
     if kind != "application/json" and not _is_json(kind):
@@ -371,13 +371,13 @@ _SIZE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,8}\r?)?")
 
 
 class ChunkedBody:
-    """Takes a chunked body apart, however its bytes are split on the way (RFC 9112 section 7.1).
+    """Decodes a chunked body, however its bytes are split in transit (RFC 9112 section 7.1).
 
     Stricter than the RFC: a size has 1 to 8 hexadecimal digits, no extensions, no trailers, CRLF only. The chunks
-    together may have `limit` bytes. After an error the decoder is of no more use.
+    together may hold at most `limit` bytes. After an error, discard the decoder.
 
-    The CRLF after a chunk is read as if it belonged to the data and then taken off; so the last chunk, of size 0, and
-    the empty line that ends the body are no special case.
+    The CRLF after a chunk is read as part of the data and then removed, so the last chunk, of size 0, and the empty
+    line that ends the body need no special case.
     """
 
     __slots__ = ("_body", "_buffer", "_last", "_left", "_limit", "body", "done", "rest")
@@ -388,7 +388,7 @@ class ChunkedBody:
         self.body = b""
         """The whole body, once `done`."""
         self.rest = b""
-        """What came after the body, once `done`: the beginning of the next request."""
+        """The bytes after the body, once `done`: the beginning of the next request."""
         self._limit = limit
         self._body = bytearray()
         self._buffer = b""
@@ -396,9 +396,9 @@ class ChunkedBody:
         self._last = False
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes.
+        """Decode the next bytes.
 
-        Raises, with `close`: `bad_chunk`, or `body_too_large` as soon as a size passes the limit.
+        Raises, with `close`: `bad_chunk`, or `body_too_large` as soon as the chunk sizes exceed the limit.
         """
         if self.done:
             self.rest += data
@@ -465,12 +465,12 @@ def render(
     content_type: str = "application/json",
     date: bytes = b"",
 ) -> bytes:
-    """A complete answer.
+    """Render a complete answer.
 
-    `head_only` (for HEAD) keeps Content-Length but leaves the body out; `close` adds `Connection: close`; `extra` are
-    more headers; `date` the value of the Date header, left out if empty. Statuses 204 and 304 have neither body nor
+    `head_only` (for HEAD) keeps Content-Length but leaves the body out; `close` adds `Connection: close`; `extra` is
+    more headers; `date` is the value of the Date header, left out if empty. Statuses 204 and 304 have neither body nor
     Content-Length (RFC 9110 section 8.6). Raises ValueError for an unknown or interim status, and for a header name or
-    value that is not printable ASCII: such a value would be a way to write into the answer.
+    value that is not printable ASCII, since such a value could inject bytes into the answer.
     """
     head = _opening(status, content_type, close, date)
     if status not in _BODILESS:
