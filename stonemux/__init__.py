@@ -1,7 +1,7 @@
 """stonemux: a daemon through which the AI agents on one machine coordinate.
 
-Where to start reading: `operations` (the table of everything it does), then `agents`, `messages` and `tasks` (what it
-does), then `store`, `hub` and `events` (how nothing gets lost and nobody waits in vain).
+Where to start reading: `operations` (the table of everything it does), then `agents`, `messages`, and `tasks` (what the
+operations do), then `store`, `hub`, and `events` (how nothing gets lost and every waiter wakes).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERSION = __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`Client` and `MuxError`, imported when they are asked for: most commands need neither."""
+    """Import `Client` and `MuxError` on first use: most commands need neither."""
     if name == "Client":
         from stonemux.client import Client
 

@@ -1,13 +1,13 @@
 """Where a webhook may go: what its URL may look like, and which addresses it may reach.
 
-An agent tells the daemon a URL, and the daemon calls it: whoever may register an agent could otherwise reach, through
-the daemon, what only this machine reaches. So a URL is never judged by its text. Its host is resolved by the system
-(`127.1`, `2130706433` and `0x7f000001` are all 127.0.0.1), every address that comes out is judged by the table here,
-and the connection goes to one of the judged addresses and nowhere else. Python's own `is_global` is not asked: it calls
-64:ff9b::a9fe:a9fe and 192.0.0.8 global.
+An agent gives the daemon a URL, and the daemon calls it. Without checks, anyone who may register an agent could reach,
+through the daemon, services that only this machine can reach. So a URL is never judged by its text: the system resolves
+its host (`127.1`, `2130706433`, and `0x7f000001` are all 127.0.0.1), every resulting address is judged by the table
+here, and the connection goes to one of the judged addresses and nowhere else. Python's own `is_global` is not used,
+because it calls 64:ff9b::a9fe:a9fe and 192.0.0.8 global.
 
-Loopback is allowed, because agents live there, except for the daemon's own port. Private networks need a setting. What
-lies in `NEVER` no setting allows.
+Loopback is allowed, because agents live there, except for the daemon's own port. Private networks need a setting. No
+setting allows the networks in `NEVER`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ METADATA_NAMES = frozenset(
         "metadata.tencentyun.com",
     }
 )
-"""Where clouds hand out credentials, by name."""
+"""Host names at which clouds hand out credentials."""
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 PRIVATE = (
@@ -52,7 +52,7 @@ PRIVATE = (
     ("100.64.0.0/10", "a provider's private network"),
     ("fc00::/7", "a private network"),
 )
-"""What needs `webhooks.allow_private`, or an entry in `webhooks.allow_cidrs`."""
+"""Networks that need `webhooks.allow_private` or an entry in `webhooks.allow_cidrs`."""
 NEVER = (
     ("0.0.0.0/8", "unspecified"),
     ("100.100.100.200/32", "a metadata service"),
@@ -74,9 +74,9 @@ NEVER = (
     ("2001:db8::/32", "reserved"),
     ("3fff::/20", "reserved"),
 )
-"""What no setting allows."""
+"""Networks that no setting allows."""
 GLOBAL_V6 = "2000::/3"
-"""Of IPv6, nothing else is handed out for the public."""
+"""The only part of IPv6 that is allocated for public addresses."""
 
 _TRANSLATED = "64:ff9b::/96"
 _TEREDO = "2001::/32"
@@ -84,23 +84,23 @@ _SIX_TO_FOUR = "2002::/16"
 
 
 class Target(Record):
-    """Where a URL points, in its parts."""
+    """The parts of a webhook's URL."""
 
     secure: bool
     host: str
     port: int
     path: str
-    """With the query."""
+    """Including the query."""
 
     @property
     def authority(self) -> str:
-        """The Host header."""
+        """The value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
 class Policy(Record):
-    """What the settings say, and where the daemon itself listens."""
+    """What the settings allow, and where the daemon itself listens."""
 
     allow_private: bool = False
     cidrs: tuple[str, ...] = ()
@@ -109,15 +109,15 @@ class Policy(Record):
 
     @classmethod
     def of(cls, settings: Settings, own_port: int) -> Policy:
-        """That of a daemon with these settings, which listens on this port."""
+        """The policy of a daemon that has these settings and listens on this port."""
         return cls(settings.webhooks_allow_private, settings.webhooks_allow_cidrs, settings.host, own_port)
 
 
 class ForbiddenURL(ValueError):
-    """A URL that nothing is delivered to; as text it says why, without the subject: "leads to ..."."""
+    """A URL that nothing is delivered to; its text says why, without the subject: "leads to ..."."""
 
     def refusal(self, parameter: str) -> MuxError:
-        """The refusal of a call that gave it."""
+        """The error for a call that gave this URL in `parameter`."""
         return MuxError("webhook_url_forbidden", f"{parameter} {self}", parameter=parameter)
 
 
@@ -126,9 +126,9 @@ _AUTHORITY = r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(:(?P<port
 
 
 def parse(url: str) -> Target:
-    """The parts of a URL; raises ForbiddenURL for whatever is not plainly one.
+    """Split a URL into its parts; raises ForbiddenURL unless it is plainly an http or https URL.
 
-    Bytes are looked at before anything else, since parsers strip some of them silently.
+    The characters are checked first, because parsers silently strip some of them.
     """
     if len(url) > MOST_BYTES:
         raise ForbiddenURL(f"has {len(url)} characters; the limit is {MOST_BYTES}")
@@ -153,7 +153,7 @@ def parse(url: str) -> Target:
 
 
 def check(url: str, policy: Policy) -> Target:
-    """The parts of a URL that a delivery may be tried at, as far as can be told without asking a name server.
+    """Split a URL into its parts and refuse it as far as that is possible without asking a name server.
 
     Raises ForbiddenURL.
     """
@@ -170,17 +170,17 @@ def check(url: str, policy: Policy) -> Target:
 
 
 def resolve(target: Target, *, numeric: bool = False) -> list[str]:
-    """The addresses of a target's host, in the system's order; raises OSError. `numeric` asks no name server."""
+    """The addresses of a target's host, in the system's order; raises OSError. `numeric` does not ask a name server."""
     flags = socket.AI_NUMERICHOST if numeric else 0
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM, flags=flags)
-    except UnicodeError as error:  # a label that is empty or too long
+    except UnicodeError as error:  # a label of the name is empty or too long
         raise OSError(str(error)) from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def judge_all(target: Target, addresses: Iterable[str], policy: Policy) -> None:
-    """Refuse a target when a single one of its addresses is refused; raises ForbiddenURL."""
+    """Refuse a target if any of its addresses is refused; raises ForbiddenURL."""
     for address in addresses:
         problem = judge(address, target.port, policy)
         if problem:
@@ -189,7 +189,7 @@ def judge_all(target: Target, addresses: Iterable[str], policy: Policy) -> None:
 
 
 def judge(address: str, port: int, policy: Policy) -> str:
-    """Why a connection to this address is refused; empty when it is allowed."""
+    """Why a connection to this address is refused; empty if it is allowed."""
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
@@ -220,7 +220,7 @@ def _private(address: Address, policy: Policy) -> str:
 
 
 def _embedded(address: Address) -> list[Address]:
-    """The IPv4 addresses that a translated IPv6 address would reach."""
+    """The IPv4 addresses that an IPv6 transition address (NAT64, 6to4, Teredo) would reach."""
     if not isinstance(address, IPv6Address):
         return []
     if address in _network(_TRANSLATED):
@@ -242,7 +242,7 @@ def _networks(names: tuple[str, ...]) -> tuple[Network, ...]:
     for name in names:
         try:
             found.append(_network(name))
-        except ValueError:  # a name such as localhost, which is loopback already
+        except ValueError:  # a name such as localhost, which LOOPBACK covers
             continue
     return tuple(found)
 

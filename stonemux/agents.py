@@ -1,4 +1,4 @@
-"""The directory of agents: registering, leaving, signs of life, and finding each other."""
+"""The directory of agents: registering, deregistering, heartbeats, and discovery."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stonemux.vocabulary import AGENT_CHANNEL_PREFIX, EVERYBODY, SYSTEM, generat
 
 
 def view(rx: Snapshot, row: Any) -> dict[str, Any]:
-    """An agent as it is shown."""
+    """An agent as answers show it."""
     shown: dict[str, Any] = {
         "id": row["id"],
         "role": row["role"],
@@ -47,7 +47,7 @@ def register(
     webhook_url: str | None,
     webhook_secret: str | None,
 ) -> dict[str, Any]:
-    """Put an agent into the directory, or replace its record; its home channel and its own channel come with it."""
+    """Add an agent to the directory or replace its record; creates and joins its home channel and its own channel."""
     if (home := directory.channel_called(tx, channel)) is not None:
         channel = home["name"]
     _check_names(agent_id, channel)
@@ -78,7 +78,7 @@ def register(
         directory.join(tx, name, agent_id)
     tx.after(lambda: tx.mux.presence.add(agent_id, ack))
     made = doorbells.hang(tx, agent_id, webhook_url, webhook_secret)
-    tx.touch(("agent", agent_id))  # its waiting claims look whether they still wait for the right tasks
+    tx.touch(("agent", agent_id))  # its waiting claims check whether they still wait for the right tasks
     created = before is None
     tx.emit(
         "agent_registered",
@@ -87,7 +87,7 @@ def register(
         agents=(agent_id,),
     )
     shown = view(tx, directory.agent(tx, agent_id))
-    shown["status"] = "active"  # the directory in memory learns of it after the commit
+    shown["status"] = "active"  # presence, which `view` asks, learns of it only after the commit
     shown["last_heartbeat"] = rfc3339(tx.now)
     answer: dict[str, Any] = {"agent": shown, "created": created}
     if made is not None:
@@ -96,7 +96,7 @@ def register(
 
 
 def _check_names(agent_id: str, channel: str) -> None:
-    """Refuse an id that means something else, and a home that is another agent's own channel."""
+    """Refuse an id that has another meaning, and a home channel that is another agent's own channel."""
     if agent_id in (SYSTEM, EVERYBODY) or agent_id.startswith(directory.ADDRESS_PREFIXES):
         raise MuxError(
             "reserved_name",
@@ -131,7 +131,7 @@ def _check_limit(tx: Tx) -> None:
 
 
 def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]:
-    """Take an agent out of the directory. Its pending messages are kept and found again when it registers anew."""
+    """Remove an agent from the directory. Its pending messages are kept for when it registers again."""
     row = directory.agent(tx, agent_id)
     tx.forget()
     tx.run("update agent set deregistered_at = ?, last_heartbeat = ? where id = ?", tx.now, tx.now, agent_id)
@@ -139,7 +139,7 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
     released = tasks.release_all(tx, agent_id, "its agent deregistered") if release_claims else 0
     doorbells.take_down(tx, agent_id)
     tx.after(lambda: tx.mux.presence.remove(agent_id))
-    tx.touch(("inbox", agent_id))  # its parked polls and claims look again and learn that they wait for nobody
+    tx.touch(("inbox", agent_id))  # its parked polls and claims look again and find that their agent is gone
     tx.touch(("agent", agent_id))
     tx.emit("agent_deregistered", dumps({"agent_id": agent_id}), channel=row["channel"], agents=(agent_id,))
     answer: dict[str, Any] = {
@@ -153,7 +153,7 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
 
 
 def heartbeat(tx: Tx, *, agent_id: str, status: str | None) -> dict[str, Any]:
-    """A sign of life, with a line on what the agent is doing."""
+    """Record a heartbeat, optionally with a line on what the agent is doing."""
     row = directory.agent(tx, agent_id)
     if status is not None and status != row["activity"]:
         tx.forget()
@@ -172,7 +172,7 @@ def discover(
     channel: str | None,
     include_stale: bool,
 ) -> dict[str, Any]:
-    """Registered agents, narrowed down; stale ones only when asked for."""
+    """Registered agents that match the filters; stale ones only when asked for."""
     where, values = ["deregistered_at is null"], list[Any]()
     if role is not None:
         where.append("role = ?")
@@ -193,7 +193,7 @@ def discover(
 
 
 def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:
-    """One agent with its unread mail, claims and channels."""
+    """One agent with its unread count, claims, and channels."""
     row = directory.agent(rx, agent_id)
     shown = view(rx, row)
     shown["unread"] = messages.unread(rx, agent_id)
@@ -227,7 +227,7 @@ def notify(
 
 
 def stale(tx: Tx, agent_ids: list[str]) -> None:
-    """Announce agents that were not heard of for too long."""
+    """Announce agents that have not been heard from for too long."""
     for agent_id in agent_ids:
         row = directory.find_agent(tx, agent_id)
         if row is not None:
@@ -240,10 +240,10 @@ def stale(tx: Tx, agent_ids: list[str]) -> None:
 
 
 def note_heartbeats(tx: Tx, seen: list[tuple[int, str]]) -> None:
-    """Write down when agents were last heard of."""
+    """Store when agents were last heard from."""
     tx.many("update agent set last_heartbeat = ? where id = ?", [(at, agent_id) for at, agent_id in seen])
 
 
 def registered(rx: Snapshot) -> list[tuple[str, str]]:
-    """The ids of all registered agents, each with how its polls acknowledge."""
+    """The ids of all registered agents, each with how its polls acknowledge (its `ack`)."""
     return [(row[0], row[1]) for row in rx.sql("select id, ack from agent where deregistered_at is null")]

@@ -1,8 +1,8 @@
-"""What follows from an attempt at a delivery: the next one, when, or the end; and the list of all of them.
+"""What follows a delivery attempt (the next attempt and its time, or the end), and the list of all attempts.
 
-A delivery that fails is tried again after the delays of its kind, each moved by up to a fifth either way so that many
-do not come at once. `Retry-After` can put the next attempt off, by an hour at most. An endpoint that failed for a day
-and twenty times without a success between is disabled, and one that answers 410 is so at once.
+A failed delivery is retried after the delays of its kind, each moved by up to a fifth either way so that retries do not
+bunch up. `Retry-After` can postpone the next attempt, by an hour at most. An endpoint is disabled once it has failed
+for a day and at least twenty times in a row, or as soon as it answers 410.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOORBELL_DELAYS = (
     30 * MINUTE_MS,
     1 * HOUR_MS,
 )
-"""After the first attempt at once; the last goes on until a day is over."""
+"""The first attempt is made at once; the last delay repeats until a day has passed."""
 DOORBELL_ENDS_MS = DAY_MS
 FORWARD_DELAYS = (
     5 * SECOND_MS,
@@ -37,29 +37,29 @@ FORWARD_DELAYS = (
     20 * HOUR_MS,
     24 * HOUR_MS,
 )
-"""Those of Standard Webhooks; after the last the event is a dead letter."""
+"""The delays of Standard Webhooks; after the last one the event is a dead letter."""
 DISABLED_AFTER_MS = DAY_MS
 DISABLED_AFTER_FAILURES = 20
 ROTATION_MS = DAY_MS
-"""How long deliveries are signed with the replaced secret, too."""
+"""How long deliveries are also signed with a replaced secret."""
 KEPT = 100_000
-"""Attempts that are listed at most, whatever their age."""
+"""How many attempts are listed at most, whatever their age."""
 
 
 class Verdict(Record):
-    """What becomes of an endpoint after an attempt."""
+    """The state of an endpoint after an attempt."""
 
     failures: int
-    """Consecutive ones."""
+    """How many attempts in a row have failed."""
     failing_since: int | None
     disabled_for: str | None
-    """Why no further attempt is made at all."""
+    """Why no further attempt is made; None if the endpoint stays enabled."""
     wait_ms: int
-    """How long until the next attempt at the same delivery, if there is one."""
+    """How long to wait before the next attempt at the same delivery, if there is one."""
 
 
 def verdict(row: Any, outcome: Outcome, delay_ms: int, clock: Clock, now: int) -> Verdict:
-    """Judge an attempt at the endpoint of this row, whose next attempt would come after `delay_ms`."""
+    """Judge an attempt at the endpoint of this row; the next attempt would come after `delay_ms`."""
     if not outcome.error:
         return Verdict(0, None, None, 0)
     failures = row["failures"] + 1
@@ -74,9 +74,9 @@ def verdict(row: Any, outcome: Outcome, delay_ms: int, clock: Clock, now: int) -
 
 
 def says_nothing_of(present: Any, row: Any, outcome: Outcome) -> bool:
-    """Whether an attempt at the endpoint of `row` failed where that no longer is: it is tried at its new place anyway.
+    """Whether an attempt failed at a URL that the endpoint has since left, so the failure does not count against it.
 
-    What the place before has taken is delivered.
+    The delivery is still tried at the new URL. If the old URL accepted it, it counts as delivered.
     """
     return bool(outcome.error) and present["url"] != row["url"]
 
@@ -87,20 +87,20 @@ def jittered(delay_ms: int, clock: Clock) -> int:
 
 
 class Secrets(Record):
-    """What an endpoint's deliveries are signed with from now on."""
+    """The secrets that an endpoint's deliveries are signed with from now on."""
 
     secret: str
     old: str | None = None
-    """The one that was replaced, which signs until `until`, too."""
+    """The replaced secret, which signs as well until `until`."""
     until: int | None = None
     made: str | None = None
-    """The secret, if it was made just now, to be shown once."""
+    """The secret, if it was made just now; it is shown once."""
 
 
 def secrets(tx: Tx, before: Any, given: str | None, *, moved: bool = False) -> Secrets:
-    """The secrets of an endpoint that had the row `before` (None: it is new) and is given a secret, or None.
+    """The secrets of an endpoint with the row `before` (None for a new one) after a call that gave a secret, or None.
 
-    `moved` says that its receiver is another one, which has no use for the secret of the one before.
+    `moved` says that the endpoint has a new receiver, which does not know the previous secret.
     """
     if given is None and (before is None or moved):
         made = make_secret(tx.mux.clock.token(32))
@@ -114,7 +114,7 @@ def secrets(tx: Tx, before: Any, given: str | None, *, moved: bool = False) -> S
 
 
 def signed(row: Any, wire_id: str, body: bytes, clock: Clock, now: int) -> dict[str, str]:
-    """The headers of one attempt; with a second signature while the secret of this row's endpoint is being replaced."""
+    """The headers of one attempt, with a second signature while this row's secret is being replaced."""
     keys = [row["secret"]]
     if row["old_secret"] and now < row["old_until"]:
         keys.append(row["old_secret"])
@@ -124,7 +124,7 @@ def signed(row: Any, wire_id: str, body: bytes, clock: Clock, now: int) -> dict[
 def note(
     tx: Tx, row: Any, wire_id: str, kind: str, subject: int, number: int, outcome: Outcome, retry_at: int | None
 ) -> None:
-    """Put an attempt on the list. Neither what was sent nor what was answered is kept."""
+    """Add an attempt to the list. Neither what was sent nor what was answered is kept."""
     tx.run(
         "insert into attempt (webhook, agent_id, wire_id, kind, subject, try, at, ms, status, error, retry_at) "
         "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -186,7 +186,7 @@ def listed(
 
 
 def purge(tx: Tx, before: int, most: int) -> int:
-    """Forget up to `most` attempts that are older than a time or more than are kept; returns how many."""
+    """Delete up to `most` attempts that are older than `before` or in excess of `KEPT`; returns how many."""
     return tx.run(
         "delete from attempt where id in (select id from attempt where at < ?1 or id <= "
         "(select coalesce(max(id), 0) from attempt) - ?2 order by id limit ?3)",

@@ -1,14 +1,15 @@
-"""The audit log: who changed what, and who was refused, in a chain that shows whether it was tampered with (`chain`).
+"""The audit log: who changed what, and who was refused, in a hash chain that reveals tampering (`chain`).
 
-A changing call is entered in the transaction of its effect: both happen, or neither. What had no effect (refusals, and
-replays of an earlier answer) goes through the `blotter` and is entered within a second or so. A call that changed
-nothing and was not refused (a heartbeat, a claim that found nothing) is not entered, and neither are reads.
+A call that changes something is recorded in the same transaction as its effect: both are committed, or neither is.
+Calls without an effect (refusals, and replays of an earlier answer) go through the `blotter` and are recorded within
+about a second. Reads, and calls that changed nothing and were not refused (a heartbeat, a claim that found nothing),
+are not recorded.
 
-Records hold names, ids and one hash: `body_sha256`, over the call's parameters as canonical JSON, without nulls and the
-idempotency key, so it is the same over every face. Contents, tokens and keys never get here.
+Records hold names, ids, and one hash: `body_sha256`, over the call's parameters as canonical JSON, without nulls and
+the idempotency key, so it is the same over every face. Contents, tokens, and keys are never recorded.
 
-A change that is not a call is entered by the code that makes it, in the same transaction:
-`tx.record(Entry("sigil.die", target=license_id))`. What has no transaction goes to `mux.blotter.note(Entry(...))`.
+A change that is not a call is recorded by the code that makes it, in the same transaction:
+`tx.record(Entry("sigil.die", target=license_id))`. Code without a transaction calls `mux.blotter.note(Entry(...))`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from stonemux.transaction import Snapshot, Tx, Work
 log = logging.getLogger("stonemux")
 
 GUARDED = (401, 403, 421)
-"""Statuses of refusals that are entered even for a read: the caller was not allowed to ask."""
+"""Statuses of refusals that are recorded even for a read, because the caller was not allowed to ask."""
 MADE = ("webhook", "document")
-"""Fields of an answer that show in full what was made, with its `id`."""
+"""Fields of an answer that show a newly made object in full, including its `id`."""
 
 _canonical = encoder(sort_keys=True)
 
@@ -47,7 +48,7 @@ def body_of(given: Mapping[str, Any]) -> bytes:
 
 
 def entered(operation: Operation, args: Mapping[str, Any], body_sha256: str, caller: Caller, work: Work) -> Work:
-    """A changing call's piece of work, which enters itself in the log."""
+    """The work of a call that changes something, wrapped so that it also records itself in the log."""
 
     def work_and_entry(tx: Tx) -> Any:
         changes = tx.changes
@@ -60,7 +61,7 @@ def entered(operation: Operation, args: Mapping[str, Any], body_sha256: str, cal
 
 
 def act(operation: Operation, args: Mapping[str, Any], answer: Any, caller: Caller, body_sha256: str) -> Work:
-    """The work that enters an act, whose effect lies outside of the database and is done by now."""
+    """The work that records a call whose effect lies outside the database and has already happened."""
     return lambda tx: tx.record(_entry(operation, args, answer, "ok", caller, body_sha256))
 
 
@@ -83,7 +84,7 @@ def _entry(
 
 
 def _actor(named: str | None, caller: Caller) -> str:
-    """Who acts: whom the token belongs to, and whom the call names if that is somebody else."""
+    """Who acts: the token's owner, followed by the agent that the call names if that is a different one."""
     if caller.principal is None:
         return named or ""
     whose = caller.principal.name
@@ -106,14 +107,14 @@ def note(
 
 
 def note_unread(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller, outcome: str) -> None:
-    """Note a call that was refused before its parameters were known to be good: none of them is entered."""
+    """Note a call that was refused before its parameters were validated; none of them is recorded."""
     actor = given.get(operation.actor) if operation.actor else None
     known = actor if isinstance(actor, str) and mux.presence.knows(actor) else None
     mux.blotter.note(Entry(operation.name, _actor(known, caller), outcome=outcome, request_id=caller.request_id))
 
 
 def enter_noted(mux: Mux, *, all_of_it: bool = False) -> None:
-    """Enter what the blotter holds; raises what the store raises, and then keeps it for the next time."""
+    """Write the blotter's entries to the log; if the store raises, gives them back for the next time and re-raises."""
     entries = mux.blotter.take(all_of_it=all_of_it)
     if not entries:
         return
@@ -130,7 +131,7 @@ def enter_noted(mux: Mux, *, all_of_it: bool = False) -> None:
 
 
 def enter_off(tx: Tx) -> None:
-    """Enter, once, that nothing is entered from here on."""
+    """Record, once, that nothing is recorded from here on."""
     last = tx.one("select action from audit order by seq desc limit 1")
     if last is not None and last["action"] != "audit.off":
         tx.record(Entry("audit.off"), even_off=True)
@@ -140,11 +141,11 @@ def enter_off(tx: Tx) -> None:
 
 
 READ_AT_ONCE = 500
-"""Records read in one snapshot; a client may take as long as it wants between two."""
+"""Records read in one snapshot; a client may pause for any time between two snapshots."""
 
 
 def export(mux: Mux, *, since: str | None, format: str) -> Iterator[str]:
-    """The log as JSON lines: a checkpoint if something before was purged, the records, a trailer with their count."""
+    """The log as JSON lines: a checkpoint if earlier records were purged, the records, a trailer with their count."""
     with mux.store.read() as rx:
         first, last = _ends(rx)
         after = _after(rx, since, first, last)
@@ -156,7 +157,7 @@ def export(mux: Mux, *, since: str | None, format: str) -> Iterator[str]:
 
 
 def _hash(rx: Snapshot, seq: int, first: int) -> str:
-    """The hash of a record, which may be the last one that was purged."""
+    """The hash of a record, which may be the last purged one."""
     if seq >= first:
         found: bytes = rx.one("select hash from audit where seq = ?", seq)["hash"]
         return found.hex()
@@ -188,13 +189,13 @@ def _lines(mux: Mux, opening: str, after: int, prev: str, last: int, head: str) 
 
 
 def _ends(rx: Snapshot) -> tuple[int, int]:
-    """The first and the last record that is kept; (1, 0) when there is none."""
+    """The numbers of the first and the last record that is kept; (1, 0) if there are none."""
     first, last = rx.one("select (select min(seq) from audit), (select max(seq) from audit)")
     return (first, last) if last is not None else (1, 0)
 
 
 def _after(rx: Snapshot, since: str | None, first: int, last: int) -> int:
-    """The number of the record before the first one that is asked for."""
+    """The number of the record before the first one to export."""
     if since is None:
         return 0
     if since.isascii() and since.isdigit():
@@ -208,7 +209,7 @@ def _after(rx: Snapshot, since: str | None, first: int, last: int) -> int:
             "2026-06-10T04:30:00Z",
             parameter="since",
         ) from None
-    low, high = first, last + 1  # times never fall, so the first one that is not earlier is found by halving
+    low, high = first, last + 1  # times never decrease, so a binary search finds the first record that is not earlier
     while low < high:
         middle = (low + high) // 2
         if rx.one("select at from audit where seq = ?", middle)["at"] < at:
@@ -222,9 +223,9 @@ def _after(rx: Snapshot, since: str | None, first: int, last: int) -> int:
 
 
 def purge(tx: Tx, before: int, most: int, key: bytes) -> int:
-    """Remove up to `most` of the oldest records that are older than `before`; a signed checkpoint stands for them.
+    """Remove up to `most` of the oldest records from before `before`, and put a signed checkpoint in their place.
 
-    The newest record always stays, so that the chain has an end to go on from. Returns how many.
+    The newest record always stays, so that the chain has an end to continue from. Returns how many were removed.
     """
     first, last = _ends(tx)
     young = tx.one("select min(seq) from audit where seq >= ? and seq < ? and at >= ?", first, first + most, before)[0]
@@ -237,6 +238,6 @@ def purge(tx: Tx, before: int, most: int, key: bytes) -> int:
 
 
 def _checkpoint(rx: Snapshot) -> str:
-    """What stands for the records that were purged."""
+    """The checkpoint that replaces the purged records."""
     told: str = rx.one("select value from meta where key = 'audit_checkpoint'")["value"]
     return told

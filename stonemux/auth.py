@@ -1,8 +1,8 @@
-"""Tokens as operations: who gets one, and how its owner takes it back.
+"""Tokens as operations: who gets one, and how its owner revokes it.
 
-`obtain` asks for the license key and is the only way over the network. The rows for the machine's owner take the token
-that lies in the data directory, so whoever can read that needs no key. Signing keys, revocations and epochs are rows of
-the database, and `tokens` judges by its copy of them in memory.
+`obtain` requires the license key and is the only way to get a token over the network. The operations for the machine's
+owner accept the token in the data directory, so anyone who can read that needs no key. Signing keys, revocations, and
+epochs are rows of the database; `tokens` judges by a copy of them in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SECRET_BYTES = 32
 
 
 def boot(tx: Tx) -> None:
-    """At a start: a key if there is none that was made for this database as it is, and what was revoked."""
+    """At startup, load keys, revocations, and epochs; make a key if there is none for the database's epoch."""
     # A database that went back in time has forgotten revocations, so its keys go with it; see `opening.leap`.
     tx.run("delete from token_key where epoch <> ? or until <= ?", tx.mux.store.epoch, tx.now)
     if tx.one("select 1 from token_key where until is null") is None:
@@ -47,7 +47,7 @@ def _key(row: Any) -> Key:
 
 
 def obtain(mux: Mux, caller: Caller, *, license_key: str, agent_id: str | None) -> dict[str, Any]:
-    """A token for whoever shows the key of the license that is active."""
+    """A token for a caller that shows the key of the active license."""
     mux.throttle.take(mux.clock.ticks_ms())
     license_id = mux.entitlement.recognize(license_key)
     if agent_id is None and not mux.settings.license_wide_tokens:
@@ -80,7 +80,7 @@ def _told(agent_id: str | None, made: Made) -> dict[str, Any]:
 
 
 def rotate(tx: Tx, *, now: bool) -> dict[str, Any]:
-    """A new signing key. Tokens of the old ones are good for another day, or no longer."""
+    """Make a new signing key. Tokens signed with old keys stay valid for another day, or end now if `now` is set."""
     if now:
         tx.run("delete from token_key")
         tx.run("delete from token_revoked")
@@ -93,7 +93,7 @@ def rotate(tx: Tx, *, now: bool) -> dict[str, Any]:
 
 
 def revoke(tx: Tx, *, jti: str | None, agent_id: str | None) -> dict[str, Any]:
-    """Take back one token, or all that an agent has."""
+    """Revoke one token, or all tokens of an agent."""
     if (jti is None) == (agent_id is None):
         raise MuxError(
             "missing_field" if jti is None else "invalid_field",
@@ -115,7 +115,7 @@ def revoke(tx: Tx, *, jti: str | None, agent_id: str | None) -> dict[str, Any]:
 
 
 def purge(tx: Tx, most: int) -> int:
-    """Forget up to `most` revocations of tokens that have run out by themselves, and keys that have."""
+    """Delete expired keys, and up to `most` revocations of tokens that have expired anyway."""
     tx.run("delete from token_key where until <= ?", tx.now)
     return tx.run(
         "delete from token_revoked where jti in (select jti from token_revoked where until <= ? limit ?)", tx.now, most

@@ -1,14 +1,14 @@
-"""Dispatch by the daemon itself (`[dispatch] auto`): pending tasks go to idle agents, the most urgent first.
+"""Automatic dispatch (`[dispatch] auto`): the daemon assigns pending tasks to idle agents, the most urgent first.
 
-An agent may be given a task if it is active, holds no task and has none assigned, is a member of the task's channel,
-has the capability that the task asks for, and did not post it. A task that asks for no capability goes to agents of the
-role that the routing table names for assignments. Nobody is given a task back that it just released, handed off without
-waiting for an answer, or let run out; it may still claim it.
+An agent is eligible for a task if it is active, holds no task and has none assigned, is a member of the task's channel,
+has the capability that the task requires, and did not post it. A task that requires no capability goes to agents of the
+role that the routing table names for assignments. A task is never assigned to the agent that just released it, handed
+it off without waiting for an answer, or let its lease expire; that agent may still claim it.
 
-An assignment is taken back when its agent goes stale before it has claimed, and ends with its claim. What was assigned
-by anybody else is left alone.
+An assignment is taken back if its agent goes stale before claiming the task, and ends with the claim. Assignments made
+by anyone else are left alone.
 
-Nothing is swept: the timekeeper looks when something happened that may have freed an agent or a task.
+There is no periodic sweep: the timekeeper looks when something happens that may have freed an agent or a task.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ CAUSES = frozenset(
 """Events after which there may be something to dispatch."""
 
 AT_ONCE = 100
-"""Tasks dispatched by one transaction, so that no sender waits long behind it."""
+"""Tasks dispatched in one transaction; a limit so that no sender waits long behind it."""
 LOOKED_AT = 20
-"""Tasks of one sort that are looked at for an agent that has given them back."""
+"""How many tasks per channel and capability are examined for one that the agent has not just given up."""
 
 
 def is_on(mux: Mux) -> bool:
-    """Whether the daemon dispatches."""
+    """Whether the daemon dispatches automatically."""
     return mux.settings.dispatch_auto and mux.tier != "free"
 
 
@@ -77,7 +77,7 @@ def _wake(mux: Mux) -> None:
 
 
 def run(mux: Mux) -> None:
-    """Take back what nobody will claim, and dispatch what can be."""
+    """Take back assignments that nobody will claim, and dispatch every task that can be."""
     if not is_on(mux):
         return
     with mux.store.read() as rx:
@@ -87,7 +87,7 @@ def run(mux: Mux) -> None:
 
 
 def _round(tx: Tx) -> bool:
-    """One transaction's share; whether there may be more."""
+    """One transaction's share of the work; returns whether there may be more."""
     for row in _forsaken(tx):
         tasks.unassign(tx, row, "its agent went stale or left")
     plan = _plan(tx)
@@ -98,13 +98,13 @@ def _round(tx: Tx) -> bool:
         if row.status == "pending" and row.assigned_to is None:
             dispatch.give(tx, row, agent, auto=True)
             given += 1
-        elif (best := _best_for(tx, agent)) is not None:  # somebody else got it
+        elif (best := _best_for(tx, agent)) is not None:  # another agent got the task
             heapq.heappush(plan, (*best, messages.open_mail(tx, agent_id), agent_id, agent))
     return given == AT_ONCE
 
 
 def _forsaken(rx: Snapshot) -> list[Task]:
-    """Tasks that the daemon assigned to agents that are not there to claim them."""
+    """Tasks that the daemon assigned to agents that are no longer there to claim them."""
     given = "select * from task where auto = 1 and status in ('pending', 'delayed', 'waiting') order by seq"
     return [row for row in taskrows.rows(rx, given) if not _is_there(rx, row.assigned_to)]
 
@@ -115,7 +115,7 @@ def _is_there(rx: Snapshot, agent_id: str | None) -> bool:
 
 
 def _plan(rx: Snapshot) -> list[tuple[int, int, int, str, Any]]:
-    """A heap of the best task for each idle agent: by priority, age, and how much mail the agent has still to read."""
+    """A heap of the best task for each idle agent, ordered by priority, age, and how much unread mail the agent has."""
     anything = "select 1 from task indexed by task_open where status = 'pending' and assigned_to is null limit 1"
     if rx.one(anything) is None:
         return []
@@ -156,6 +156,6 @@ def _best_for(rx: Snapshot, agent: Any) -> tuple[int, int] | None:
 
 
 def _gave_up(rx: Snapshot, seq: int, agent_id: str) -> bool:
-    """Whether the last that happened to the task is that this agent gave it up."""
+    """Whether the latest entry in the task's history is that this agent gave it up."""
     last = rx.one("select act, agent_id from task_history where task = ? order by rowid desc limit 1", seq)
     return last is not None and last[1] == agent_id and last[0] in ("released", "handoff", "expired")

@@ -1,8 +1,9 @@
 """A doorbell that is a command on this machine: `exec:/path/to/program argument ...`.
 
-Whoever may register an agent could otherwise run programs as the daemon's user, so none runs unless the settings name
-it (`webhooks.exec`), word for word. There is no shell. The doorbell's JSON comes on standard input; what the command
-prints goes nowhere; when its time is up it is killed with all that it started and left in its session.
+Without this check, anyone who may register an agent could run programs as the daemon's user. So a command runs only if
+the settings list it (`webhooks.exec`), word for word. There is no shell. The command gets the doorbell's JSON on
+standard input, and its output is discarded. When its time is up, it is killed together with every process it started
+that is still in its session.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SCHEME = "exec:"
 MOST_CHARACTERS = 2048
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
-"""What a command sees of the daemon's environment: nothing that could be secret."""
+"""The environment variables that a command gets from the daemon: none that could be secret."""
 
 _clock = Clock()
 
@@ -50,7 +51,7 @@ def check(url: str, allowed: Sequence[str]) -> list[str]:
 
 
 class Run:
-    """A run of a command that another thread may cut short."""
+    """One run of a command, which another thread may cut short."""
 
     def __init__(self, words: Sequence[str], *, total_ms: int) -> None:
         self._words = words
@@ -59,14 +60,14 @@ class Run:
         self.was_cut = False
 
     def cut(self) -> None:
-        """End it at once."""
+        """Kill it at once."""
         self.was_cut = True
         if (process := self._process) is not None:
             signals.to_session(process.pid, signal.SIGKILL)
 
     def ring(self, variables: Mapping[str, str], body: bytes) -> Outcome:
-        """Run it to its end; never raises."""
-        import subprocess  # few daemons have such a doorbell, and no start need wait for it
+        """Run the command to its end; never raises."""
+        import subprocess  # few daemons have such a doorbell, so the others start without loading it
 
         started = _clock.ticks_ms()
         environ = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(variables)
@@ -82,7 +83,7 @@ class Run:
                 start_new_session=True,
             ) as process:
                 self._process = process
-                if self.was_cut:  # before it could be seen
+                if self.was_cut:  # cut before the process was visible to `cut`
                     signals.to_session(process.pid, signal.SIGKILL)
                 try:
                     process.communicate(body, self._total_ms / 1000)

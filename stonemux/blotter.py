@@ -1,10 +1,10 @@
-"""Entries of the audit log that have no effect to be written with: refusals and replays.
+"""Audit entries without a transaction of their own: refusals and replays.
 
-Nobody waits for these to be on the disk, and nobody may fill the disk or slow the others down with them. So they are
-noted here, and the timekeeper enters them in one transaction, about once a second. `AT_ONCE` of them, and `A_SECOND`
-after that, are entered one by one; what comes faster is counted by operation and outcome, and a record with the `count`
-is entered once a minute. Nothing is left out without being counted. A daemon that is killed loses what it noted in its
-last second; one that stops does not.
+Nobody waits for these to reach the disk, and nobody may fill the disk or slow others down by causing them. So they are
+noted here, and the timekeeper records them in one transaction, about once a second. A token bucket lets `AT_ONCE`
+entries through, and `A_SECOND` more per second; those are recorded one by one. Any beyond that are counted by operation
+and outcome, and a record with the `count` is written once a minute. Nothing is dropped without being counted. A daemon
+that is killed loses what it noted in its last second; one that stops normally does not.
 
 `_lock` guards everything here; it is held for a few instructions.
 """
@@ -18,21 +18,21 @@ from stonemux.chain import Entry
 from stonemux.clock import MINUTE_MS, Clock
 
 ENTERED_MS = 1_000
-"""How long after the first of them noted entries are entered."""
+"""How long after the first noted entry the noted entries are recorded."""
 COUNTED_MS = MINUTE_MS
-"""How often what came too fast is entered as a count."""
+"""How often the entries that came too fast are recorded as counts."""
 AT_ONCE = 120
 A_SECOND = 2
 MOST_KEPT = 1_000
-"""Entries kept while the disk takes none."""
+"""Entries kept while the disk does not accept writes."""
 MOST_COUNTED = 64
-"""Kinds of calls counted apart; the rest are counted together."""
+"""Kinds of calls (operation and outcome) counted separately; the rest are counted together."""
 
 REST = ("*", "refused")
 
 
 class Blotter:
-    """What waits to be entered. `wake(at)` is told when `take` has something to give; None turns everything off."""
+    """Entries waiting to be recorded. Calls `wake(at)` with the time when `take` will have some; None disables it."""
 
     def __init__(self, clock: Clock, wake: Callable[[int], None] | None) -> None:
         self._clock = clock
@@ -47,7 +47,7 @@ class Blotter:
         self._counting_since = 0
 
     def note(self, entry: Entry) -> None:
-        """Note what happened just now."""
+        """Note an entry as happening now."""
         if self._wake is None:
             return
         now = self._clock.now_ms()
@@ -76,14 +76,14 @@ class Blotter:
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     def next_due(self) -> int | None:
-        """When there will be something to take; None when nothing was noted."""
+        """When there will be something to take; None if nothing was noted."""
         with self._lock:
             if self._entries:
                 return self._entries[0].at + ENTERED_MS
             return self._counting_since + COUNTED_MS if self._counts else None
 
     def take(self, *, all_of_it: bool = False) -> list[Entry]:
-        """What is to be entered now; the counts only when they are due, or `all_of_it` is asked for."""
+        """What is to be recorded now; includes the counts only if they are due or `all_of_it` is set."""
         now = self._clock.now_ms()
         with self._lock:
             taken, self._entries = self._entries, []
@@ -96,6 +96,6 @@ class Blotter:
         return taken
 
     def give_back(self, entries: list[Entry]) -> None:
-        """These could not be entered; they are taken again later."""
+        """Keep entries that could not be recorded; they are taken again later."""
         with self._lock:
             self._entries = entries + self._entries

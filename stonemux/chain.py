@@ -1,15 +1,15 @@
-"""The audit chain: what a record looks like, how records hang together, and what an exported file shows.
+"""The audit chain: what a record looks like, how records are linked, and what an exported file contains and proves.
 
-A record is one line of canonical JSON: keys sorted, no blanks, texts and whole numbers only, nothing escaped that need
-not be (a subset of RFC 8785). `hash` is the SHA-256 of the line without `hash`; `prev` is the hash of the record
-before, so whoever changes, removes, swaps or repeats a record breaks the chain from there on. The first record's `prev`
+A record is one line of canonical JSON: sorted keys, no whitespace, only strings and integers, and no unnecessary
+escapes (a subset of RFC 8785). `hash` is the SHA-256 of the line without `hash`; `prev` is the hash of the previous
+record, so changing, removing, swapping, or repeating a record breaks the chain from there on. The first record's `prev`
 is `START`.
 
-An exported file is a *checkpoint* (if older records were purged), the records, and a *trailer* with their count and
-the last hash, without which a cut end would not show.
+An exported file consists of a *checkpoint* (if older records were purged), the records, and a *trailer* with their
+count and the last hash; without the trailer, a truncated file would go unnoticed.
 
-What the chain alone cannot show: somebody who can write the database can compute all of it anew. Only a hash that was
-kept elsewhere (an *anchor*) shows that.
+The chain alone cannot reveal everything: anyone who can write to the database can recompute all of it. Only a hash that
+was kept elsewhere (an *anchor*) reveals that.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ START = "0" * 64
 
 
 class Entry(NamedTuple):
-    """What is to be recorded, before it has its place in the chain. Never contents: only names, ids and hashes."""
+    """An event to record, before it has its place in the chain. Never contents: only names, ids, and hashes."""
 
     action: str
-    """An operation's name, or what else happened, as `area.what`."""
+    """The name of an operation, or of another event, as `area.what`."""
     actor: str = ""
     target: str = ""
     channel: str = ""
     outcome: str = "ok"
-    """`ok`, `replayed`, or the code of a refusal."""
+    """`ok`, `replayed`, or the error code of a refusal."""
     request_id: str = ""
     body_sha256: str = ""
     at: int = 0
-    """When it happened; 0 is the moment of the transaction."""
+    """When it happened; 0 means the time of the transaction."""
     calls: int = 1
-    """How many calls this stands for, where there were too many to record each one."""
+    """How many calls this entry represents, if there were too many to record each one."""
 
 
 FIELDS = ("action", "actor", "body_sha256", "channel", "hash", "outcome", "prev", "request_id", "seq", "target", "ts")
@@ -50,7 +50,7 @@ FIELDS = ("action", "actor", "body_sha256", "channel", "hash", "outcome", "prev"
 
 @cache
 def hasher() -> Callable[[bytes], Any]:
-    """SHA-256; it loads OpenSSL, which a start need not wait for."""
+    """SHA-256, imported on first use: it loads OpenSSL, which would slow startup."""
     from hashlib import sha256
 
     return sha256
@@ -63,12 +63,12 @@ def sha256(data: bytes) -> str:
 
 
 def canonical(value: Mapping[str, Any]) -> str:
-    """The one way to write a JSON object."""
+    """The canonical JSON of an object."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def render(entry: Entry, seq: int, prev: str, ts: str) -> str:
-    """The record at this place of the chain, as canonical JSON without its hash."""
+    """The record at this place in the chain, as canonical JSON without its hash."""
     action, actor, target, channel, outcome, request_id, body, _, calls = entry
     count = f'"count":{calls},' if calls != 1 else ""
     return (
@@ -79,11 +79,11 @@ def render(entry: Entry, seq: int, prev: str, ts: str) -> str:
 
 
 COLUMNS = "seq, at, ts, action, actor, target, channel, outcome, request_id, body, calls, hash"
-"""A record as it is stored: `at` is the commit and never falls, `ts` when it happened; hashes are bytes."""
+"""The columns of a record: `at` is the commit time and never decreases, `ts` is when it happened; hashes are bytes."""
 
 
 def links(entries: Iterable[Entry], seq: int, prev: str, now: int) -> list[tuple[Any, ...]]:
-    """The rows of these entries, which follow record `seq` with the hash `prev`."""
+    """The rows for these entries, which follow record `seq` with the hash `prev`."""
     sha, stamp, rows = hasher(), rfc3339(now), []
     for entry in entries:
         seq += 1
@@ -96,7 +96,7 @@ def links(entries: Iterable[Entry], seq: int, prev: str, now: int) -> list[tuple
 
 
 def exported(row: Any, prev: str) -> str:
-    """A stored record as a line of an export; `prev` is the hash of the one before."""
+    """A stored record as a line of an export; `prev` is the hash of the previous one."""
     seq, _, ts, action, actor, target, channel, outcome, request_id, body, calls, digest = row
     entry = Entry(action, actor, target, channel, outcome, request_id, body.hex(), calls=calls)
     return line(render(entry, seq, prev, rfc3339(ts)), digest.hex())
@@ -104,25 +104,25 @@ def exported(row: Any, prev: str) -> str:
 
 def line(record: str, digest: str) -> str:
     """A record with its hash, still canonical."""
-    # Inside a text every quote is escaped, so this is found only at the key.
+    # Inside a string every quote is escaped, so this matches only at the key.
     before, key, after = record.partition(',"outcome":')
     return f'{before},"hash":"{digest}"{key}{after}'
 
 
 def checkpoint(seq: int, digest: str, now: int, key: bytes) -> str:
-    """What stands for the records up to `seq`, which were purged: the last one's hash, signed."""
+    """A checkpoint that replaces the purged records up to `seq`: the hash of the last one, signed."""
     told = {"hash": digest, "key_id": key_id(key), "seq": seq, "ts": rfc3339(now)}
     return canonical({"checkpoint": told, "mac": _mac(told, key)})
 
 
 def checkpointed(checkpoint: str) -> str:
-    """The hash of the last record that a checkpoint stands for."""
+    """The hash of the last record that a checkpoint replaces."""
     digest: str = json.loads(checkpoint)["checkpoint"]["hash"]
     return digest
 
 
 def key_id(key: bytes) -> str:
-    """What a key is called; says nothing about it."""
+    """An identifier for a key that reveals nothing about the key."""
     return sha256(b"stonemux audit key " + key)[:16]
 
 
@@ -137,11 +137,11 @@ def trailer(count: int, head: str) -> str:
     return canonical({"count": count, "head": head})
 
 
-# -- looking at a file
+# -- verifying a file
 
 
 class Broken(Exception):
-    """A file that is not what was exported: what is wrong with it, and where."""
+    """A file that is not as it was exported; says what is wrong with it, and where."""
 
     def __init__(self, problem: str, *, line: int = 0, seq: int | None = None) -> None:
         where = [f"line {line}"] if line else []
@@ -152,27 +152,27 @@ class Broken(Exception):
 
 
 class Anchor(Record):
-    """A place of the chain that somebody has noted elsewhere."""
+    """A place in the chain that someone noted elsewhere."""
 
     seq: int
     hash: str
 
 
 class Found(NamedTuple):
-    """What a good file holds; `first` is 0 when it holds no record."""
+    """What an intact file holds; `first` is 0 if it holds no records."""
 
     records: int
     first: int
     last: int
     head: str
     purged: int
-    """Records up to this one were purged, and a checkpoint stands for them."""
+    """Records up to this one were purged and replaced by a checkpoint."""
     signed: bool
     """Whether the checkpoint's signature was checked."""
 
 
 MOST_LINE = 64 * 1024
-"""Bytes of a line beyond which it is no record."""
+"""The most bytes that a line may have; a longer one is not a record."""
 
 
 def verify(
@@ -180,8 +180,8 @@ def verify(
 ) -> Found:
     """Check an exported file, read line by line; raises `Broken` for the first thing that is wrong.
 
-    `head` is the last hash that the file must end with, `anchor` a record that it must hold (or follow), `key` the one
-    that signed a checkpoint.
+    `head` is the hash that the file must end with, `anchor` a record that it must hold (or follow directly), and `key`
+    the key that signed a checkpoint.
     """
     reader = _Reader(anchor, key)
     for number, raw in enumerate(file, 1):
@@ -191,13 +191,13 @@ def verify(
 
 
 class _Reader:
-    """Goes through a file once, keeping only where it stands."""
+    """Reads a file once, keeping only its current position in the chain."""
 
     def __init__(self, anchor: Anchor | None, key: bytes | None) -> None:
         self.number = 0
         self._anchor, self._key = anchor, key
         self._first = self._count = self._purged = 0
-        self._seq: int | None = None  # of the record before, as far as it is known
+        self._seq: int | None = None  # of the previous record, if known
         self._hash = START
         self._signed = self._anchored = self._ended = False
 
@@ -205,7 +205,7 @@ class _Reader:
         return Broken(problem, line=self.number, seq=seq if type(seq) is int else None)
 
     def read(self, raw: bytes) -> None:
-        """The next line."""
+        """Check the next line."""
         if self._ended:
             raise self._broken("something follows the trailer, which must be the last line")
         if not raw.endswith(b"\n") or len(raw) > MOST_LINE:
@@ -285,7 +285,7 @@ class _Reader:
         self._ended = True
 
     def end(self, head: str | None) -> Found:
-        """After the last line."""
+        """Check that the file ends as it must; call this after the last line."""
         self.number = 0
         if not self._ended:
             raise self._broken(f"the trailer is missing after {self._count} records: the end was cut off")

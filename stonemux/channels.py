@@ -1,4 +1,4 @@
-"""Channels: namespaces with members. Messages, tasks and state keys live in exactly one."""
+"""Channels: namespaces with members. Every message, task, and state key belongs to exactly one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
 
 
 def _shown(row: Any, members: dict[str, Any]) -> dict[str, Any]:
-    """A channel as it is shown, with what is said of its members."""
+    """A channel as answers show it; `members` are the fields about its members."""
     shown: dict[str, Any] = {
         "id": row["id"],
         "name": row["name"],
@@ -42,7 +42,7 @@ def create(
     members: list[str] | None,
     tags: list[str] | None,
 ) -> dict[str, Any]:
-    """Make a team channel; its creator and the listed agents are its first members."""
+    """Create a team channel; its creator and the listed agents are its first members."""
     if name.startswith(AGENT_CHANNEL_PREFIX):
         raise MuxError(
             "reserved_name",
@@ -62,7 +62,7 @@ def create(
 
 
 def listed(rx: Snapshot, *, agent_id: str | None) -> dict[str, Any]:
-    """All channels, or those an agent is a member of, with the number of members."""
+    """All channels, or those that an agent is a member of, each with its number of members."""
     if agent_id is not None:
         directory.agent(rx, agent_id)
     rows = rx.sql(
@@ -89,7 +89,7 @@ def join(tx: Tx, *, channel: str, agent_id: str) -> dict[str, Any]:
 
 
 def leave(tx: Tx, *, channel: str, agent_id: str) -> dict[str, Any]:
-    """End a membership; mail that was delivered before stays in the inbox."""
+    """End a membership; messages that were delivered before stay in the inbox."""
     row = directory.channel(tx, channel)
     directory.agent(tx, agent_id)
     if row["name"] == generate_agent_channel_name(agent_id):

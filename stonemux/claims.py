@@ -1,9 +1,9 @@
 """Claiming tasks: which one an agent gets, at once or after a wait.
 
-What a claim reads has an index in exactly its order, so it costs the same with ten tasks and with a million. An agent
-looks under several topics (`topics`): what is assigned to it, what asks for nothing, and what asks for each of its
-capabilities. Where there is known to be nothing it does not look again, and where one is left the look is part of the
-claim.
+Every query of a claim has an index in exactly its order, so it costs the same with ten tasks as with a million. An
+agent looks under several topics (`topics`): the tasks assigned to it, those that require no capability, and those that
+require one of its capabilities. A topic known to be empty is not queried again, and if only one topic is left, its
+query is part of the claiming statement itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stonemux.vocabulary import NO_TASK
 
 
 def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: int = 0) -> dict[str, Any] | None:
-    """Claim the best task that fits, at once; None when there is none."""
+    """Claim the best task that fits, at once; returns None if there is none."""
     row = _claim_one(tx, agent_id, channel, task_id)
     if row is None:
         return None
@@ -30,14 +30,14 @@ def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: 
 
 
 def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_id: str | None, timeout: int) -> Wait:
-    """Claim the best task that fits, waiting up to `timeout` seconds for one. A task wakes one waiter only."""
+    """Claim the best task that fits, waiting up to `timeout` seconds for one. Each task wakes only one waiter."""
 
     def work(tx: Tx) -> dict[str, Any] | None:
         return claim(tx, agent_id=agent_id, channel=channel, task_id=task_id)
 
     def attempt(got: Any) -> Any:
         if got is None:
-            # An agent that has registered other capabilities would wait for the wrong tasks: it may ask again.
+            # After registering other capabilities the agent would be waiting for the wrong tasks, so it must ask again.
             return None if _claim_topics(mux, agent_id, channel) == awaited_tasks else dict(NO_TASK)
         if isinstance(got, dict) and caller.once is None:  # with a key, the caller can ask for its claim again
             caller.flight = _Claim(mux, got["claim_token"])
@@ -64,16 +64,16 @@ def _claim_topics(mux: Mux, agent_id: str, channel: str) -> tuple[Topic, ...]:
 
 @lru_cache(maxsize=4096)
 def topics(agent_id: str, capabilities: str, channel: str) -> tuple[Topic, ...]:
-    """Where there may be a task for an agent: its own, those that ask for nothing, those that ask for what it can."""
+    """The topics that may hold a task for an agent: assigned to it, requiring nothing, or requiring what it can do."""
     able = [None, *json.loads(capabilities)]
     return (("task-for", channel, agent_id), *(("task", channel, capability) for capability in able))
 
 
 @cache
 def _best(kind: str, wanted: str = "priority, seq", channel: str = "?1", what: str = "?2") -> str:
-    """SQL for columns of the most urgent, then oldest, pending task under a topic; one seek.
+    """SQL for columns of the most urgent, then oldest, pending task under a topic; a single index seek.
 
-    The indexes are named because SQLite, which knows no statistics here, would rather scan another one.
+    The index is named because SQLite, which has no statistics here, would otherwise scan another one.
     """
     if kind == "task-for":
         where = (
@@ -114,7 +114,7 @@ def _claim_best(tx: Tx, agent: Any, channel: str) -> Task | None:
 
 
 def _most_urgent(tx: Tx, looked_under: list[Topic]) -> list[Topic]:
-    """The topic of the most urgent, then oldest, task under any of these; remembers those without a task."""
+    """The topic of the most urgent, then oldest, task under any of these; remembers which topics are empty."""
     found = []
     for topic in looked_under:
         best = tx.one(_best(topic[0]), *topic[1:])
@@ -148,7 +148,7 @@ def _named(tx: Tx, agent: Any, task_id: str) -> int:
 
 
 class _Claim:
-    """A claim whose answer is on its way: given back, as if it had not happened, when the answer is lost."""
+    """A claim whose answer is in flight: undone, as if it had not happened, if the answer is lost."""
 
     __slots__ = ("_mux", "_token")
 
@@ -156,7 +156,7 @@ class _Claim:
         self._mux, self._token = mux, token
 
     def landed(self) -> None:
-        pass  # the claim stands
+        pass  # the claim stays
 
     def lost(self) -> None:
         def undo(tx: Tx) -> None:
@@ -165,5 +165,5 @@ class _Claim:
             for row in taskrows.rows(tx, claimed, task_id, int(fence)):
                 tasks.put_back(tx, row, "pending", note="the claimer hung up")
 
-        # Nobody waits for it, and nobody may: whoever tells us may be the thread that leads the commits.
+        # Do not wait for the result: this may run in the thread that leads the commits.
         self._mux.store.submit(Job(undo, lambda value, error: None))

@@ -1,11 +1,11 @@
 """The command line: which commands there are, and how one is run.
 
-A command is a row of `COMMANDS` and a module that says the rest: `add_arguments(parser)`, and `run(options, environ)`,
-which returns the exit status. Only the chosen command's module is imported, so that a command starts without what the
-others need.
+A command consists of a row of `COMMANDS` and a module with `add_arguments(parser)` and `run(options, environ)`, which
+returns the exit status. Only the chosen command's module is imported, so that a command does not load what only others
+need.
 
-Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon out
-of reach, 70 storage failed, 78 data refused, 130 interrupted. Errors are one line on standard error.
+Statuses: 0 ok, 1 refused, 2 usage or settings, 3 not found, 4 data directory locked, 5 unsafe environment, 6 daemon
+unreachable, 70 storage failed, 78 data refused, 130 interrupted. Errors are one line on standard error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stonemux.record import Record
 
 
 class Command(Record):
-    """A row: what is typed, what it does in a few words, and the module in `stonemux.commands`."""
+    """A row: the command's name, what it does in a few words, and its module in `stonemux.commands`."""
 
     name: str
     help: str
     module: str
     beside: bool = False
-    """Whether an area of operations has the same name; its verbs come first."""
+    """Whether an area of operations has the same name; the area's verbs take precedence."""
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -60,7 +60,7 @@ COMMANDS: tuple[Command, ...] = (
 
 HELP = ("-h", "--help")
 HABITS = {"start": "serve", "daemon": "serve", "version": "--version", "ps": "top", "ls": "agent discover"}
-"""What other programs made people type, and what it is here."""
+"""What users of other programs may type, and what it is called here."""
 
 ENDING = (
     "Ctrl-C or SIGTERM ends a daemon (daemon.pid in its data directory has its number), "
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
             return _run(words, environ)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a reader that went away is no surprise
+                sys.stdout.flush()  # here, where a reader that went away is handled
     except MuxError as error:
         from stonemux import output
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     except BrokenPipeError:
         from stonemux import output
 
-        output.mute()  # nobody reads any more
+        output.mute()  # nobody reads the output any more
         return EXIT_OK
     except OSError as error:
         if error.errno != ENOSPC:

@@ -1,7 +1,7 @@
-"""The clients that `stonemux setup` knows: where each keeps its MCP servers, and in which form.
+"""The clients that `stonemux setup` knows: where each keeps its MCP servers, and in which format.
 
-(`client` is something else: a caller of the daemon.) A row is data. The files and forms are those of the clients' own
-documentation; where a client lets an environment variable move its files, that is followed.
+(`client` is something else: a caller of the daemon.) A row is pure data. Files and formats follow each client's own
+documentation, including environment variables that move a client's files.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ _OF_EDITORS = r"\$\{(?:env:(?P<name>\w+)|(?P<place>userHome|workspaceFolder))\}"
 
 
 class Client(NamedTuple):
-    """One client. Paths are relative: `user` to the home folder, `project` to the project's."""
+    """One client. Paths are relative: `user` to the home folder, `project` to the project's folder."""
 
     title: str
     user: str
     project: str
     table: str = "mcpServers"
-    """What holds the servers by name."""
+    """The key under which the file lists the servers by name."""
     syntax: str = "json"
     """`json` (with comments) or `toml`."""
     variable: str = ""
-    """An environment variable that moves the user's file to `moved`, below the folder that it names."""
+    """An environment variable with a folder; if it is set, the user's file is `moved` below that folder."""
     moved: str = ""
     user_on_mac: str = ""
     by_folder: str = ""
-    """What holds further servers in the user's file, for one folder each; the client prefers them."""
+    """The key under which the user's file lists further servers by folder; the client prefers them."""
     fixed: Mapping[str, Any] = NONE
-    """Fields of the entry beside command, arguments and environment."""
+    """Fields of the entry besides command, arguments, and environment."""
     defaults: Mapping[str, Any] = NONE
-    """Fields that are written unless the entry has them already."""
+    """Fields that are written unless the entry already has them."""
     variables: str = ""
-    """How a text of the file stands for a variable's value: `name`, perhaps with a `default`, or a `place`."""
+    """A regex for references to variables in a text: `name`, perhaps with a `default`, or a `place`."""
     note: str = ""
-    """What its user still has to do, in project scope, or in any (`always_noted`)."""
+    """What the user still has to do, in project scope, or in any scope (`always_noted`)."""
     always_noted: bool = False
 
     def file(self, scope: str, environ: Mapping[str, str], folder: Path) -> Path:
-        """The configuration file of a scope; `folder` is the project, HOME in `environ` says whose user scope."""
+        """The configuration file of a scope; `folder` is the project, and HOME in `environ` selects the user."""
         if scope == "project":
             return folder / self.project
         if sys.platform == "darwin" and self.user_on_mac:
@@ -56,7 +56,7 @@ class Client(NamedTuple):
         return Path(base) / self.moved if base else home(environ) / self.user
 
     def expand(self, text: str, environ: Mapping[str, str], folder: Path) -> str:
-        """A text of the file as the client takes it. Raises `client_check_failed` for a variable that is not set."""
+        """Expand a text of the file as the client would. Raises `client_check_failed` for an unset variable."""
 
         def value(found: re.Match[str]) -> str:
             parts = found.groupdict()
@@ -74,7 +74,7 @@ class Client(NamedTuple):
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """The home folder that the environment names, else the account's."""
+    """The home folder that the environment names, or else the account's."""
     return Path(environ.get("HOME") or Path.home())
 
 

@@ -1,14 +1,15 @@
-"""The only source of time, chance and blocking.
+"""The only source of time, randomness, and blocking.
 
-Two readings, both in integer milliseconds:
+It offers two readings, both in integer milliseconds:
 
-* `now_ms()` is what gets stored and shown: wall-clock time, anchored once at start and then carried by the monotonic
-  clock. It never steps, neither when somebody sets the machine's clock nor when the daemon starts anew on a machine
-  whose clock went back (`not_before` hands in the last time that was stored). Leases, staleness and `sent_at` use it.
-* `ticks_ms()` is for deadlines of waits: monotonic, meaningless outside this process.
+* `now_ms()` is what gets stored and shown: wall-clock time, anchored once at startup and then advanced by the monotonic
+  clock. It never steps, neither when someone sets the machine's clock nor when the daemon restarts on a machine whose
+  clock went back (`not_before` is the latest time that was stored). Leases, staleness, and `sent_at` use it.
+* `ticks_ms()` is for the deadlines of waits: monotonic, and meaningless outside this process.
 
-Nothing else in the program imports `time` or asks the system for chance, so a test that hands in its own clock owns
-every wait and every id. (`secrets` and `uuid` would give the same ids, and cost a tenth of the start-up.)
+Nothing else in the program imports `time` or asks the system for random numbers, so a test that passes its own clock
+controls every wait and every id. (`secrets` and `uuid` would produce the same ids but take a tenth of the startup
+time.)
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
 
 
 class Sleeper(Protocol):
-    """What waits without being a thread."""
+    """Something that waits without being a thread."""
 
     def poke(self) -> None:
-        """Look at the clock."""
+        """Look at the clock again."""
 
 
 class Clock:
@@ -37,7 +38,7 @@ class Clock:
         self._anchor = max(time.time_ns() // 1_000_000, not_before) - self.ticks_ms()
 
     def anchor(self, not_before: int) -> None:
-        """Never show a time before `not_before` (the newest one that the data directory has seen)."""
+        """Never show a time before `not_before` (the latest time stored in the data directory)."""
         self._anchor += max(0, not_before - self.now_ms())
 
     def ticks_ms(self) -> int:
@@ -49,21 +50,21 @@ class Clock:
         return self._anchor + time.monotonic_ns() // 1_000_000
 
     def wall_ms(self) -> int:
-        """The machine's own wall clock, as others see it: it may step, and it goes on while the machine sleeps."""
+        """The machine's own wall clock, as others see it: it may step, and it advances while the machine sleeps."""
         return time.time_ns() // 1_000_000
 
     def wait(self, condition: threading.Condition, deadline: int | None) -> None:
-        """Wait on `condition` (held) until it is notified or `deadline` (ticks) has come; None waits for ever."""
+        """Wait on `condition` (held) until it is notified or `deadline` (ticks) is reached; None waits forever."""
         condition.wait(None if deadline is None else max(0, deadline - self.ticks_ms()) / 1000)
 
     def note(self, sleeper: Sleeper) -> None:
-        """Something that is no thread waits from now on. It looks at the clock itself; one moved by hand pokes it."""
+        """Register a waiter that is not a thread. It reads the clock itself; a test's manual clock pokes it."""
 
     def forget(self, sleeper: Sleeper) -> None:
-        """It waits no more."""
+        """Unregister a waiter."""
 
     def pause(self, ms: int) -> None:
-        """Do nothing for so long."""
+        """Block for this many milliseconds."""
         time.sleep(ms / 1000)
 
     def new_id(self) -> str:
@@ -73,7 +74,7 @@ class Clock:
     def new_ordered_id(self) -> str:
         """A fresh UUID that begins with the time (version 7, RFC 9562 section 5.7).
 
-        What is stored under such ids one after another lies together in their index, as random ones do not.
+        Unlike random ids, ids made one after another are adjacent in their index.
         """
         return _uuid(7, self.now_ms() << 80 | int.from_bytes(os.urandom(10)))
 
@@ -88,14 +89,14 @@ def _uuid(version: int, number: int) -> str:
 
 
 def moment(text: str) -> int:
-    """Milliseconds since the epoch of an RFC 3339 time; raises ValueError for anything else."""
+    """The milliseconds since the epoch of an RFC 3339 time; raises ValueError for anything else."""
     found = datetime.fromisoformat(text.upper())
     if found.tzinfo is None:
         raise ValueError("a time needs its offset, like Z")
     return round(found.timestamp() * 1000)
 
 
-@lru_cache(maxsize=64)  # what one transaction writes and answers has one time
+@lru_cache(maxsize=64)  # everything that one transaction writes and answers has the same time
 def rfc3339(ms: int) -> str:
     """Milliseconds since the epoch as RFC 3339 in UTC, for example `2026-06-10T04:30:00.000Z`."""
     seconds, milli = divmod(ms, 1000)

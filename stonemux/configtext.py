@@ -9,7 +9,7 @@ from stonemux.setting import Setting, as_toml
 
 
 def example() -> str:
-    """The text of `stonemux.toml.example`: each setting at its default, under its reason and limits."""
+    """The text of `stonemux.toml.example`: each setting at its default, below its explanation and limits."""
     head = (
         "The settings of stonemux, all at their defaults. Copy the ones you change to config.toml in the data "
         "directory, or name a file with --config or STONEMUX_CONFIG. The environment overrides the file, and flags "
@@ -37,7 +37,7 @@ def _comment(text: str) -> str:
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table: name, default, limits (with a star when SIGHUP reads it again), meaning."""
+    """All settings as a Markdown table: name, default, limits (with a star if SIGHUP reloads it), meaning."""
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for setting in SETTINGS:
         doc = f"{setting.doc} Environment: `{setting.environment}`." if setting.environment else setting.doc

@@ -1,7 +1,7 @@
-"""One attempt at a delivery: resolve, judge every address, connect to a judged one, send, read a status.
+"""One delivery attempt: resolve the host, judge every address, connect to a judged one, send, read the status.
 
-Nobody at the other end is trusted (`oneshot`). The connection goes to the address that was judged and not to the name
-once more; of the answer, the body is read up to 4 KiB.
+The other end is never trusted (`oneshot`). The connection goes to an address that was judged; the name is not resolved
+again. At most 4 KiB of the answer's body are read.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from stonemux.oneshot import Head, Talk, Trouble
 
 MOST_BODY_BYTES = 4096
 CLOSING_MS = 500
-"""How long the rest of an answer is waited for whose status is known: some servers mind when they are cut short."""
+"""How long to wait for the rest of an answer once its status is known: some servers object to being cut off."""
 MOST_RETRY_AFTER_S = 3600
 _HEEDED = (429, 502, 503, 504)
-"""Statuses whose Retry-After counts."""
+"""Statuses whose Retry-After is obeyed."""
 
 
 class Attempt:
-    """An attempt that another thread may cut short."""
+    """One attempt, which another thread may cut short."""
 
     def __init__(self, policy: Policy, *, connect_ms: int, total_ms: int) -> None:
         self._policy = policy
@@ -33,16 +33,16 @@ class Attempt:
         self._talk = Talk(total_ms)
 
     def cut(self) -> None:
-        """End it at once."""
+        """End the attempt at once."""
         self._talk.cut()
 
     @property
     def was_cut(self) -> bool:
-        """Whether it was ended from outside, so that its outcome means nothing."""
+        """Whether it was ended from outside, so that its outcome is meaningless."""
         return self._talk.was_cut
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Outcome:
-        """Deliver; never raises."""
+        """Make the attempt; never raises."""
         status: int | None = None
         error, retry_after = "", None
         try:
@@ -64,7 +64,7 @@ class Attempt:
         found = talk.look_up(target)
         addresses.judge_all(target, found, self._policy)
         sock = talk.connect(target, found, most_ms=self._connect_ms)
-        # The daemon itself, under any address of this machine: then both ends of the connection have the same one.
+        # The daemon itself, at any address of this machine: then both ends of the connection have the same address.
         if target.port == self._policy.own_port and sock.getsockname()[0] == sock.getpeername()[0]:
             raise addresses.ForbiddenURL("leads to the daemon's own port")
         talk.secure(target)
@@ -84,7 +84,7 @@ def _verdict(status: int) -> str:
 
 
 def _retry_after(text: str) -> int | None:
-    """Seconds, from a number or a date; at most an hour."""
+    """Seconds, from a number or an HTTP date; at most an hour."""
     if re.fullmatch("[0-9]{1,12}", text):
         return min(int(text), MOST_RETRY_AFTER_S)
     try:

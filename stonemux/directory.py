@@ -1,7 +1,7 @@
-"""Who and what is registered: looking up agents, channels and memberships, with refusals that name the nearest ones.
+"""Lookups of agents, channels, and memberships, with refusals that name the nearest known names.
 
-Inside a write transaction the answers are remembered (`tx.cache`), since a send asks the same three questions every
-time; whoever changes these tables calls `tx.forget()`.
+Within a write transaction the results are cached (`tx.cache`), since every send asks the same three questions; any code
+that changes these tables calls `tx.forget()`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stonemux.transaction import Snapshot, Tx
 DEFAULT_CHANNEL = "default"
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
 OTHERS = ("to", "members", "assigned_to")
-"""Parameters that name an agent other than the one that calls."""
+"""Parameters that name an agent other than the caller."""
 
 
 def _one(rx: Snapshot, query: str, *values: str) -> Any:
@@ -31,7 +31,7 @@ def _one(rx: Snapshot, query: str, *values: str) -> Any:
 
 
 def find_agent(rx: Snapshot, agent_id: str) -> Any:
-    """The agent's row, or None when no such agent is registered."""
+    """The agent's row, or None if no such agent is registered."""
     return _one(rx, "select * from agent where id = ? and deregistered_at is null", agent_id)
 
 
@@ -44,13 +44,13 @@ def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
 
 
 def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> MuxError:
-    """The refusal of a name nobody registered."""
+    """The refusal of an agent that is not registered."""
     known = nearest(
         agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
     )
     listed = f"Known, for example: {', '.join(known)}" if known else "Nobody is registered yet"
     remedy = "register it with agent.register or look with agent.discover"
-    if parameter in OTHERS:  # a model that registered it would take its name
+    if parameter in OTHERS:  # a model told to register it would take over its name
         remedy = "agent.discover tells who is, and each registers itself"
     return MuxError(
         "agent_not_found",
@@ -99,7 +99,7 @@ def channels_of(rx: Snapshot, agent_id: str) -> list[str]:
 
 
 def members(rx: Snapshot, name: str) -> list[str]:
-    """The registered agents that are members of a channel, in the order of their names."""
+    """The registered agents that are members of a channel, sorted by name."""
     return [
         row[0]
         for row in rx.sql(
@@ -111,7 +111,7 @@ def members(rx: Snapshot, name: str) -> list[str]:
 
 
 def member_set(rx: Snapshot, name: str) -> frozenset[str]:
-    """The same agents, to look names up in; remembered like the rest."""
+    """The same agents as a set for lookups, cached like the rest."""
     if not isinstance(rx, Tx):
         return frozenset(members(rx, name))
     found: frozenset[str] | None = rx.cache.get(("members", name))
@@ -121,7 +121,7 @@ def member_set(rx: Snapshot, name: str) -> frozenset[str]:
 
 
 def member_rows(rx: Snapshot, name: str) -> list[Any]:
-    """Id, role, group and capabilities (a list) of a channel's members."""
+    """The id, role, group, and capabilities (a list) of each member of a channel."""
     return [
         (row["id"], row["role"], row["grp"], json.loads(row["capabilities"]))
         for row in rx.sql(
@@ -155,7 +155,7 @@ def make_channel(
 
 
 def join(tx: Tx, name: str, agent_id: str) -> bool:
-    """Make an agent a member; False if it was one already."""
+    """Make an agent a member; returns False if it already was one."""
     tx.forget()
     return bool(
         tx.run(

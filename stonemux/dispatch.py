@@ -1,10 +1,10 @@
-"""Dispatch: giving tasks to an agent, and telling it.
+"""Dispatch: assigning tasks to an agent and notifying it.
 
-Assignments and notices of one call are one transaction: all of its tasks are dispatched, or none is. A notice goes into
-the agent's own channel, to it alone, and carries what the agent needs to begin in its metadata.
+All assignments and notices of one call are one transaction: all of its tasks are dispatched, or none is. A notice goes
+into the agent's own channel, to it alone, and its metadata holds what the agent needs to begin.
 
-A live claim is never taken from another agent, unless `restart` says so: then the claim ends, and what its holder still
-does with it is refused.
+A live claim is never taken from another agent unless `restart` is set: then the claim ends, and later calls that use
+its fencing token are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stonemux.transaction import Tx
 from stonemux.vocabulary import SYSTEM, generate_agent_channel_name
 
 SHOWN = 200
-"""Characters of a description that a notice without a text of its own says."""
+"""How many characters of a description a notice shows if it has no text of its own."""
 
 
 def dispatch(
@@ -44,7 +44,7 @@ def dispatch(
     for one in wanted:
         taskrows.find(tx, one, "task_id" if task_id is not None else "task_ids")
     messages.check_room(tx, agent_id, len(wanted))
-    tasks.settle_due(tx)  # a claim that ran out is nobody's any more
+    tasks.settle_due(tx)  # an expired claim has no holder any more
     rows = [taskrows.find(tx, one) for one in wanted]
     for row in rows:
         _check(row, agent, restart, mark_as_started)
@@ -99,7 +99,7 @@ def give(
     by: str | None = None,
     auto: bool = False,
 ) -> dict[str, Any]:
-    """Give one task that may be given to an agent; returns what happened."""
+    """Give one task, which was checked to be assignable, to an agent; returns what happened."""
     agent_id = agent["id"]
     before = {row.assigned_to, row.owner} - {None}
     kind = "task-reassignment" if before - {agent_id} else "task-assignment"

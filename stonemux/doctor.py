@@ -1,9 +1,11 @@
-"""`stonemux doctor`: what was looked at, what was found, and what to do about it.
+"""`stonemux doctor`: what was examined, what was found, and what to do about it.
 
-Each check is a function of a `Patient` that yields findings; one that fails is a finding, too, and the others go on.
-Nothing is changed: the database is read without touching the files beside it, also while a daemon writes to it.
+Each check is a function of a `Patient` that yields findings; a check that fails is itself a finding, and the others
+continue. Nothing is changed: the database is read without touching the files beside it, even while a daemon writes to
+it.
 
-A *problem* keeps stonemux from working or puts data at risk; a *note* is worth knowing and does not change the status.
+A *problem* keeps stonemux from working or puts data at risk; a *note* is worth knowing and does not change the exit
+status.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from stonemux.remote import Remote
 from stonemux.screen import counted
 
 LARGE_LOG = 64 * 1024 * 1024
-"""Bytes beyond which the write-ahead log grows because somebody reads without end."""
+"""A write-ahead log larger than this (in bytes) suggests a reader that never ends its transaction."""
 OLD_BACKUP_MS = 7 * DAY_MS
 FUTURE_MS = MINUTE_MS
-"""So far may stored times lie ahead of the machine's clock."""
+"""How far stored times may be ahead of the machine's clock."""
 
 
 def examine(
@@ -47,8 +49,8 @@ def examine(
 ) -> list[Finding]:
     """Run all checks.
 
-    `troubles` say what of the settings could not be used; `full` reads the whole database; `config` is the settings
-    file that a flag names.
+    `troubles` are the settings that could not be used; `full` reads the whole database; `config` is the settings file
+    that a flag names.
     """
     held = _is_held(settings.data_dir)
     patient = Patient(settings, environ, folder, troubles, config, full, Clock().now_ms(), held)
@@ -63,7 +65,7 @@ def examine(
 def _is_held(path: Path) -> bool:
     try:
         return datadir.is_held(path)
-    except OSError:  # there is none, or we may not look: told by the check of the directory
+    except OSError:  # missing or unreadable: the check of the directory reports it
         return False
 
 
@@ -78,17 +80,17 @@ def _run(name: str, check: Check, patient: Patient) -> list[Finding]:
 
 
 def _told(name: str, error: MuxError, otherwise: str = "") -> Finding:
-    """A refusal as a finding; unless it says itself what to do, `otherwise` does."""
+    """A refusal as a finding; `otherwise` is the remedy if the refusal has none."""
     return Finding(name, PROBLEM, error.problem, error.remedy or otherwise)
 
 
 def all_well(findings: Sequence[Finding]) -> bool:
-    """Whether there is no problem among them."""
+    """Whether no finding is a problem."""
     return all(finding.state != PROBLEM for finding in findings)
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For programs."""
+    """The findings for programs."""
     return {
         "well": all_well(findings),
         "findings": [finding._asdict() | {"state": finding.state.lower()} for finding in findings],
@@ -96,7 +98,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """For people: a line per finding, and below it what to do."""
+    """The findings for people: one line each, with the remedy below it."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.state:<8} {finding.check:<10} {finding.found}")
@@ -139,7 +141,7 @@ def _unusable(path: Path) -> Finding | None:
 
 
 def _to_be_made(path: Path) -> Finding:
-    """A data directory that is not there yet, or something else in its place."""
+    """The finding for a data directory that does not exist yet, or for something else in its place."""
     if os.path.lexists(path):
         return Finding("directory", PROBLEM, f"{path} is not a directory", "pass another one as --data-dir")
     above = next(parent for parent in path.absolute().parents if parent.exists())
@@ -210,7 +212,7 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
 
 
 def _is_anothers(patient: Patient) -> bool:
-    """Whether the daemon that answers does not know the token that the holder of the data directory keeps there."""
+    """Whether the daemon that answers rejects the owner token in this data directory, and so uses another one."""
     token = datadir.read_owner_token(patient.path)
     if token is None:
         return False
@@ -223,11 +225,11 @@ def _is_anothers(patient: Patient) -> bool:
 
 
 def _start(settings: Settings) -> Finding:
-    """No daemon runs; could one?"""
+    """Report that no daemon runs, and whether one could start."""
     try:
         check_safe(settings)
         if settings.tls_cert:
-            from stonemux import tls  # hardly anybody need wait for it
+            from stonemux import tls  # imported only with TLS, which few use
 
             tls.context(settings.tls_cert, settings.tls_key)
     except MuxError as error:
@@ -236,7 +238,7 @@ def _start(settings: Settings) -> Finding:
 
 
 def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:
-    """Whether that is why nobody answered: nobody listens, as opposed to somebody who is no daemon."""
+    """Whether an error of this kind caused it; tells "nobody listens" from "something else than a daemon listens"."""
     while error is not None:
         if isinstance(error, kind):
             return True
@@ -270,7 +272,7 @@ def _soundness(patient: Patient) -> Iterator[Finding]:
 
 
 def _rollback(patient: Patient) -> Iterator[Finding]:
-    told = datadir.told_head(patient.path)  # first: the database may only be ahead of it
+    told = datadir.told_head(patient.path)  # read first: the database may only be ahead of it
     with patient.open() as db:
         stands = stand(db)
         problem = gone_back(db, told or Head(), stands)
@@ -325,7 +327,7 @@ def _backups(patient: Patient) -> Iterator[Finding]:
 
 
 def _files(patient: Patient) -> Iterator[Finding]:
-    """Nobody else may read what is kept: messages, copies of them, keys."""
+    """Check that nobody else can read the stored messages, copies of them, and keys."""
     ours = [patient.path, patient.path / copies.FOLDER]
     open_to_all = []
     for file in sorted(file for folder in ours if folder.is_dir() for file in folder.iterdir()):
@@ -357,6 +359,6 @@ WITH_DATABASE: tuple[tuple[str, Check], ...] = (
     ("backups", _backups),
     *surroundings.WITH_DATABASE,
 )
-"""Checks by the name that a failing one is reported under."""
+"""Checks, each with the name under which its failure is reported."""
 READING = ("history", "doorbells")
-"""Those that read the database; where it is not sound, that has been told, and what they find says nothing."""
+"""Checks that read the database; they are skipped if it is not sound, because their results would mean nothing."""

@@ -1,10 +1,10 @@
 """Documents: contents that are too long for a message, or that several messages refer to.
 
 A document is written once and never changed. A message that refers to one (`content_ref`) carries its text if that fits
-into a message, else a preview of its first characters; whoever wants the whole fetches it with document.get.
+into a message, or else a preview of its first characters; document.get returns the whole text.
 
-A document stays as long as a message that is kept refers to it. One that nothing refers to goes when a message of its
-age would.
+A document is kept as long as a stored message refers to it. One that no message refers to is deleted when a message of
+its age would be.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from stonemux.schema import shown
 from stonemux.transaction import Snapshot, Tx
 
 PREVIEW = 500
-"""Characters of a long document that a message carries."""
+"""How many characters of a long document a message carries."""
 
 PURGED_AT_ONCE = 10
-"""Documents forgotten by one transaction: they are large."""
+"""How many documents one transaction deletes; few, because they are large."""
 
 
 def _view(row: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _view(row: Any) -> dict[str, Any]:
 def create(
     tx: Tx, *, content: str, content_type: str, created_by: str | None, tags: list[str] | None, title: str | None
 ) -> dict[str, Any]:
-    """Store a text, to be referred to by its id."""
+    """Store a text under a new id."""
     if created_by is not None:
         directory.agent(tx, created_by, "created_by")
     document_id = "doc-" + tx.mux.clock.token(8)
@@ -63,7 +63,7 @@ def create(
 
 
 def get(rx: Snapshot, *, id: str) -> dict[str, Any]:
-    """A document with its whole content."""
+    """A document with its full content."""
     row = rx.one("select * from document where id = ?", id)
     if row is None:
         raise _unknown(id, "id")
@@ -71,7 +71,7 @@ def get(rx: Snapshot, *, id: str) -> dict[str, Any]:
 
 
 def quoted(tx: Tx, document_id: str) -> tuple[str, bool]:
-    """What a message that refers to a document says, and whether that is only its beginning."""
+    """The content of a message that refers to a document, and whether it is only the document's beginning."""
     most = tx.mux.settings.max_message_size
     row = tx.one(
         "select size, case when size <= ? then content else substr(content, 1, ?) end as content from document "
@@ -101,7 +101,7 @@ def _unknown(document_id: str, parameter: str) -> MuxError:
 
 
 def purge(tx: Tx, before: int) -> int:
-    """Forget a few documents made before a time that no message refers to; returns how many."""
+    """Delete a few documents made before `before` that no message refers to; returns how many."""
     return tx.run(
         "delete from document where id in (select id from document where created_at < ? and not exists "
         "(select 1 from message where content_ref = document.id) order by created_at limit ?)",

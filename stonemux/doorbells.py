@@ -1,11 +1,11 @@
-"""Doorbells: what lets an agent that does not poll know that there is mail.
+"""Doorbells: webhooks that notify an agent that does not poll when it has mail.
 
-A ring is thin, because the inbox holds the mail: who, which message, how many are unread. So one pending ring for each
-agent is enough, and the newest takes the place of the one before it, under an id of its own. It is written in the
-transaction of its message; delivering it is the `outbound`'s business.
+A ring is thin, because the inbox holds the mail: it says for whom, which message, and how many are unread. So one
+pending ring per agent is enough; a newer ring replaces it, under its own id. The ring is written in the transaction of
+its message; `outbound` delivers it.
 
-A ring that replaces a failed one does not begin anew, or a broken doorbell would be tried with every message to its
-agent. It is tried within seconds, though, since the agent may be back.
+A ring that replaces a failed one does not restart the retry schedule, or a broken doorbell would be tried with every
+message to its agent. It is tried within seconds, though, since the agent may be back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
 
 SOON_MS = 5_000
-"""The longest wait of a new ring behind a doorbell that failed."""
+"""The longest wait of a new ring for a doorbell that failed."""
 
 KIND = "inbox.message"
 
@@ -37,9 +37,9 @@ def policy(rx: Snapshot) -> Policy:
 
 
 def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | None:
-    """Give an agent its doorbell, or take it away (an empty `url`); returns the secret if one was made.
+    """Set an agent's doorbell, or remove it (an empty `url`); returns the secret if one was made.
 
-    Without a url it keeps the one it has. Whatever was disabled is tried again.
+    Without a `url` the agent keeps the doorbell it has. A disabled doorbell is enabled again.
     """
     if url == "":
         take_down(tx, agent_id)
@@ -48,7 +48,7 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
         return None
     before = find(tx, agent_id)
     if url is None:
-        if before is None:  # taken away in this very batch
+        if before is None:  # removed in this very batch
             return None
         url = before["url"]
     keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
@@ -113,7 +113,7 @@ def check_secret(secret: str | None, parameter: str) -> None:
 
 
 def take_down(tx: Tx, agent_id: str) -> None:
-    """Take an agent's doorbell away, with what was pending."""
+    """Remove an agent's doorbell along with any pending ring."""
     if agent_id not in tx.mux.endpoints.bells and find(tx, agent_id) is None:
         return
     tx.run("delete from webhook where agent_id = ?", agent_id)
@@ -133,7 +133,7 @@ def find(rx: Snapshot, agent_id: str) -> Any:
 
 
 def view(rx: Snapshot, agent_id: str) -> dict[str, Any] | None:
-    """An agent's doorbell as it is shown: never its secret, nor what its URL may carry behind the path."""
+    """An agent's doorbell as answers show it: without its secret and without the URL's query."""
     row = find(rx, agent_id)
     if row is None:
         return None
@@ -148,7 +148,7 @@ def view(rx: Snapshot, agent_id: str) -> dict[str, Any] | None:
 
 
 def shown_url(url: str) -> str:
-    """A URL without what often is a secret: its query, or the arguments of a command."""
+    """A URL without the parts that are often secret: its query, or the arguments of a command."""
     if url.startswith(bellcommand.SCHEME):
         return bellcommand.SCHEME + shlex.split(url.removeprefix(bellcommand.SCHEME))[0]
     base, question, _ = url.partition("?")
@@ -156,7 +156,7 @@ def shown_url(url: str) -> str:
 
 
 def status(row: Any) -> str:
-    """How an endpoint fares, in a word."""
+    """The state of an endpoint, in one word."""
     if row["disabled_at"] is not None:
         return "disabled"
     return "failing" if row["failures"] else "active"
@@ -166,7 +166,7 @@ def status(row: Any) -> str:
 
 
 def ring(tx: Tx, bell: Endpoint, message_id: int, unread: int) -> None:
-    """Let a doorbell ring for a message, in the message's transaction."""
+    """Make a doorbell ring for a message, in the message's transaction."""
     wire_id = "ring_" + tx.mux.clock.token(12)
     due = tx.now if bell.sound or bell.due is None else min(bell.due, tx.now + SOON_MS)
     due = max(due, bell.quiet)
@@ -191,12 +191,12 @@ def ring(tx: Tx, bell: Endpoint, message_id: int, unread: int) -> None:
 
 
 def pending(rx: Snapshot, bell_id: str) -> Any:
-    """The row of a doorbell that is to be rung, or None."""
+    """The row of a doorbell with a pending ring, or None."""
     return rx.one("select * from webhook where id = ? and wire_id is not null and disabled_at is null", bell_id)
 
 
 def body(row: Any) -> bytes:
-    """What a ring says; the same at every attempt."""
+    """The body of a ring; the same at every attempt."""
     return dumps(
         {
             "type": KIND,
@@ -207,12 +207,12 @@ def body(row: Any) -> bytes:
 
 
 def record(tx: Tx, bell: Endpoint, row: Any, outcome: Outcome) -> None:
-    """Write down what became of the ring that was pending in `row`, and what follows."""
+    """Store the outcome of the ring that was pending in `row`, and schedule what follows."""
     now, tries = tx.now, row["tries"] + 1
     delays = attempts.DOORBELL_DELAYS
     found = attempts.verdict(row, outcome, delays[min(tries, len(delays)) - 1], tx.mux.clock, now)
     present = tx.one("select * from webhook where id = ?", bell.id)
-    if present is None or attempts.says_nothing_of(present, row, outcome):  # taken away meanwhile, or moved
+    if present is None or attempts.says_nothing_of(present, row, outcome):  # removed or moved meanwhile
         attempts.note(tx, row, row["wire_id"], KIND, row["message_id"], tries, outcome, None)
         return
     replaced = present["wire_id"] != row["wire_id"]
@@ -254,7 +254,7 @@ def record(tx: Tx, bell: Endpoint, row: Any, outcome: Outcome) -> None:
 
 
 def announce_disabled(tx: Tx, row: Any, found: attempts.Verdict) -> None:
-    """Tell everybody that an endpoint is no longer tried."""
+    """Announce that an endpoint is no longer tried."""
     told = {"id": row["id"], "url": shown_url(row["url"]), "reason": found.disabled_for, "failures": found.failures}
     if row["agent_id"]:
         told["agent_id"] = row["agent_id"]
@@ -262,7 +262,7 @@ def announce_disabled(tx: Tx, row: Any, found: attempts.Verdict) -> None:
 
 
 def notified(rx: Snapshot, agent_id: str, message_id: int) -> int | None:
-    """When an agent's doorbell rang for a message or a later one; None if it did not."""
+    """When an agent's doorbell rang for this message or a later one; None if it did not."""
     if agent_id not in rx.mux.endpoints.bells:
         return None
     row = rx.one("select notified_at from webhook where agent_id = ? and notified_through >= ?", agent_id, message_id)
@@ -270,7 +270,7 @@ def notified(rx: Snapshot, agent_id: str, message_id: int) -> int | None:
 
 
 def load(rx: Snapshot) -> list[Endpoint]:
-    """All doorbells, as they are found at a start."""
+    """All doorbells, as stored; read at startup."""
     return [
         Endpoint(row["id"], row["agent_id"], row["due_at"], sound=not row["failures"])
         for row in rx.sql("select id, agent_id, due_at, failures from webhook where agent_id is not null")

@@ -1,11 +1,11 @@
 """Ed25519 signatures (RFC 8032, section 5.1) in plain integers.
 
-Points are in extended homogeneous coordinates (X, Y, Z, T) with x = X/Z, y = Y/Z, xy = T/Z. Strict where the standard
-leaves room: encodings must be canonical, `s` below the order of the group, and the equation holds without the cofactor,
-so a signature has one spelling and everybody agrees on it.
+Points are in extended homogeneous coordinates (X, Y, Z, T) with x = X/Z, y = Y/Z, xy = T/Z. Where the standard leaves
+room, this is strict: encodings must be canonical, `s` must be below the order of the group, and the equation is checked
+without the cofactor, so a signature has one encoding and every verifier agrees on it.
 
 The time that signing takes depends on the secret, so sign only where nobody can measure it: on the issuer's own
-machine. Verifying sees public things alone.
+machine. Verifying handles only public data.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ZERO: _Point = (0, 1, 1, 0)
 
 
 def public_key(seed: bytes) -> bytes:
-    """The public key, 32 bytes, of a secret seed of 32 bytes."""
+    """The public key (32 bytes) of a secret seed of 32 bytes."""
     return _encode(_times(_secret(seed)[0], _BASE))
 
 
 def sign(seed: bytes, message: bytes) -> bytes:
-    """The signature, 64 bytes."""
+    """The signature (64 bytes)."""
     scalar, prefix = _secret(seed)
     public = _encode(_times(scalar, _BASE))
     nonce = _integer(sha512(prefix + message).digest()) % _ORDER
@@ -38,7 +38,7 @@ def sign(seed: bytes, message: bytes) -> bytes:
 
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether this is the key's signature of the message; False for whatever is malformed."""
+    """Whether this is the key's signature of the message; False if anything is malformed."""
     if len(public) != 32 or len(signature) != 64:
         return False
     key, s = _decode(public), _integer(signature[32:])
@@ -87,7 +87,7 @@ def _times(factor: int, point: _Point) -> _Point:
 
 
 def _sum_of_products(a: int, p: _Point, b: int, q: _Point) -> _Point:
-    """a p + b q, both read bit by bit together."""
+    """a p + b q, computed in one pass over the bits of both factors."""
     choices = (_ZERO, p, q, _add(p, q))
     total = _ZERO
     for bit in range(max(a.bit_length(), b.bit_length()) - 1, -1, -1):

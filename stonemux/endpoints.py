@@ -1,8 +1,8 @@
-"""What the program knows in memory of where it delivers to: agents' doorbells and forwarding endpoints.
+"""The in-memory state of delivery endpoints: agents' doorbells and forwarding endpoints.
 
-The rows are the truth (`doorbells`, `webhooks`), and this follows them: it is changed only by what runs after a commit,
-one commit after the other. So a send to an agent without a doorbell learns from a dictionary that there is nothing to
-write, and whoever delivers finds the next that is due without asking the database.
+The rows in the database are authoritative (`doorbells`, `webhooks`), and this state follows them: it is changed only by
+callbacks that run after a commit, one commit after the other. So a dictionary lookup tells a send to an agent without a
+doorbell that there is nothing to write, and a delivery thread finds the next due endpoint without asking the database.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What became of one attempt; it was good if `error` is empty."""
+    """The result of one attempt; it succeeded if `error` is empty."""
 
     status: int | None
-    """HTTP status, or exit status of a command."""
+    """The HTTP status, or the exit status of a command."""
     error: str
-    """What went wrong, in one line; empty if nothing did."""
+    """What went wrong, in one line; empty on success."""
     ms: int
     retry_after: int | None = None
-    """Seconds that the other side asks to be left alone."""
+    """The seconds for which the receiver asked not to be called."""
     gone: bool = False
-    """The other side never wants to be called again."""
+    """The receiver asked never to be called again."""
 
 
 class Endpoint:
-    """One place to deliver to."""
+    """One endpoint to deliver to."""
 
     __slots__ = ("agent_id", "base", "busy", "counted", "cursor", "due", "id", "ordered", "quiet", "sound", "stopped")
 
@@ -36,47 +36,47 @@ class Endpoint:
     ) -> None:
         self.id = endpoint_id
         self.agent_id = agent_id
-        """Whose doorbell it is; None for one that events are forwarded to."""
+        """The agent whose doorbell it is; None for a forwarding endpoint."""
         self.due = due
         """When to try next (`Clock.now_ms` time); None while there is nothing to deliver, or it is disabled."""
         self.busy = False
-        """A thread is about it."""
+        """Whether a thread is delivering to it."""
         self.counted = False
-        """That thread is one of those for endpoints that are not sound."""
+        """Whether that thread counts toward the limit for endpoints that are not sound."""
         self.quiet = 0
-        """Until when it asked to be left alone."""
+        """The time until which it asked not to be called."""
         self.sound = sound
-        """Its last attempt was good, or there was none."""
+        """Whether its last attempt succeeded, or there was none."""
         self.ordered = ordered
-        """An event that failed holds up those after it."""
+        """Whether an event that failed holds up those after it."""
         self.stopped = False
-        """It is disabled; events do not wake it."""
+        """Whether it is disabled, so that events do not wake it."""
         self.cursor = 0
-        """The last event that was looked at for it and not wanted, counting from `base`."""
+        """The last event that was examined for it and filtered out; valid only while its row matches `base`."""
         self.base: tuple[int, str | None, str | None] | None = None
         """The cursor and the filter in its row at that time."""
 
 
 class Endpoints:
-    """All of them. Changed after commits, by one leader at a time; `busy`, `base` and `cursor` are `outbound`'s."""
+    """All endpoints. Changed after commits, one leader at a time; `outbound` changes `busy`, `base`, and `cursor`."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # between what comes and going to sleep because nothing did
+        self._lock = threading.Lock()  # an endpoint must not go to sleep while an event arrives for it
         self.bells: dict[str, Endpoint] = {}
-        """By agent."""
+        """Doorbells by agent."""
         self.forwards: dict[str, Endpoint] = {}
-        """By id."""
+        """Forwarding endpoints by id."""
         self.waiting: dict[Endpoint, None] = {}
-        """Those with something due, now or later."""
+        """Endpoints with something due, now or later."""
         self.outcomes = {"delivered": 0, "failed": 0}
-        """Attempts since the start."""
+        """Attempts since startup."""
         self.own_port = 0
-        """Where the daemon listens; nothing is delivered there."""
+        """The port that the daemon listens on; nothing is delivered there."""
         self.wake: Callable[[], None] = lambda: None
         """Called when something may be due now."""
 
     def put(self, endpoint: Endpoint) -> None:
-        """Take an endpoint in; an agent's doorbell replaces the one that it had."""
+        """Add an endpoint; an agent's doorbell replaces its previous one."""
         if endpoint.agent_id is not None:
             self.bells[endpoint.agent_id] = endpoint
         else:
@@ -84,13 +84,13 @@ class Endpoints:
         self.set_due(endpoint, endpoint.due)
 
     def drop(self, endpoint: Endpoint) -> None:
-        """Forget an endpoint."""
+        """Remove an endpoint."""
         self.set_due(endpoint, None)
         self.bells.pop(endpoint.agent_id or "", None)
         self.forwards.pop(endpoint.id, None)
 
     def set_due(self, endpoint: Endpoint, due: int | None) -> None:
-        """Say when an endpoint is to be tried next; None: not until something comes."""
+        """Set when an endpoint is to be tried next; None means not until there is something new."""
         endpoint.due = due
         if due is None:
             self.waiting.pop(endpoint, None)
@@ -98,13 +98,13 @@ class Endpoints:
             self.waiting[endpoint] = None
 
     def sleep(self, endpoint: Endpoint, until: int) -> None:
-        """Say when to look at an endpoint again, unless something came meanwhile."""
+        """Set when to look at an endpoint again, unless something became due meanwhile."""
         with self._lock:
             if endpoint.due is None:
                 self.set_due(endpoint, until)
 
     def events_came(self, now: int) -> None:
-        """Events were committed: those that wait for some are due."""
+        """Mark the endpoints that wait for events as due, because events were committed."""
         if not self.forwards:
             return
         came = False

@@ -1,11 +1,11 @@
-"""What this daemon may do at the moment: its tier and how many agents it may have.
+"""What this daemon may do right now: its tier and how many agents it may have.
 
-The tier always binds; what differs is where it comes from. With a license it is the license's, while that is neither
-expired nor ended by a command. A license that does not count means free. Without one the machine's owner is the
-licensor (`license.default_tier`), unless a license server is set, which means free until a key is activated.
+The tier always binds; only its source differs. A license sets the tier until it expires or a command (a sigil) ends it.
+A license that is not valid means free. Without a license, the machine's owner decides (`license.default_tier`), unless
+a license server is set, which means free until a key is activated.
 
-`tier` and `seats` are plain attributes that every call reads; whoever changes them calls `settle`, which tells
-`watchers`. Nothing stored is touched by a change of tier, and nothing is hidden by one.
+`tier` and `seats` are plain attributes that every call reads; code that changes what they depend on calls `settle`,
+which notifies `watchers`. A change of tier neither touches nor hides any stored data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from stonemux.license import License, Sigil
 log = logging.getLogger("stonemux")
 
 FREE_SEATS = 2
-"""How many agents the free tier has."""
+"""How many agents the free tier allows."""
 ISSUER = "issuer"
-"""The folder in the data directory that holds a licensor's keys, if this machine has some."""
+"""The folder in the data directory that holds a licensor's keys, if this machine has any."""
 ISSUER_KEY = "issuer.key"
 
 
@@ -41,10 +41,10 @@ class Entitlement:
         self.license: License | None = None
         """The license in the file, if it was verified; it may have expired."""
         self.problem = ""
-        """Why the license in the file counts for nothing; "" if it does, or there is none."""
+        """Why the license in the file is not valid; "" if it is, or if there is none."""
         self.tier = settings.default_tier
         self.seats: int | None = None
-        """How many agents may be registered; None for any number."""
+        """How many agents may be registered; None means any number."""
         self.changes_at: int | None = None
         """When the license expires."""
         self.watchers: list[Callable[[], None]] = []
@@ -57,19 +57,19 @@ class Entitlement:
         return last is not None and last.cmd == "die"
 
     def start(self, sigils: Iterable[Sigil]) -> None:
-        """Take over the last command for each license, and look for the license."""
+        """Load the last command for each license, then the license itself."""
         self._sigils = {sigil.lic_id: sigil for sigil in sigils}
         self.reload()
 
     def reload(self) -> None:
-        """Read the license file anew, and tell who wants to know."""
+        """Read the license file again and notify the watchers."""
         self.look()
         if self.problem:
             log.error("%s: %s. Running as free", self._settings.license_key_file, self.problem)
         self._tell()
 
     def look(self) -> None:
-        """Read the license file, and work out what follows from it."""
+        """Read the license file and work out what follows from it, without notifying anyone."""
         self.license, self.problem = None, ""
         try:
             text = self._settings.license_key_file.read_bytes()
@@ -83,13 +83,13 @@ class Entitlement:
         self._work_out()
 
     def trusted(self) -> dict[str, bytes]:
-        """The public keys of the issuers that count here, by their ids: those of the settings, and this machine's."""
+        """The public keys of the trusted issuers by id: those in the settings, and this machine's own."""
         keys = [bytes.fromhex(text) for text in self._settings.trusted_issuers]
         own = own_issuer(self._settings.data_dir)
         return {documents.key_id(key): key for key in [*keys, *([own] if own else [])]}
 
     def settle(self) -> None:
-        """Work out the tier as of now, and tell who wants to know."""
+        """Work out the tier as of now and notify the watchers."""
         before = self.tier
         self._work_out()
         if self.tier != before:
@@ -115,21 +115,21 @@ class Entitlement:
 
     @property
     def active(self) -> License | None:
-        """The license, while it gives more than free."""
+        """The license, while it grants more than the free tier."""
         return self.license if self.tier != "free" else None
 
     @property
     def good_for(self) -> tuple[str, ...]:
-        """The licenses whose tokens are good: the one in the file, unless a command has ended it."""
+        """The licenses whose tokens are valid: the one in the file, unless a command has ended it."""
         return () if self.license is None or self.dead else (self.license.lic_id,)
 
     @property
     def asks_for_tokens(self) -> bool:
-        """Whether the active license wants every call to show a token."""
+        """Whether the active license requires a token with every call."""
         return self.active is not None and self.active.require_tokens
 
     def obey(self, sigil: Sigil) -> None:
-        """A command counts from here on."""
+        """Apply a command to its license from now on."""
         self._sigils = self._sigils | {sigil.lic_id: sigil}
         log.warning("license %s: the command %r counts from now on", sigil.lic_id, sigil.cmd)
         self.settle()

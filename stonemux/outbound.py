@@ -1,13 +1,13 @@
-"""Delivering: who is due next, and the threads that see to it.
+"""Delivery: which endpoint is due next, and the threads that deliver to it.
 
 Each endpoint has at most one attempt under way, and all share a pool of eight threads, which exist only while there is
-something to do. Whoever has been due the longest is next. Endpoints whose last attempt was not good share six of the
-eight, so that any number of dead ones leaves two for those that answer.
+something to do. The endpoint that has been due the longest is next. Endpoints whose last attempt failed may use only
+six of the eight threads, so any number of dead ones leaves two for those that answer.
 
-A commit that wants something delivered calls `kick` (see `endpoints`), what is due later is the timekeeper's alarm, and
-what was pending when the daemon ended is found in the rows at its start, under the ids it had. Nothing polls.
+A commit that wants something delivered calls `kick` (see `endpoints`), the timekeeper's alarm covers what is due later,
+and what was pending when the daemon ended is found in the database at the next start, under its old ids. Nothing polls.
 
-An attempt counts once its outcome is written down: one that could not be recorded is made once more.
+An attempt counts once its outcome is stored; one whose outcome could not be stored is made again.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ THREADS = 8
 THREADS_FOR_UNSOUND = 6
 BELL_RANK = TIERS.index(BY_NAME["agent.register"].by_name["webhook_url"].tier)
 FORWARD_RANK = TIERS.index(BY_NAME["webhook.add"].tier)
-"""The tiers, by their places in `TIERS`, below which rings and forwarded events wait."""
+"""The tiers, by their places in `TIERS`, below which rings and forwarded events are held back."""
 AGAIN_MS = 5_000
-"""When to look again at an endpoint whose attempt could not be written down."""
+"""When to look again at an endpoint whose outcome could not be stored."""
 STOP_MS = 2_000
 
 
 class Outbound:
-    """The deliveries of one program; `_lock` guards who is busy and how many threads there are."""
+    """The deliveries of one daemon; `_lock` guards which endpoints are busy and how many threads there are."""
 
     def __init__(self, mux: Mux) -> None:
         self._mux = mux
@@ -51,14 +51,14 @@ class Outbound:
         self._stopping = False
 
     def start(self) -> None:
-        """Go on with what is pending."""
+        """Resume what is pending."""
         endpoints, clock = self._mux.endpoints, self._mux.clock
         endpoints.wake = self.kick
         self._mux.log.listeners.append(lambda: endpoints.events_came(clock.now_ms()))
         self.kick()
 
     def stop(self) -> None:
-        """Cut short what is under way; it is pending still, and begins anew at the next start."""
+        """Cut short what is under way; it stays pending and starts over at the next start."""
         self._mux.endpoints.wake = lambda: None
         clock = self._mux.clock
         deadline = clock.ticks_ms() + STOP_MS
@@ -75,7 +75,7 @@ class Outbound:
         return self._threads
 
     def kick(self) -> None:
-        """Something may be due: give it to threads, as far as there are any, and see that what comes later is not lost.
+        """Start threads for what is due, as far as the limit allows, and set the alarm for what is due later.
 
         Called after commits, so it is quick and does not fail.
         """
@@ -83,7 +83,7 @@ class Outbound:
             while self._threads < THREADS and (endpoint := self._take()) is not None:
                 try:
                     threading.Thread(target=self._work, args=(endpoint,), name="outbound", daemon=True).start()
-                except RuntimeError:  # the system has no thread left
+                except RuntimeError:  # the system cannot start another thread
                     self._give_back(endpoint)
                     self._mux.alarm.set(self._mux.clock.now_ms() + AGAIN_MS)
                     return
@@ -95,7 +95,7 @@ class Outbound:
             self._mux.alarm.set(min(later))
 
     def _take(self) -> Endpoint | None:
-        """The endpoint that has been due the longest and that nobody is about; it is the caller's now."""
+        """Take the endpoint that has been due the longest and is not busy; it then belongs to the caller."""
         if self._stopping:
             return None
         now, rank = self._mux.clock.now_ms(), TIERS.index(self._mux.tier)
@@ -142,10 +142,10 @@ class Outbound:
                 if endpoint is None:
                     self._threads -= 1
                     self._all_ended.notify_all()
-        self.kick()  # what is due later, and what came due since it was looked at
+        self.kick()  # for what is due later, and for what became due since the last look
 
     def _attend(self, endpoint: Endpoint) -> None:
-        # First of all, so that whatever comes to be due from here on stays due.
+        # Reset first, so that anything that becomes due from here on stays due.
         self._mux.endpoints.set_due(endpoint, None)
         if endpoint.agent_id is not None:
             self._ring(endpoint)
@@ -202,7 +202,7 @@ class Outbound:
         settings = self._mux.settings
         try:
             words = bellcommand.check(row["url"], settings.webhooks_exec)
-        except ForbiddenURL as problem:  # the settings are no longer what they were
+        except ForbiddenURL as problem:  # the settings have changed since the doorbell was set
             return Outcome(None, f"its URL {problem}", 0)
         run = bellcommand.Run(words, total_ms=settings.webhooks_exec_timeout * 1000)
         variables = {
@@ -220,7 +220,7 @@ class Outbound:
 
     @contextlib.contextmanager
     def _counted(self, run: courier.Attempt | bellcommand.Run) -> Iterator[None]:
-        """Inside the block, `stop` can cut it short."""
+        """Let `stop` cut the run short while the block executes."""
         with self._lock:
             self._running.add(run)
             if self._stopping:

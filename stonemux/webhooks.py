@@ -1,9 +1,10 @@
-"""Forwarding: every event, or those that pass a filter, delivered to an endpoint in the order of their ids.
+"""Forwarding: all events, or those that pass a filter, delivered to an endpoint in the order of their ids.
 
-An endpoint has a cursor into the event log, so nothing is queued for one that answers. An event that fails once is kept
-in `forward` with its body, beyond the log's retention, until it succeeds or its attempts are used up: then it is a dead
-letter, which stays for `replay`. The events after it wait for that, unless the endpoint is not ordered. An endpoint
-that was away (disabled, or the tier did not allow it) for longer than the log reaches gets a `gap` first.
+An endpoint has a cursor into the event log, so nothing is queued for one that answers. An event whose first attempt
+fails is kept in `forward` with its body, beyond the log's retention, until it succeeds or its attempts are used up;
+then it is a dead letter, which is kept for `replay`. Later events wait for it, unless the endpoint is not ordered. An
+endpoint that was unavailable (disabled, or not allowed by the tier) for longer than the log's retention gets a `gap`
+first.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from stonemux.schema import shown
 from stonemux.transaction import Event, Snapshot, Tx
 
 MOST = 50
-"""Endpoints that one daemon forwards to."""
+"""How many endpoints one daemon forwards to at most."""
 SCAN = 500
-"""Events that one look reads; and how far the cursor in the row may fall behind what was looked at. Less than what the
-log keeps at least, so that a filter that nothing passes causes no gap."""
+"""How many events one query reads, and how far the cursor in the row may lag behind the events examined. It is less
+than the number of events that the log always keeps, so a filter that matches nothing causes no gap."""
 DEAD_KEPT_MS = 30 * DAY_MS
 LISTED_DEAD = 100
 
@@ -35,14 +36,14 @@ class Delivery(NamedTuple):
     """What is to be sent next to an endpoint."""
 
     row: Any
-    """The endpoint's."""
+    """The row of the endpoint."""
     event_id: int
     wire_id: str
     kind: str
     body: bytes
     tries: int
     stored: bool
-    """It has failed before, or is replayed: it has a row in `forward`."""
+    """Whether it has a row in `forward`, because it has failed before or is replayed."""
 
 
 # -- the list of endpoints
@@ -59,7 +60,7 @@ def add(
     since: int | None,
     id: str | None,
 ) -> dict[str, Any]:
-    """Forward events to a URL from now on, or change an endpoint; one that was disabled is tried again."""
+    """Forward events to a URL from now on, or change an endpoint; a disabled one is enabled again."""
     _check_url(tx, url)
     doorbells.check_secret(secret, "secret")
     if channel is not None:
@@ -71,7 +72,7 @@ def add(
     head = tx.mux.store.head
     cursor = before["cursor"] if before is not None else head
     if since is not None:
-        cursor = min(since, cursor)  # what was not delivered yet is not passed over
+        cursor = min(since, cursor)  # events that were not delivered yet are not skipped
     endpoint_id = before["id"] if before is not None else "wh-" + tx.mux.clock.token(6)
     tx.run(
         "insert into webhook (id, url, secret, old_secret, old_until, types, channel, ordered, cursor, created_at) "
@@ -128,7 +129,7 @@ def _row(rx: Snapshot, endpoint_id: str) -> Any:
 
 
 def listed(rx: Snapshot) -> dict[str, Any]:
-    """All endpoints and how they fare."""
+    """All endpoints and their state."""
     rows = rx.sql("select * from webhook where agent_id is null order by created_at, id")
     return {"webhooks": [_view(rx, row) for row in rows]}
 
@@ -161,7 +162,7 @@ def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
 
 
 def remove(tx: Tx, *, id: str) -> dict[str, Any]:
-    """End the forwarding to an endpoint; its dead letters go with it."""
+    """Stop forwarding to an endpoint and delete its dead letters."""
     _row(tx, id)
     tx.run("delete from webhook where id = ?", id)
     tx.run("delete from forward where webhook = ?", id)
@@ -178,7 +179,7 @@ def remove(tx: Tx, *, id: str) -> dict[str, Any]:
 def list_attempts(
     rx: Snapshot, *, id: str | None, agent_id: str | None, before: int | None, limit: int
 ) -> dict[str, Any]:
-    """What was tried, newest first: forwarding and doorbells alike."""
+    """The attempts, newest first, for forwarding and doorbells alike."""
     found, more = attempts.listed(rx, id, agent_id, before, limit)
     answer: dict[str, Any] = {"attempts": found}
     if more:
@@ -196,9 +197,9 @@ def replay(tx: Tx, *, id: str, since: int | None, event_ids: list[int] | None) -
         raise MuxError("invalid_field", "since and event_ids exclude each other; give one of them", parameter="since")
     answer: dict[str, Any] = {"id": id}
     if since is not None:
-        since = min(since, row["cursor"])  # what was not delivered yet is not passed over
+        since = min(since, row["cursor"])  # events that were not delivered yet are not skipped
         oldest = events.oldest(tx)
-        # What the log still has comes again from there; of what it has not, the dead letters are left.
+        # Events still in the log come again from there; for older ones, only the dead letters remain.
         tx.run("delete from forward where webhook = ? and event_id > ? and event_id >= ?", id, since, oldest)
         queued = _revive(tx, id, "event_id > ?", since)
         tx.run("update webhook set cursor = ? where id = ?", since, id)
@@ -277,7 +278,7 @@ def _keep(
 
 
 def next_delivery(rx: Snapshot, endpoint: Endpoint) -> Delivery | int | None:
-    """What is to be sent now; or when there will be something; or None, until an event comes."""
+    """What to send now, or when there will be something, or None until an event arrives."""
     row = rx.one("select * from webhook where id = ? and disabled_at is null", endpoint.id)
     if row is None:
         return None
@@ -294,7 +295,7 @@ def next_delivery(rx: Snapshot, endpoint: Endpoint) -> Delivery | int | None:
 
 
 def _from_log(rx: Snapshot, endpoint: Endpoint, row: Any) -> Delivery | None:
-    """The next event that passes; what does not is remembered as looked at, in memory."""
+    """The next event that passes the filter; those that do not are remembered in memory as examined."""
     head = rx.mux.log.head
     base = (row["cursor"], row["types"], row["channel"])
     cursor = min(endpoint.cursor if endpoint.base == base else row["cursor"], head)
@@ -312,12 +313,12 @@ def _from_log(rx: Snapshot, endpoint: Endpoint, row: Any) -> Delivery | None:
 
 
 def lags(endpoint: Endpoint) -> bool:
-    """Whether the cursor in the row should be moved up to what was looked at."""
+    """Whether the cursor in the row should be moved up to the last event examined."""
     return endpoint.base is not None and endpoint.cursor - endpoint.base[0] >= SCAN
 
 
 def move_up(tx: Tx, endpoint: Endpoint) -> None:
-    """Move the cursor in the row up to what was looked at; nothing in between was wanted."""
+    """Move the cursor in the row up to the last event examined; no event in between passed the filter."""
     base = endpoint.base
     assert base is not None
     tx.run(
@@ -339,7 +340,7 @@ def _gap(rx: Snapshot, cursor: int, first: int) -> bytes:
 
 
 def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> None:
-    """Write down what became of a delivery, and what follows."""
+    """Store the outcome of a delivery, and schedule what follows."""
     now, tries, event_id = tx.now, delivery.tries + 1, delivery.event_id
     delays = attempts.FORWARD_DELAYS
     used_up = tries > len(delays)
@@ -360,7 +361,7 @@ def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> 
         outcome,
         retry_at if again and present is not None else None,
     )
-    if present is None:  # removed meanwhile, or moved
+    if present is None:  # the endpoint was removed or moved meanwhile
         return
     cursor = present["cursor"]
     if delivery.stored or cursor == delivery.row["cursor"]:  # else it was replayed meanwhile, and comes again
@@ -385,7 +386,7 @@ def record(tx: Tx, endpoint: Endpoint, delivery: Delivery, outcome: Outcome) -> 
     def recorded() -> None:
         endpoint.sound, endpoint.stopped = not failed, bool(found.disabled_for)
         endpoint.quiet = now + (outcome.retry_after or 0) * 1000
-        if found.failures > 1 and not present["ordered"]:  # it is not tried with every event that comes
+        if found.failures > 1 and not present["ordered"]:  # do not try it with every event that comes
             endpoint.quiet = max(endpoint.quiet, now + min(found.wait_ms, doorbells.SOON_MS))
         if endpoints.forwards.get(endpoint.id) is endpoint:
             endpoints.set_due(endpoint, due)
@@ -417,7 +418,7 @@ def _keep_or_forget(
 
 
 def load(rx: Snapshot) -> list[Endpoint]:
-    """All endpoints, as they are found at a start."""
+    """All endpoints, as stored; read at startup."""
     found = []
     for row in rx.sql("select id, failures, ordered, disabled_at from webhook where agent_id is null"):
         enabled = row["disabled_at"] is None
@@ -428,13 +429,13 @@ def load(rx: Snapshot) -> list[Endpoint]:
 
 
 def counts(rx: Snapshot) -> dict[str, int]:
-    """How many endpoints there are, events that wait for another attempt, and dead letters."""
+    """How many endpoints, events waiting for another attempt, and dead letters there are."""
     waiting, dead = rx.one("select coalesce(sum(state = 0), 0), coalesce(sum(state = 1), 0) from forward")
     return {"endpoints": len(rx.mux.endpoints.forwards), "retrying": waiting, "dead": dead}
 
 
 def purge(tx: Tx, most: int) -> int:
-    """Forget up to `most` dead letters that nobody asked for in a month; returns how many."""
+    """Delete up to `most` dead letters that nobody replayed within a month; returns how many."""
     return tx.run(
         "delete from forward where (webhook, event_id, wire_id) in "
         "(select webhook, event_id, wire_id from forward where state = 1 and at < ? limit ?)",
