@@ -1,10 +1,10 @@
-"""The event log as its readers see it: the newest events in memory, older ones in the database, and what lies beyond.
+"""The event log as its readers see it: the newest events in memory, older ones in the database.
 
-Ids rise by one in commit order. A reader has a cursor, never a queue of its own: whoever is slow reads from the ring,
-whoever is slower reads from the database, and whoever is behind the database is told so by a `gap`. Memory does not
-grow with the number of readers or their slowness.
+Ids increase by one in commit order. A reader has a cursor, never a queue of its own: normally it reads from the ring
+buffer; a slow reader reads from the database; a reader that has fallen behind the oldest stored event gets a `gap`.
+Memory use does not grow with the number of readers or their slowness.
 
-`_lock` guards the ring; it is held for a copy, never over a read of the database.
+`_lock` guards the ring; it is held while copying, never during a database read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stonemux.transaction import Event, Snapshot, Tx
 
 
 class Filter(Record):
-    """What a reader wants; empty means everything."""
+    """Which events a reader wants; an empty field means no restriction."""
 
     channel: str | None = None
     agent_id: str | None = None
@@ -35,7 +35,7 @@ class Filter(Record):
 
 
 class EventLog:
-    """The newest events. `listeners` are called after each commit that brought some (they must be quick)."""
+    """The newest events. `listeners` are called after each commit that added events; they must be quick."""
 
     def __init__(self, head: int, size: int) -> None:
         self.head = head
@@ -44,7 +44,7 @@ class EventLog:
         self._ring: deque[Event] = deque(maxlen=size)
 
     def publish(self, events: list[Event]) -> None:
-        """Take in what was committed."""
+        """Append the committed events and notify the listeners."""
         with self._lock:
             self._ring.extend(events)
             self.head = events[-1].id
@@ -52,7 +52,7 @@ class EventLog:
             listener()
 
     def recent(self, after: int) -> list[Event] | None:
-        """Everything after `after` if the ring still holds it; None when the database must be asked."""
+        """All events after `after` if the ring still holds them; None when they must be read from the database."""
         with self._lock:
             missing = self.head - after
             if missing <= 0:
@@ -65,8 +65,8 @@ class EventLog:
 def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
     """Up to `limit` retained events after `after`, in order.
 
-    An event that is committed but not yet published is left to the next look: a cursor beyond the log's head would
-    be taken for one of another database.
+    Events that are committed but not yet published are left for the next read: a cursor beyond the log's head would be
+    taken for one of another database.
     """
     rows = rx.sql(
         "select id, kind, channel, agents, data, at from event where id > ? and id <= ? order by id limit ?",
@@ -78,15 +78,15 @@ def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
 
 
 def oldest(rx: Snapshot) -> int:
-    """The id of the oldest retained event; one past the head when there is none."""
+    """The id of the oldest retained event; one past the head if there is none."""
     found = rx.one("select min(id) from event")[0]
     return int(found) if found is not None else rx.mux.log.head + 1
 
 
 def purge(tx: Tx, through: int, before: int, most: int) -> int:
-    """Forget up to `most` events with ids up to `through` that are older than `before`; returns how many."""
+    """Delete up to `most` events with ids up to `through` that are older than `before`; returns how many."""
     return tx.run(
-        # Later ids are not older, so the first young event ends the search.
+        # A later id is never older, so the search can stop at the first young event.
         "delete from event where id in (select id from event where id <= ? and id < coalesce((select id from event "
         "where at >= ? order by id limit 1), 9223372036854775807) order by id limit ?)",
         through,

@@ -1,10 +1,10 @@
-"""Filing: what was queued a moment ago goes into its recipient's part of the index, together with much else.
+"""Filing: moves recently queued deliveries into their recipients' part of the index, in one batch.
 
-A send that put its delivery there at once would change a page of its own for each recipient, and pages are what a
-commit costs. So a new delivery is only *fresh*: it stands behind the mark (`trays.FILED`), among all that came last,
-and whoever looks into an inbox looks there, too. After `MOST_FRESH` deliveries, the next send files those that are
-still queued, in one statement, and moves the mark. What was read until then never gets into that index at all. Where
-there is much looking, it does so sooner.
+If each send put its delivery there at once, it would change a separate page for each recipient, and the number of
+changed pages determines what a commit costs. So a new delivery is only *fresh*: it lies beyond the mark
+(`trays.FILED`), together with all other recent ones, where every query of an inbox looks, too. After `MOST_FRESH`
+deliveries, the next send files those that are still queued, in one statement, and moves the mark. Mail that was read
+before then never enters that index at all. Frequent polling makes filing happen sooner.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from stonemux import trays
 from stonemux.transaction import Tx
 
 FRESH = -1
-"""The state of a delivery that is queued, and not filed yet."""
+"""The state of a delivery that is queued but not yet filed."""
 
 MOST_FRESH = 512
-"""How many deliveries stand behind the mark at most, or those of one message: a look goes through them, in 20 us."""
+"""Maximum number of deliveries beyond the mark, or those of one message; a poll scans them in 20 us."""
 
 MOST_SEARCHED = 1024
-"""After all looks together have gone through so many of them, they are filed: from then on that is cheaper."""
+"""Once all polls together have scanned this many fresh deliveries, filing them is cheaper than more scans."""
 
 MOST_RECIPIENTS = 16
-"""What goes to more of them is filed at once: each has a page of its own later, too."""
+"""A message to more recipients is filed at once: later, too, it would change a page for each."""
 
 _BEHIND = ("deliveries behind the mark",)
 
 
 def takes(tx: Tx, recipients: int, priority: int) -> bool:
-    """Whether a message to so many, which is about to be delivered, is delivered as fresh.
+    """Whether a message to this many recipients, about to be delivered, should be delivered as fresh.
 
-    What is filed at once is counted, too, since it stands behind the mark like all that came last. The count goes with
-    a transaction that is taken back, as what it filed does, and is taken anew then.
+    Deliveries that are filed at once count as well, since they also lie beyond the mark. A rollback discards the count
+    together with the filing, and the next call counts again.
     """
     behind = tx.cache.get(_BEHIND)
     if behind is None:
@@ -44,7 +44,7 @@ def takes(tx: Tx, recipients: int, priority: int) -> bool:
 
 
 def file(tx: Tx) -> None:
-    """Put what is fresh and still queued where its recipients' other mail is."""
+    """Move deliveries that are fresh and still queued to their recipients' other mail, and move the mark."""
     tx.run(f"update delivery set state = 0 where message_id > {trays.FILED} and state = ?", FRESH)
     tx.run(
         "update meta set value = newest from (select max(message_id) as newest from delivery) "

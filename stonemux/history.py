@@ -1,4 +1,4 @@
-"""Messages as they are looked up later: what was said, and what became of it."""
+"""Looking up messages later: what was said, and what became of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
     if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"
     elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:
-        state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will write it down
+        state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will record it
     elif state == "queued" and (rung := doorbells.notified(rx, row["agent_id"], message["id"])) is not None:
         state, at = "notified", rung
     told: dict[str, Any] = {"agent_id": row["agent_id"], "status": state}
@@ -52,7 +52,7 @@ def listed(
     after: int | None,
     limit: int,
 ) -> dict[str, Any]:
-    """History, newest first, whatever became of the deliveries."""
+    """Message history, newest first, whatever the state of the deliveries."""
     if channel is not None:
         channel = directory.channel(rx, channel)["name"]
     if agent_id is not None:
@@ -77,12 +77,12 @@ def listed(
 
 
 def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[str, Any]:
-    """What was said in a channel, newest first, whomever it reached."""
+    """The messages of a channel, newest first, whoever received them."""
     return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
 
 
 def narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
-    """What a query of `message m` asks for so that it finds those of a channel and of an agent; and its values."""
+    """Conditions and their values that narrow a query of `message m` to a channel and to an agent."""
     where: list[str] = []
     values: list[Any] = []
     if channel is not None:

@@ -1,9 +1,9 @@
-"""Bringing an older database up to date, with a copy of it as it was: the way back to the older program.
+"""Migrating an older database to the current schema, after a copy of it was made: the way back to the older program.
 
-The copy is made first, like every other (`copies`), so it is whole, checked and on the disk before anything changes. A
-step is one transaction, so a start that is interrupted goes on where it stopped; in a new database all of them are one,
-since one flush is a tenth of ten. No copy stands for another: each start that changes the schema makes its own, since
-much may have happened since an earlier attempt.
+The copy comes first and is made like every other (see `copies`), so it is complete, checked and on disk before anything
+changes. Each step is one transaction, so an interrupted start resumes where it stopped; for a new database, all steps
+share one transaction, since one flush costs a tenth of ten. No existing copy is reused: each start that migrates makes
+its own, since much may have happened since an earlier attempt.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stonemux.tables import APPLICATION_ID, MIGRATIONS
 log = logging.getLogger("stonemux")
 
 OURS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
-"""Failures of a step itself, as opposed to those of the disk under it."""
+"""SQLite errors of a step itself, as opposed to those of the disk."""
 
 
 def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
     """Bring the schema up to date.
 
-    Raises `data_refused` when a step fails, `storage_full` or `backup_failed` when the copy cannot be made; nothing was
-    changed then, or only by the steps before.
+    Raises `data_refused` when a step fails, and `storage_full` or `backup_failed` when the copy cannot be made; the
+    database then has only the changes of the steps before, if any.
     """
     found = int(db.execute("PRAGMA user_version").fetchone()[0])
     kept = _keep(directory, found, now) if 0 < found < len(MIGRATIONS) else None
@@ -42,7 +42,7 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
             kind = trouble.sqlite_errorcode & 0xFF
             unchanged = steps[0] == found
             if kept is not None and unchanged and kind in (*OURS, sqlite3.SQLITE_FULL):
-                kept.unlink()  # a copy each time it is tried would fill the disk
+                kept.unlink()  # one copy per attempt would fill the disk
             if kept is None or kind not in OURS:
                 raise
             (version,) = steps
@@ -64,9 +64,9 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
 
 
 def _fold(db: sqlite3.Connection) -> None:
-    """Take the new tables into the database, so that it has their room before a disk fills up.
+    """Checkpoint the new tables into the database file, so that their space is allocated before a disk fills up.
 
-    Else folding the log in, when the daemon stops, needs more than the ballast left, and the next start finds no room.
+    Otherwise the checkpoint at shutdown needs more space than the ballast gives, and the next start finds none.
     """
     try:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -76,7 +76,7 @@ def _fold(db: sqlite3.Connection) -> None:
 
 
 def _keep(directory: DataDir, version: int, now: int) -> Path:
-    """Copy the database as it is, before a newer program changes it; returns where."""
+    """Copy the database before it is migrated; returns the copy's path."""
     target = copies.folder(directory.path) / f"schema-{version}-{copies.stamp(now)}.db"
     if target.exists():
         return _keep(directory, version, now + 1)
@@ -86,7 +86,7 @@ def _keep(directory: DataDir, version: int, now: int) -> Path:
 
 
 def _take(db: sqlite3.Connection, steps: Iterable[int]) -> None:
-    """Take these steps in one transaction."""
+    """Run these migration steps in one transaction."""
     db.execute("BEGIN IMMEDIATE")
     try:
         for version in steps:

@@ -1,6 +1,6 @@
-"""Opening a database: is it ours, whole, of a version that we know, and as far along as this directory has seen it?
+"""Opening a database: is it ours, intact, of a known schema version, and as recent as this directory has seen it?
 
-What is refused is left untouched, byte for byte: the checks look through a connection that cannot change anything.
+A refused database is left untouched, byte for byte: the checks use a connection that cannot change anything.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Row = sqlite3.Row
 Connect = Callable[..., sqlite3.Connection]
 
 SKIPPED = 1_000_000
-"""Ids left out after a database went back in time, so that none that was dealt and forgotten is dealt again."""
+"""How many ids are skipped after a database went back in time, so that none is assigned twice."""
 RESTORE = "copy the directory aside, then restore a backup: stonemux restore FILE"
-"""What to do about a database that is not whole."""
+"""The remedy for a damaged database."""
 BUSY_S = 5.0
-"""How long the writer waits for another program that holds the database."""
+"""How long the writer waits for another program that has locked the database."""
 FULL = 2
-"""What SQLite calls the flush at each commit, when it is asked."""
+"""SQLite's number for `synchronous=FULL`, which flushes at each commit."""
 PRAGMAS = (
     "synchronous=FULL",
     "foreign_keys=ON",
@@ -46,14 +46,14 @@ def _itself(value: Any) -> Any:
     return value
 
 
-# A value without an adapter is asked for two methods that it does not have, and the errors are made and thrown away.
-# For the dozen nulls and hashes that a message is stored with, that took twice as long as to bind all of its values.
+# For a value without an adapter, sqlite3 looks up two methods that do not exist and discards the errors. For the dozen
+# nulls and hashes in a stored message, that took twice as long as binding all of its values.
 sqlite3.register_adapter(type(None), _itself)
 sqlite3.register_adapter(bytes, _itself)
 
 
 def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -> sqlite3.Connection:
-    """The writing connection on a database that is sound, or new in a directory that never had one."""
+    """Open the writing connection to a database that is sound, or new in a directory that never held one."""
     path = directory.database
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
         raise MuxError(
@@ -69,13 +69,13 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         raise _unreadable(path, error) from error
     try:
         db = connect(str(path), isolation_level=None, check_same_thread=False, timeout=BUSY_S, cached_statements=256)
-    except sqlite3.OperationalError as error:  # a directory in its place, for one
+    except sqlite3.OperationalError as error:  # for example, a directory of that name
         raise _unreadable(path, error) from error
     try:
         if not looked:
             check_sound(db, path, directory.marked)
         db.row_factory = Row
-        if not path.stat().st_size:  # the first page of a new database replaces nothing that a journal could bring back
+        if not path.stat().st_size:  # the first page of a new database overwrites nothing that a journal could restore
             db.execute("PRAGMA journal_mode=MEMORY")
         mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
@@ -107,8 +107,8 @@ def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
 def _look(directory: DataDir, accept_rollback: bool) -> bool:
     """Check the database through a connection that cannot change it; False when only a writer can open it.
 
-    A writer folds the write-ahead log in and deletes it when it closes; of a database that is refused, that log may be
-    all there is to save.
+    A writer checkpoints the write-ahead log and deletes it on closing; in a database that is refused, that log may hold
+    all that can still be saved.
     """
     path = directory.database
     if Path(f"{path}-journal").exists():
@@ -123,29 +123,29 @@ def _look(directory: DataDir, accept_rollback: bool) -> bool:
 
 
 def open_unchanged(path: Path, *, live: bool = False) -> sqlite3.Connection:
-    """A connection that changes neither the database nor what lies beside it; `live`: a daemon is writing to it."""
+    """Open a connection that changes neither the database nor the files next to it; `live`: a daemon writes to it."""
     log = Path(f"{path}-wal")
     if not live and log.exists() and log.stat().st_size and not Path(f"{path}-shm").exists():
         with contextlib.suppress(OSError):
             return _open_apart(path)
-    # Without a log nothing may be made beside the database, not even the log's empty file.
+    # Without a log, create nothing next to the database, not even an empty log.
     how = "mode=ro" if live or (log.exists() and log.stat().st_size) else "immutable=1"
     return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
 
 
 def _open_apart(path: Path) -> sqlite3.Connection:
-    """A connection by other names, which are gone again: SQLite makes an index of the log (-shm) beside it, and stays.
+    """Open through temporary hard links: SQLite then creates the log's index (-shm) by those names, which are removed.
 
-    Nobody else uses a log without an index.
+    Safe because no other program uses a log without an index.
     """
-    import tempfile  # only a directory that was copied, or whose machine lost its power, needs it
+    import tempfile  # needed only for a copied directory, or after a power failure
 
     with tempfile.TemporaryDirectory(prefix=".look-", dir=path.parent) as apart:
         for end in ("", "-wal"):
             os.link(f"{path}{end}", f"{apart}/{path.name}{end}")
         db = sqlite3.connect(f"{Path(apart, path.name).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
-            db.execute("select count(*) from sqlite_master").fetchone()  # by now it has opened all that it needs
+            db.execute("select count(*) from sqlite_master").fetchone()  # makes SQLite open all the files it needs
         except BaseException:
             db.close()
             raise
@@ -153,10 +153,10 @@ def _open_apart(path: Path) -> sqlite3.Connection:
 
 
 def stand(db: sqlite3.Connection) -> Head:
-    """How far a database has come: its last event and message, and the newest time that it knows."""
+    """How far a database has come: its last event and message id, the newest time it knows, and its audit log's end."""
     meta = dict(db.execute("select key, value from meta where key in ('floor', 'message_floor', 'clock')").fetchall())
     event = db.execute("select id, at from event order by id desc limit 1").fetchone() or (0, 0)
-    # what was purged is in `meta`, or in the sequence of a copy from an older version
+    # `meta` remembers what was purged; in a copy from an older version, the sequence does
     message = db.execute(
         "select max((select coalesce(max(id), 0) from message), "
         "coalesce((select seq from sqlite_sequence where name = 'message'), 0))"
@@ -169,7 +169,7 @@ def stand(db: sqlite3.Connection) -> Head:
 
 
 def audited(db: sqlite3.Connection) -> tuple[int, str]:
-    """The last record of a database's audit log and its hash; a copy from an older version may have no such log."""
+    """The last audit record's number and hash; a copy from an older version may have no audit log."""
     if _has_audit(db):
         row = db.execute("select seq, hash from audit order by seq desc limit 1").fetchone()
         if row is not None:
@@ -178,7 +178,7 @@ def audited(db: sqlite3.Connection) -> tuple[int, str]:
 
 
 def read_audited(path: Path, *, live: bool) -> tuple[int, str]:
-    """The same of a database file. Raises `data_refused` for one that cannot be read."""
+    """The same for a database file; raises `data_refused` for one that cannot be read."""
     try:
         with contextlib.closing(open_unchanged(path, live=live)) as db:
             return audited(db)
@@ -191,11 +191,11 @@ def _has_audit(db: sqlite3.Connection) -> bool:
 
 
 def leap(db: sqlite3.Connection, *seen: Head) -> Head:
-    """Let a database that went back in time go on where no id was ever dealt; returns where that is.
+    """Let a database that went back in time continue with ids that were never assigned; returns its new head.
 
-    `seen` are all that were ever seen of it. Its events go, since ids between them and the next would look as if
-    nothing had been missed: whoever resumes gets a gap. Its audit log goes on where it ends, with a record of this, and
-    of the last one that was lost.
+    `seen` are all the heads ever seen of it. Its events are deleted: with them, a reader that resumes would find ids
+    that look as if it had missed nothing; without them, it gets a gap. Its audit log continues from its end with a
+    record of this jump that names the last record that was lost.
     """
     at = max(head.at for head in seen)
     to = Head(max(h.event_seq for h in seen) + SKIPPED, max(h.message_seq for h in seen) + SKIPPED, at)
@@ -230,7 +230,7 @@ def _record_leap(db: sqlite3.Connection, furthest: Head, at: int) -> None:
 
 
 def seen_beyond(directory: DataDir, db: sqlite3.Connection, accept: bool) -> bool:
-    """Whether the directory remembers more than the database holds; raises if so, unless that is accepted."""
+    """Whether the directory remembers more than the database holds; raises `data_refused` then, unless `accept`."""
     remembered, stands = directory.read_head(), stand(db)
     problem = gone_back(db, remembered, stands)
     if problem and not accept:
@@ -243,13 +243,13 @@ def seen_beyond(directory: DataDir, db: sqlite3.Connection, accept: bool) -> boo
 
 
 def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
-    """What a database lacks that its directory remembers, as the rest of a sentence; "" if it lacks nothing."""
+    """What the database lacks compared with the directory's record, as the rest of a sentence; "" if nothing."""
     if remembered.event_seq > stands.event_seq:
         return (
             f"ends at event {stands.event_seq}, but this directory has seen event {remembered.event_seq}: the "
             "database is older than before (a lost write-ahead log, or a restored copy)"
         )
-    if stands.event_seq >= remembered.event_seq + SKIPPED:  # a restore was interrupted before it could note where it is
+    if stands.event_seq >= remembered.event_seq + SKIPPED:  # a restore was cut short before it noted the head
         return ""
     if remembered.audit_seq > stands.audit_seq:
         return (
@@ -258,7 +258,7 @@ def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
         )
     if remembered.audit_head and _has_audit(db):
         row = db.execute("select hash from audit where seq = ?", (remembered.audit_seq,)).fetchone()
-        # A record that was purged cannot be compared.
+        # A purged record cannot be compared.
         if row is not None and row[0].hex() != remembered.audit_head:
             return (
                 f"has an audit log whose record {remembered.audit_seq} is not the one that this directory has seen: "
@@ -268,7 +268,7 @@ def gone_back(db: sqlite3.Connection, remembered: Head, stands: Head) -> str:
 
 
 def _way_back(path: Path) -> str:
-    """What to do with the newest copy that a newer program made before it changed a database of our version."""
+    """The command that restores the newest copy a newer program made before it migrated a database of our version."""
     kept = sorted(path.parent.glob(f"backups/schema-{len(MIGRATIONS)}-*.db"))
     if not kept:
         return ""

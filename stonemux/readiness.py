@@ -1,10 +1,10 @@
-"""Which sockets have something to say: the system's edge-triggered notification, behind one small interface.
+"""Readiness of sockets: the system's edge-triggered notification, behind one small interface.
 
 Edge-triggered means that an event is reported once, when it happens. So a socket is registered once for its whole life,
-nothing is armed again after each request, and whoever hears of a socket reads it until it is empty. A listening socket
-is level-triggered: connections that were not accepted yet are reported again.
+nothing is re-armed after each request, and an event's handler must read the socket until it is empty. A listening
+socket is level-triggered: it is reported for as long as connections wait to be accepted.
 
-Linux has epoll(7), macOS and the BSDs kqueue(2).
+Linux has epoll(7), macOS and the BSDs have kqueue(2).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import select
 from typing import Any, NamedTuple
 
 _bsd: Any = select
-"""The same module without its types: its kqueue half is not there on the system that the type checker runs on."""
+"""The same module as `Any`: type checkers on Linux do not see its kqueue half."""
 
 AT_ONCE = 96
-"""Descriptors told of at once. Requests that are read together are committed together, and what a larger round touches
-no longer fits into the processor's caches: without a limit, 512 busy connections got half as much done."""
+"""Maximum number of descriptors reported at once. Requests that are read together are committed together, but the
+working set of a larger round exceeds the processor's caches: without a limit, 512 busy connections got half as much
+done."""
 
 
 class Ready(NamedTuple):
-    """What happened on a descriptor."""
+    """An event on a descriptor."""
 
     fd: int
     writable: bool
@@ -32,17 +33,17 @@ class Ready(NamedTuple):
 
 
 class Epoll:
-    """Linux."""
+    """The implementation for Linux."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
 
     def add(self, fd: int) -> None:
-        """Register a connection. Raises OSError where the system has no room for it."""
+        """Register a connection; raises OSError if the system has no room for it."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
 
     def add_listener(self, fd: int) -> None:
-        """Register a listening socket, or anything that is to be reported as long as it can be read."""
+        """Register a listening socket, or anything else that is to be reported as long as it is readable."""
         self._epoll.register(fd, select.EPOLLIN)
 
     def drop(self, fd: int) -> None:
@@ -51,7 +52,7 @@ class Epoll:
             self._epoll.unregister(fd)
 
     def wait(self, timeout_ms: int | None) -> list[Ready]:
-        """Block until something happens, or until the timeout (None: for ever)."""
+        """Block until something happens, or until the timeout (None: forever)."""
         ended = select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
         return [
             Ready(fd, bool(mask & select.EPOLLOUT), bool(mask & ended))
@@ -59,12 +60,12 @@ class Epoll:
         ]
 
     def close(self) -> None:
-        """Give the system's object back."""
+        """Close the epoll descriptor."""
         self._epoll.close()
 
 
 class Kqueue:
-    """macOS and the BSDs."""
+    """The implementation for macOS and the BSDs."""
 
     def __init__(self) -> None:
         self._queue = _bsd.kqueue()
@@ -73,11 +74,11 @@ class Kqueue:
         self._queue.control([_bsd.kevent(fd, kind, flags) for kind in filters], 0)
 
     def add(self, fd: int) -> None:
-        """Register a connection. Raises OSError where the system has no room for it."""
+        """Register a connection; raises OSError if the system has no room for it."""
         self._change(fd, _bsd.KQ_EV_ADD | _bsd.KQ_EV_CLEAR, _bsd.KQ_FILTER_READ, _bsd.KQ_FILTER_WRITE)
 
     def add_listener(self, fd: int) -> None:
-        """Register a listening socket, or anything that is to be reported as long as it can be read."""
+        """Register a listening socket, or anything else that is to be reported as long as it is readable."""
         self._change(fd, _bsd.KQ_EV_ADD, _bsd.KQ_FILTER_READ)
 
     def drop(self, fd: int) -> None:
@@ -87,7 +88,7 @@ class Kqueue:
                 self._change(fd, _bsd.KQ_EV_DELETE, kind)
 
     def wait(self, timeout_ms: int | None) -> list[Ready]:
-        """Block until something happens, or until the timeout (None: for ever)."""
+        """Block until something happens, or until the timeout (None: forever)."""
         events = self._queue.control(None, AT_ONCE, None if timeout_ms is None else timeout_ms / 1000)
         return [
             Ready(
@@ -99,7 +100,7 @@ class Kqueue:
         ]
 
     def close(self) -> None:
-        """Give the system's object back."""
+        """Close the kqueue descriptor."""
         self._queue.close()
 
 
@@ -107,5 +108,5 @@ Readiness = Epoll | Kqueue
 
 
 def readiness() -> Readiness:
-    """The best this system has."""
+    """The implementation for this system."""
     return Epoll() if hasattr(select, "epoll") else Kqueue()

@@ -18,7 +18,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             channel text not null, agent_id text not null, joined_at integer not null,
             primary key (channel, agent_id)) strict, without rowid""",
         "create index member_agent on member (agent_id)",
-        # A message is written once and never changed; what happens to it is the business of `delivery`.
+        # A message is written once and never changed; `delivery` holds what happens to it.
         """create table message (
             id integer primary key autoincrement, channel text not null, sender text not null, addressed text not null,
             content text not null, subject text, type text, thread text, reply_to integer,
@@ -32,16 +32,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             priority integer not null default 0, state integer not null default 0, due_at integer,
             deliveries integer not null default 0, fetched_at integer, settled_at integer, reason text,
             primary key (agent_id, message_id)) strict, without rowid""",
-        # exactly the order in which a poll reads, so a poll costs the same with ten stored messages and a million
+        # exactly the order in which a poll reads, so a poll costs the same with ten stored messages or a million
         "create index delivery_open on delivery (agent_id, priority desc, message_id) where state = 0",
         "create index delivery_message on delivery (message_id)",
         "create index delivery_leased on delivery (agent_id, message_id) where state = 1",
-        # settled mail old enough to be purged, and leases that run out
+        # settled mail that is old enough to be purged, and leases that expire
         "create index delivery_due on delivery (due_at) where due_at is not null",
-        # The index of the words is brought up to date by a search, not by a send, which would pay for it each time.
+        # A search brings the full-text index up to date; if a send did, every send would pay for it.
         "create table searched (through integer not null) strict",
         "insert into searched values (0)",
-        # status: the seven on the wire, and 'delayed': pending, but not before due_at
+        # status: the seven in the API, and 'delayed': pending, but not before due_at
         """create table task (
             seq integer primary key autoincrement, id text not null unique, channel text not null,
             description text not null, posted_by text not null, required_capability text,
@@ -54,7 +54,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             where status = 'pending' and assigned_to is null""",
         """create index task_assigned on task (assigned_to, channel, priority desc, seq)
             where status = 'pending' and assigned_to is not null""",
-        # what must happen by itself: leases that run out, delays that end
+        # what the timekeeper must do: expire leases, end delays
         "create index task_due on task (due_at) where due_at is not null",
         "create index task_owner on task (owner, seq) where status = 'claimed'",
         "create index task_list on task (channel, status, priority desc, seq)",
@@ -74,7 +74,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             channel text not null, key text not null, version integer not null, value text,
             deleted integer not null default 0, updated_by text, updated_at integer not null,
             primary key (channel, key, version)) strict, without rowid""",
-        # ids are dealt by the writer, in commit order
+        # the writer assigns ids, in commit order
         """create table event (
             id integer primary key, kind text not null, channel text, agents text, data text not null,
             at integer not null) strict""",
@@ -84,7 +84,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index idempotency_at on idempotency (at)",
     ),
     (
-        # A document is written once, too; the messages that refer to it keep it.
+        # A document, too, is written once; the messages that refer to it keep it from being purged.
         """create table document (
             id text primary key, content_type text not null, title text, tags text, created_by text,
             created_at integer not null, size integer not null, content text not null) strict""",
@@ -93,18 +93,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "alter table message add column truncated integer",
         "alter table message add column mentions text",
         "create index message_document on message (content_ref) where content_ref is not null",
-        # What a search looks through: of a message that carries a preview, the document; the index is made anew.
+        # The text that a search covers: for a message that shows only a preview, the document. The index is rebuilt.
         """create view message_text as select m.id, m.subject, case when m.truncated then
             (select substr(d.content, 1, 1000000) from document d where d.id = m.content_ref)
             else m.content end as content from message m""",
         "drop table if exists message_words",
         "update searched set through = 0",
     ),
-    # put away by its reader; only ever true of what is settled
+    # archived by its reader; true only of settled mail
     ("alter table delivery add column archived integer",),
     (
-        # Where events are delivered to: an agent's doorbell (agent_id is set), or an endpoint that events are
-        # forwarded to. A doorbell's row holds the one ring that may be pending (wire_id to tries).
+        # Where events are sent: an agent's doorbell (agent_id is set), or an endpoint that events are forwarded to. A
+        # doorbell's row holds the one ring that may be pending (wire_id to tries).
         """create table webhook (
             id text primary key, agent_id text unique, url text not null, secret text not null,
             old_secret text, old_until integer, types text, channel text, ordered integer not null default 1,
@@ -120,7 +120,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index attempt_at on attempt (at)",
     ),
     (
-        # what tokens are signed with; `epoch` is the database's, so that one that went back in time makes new ones
+        # the keys that sign tokens; `epoch` is the database's, so that a database that went back in time makes new keys
         """create table token_key (
             kid text primary key, secret blob not null, epoch text not null, made_at integer not null,
             until integer) strict, without rowid""",
@@ -128,44 +128,45 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create table token_epoch (agent_id text primary key, epoch integer not null) strict, without rowid",
     ),
     (
-        # who handed it off with what note; the thread whose answer it waits for; whether the daemon assigned it
+        # the note of a handoff; the thread whose answer the task waits for; whether the daemon assigned it
         "alter table task add column handoff text",
         "alter table task add column waiting_thread text",
         "alter table task add column auto integer",
         "create index task_waiting on task (waiting_thread) where waiting_thread is not null",
     ),
     (
-        # what was hashed is rendered from these, see `chain`; `at` is the commit, so it never falls
+        # what was hashed can be rebuilt from these columns, see `chain`; `at` is the time of the commit and never
+        # decreases
         """create table audit (
             seq integer primary key, at integer not null, ts integer not null, action text not null,
             actor text not null, target text not null, channel text not null, outcome text not null,
             request_id text not null, body blob not null, calls integer not null, hash blob not null) strict""",
     ),
     (
-        # state: 0 to be sent (again), 1 dead. What has failed once is kept here, so that no retention loses it.
+        # state: 0 to be sent (again), 1 dead. Holds whatever has failed once, so that no retention period deletes it.
         """create table forward (
             webhook text not null, event_id integer not null, wire_id text not null, kind text not null,
             body text not null, state integer not null default 0, tries integer not null default 0, due_at integer,
             error text, at integer not null, primary key (webhook, event_id, wire_id)) strict, without rowid""",
         "create index forward_open on forward (webhook, event_id) where state = 0",
     ),
-    # what the daemon has assigned, and nobody has claimed yet
+    # tasks that the daemon has assigned and nobody has claimed yet
     ("create index task_auto on task (assigned_to) where auto = 1",),
-    # the last command of a licensor for each license: what ends it, or brings it back
+    # the licensor's last command for each license: ends it, or restores it
     (
         """create table sigil (
             lic_id text primary key, serial integer not null, cmd text not null, at integer not null)
             strict, without rowid""",
     ),
-    # What a send has to write are few pages: rows go where the last ones went, and once to where their reader looks.
-    # (Copied twice, because to rename a table takes longer than to make all others of a new database.)
+    # A send must change as few pages as possible: new rows go next to the last ones, and move once to their reader's
+    # part. (Copied twice, because renaming a table takes longer than creating all the other tables of a new database.)
     (
         """insert or ignore into meta select 'message_floor', cast(seq as text) from sqlite_sequence
             where name = 'message'""",
         "drop view message_text",
         "create table kept as select * from message order by id",
         "drop table message",
-        # ids are dealt by the writer; what was purged is remembered in `meta`, so that none is dealt twice
+        # the writer assigns ids; `meta` remembers purged ones, so that none is assigned twice
         """create table message (
             id integer primary key, channel text not null, sender text not null, addressed text not null,
             content text not null, subject text, type text, thread text, reply_to integer,
@@ -191,8 +192,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """insert into delivery select message_id, agent_id, channel, priority, state, due_at, deliveries, fetched_at,
             settled_at, reason, archived from kept order by rowid""",
         "drop table kept",
-        # An inbox in its order: `open` is what a poll takes as it came, `urgent` what it takes before and after that,
-        # `rest` all that is not in `open`. Columns at the end spare a look at the table.
+        # An inbox in order: `open` is what a poll takes in order of arrival, `urgent` what it takes before or after
+        # that, `rest` everything that is not in `open`. The columns at the end save a look-up in the table.
         """create index delivery_open on delivery (agent_id, message_id, channel, state, priority)
             where state = 0 and priority = 0""",
         """create index delivery_urgent on delivery (agent_id, priority desc, message_id, channel, state)
@@ -203,8 +204,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index delivery_dead on delivery (agent_id, message_id, state) where state = 3",
         "create index delivery_due on delivery (due_at) where due_at is not null",
     ),
-    # what stands behind the mark may be fresh (state -1, see `filing`)
+    # deliveries beyond the mark may be fresh (state -1, see `filing`)
     ("insert into meta select 'filed', coalesce(max(message_id), 0) from delivery",),
 )
 
-APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and we ourselves know whose database this is
+APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

@@ -1,19 +1,20 @@
-"""TLS: a socket that speaks it without ever waiting, and what is different for a connection over one.
+"""TLS: a non-blocking socket that speaks it, and how a connection over TLS differs from one without.
 
-Nothing is wrapped: `Secured` holds the client's socket and OpenSSL's state machine between two memory buffers, and
-moves bytes between the three when it is called. To its caller it is a non-blocking socket. The listening socket knows
-nothing of it, so a client that opens a connection and says nothing holds nobody up: its handshake is a deadline.
+`ssl` does not wrap the socket: `Secured` connects the client's socket, OpenSSL's state machine and two memory buffers,
+and moves bytes between them when it is called. To its caller it is a non-blocking socket. The listening socket knows
+nothing of TLS, so a client that connects and sends nothing blocks nobody; its handshake has a deadline.
 
-**Receipts** are read from the same signs as without TLS, with care for what TLS adds:
+**Receipts** follow the same signs as without TLS, with care for what TLS adds:
 
-* More *data* of the client's means received. Records without data (alerts, changes of keys) say nothing.
-* A client's `close_notify` is written by its library, and what its system says about unread bytes follows when the
-  socket is closed, a moment later. So the verdict waits for the end of the TCP connection, and is given without it only
-  to a client that says nothing more for `PARTING_MS` (several wait for our `close_notify`, some for half a minute).
-* A `close_notify` that came before the answer was written means that nobody will read it, as an end does.
-* Our own records must not remain unread by a client that has read its answer: closing would then make a reset, as if it
-  had not. Hence no `close_notify` before the verdict. An answer that ends with the connection needs one; there it
-  travels in the same segment as the last of the answer, and most libraries take both at once.
+* More application *data* from the client means received. Records without data (alerts, key updates) mean nothing.
+* The client's library writes its `close_notify`; its system reports unread bytes only a moment later, when the socket
+  closes. So the verdict waits for the end of the TCP connection. Only for a client that sends nothing more for
+  `PARTING_MS` is it given without that (several wait for our `close_notify`, some for half a minute).
+* A `close_notify` that came before the answer was written means that nobody will read the answer, like a TCP close.
+* A client that has read its answer must not be left with unread records of ours: closing would then cause a reset, as
+  if the answer had not been read. Hence we send no `close_notify` before the verdict. An answer that ends with the
+  connection needs one; it then travels in the same segment as the end of the answer, and most libraries read both at
+  once.
 
 Imported only where a certificate is configured.
 """
@@ -34,23 +35,23 @@ from stonemux.readiness import Ready
 log = logging.getLogger("stonemux")
 
 CHUNK = 64 * 1024
-"""Bytes that are encrypted before some of them must have been sent."""
+"""The most bytes that are encrypted ahead of being sent."""
 READ_AHEAD = 64 * 1024
-"""Bytes of data that are decrypted before somebody asks for them."""
+"""The most bytes of data that are decrypted ahead of being read."""
 PARTING_MS = 250
 HANDSHAKE = 0x16
-"""The first byte of whatever a TLS client says."""
+"""The first byte that every TLS client sends."""
 
 
 def context(certificate: str, key: str) -> ssl.SSLContext:
-    """What a server needs of these files (PEM; without `key` the certificate's file holds it).
+    """The server's SSL context for these PEM files; without `key`, `certificate` holds the key, too.
 
-    Raises `bad_setting` for what cannot be read or does not belong together.
+    Raises `bad_setting` for files that cannot be read or do not belong together.
     """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.options |= ssl.OP_NO_RENEGOTIATION
-    made.num_tickets = 0  # agents keep their connections, and do not come back to resume one
+    made.num_tickets = 0  # agents keep their connections open, so there is nothing to resume
     made.set_alpn_protocols(["http/1.1"])
     for name, path in (("server.tls_cert", certificate), ("server.tls_key", key)):
         if path:
@@ -79,59 +80,59 @@ def _refused(setting: str, problem: str) -> MuxError:
 class Secured:
     """A client's socket with TLS on it; behaves like a non-blocking socket once `shake` has returned True.
 
-    `send` is to be repeated with the same bytes after BlockingIOError, as a caller does that keeps what is unsent.
+    After BlockingIOError, call `send` again with the same bytes.
     """
 
     def __init__(self, sock: socket.socket, secrets: ssl.SSLContext) -> None:
         self.raw = sock
         self.farewell = False
-        """Say `close_notify` right behind the next bytes."""
+        """Send `close_notify` right behind the next bytes."""
         self.quiet_end = False
-        """Our side has ended without one."""
+        """Our side was shut down without `close_notify`."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = secrets.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._shaken = False
-        self._plain = b""  # decrypted, and not asked for yet
-        self._sealed = b""  # encrypted, and not sent yet
-        self._promised = 0  # how many of the caller's bytes these are
+        self._plain = b""  # decrypted, not yet read
+        self._sealed = b""  # encrypted, not yet sent
+        self._promised = 0  # how many of the caller's bytes `_sealed` holds
         self._said_goodbye = False
-        self._ended = False  # the client has said its last
+        self._ended = False  # the client has closed its side of TLS or TCP
         self.parted = False
-        """... and has closed the connection, too."""
+        """Whether the client has closed the TCP connection."""
         self._failure: OSError | None = None
 
-    # -- what is the same as without TLS
+    # -- the socket interface, as without TLS
 
     @property
     def family(self) -> int:
-        """As a socket's."""
+        """See `Socket.family`."""
         return self.raw.family
 
     def fileno(self) -> int:
-        """As a socket's."""
+        """See `Socket.fileno`."""
         return self.raw.fileno()
 
     def setblocking(self, flag: bool, /) -> None:
-        """As a socket's."""
+        """See `Socket.setblocking`."""
         self.raw.setblocking(flag)
 
     def settimeout(self, seconds: float | None, /) -> None:
-        """As a socket's."""
+        """See `Socket.settimeout`."""
         self.raw.settimeout(seconds)
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
-        """As a socket's; whoever sets SO_LINGER means to end with a reset, so there is no `close_notify` either."""
+        """See `Socket.setsockopt`; setting SO_LINGER announces a reset, so `close_notify` is then left out, too."""
         self._said_goodbye = self._said_goodbye or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
         self.raw.setsockopt(level, option, value)
 
     def getsockopt(self, level: int, option: int, /) -> int:
-        """As a socket's."""
+        """See `Socket.getsockopt`."""
         return self.raw.getsockopt(level, option)
 
     # -- the handshake
 
     def first_byte(self) -> int | None:
-        """What the client began with; None while it has said nothing. Raises OSError when it has gone."""
+        """Peek at the client's first byte; None if it has sent nothing. Raises OSError if it is gone."""
         try:
             data = self.raw.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -141,7 +142,7 @@ class Secured:
         return data[0]
 
     def shake(self) -> bool:
-        """Go on with the handshake as far as it goes; whether it is done. Raises OSError when it failed."""
+        """Continue the handshake; returns whether it is complete. Raises OSError if it failed."""
         while not self._shaken:
             try:
                 self._tls.do_handshake()
@@ -154,7 +155,7 @@ class Secured:
                 except BlockingIOError:
                     return False
             except ssl.SSLError:
-                with contextlib.suppress(OSError):  # the alert that says why
+                with contextlib.suppress(OSError):  # send the alert that says why
                     self._flush()
                 raise
         self._flush()
@@ -163,13 +164,13 @@ class Secured:
     # -- reading
 
     def _take(self) -> bool:
-        """Move what has arrived into OpenSSL's hands; False at the end of the connection."""
+        """Pass what has arrived to OpenSSL; False at the end of the TCP connection."""
         data = self.raw.recv(READ_AHEAD)
         self._incoming.write(data)
         return bool(data)
 
     def _fill(self, wanted: int) -> None:
-        """Decrypt until there is so much, or nothing more has come."""
+        """Decrypt until `wanted` bytes are there, or nothing more has come."""
         if self._failure is not None:
             return
         try:
@@ -181,12 +182,12 @@ class Secured:
                 except ssl.SSLZeroReturnError:
                     self._ended = True
                 except ssl.SSLWantReadError:
-                    # An end without close_notify is as good: every answer and request says how long it is.
+                    # A close without close_notify is as good: every request and answer states its length.
                     self._ended = self.parted = not self._take()
                 except ssl.SSLError as alert:
                     if not self.quiet_end or alert.reason != "TLSV1_ALERT_DECODE_ERROR":
                         raise
-                    self._ended = True  # that is what OpenSSL says when it has read up to such an end of ours
+                    self._ended = True  # OpenSSL's client reports such a shutdown of ours this way
             if self._ended and not self.parted:
                 self.parted = not self.raw.recv(READ_AHEAD)
         except BlockingIOError:
@@ -195,7 +196,7 @@ class Secured:
             self._failure = failure
 
     def recv(self, most: int, flags: int = 0, /) -> bytes:
-        """As a socket's, MSG_PEEK included."""
+        """See `Socket.recv`; supports MSG_PEEK."""
         if not self._shaken:
             raise BlockingIOError
         if len(self._plain) < most:
@@ -212,14 +213,14 @@ class Secured:
         return data
 
     def listen(self) -> bool:
-        """Read ahead; whether the client has said its last."""
+        """Read ahead; returns whether the client has closed its side."""
         self._fill(READ_AHEAD)
         return self._ended
 
     # -- writing
 
     def _flush(self) -> bool:
-        """Send what is encrypted; whether all of it has gone."""
+        """Send what is encrypted; returns whether all of it is sent."""
         if self._outgoing.pending:
             self._sealed += self._outgoing.read()
         while self._sealed:
@@ -231,7 +232,7 @@ class Secured:
         return True
 
     def send(self, data: bytes, /) -> int:
-        """As a socket's; bytes count as sent when the records that hold them have been."""
+        """See `Socket.send`; bytes count as sent once the records that hold them are."""
         if not self._promised:
             piece = data[:CHUNK]
             self._promised = self._tls.write(piece)
@@ -243,24 +244,24 @@ class Secured:
         return sent
 
     def sendall(self, data: bytes, /) -> None:
-        """As a socket's."""
+        """See `Socket.sendall`."""
         while data:
             data = data[self.send(data) :]
 
     def _say_goodbye(self) -> None:
         if not self._said_goodbye and self._shaken:
             self._said_goodbye = True
-            with contextlib.suppress(ssl.SSLError, ValueError):  # it would now wait for the client's, which we need not
+            with contextlib.suppress(ssl.SSLError, ValueError):  # it then wants the client's, which we need not
                 self._tls.unwrap()
 
     def shutdown(self, how: int, /) -> None:
-        """As a socket's, after our `close_notify`."""
+        """See `Socket.shutdown`; sends our `close_notify` first."""
         self._say_goodbye()
         self._flush()
         self.raw.shutdown(how)
 
     def close(self) -> None:
-        """As a socket's, after our `close_notify`."""
+        """See `Socket.close`; sends our `close_notify` first."""
         self._say_goodbye()
         with contextlib.suppress(OSError):
             self._flush()
@@ -268,7 +269,7 @@ class Secured:
 
 
 class SecuredConnection(Connection):
-    """A connection that begins with a handshake. A client that speaks no TLS is told so in the clear, and closed."""
+    """A connection that begins with a handshake; a client that does not speak TLS gets a plain-text refusal."""
 
     __slots__ = ("_secured", "_shaken")
 
@@ -280,7 +281,7 @@ class SecuredConnection(Connection):
         self._due(HEAD_MS)
 
     def stir(self, ready: Ready) -> None:
-        """Something happened on the socket; a `close_notify` is an end, too."""
+        """Handle a socket event; a `close_notify` counts as a close, too."""
         if self._shaken and self._secured is not None:
             with self.lock:
                 if not self._closed and self._secured.listen():
@@ -288,7 +289,7 @@ class SecuredConnection(Connection):
         super().stir(ready)
 
     def _next_request(self) -> tuple[wire.Head, bytes] | None:
-        """Get through the handshake first."""
+        """Complete the handshake before reading requests."""
         if not self._shaken:
             try:
                 self._shake()
@@ -298,7 +299,7 @@ class SecuredConnection(Connection):
         return super()._next_request() if self._shaken else None
 
     def _shake(self) -> None:
-        """Go on with the handshake; raises what to say to a client that has not begun one."""
+        """Continue the handshake; raises `tls_required` for a client that does not begin one."""
         secured = self._secured
         assert secured is not None
         if self._phase == "handshake":
@@ -343,7 +344,7 @@ class SecuredConnection(Connection):
             super()._end_of_input()
 
     def overdue(self, now: int) -> int | None:
-        """Act on a deadline that has passed, as every connection does; a client that is parting has then parted."""
+        """Act if the deadline has passed, as in every connection; a client in phase "parting" then counts as parted."""
         with self.lock:
             parted = self._phase == "parting" and self._deadline is not None and self._deadline <= now
         if parted:

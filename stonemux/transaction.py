@@ -1,15 +1,15 @@
 """What handlers work on: a snapshot to read, a transaction to write, and the job that carries a piece of writing.
 
-Ids of messages and events are dealt by the leader from counters, so their order is the order of commits and nothing can
-become visible behind a larger id.
+The leader of the group commit assigns message and event ids from counters, so ids follow the order of commits and
+nothing ever becomes visible behind a larger id.
 
-**Few statements.** Each statement gives up the interpreter lock and has to win it back from every thread that is
-parsing a request, which costs more than the statement. So rows that nobody in the batch needs to read are only noted
-(`Tx.insert`) and written together, many rows a statement, at the next statement that names their table or at the
+**Few statements.** Each statement releases the interpreter lock and must win it back from every thread that is parsing
+a request, which costs more than the statement itself. So `Tx.insert` only buffers rows that nobody in the batch needs
+to read; they are written together, many rows per statement, before the next statement that names their table or at the
 commit.
 
-**The audit log** is chained at the commit, too: what `Tx.record` noted gets its number and its hash there, in the
-order of the batch, so a call that was taken back leaves no hole.
+**The audit log** is chained at the commit, too: the entries of `Tx.record` get their number and hash there, in the
+order of the batch, so a call that was rolled back leaves no gap.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ INSERTS = {
 """The tables that `Tx.insert` takes rows for, and their columns."""
 
 MOST_ROWS = 64
-"""Rows written by one statement."""
+"""Maximum number of rows in one statement."""
 
 
 @lru_cache(maxsize=256)
 def _insert(table: str, rows: int, given: tuple[bool, ...]) -> str:
     one = f"({', '.join(['?' if is_given else 'null' for is_given in given])})"
-    # "or fail": by default SQLite keeps a copy of every page such a statement touches, to undo it alone. A row that is
-    # refused here takes the batch back anyway.
+    # "or fail": by default, SQLite copies every page that such a statement touches, to be able to undo just that
+    # statement. Here a refused row rolls back the whole batch anyway.
     return f"insert or fail into {table} ({INSERTS[table]}) values {', '.join([one] * rows)}"
 
 
 class Event(NamedTuple):
-    """One row of the event log, as it is stored. `data` is JSON text."""
+    """One row of the event log, as stored. `data` is JSON text."""
 
     id: int
     kind: str
     channel: str | None
     agents: str | None
-    """The agents it concerns, one a line."""
+    """The agents that the event concerns, one per line."""
     data: str
     at: int
 
     def concerns(self, agent_id: str) -> bool:
-        """Whether this agent is one of those."""
+        """Whether the event concerns this agent."""
         return self.agents is not None and agent_id in self.agents.split("\n")
 
 
@@ -79,7 +79,7 @@ class Snapshot:
         self.now = now
 
     def sql(self, query: str, *values: Any) -> list[Any]:
-        """All rows of a statement. Always read to the end: a half-read cursor pins the write-ahead log."""
+        """All rows of a query. Always reads to the end: a half-read cursor pins the write-ahead log."""
         return self._execute(query, values).fetchall()
 
     def one(self, query: str, *values: Any) -> Any:
@@ -117,25 +117,25 @@ class Tx(Snapshot):
         super().__init__(db, mux, 0)
         self._db = db
         self.audited = audited
-        """The last record of the audit log that was ever committed: its number and its hash."""
+        """The last committed record of the audit log: its number and its hash."""
         self.last_message = last_message
-        """The highest message id that was ever committed."""
+        """The highest committed message id."""
         self._next_message = last_message + 1
         self._head = self._written = self._inserted = 0
         self._begin_lists()
         self.cache: dict[Hashable, Any] = {}
-        """What handlers remember of slowly changing rows; dropped by `forget` and by every rollback."""
+        """What handlers remember of slowly changing rows; cleared by `forget` and by every rollback."""
         self.backlog: dict[str, int] = {}
-        """Unsettled deliveries by agent, kept by whoever changes them; dropped by every rollback."""
+        """Unsettled deliveries by agent, maintained by the code that changes them; cleared by every rollback."""
 
     def _begin_lists(self) -> None:
-        """Note and announce nothing yet. The lists are new ones: those of the last commit were handed out."""
+        """Start with nothing buffered. The lists are new ones, because those of the last commit were handed out."""
         self._entries: list[Entry] = []
         self._topics: list[Topic] = []
         self._offers: list[Topic] = []
         self._hooks: list[Callable[[], None]] = []
         self._noted: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
-        self._through = dict.fromkeys(INSERTS, 0)  # how many of them are written
+        self._through = dict.fromkeys(INSERTS, 0)  # how many of them have been written
         self._lists: tuple[list[Any], ...] = (
             *self._noted.values(),
             self._entries,
@@ -145,7 +145,7 @@ class Tx(Snapshot):
         )
 
     def sql(self, query: str, *values: Any) -> list[Any]:
-        """All rows of a statement."""
+        """All rows of a query."""
         self._write_noted(query)
         return self._execute(query, values).fetchall()
 
@@ -155,7 +155,7 @@ class Tx(Snapshot):
         return rows[0] if rows else None
 
     def run(self, query: str, *values: Any) -> sqlite3.Cursor:
-        """Execute a statement that returns no rows; the cursor tells `rowcount` and `lastrowid`."""
+        """Execute a statement that returns no rows; the cursor has `rowcount` and `lastrowid`."""
         self._write_noted(query)
         return self._execute(query, values)
 
@@ -165,18 +165,18 @@ class Tx(Snapshot):
         self._db.executemany(query, rows)
 
     def insert(self, table: str, row: tuple[Any, ...]) -> None:
-        """Note a row of one of the tables in `INSERTS`; written before a statement that names it, or at the end."""
+        """Buffer a row for a table in `INSERTS`; written before a statement that names the table, or at the commit."""
         self._noted[table].append(row)
         self._inserted += 1
 
     def deal_message_id(self) -> int:
-        """The next message id."""
+        """Assign the next message id."""
         dealt = self._next_message
         self._next_message += 1
         return dealt
 
     def _write_noted(self, query: str | None = None) -> None:
-        """Write what is noted for the tables that a statement names, or for all of them."""
+        """Write the buffered rows of the tables that a statement names, or of all of them."""
         for table, rows in self._noted.items():
             if rows and (query is None or table in query) and (at := self._through[table]) < len(rows):
                 self._write_rows(table, rows, at)
@@ -184,67 +184,68 @@ class Tx(Snapshot):
                 self._through[table] = len(rows)
 
     def _write_rows(self, table: str, rows: list[tuple[Any, ...]], at: int) -> None:
-        """Insert many rows a statement; in powers of two, so that a handful of prepared statements serves them all."""
+        """Insert many rows per statement, in powers of two so that a few prepared statements serve every count."""
         count = len(rows)
         while at < count:
             size = min(1 << ((count - at).bit_length() - 1), MOST_ROWS)
             columns = [*zip(*rows[at : at + size], strict=True)]
-            # What is null in every row stands in the statement: binding it costs more than binding a text.
+            # A column that is null in every row is spelled out in the statement: binding null costs more than binding
+            # text.
             given = tuple([column[0] is not None or column.count(None) < size for column in columns])
             values = zip(*compress(columns, given), strict=True)
             self._execute(_insert(table, size, given), tuple(chain.from_iterable(values)))
             at += size
 
     def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
-        """Put an event (`data` is JSON text) into the log, in this transaction."""
+        """Append an event to the log in this transaction; `data` is JSON text."""
         event_id = self._head + len(self._noted["event"]) + 1
         self.insert("event", Event(event_id, kind, channel, "\n".join(agents) or None, data, self.now))
 
     def record(self, entry: Entry, *, even_off: bool = False) -> None:
-        """Put an entry into the audit log, in this transaction. Nothing is entered while the log is turned off."""
+        """Append an entry to the audit log in this transaction; while the log is off, only with `even_off`."""
         if even_off or self.mux.settings.audit_enabled:
             self._entries.append(entry)
 
     def touch(self, topic: Topic) -> None:
-        """After the commit, wake everybody who waits for this topic."""
+        """After the commit, wake every waiter of this topic."""
         self._topics.append(topic)
 
     def offer(self, topic: Topic) -> None:
-        """After the commit, wake one who waits for this topic."""
+        """After the commit, wake one waiter of this topic."""
         self._offers.append(topic)
 
     def after(self, hook: Callable[[], None]) -> None:
-        """After the commit, call this (it must be quick and must not fail)."""
+        """After the commit, call `hook`; it must be quick and must not fail."""
         self._hooks.append(hook)
 
     def forget(self) -> None:
-        """Drop what `cache` remembers: the rows behind it are about to change."""
+        """Clear `cache`: the rows behind it are about to change."""
         self.cache.clear()
 
     @property
     def changes(self) -> int:
-        """How many rows this connection has changed, or will have with what is noted; differs after a write."""
+        """How many rows this connection has changed, counting buffered ones; it grows with every write."""
         return self._db.total_changes - self._written + self._inserted
 
     def begin(self, now: int, head: int) -> None:
-        """Open the transaction (the leader's business); `head` is the last event's id."""
+        """Open the transaction; only the leader calls this. `head` is the last event's id."""
         if len(self.cache) > CACHE_ENTRIES:
             self.cache.clear()
-        if self._db.in_transaction:  # a leader was interrupted
+        if self._db.in_transaction:  # an earlier leader was interrupted
             self.abandon()
         self.now, self._head = now, head
         self._execute("BEGIN IMMEDIATE")
         self._changes = self._db.total_changes
 
     def mark(self) -> Mark:
-        """Where this transaction stands, for `rewind`."""
+        """The current position in this transaction, for `rewind`."""
         return self._db.total_changes - self._written, self._inserted, self._next_message, [*map(len, self._lists)]
 
     def rewind(self, mark: Mark) -> bool:
-        """Take back what was noted and announced since `mark`; False if rows were changed since.
+        """Undo what was buffered and announced since `mark`; False if rows were changed since.
 
-        What has changed or has written its rows is undone by a rollback only. Rows that were noted before the mark and
-        have been written meanwhile do no harm: they belong to others.
+        Only a rollback undoes changed rows, including rows that were buffered since the mark and then written. Rows
+        that were buffered before the mark may have been written meanwhile: they belong to other jobs.
         """
         changes, inserted, next_message, lengths = mark
         if not self._db.in_transaction or self._db.total_changes - self._written != changes:
@@ -260,11 +261,11 @@ class Tx(Snapshot):
         return True
 
     def commit(self) -> tuple[list[Event], list[Topic], list[Topic], list[Callable[[], None]]]:
-        """Write what is noted, commit, and hand out what is to be announced."""
+        """Write what is buffered, commit, and return what is to be announced."""
         audited = self._chain()
         self._write_noted()
         if self._db.total_changes == self._changes:
-            self._execute("ROLLBACK")  # nothing to make durable: spare the fsync
+            self._execute("ROLLBACK")  # nothing to make durable: save the fsync
         else:
             self._execute("COMMIT")
         self.audited = audited
@@ -275,7 +276,7 @@ class Tx(Snapshot):
         return announced
 
     def _chain(self) -> tuple[int, str]:
-        """Give the entries their places in the audit log; returns the last one's."""
+        """Chain the entries onto the audit log; returns the number and hash of its new last record."""
         seq, prev = self.audited
         if self._entries:
             rows = links(self._entries, seq, prev, self.now)
@@ -296,13 +297,13 @@ class Tx(Snapshot):
 Mark = tuple[int, int, int, list[int]]
 Work = Callable[[Tx], Any]
 Done = Callable[[Any, BaseException | None], None]
-"""Told of what something came to, in the end: its value, or why it failed."""
+"""A callback that takes the final outcome: the value, or the exception."""
 
 
 class Job(NamedTuple):
-    """A function to run in a transaction, and who is told when it is done (by the leader, after the commit)."""
+    """A function to run in a transaction; the leader passes its outcome to `done` after the commit."""
 
     work: Work
     done: Done
     grows: bool = False
-    """It adds something, so it must not use up the ballast of a full disk."""
+    """Whether it adds data, in which case it must not use up the ballast of a full disk."""

@@ -1,21 +1,21 @@
-"""The parts of an inbox as the database holds them, partial indexes over `delivery`, and queries made of them.
+"""The trays of an inbox: partial indexes over `delivery`, and queries built from them.
 
-What an agent has to read stands in `OPEN`, in the order of ids; what came last is still `FRESH`, among that of
-all others, until it is filed (see `filing`). What has a priority would not be read in that order; it stands in `URGENT`
-in its own, and a poll merges the three. `REST` is all that is neither open nor fresh, by id, whatever became of it:
-with it, a cursor finds everything in order.
+An agent's unread mail is in `OPEN`, in the order of ids. The newest deliveries are still `FRESH`, in one range shared
+by all agents, until they are filed (see `filing`). Mail with a priority is read in a different order, so it is in
+`URGENT`; a poll merges the three. `REST` holds everything that is neither open nor fresh, by id, whatever its state;
+with it, a cursor finds all mail in order.
 
-A delivery's `state`, here and in every statement: -1 fresh, 0 queued, 1 leased, 2 settled, 3 dead. The numbers are in
-this order so that `<= 0` means "waits to be read" and `< 2` means "not settled".
+A delivery's `state`, here and in every statement: -1 fresh, 0 queued, 1 leased, 2 settled, 3 dead. The order of the
+numbers lets `<= 0` mean "waits to be read" and `< 2` mean "not settled".
 
-Columns behind the order spare a look at the table. So what a query costs depends on what it hands out, and not on how
-much is stored.
+The indexes are covering: extra columns at their ends save a look-up in the table. So a query's cost depends on how much
+it returns, not on how much is stored.
 """
 
 FILED = "(select cast(value as integer) from meta where key = 'filed')"
-"""The mark: nothing up to this message is fresh."""
+"""The mark: no message up to this id is fresh."""
 
-# In all of them ?1 is the agent.
+# In all of them, ?1 is the agent's id.
 OPEN = "delivery d indexed by delivery_open where d.agent_id = ?1 and d.state = 0 and d.priority = 0"
 FRESH = f"delivery d where d.agent_id = ?1 and d.message_id > {FILED} and d.state = -1 and d.priority = 0"
 URGENT = "delivery d indexed by delivery_urgent where d.agent_id = ?1 and d.state = 0 and d.priority <> 0"
@@ -29,12 +29,12 @@ EVERYTHING = (OPEN, FRESH, REST)
 
 
 def ids(*trays: str, narrowed: str = "true") -> str:
-    """A query for the ids of messages in these trays."""
+    """A query for the ids of the messages in these trays."""
     return " union all ".join(f"select d.message_id from {tray} and {narrowed}" for tray in trays)
 
 
 def merged(*trays: str, fields: str, narrowed: str, order: str) -> str:
-    """A query for messages in these trays, in an order (of `place`, the id, and `urgency`) that each of them has."""
+    """A query for messages in these trays, in an order (of `place`, the id, and `urgency`) that each tray provides."""
     return (
         " union all ".join(
             f"select {fields}, d.message_id as place, d.priority as urgency from message m, {tray} "

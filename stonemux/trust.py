@@ -1,8 +1,8 @@
-"""Whom a client trusts to be the daemon: whoever shows the certificate in a file, or one that it signed.
+"""Which daemon a client trusts: one that shows the certificate in a given file, or a certificate signed by it.
 
-Nothing else is trusted, so no authority that browsers know can vouch for another. On the same machine the name in the
-certificate says nothing, since there the daemon is found by an address of loopback: it must be the very certificate of
-the file instead. Beyond, the name must be that of the host.
+Nothing else is trusted, so no public certificate authority can vouch for an impostor. On the same machine the client
+reaches the daemon by a loopback address, for which the name in a certificate proves nothing; there the daemon must show
+exactly a certificate in the file. On another machine, the certificate's name must match the host.
 
 Imported only by clients of a daemon with TLS, since loading OpenSSL takes longer than the rest of a call.
 """
@@ -23,7 +23,7 @@ class Trust:
     """The certificates in a file, for connections to one host."""
 
     def __init__(self, certificate: str, host: str) -> None:
-        """Raises OSError, or ValueError, when the file holds no certificates."""
+        """Read the file; raises OSError if it cannot be read, or ValueError if it holds no certificate."""
         self._host, self._file = host, certificate
         self._read = _stamp(certificate)
         self._here = _HERE.fullmatch(host) is not None
@@ -38,7 +38,7 @@ class Trust:
         self._context.load_verify_locations(certificate)
 
     def secure(self, sock: socket.socket) -> ssl.SSLSocket:
-        """Speak TLS on a connected socket. Raises OSError when the other side is not whom it must be."""
+        """Start TLS on a connected socket; raises OSError if the peer is not the trusted daemon."""
         secured = self._context.wrap_socket(sock, server_hostname=self._host)
         if self._here and secured.getpeercert(binary_form=True) not in self._known:
             secured.close()
@@ -48,7 +48,7 @@ class Trust:
         return secured
 
     def is_current(self) -> bool:
-        """Whether the file is still the one that was read: certificates are renewed while clients run."""
+        """Whether the file is unchanged since it was read: certificates are renewed while clients run."""
         return _stamp(self._file) == self._read
 
 
