@@ -1,6 +1,6 @@
-"""Parts of a text: its beginning, or where what was searched for stands, the found words between ** and **.
+"""Excerpts of a text: its beginning, or the part that matches a search, with the found words between ** and **.
 
-SQLite's own `snippet` takes the square of the number of finds: seconds for one long text that says a word often.
+SQLite's own `snippet` takes time quadratic in the number of matches: seconds for one long text that repeats a word.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import lru_cache
 from itertools import islice
 
 SPAN = 160
-"""Characters of an excerpt, about."""
+"""The approximate number of characters in an excerpt."""
 BEFORE = 40
-"""Characters that it shows before the first found word, about."""
+"""The approximate number of characters before the first found word."""
 MOST = 200
-"""Found words that are looked at."""
+"""How many found words are examined at most."""
 
 _WORD = r"[^\W_]+"
 
 
 def shortened(text: str, most: int) -> str:
-    """The text in at most so many characters, of which the last is … where something is missing."""
+    """The text in at most `most` characters; the last one is … if something was cut off."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -39,7 +39,7 @@ def excerpt(text: str, wanted: str) -> str:
 
 
 def _best(hits: list[tuple[int, int, str]]) -> int:
-    """Where to begin, so that the most different words follow."""
+    """The place to begin at, so that the most different words follow."""
 
     def worth(at: int) -> int:
         return len({word for start, _, word in hits if at <= start < at + SPAN - BEFORE})
@@ -48,7 +48,7 @@ def _best(hits: list[tuple[int, int, str]]) -> int:
 
 
 def _word_after(text: str, at: int) -> int:
-    """The beginning of a word at or a little after a place."""
+    """The beginning of the next word at or shortly after a place."""
     if at <= 0:
         return 0
     blank = re.compile(r"\s").search(text, at - 1, at + BEFORE)
@@ -73,7 +73,7 @@ def _marked(text: str, begin: int, end: int, hits: Iterable[tuple[int, int, str]
 
 
 def _fold(text: str) -> str:
-    """The text without case and accents, letter for letter, as the index compares it."""
+    """The text without case and accents, character by character, the way the index compares it."""
     return text.lower() if text.isascii() else "".join(map(_base, text))
 
 

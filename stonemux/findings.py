@@ -1,4 +1,4 @@
-"""What `stonemux doctor` looks at, and what one look gives."""
+"""What `stonemux doctor` examines, and what a check yields."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Finding(NamedTuple):
 
 
 class Patient(Record):
-    """What is looked at."""
+    """The installation that the checks examine."""
 
     settings: Settings
     environ: Mapping[str, str]
     folder: Path
     """The working directory."""
     troubles: Sequence[MuxError]
-    """Why the settings could not be read as they are."""
+    """The settings that could not be used."""
     config: Path | None
     """The settings file that a flag names."""
     full: bool
@@ -49,12 +49,12 @@ class Patient(Record):
 
     @property
     def database(self) -> Path:
-        """The database in it."""
+        """The database file in the data directory."""
         return self.path / datadir.DATABASE
 
     @contextlib.contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
-        """A connection to the database that can change nothing."""
+        """A connection to the database that cannot change anything."""
         with contextlib.closing(open_unchanged(self.database, live=self.held)) as db:
             yield db
 

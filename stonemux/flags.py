@@ -1,4 +1,4 @@
-"""What the commands share before they run: the flags that say where the daemon is, and the settings read with them."""
+"""The flags that commands share: where the daemon is, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Flag(Record):
-    """A flag that is no parameter of an operation; `metavar` names its value, if it takes one."""
+    """A flag that is not a parameter of an operation; `metavar` names its value, if it takes one."""
 
     name: str
     metavar: str
@@ -24,12 +24,12 @@ class Flag(Record):
 
     @property
     def typed(self) -> str:
-        """As it is typed."""
+        """The flag as the user types it."""
         return typed(self.name)
 
 
 def typed(name: str) -> str:
-    """A name as a flag."""
+    """A name in the form of a flag."""
     return "--" + name.replace("_", "-")
 
 
@@ -39,11 +39,11 @@ PLACE = (
     Flag("data_dir", "DIR", "where the data lies (default ~/.stonemux)"),
     Flag("config", "FILE", "settings file (default: config.toml in the data directory)"),
 )
-"""Where the daemon and its data are."""
+"""The flags that say where the daemon and its data are."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Let a command take the flags of `PLACE`."""
+    """Add the flags of `PLACE` to a command."""
     for flag in PLACE:
         parser.add_argument(flag.typed, metavar=flag.metavar, help=flag.help)
 
@@ -54,7 +54,7 @@ def config_file(options: Any) -> Path | None:
 
 
 def settings(options: Any, environ: Mapping[str, str], troubles: list[MuxError] | None = None) -> Settings:
-    """The settings of the file, then the environment, then the flags. Raises `bad_setting`, see `config.load`."""
+    """The settings: file, then environment, then flags (the last wins). Raises `bad_setting`, see `config.load`."""
     from stonemux.config import load
 
     flags = {

@@ -1,6 +1,6 @@
-"""Following what changes, through the Python client: a key of shared state, and the log of events.
+"""Following changes through the Python client: a key of shared state, and the event log.
 
-Both go on by themselves where they were when the daemon was away.
+Both resume where they were after the daemon was away.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stonemux.operations import BY_NAME
 from stonemux.pool import Aborted, NoAnswer, RoundTrip, with_query
 
 QUIET_S = 60
-"""A stream that says nothing for so long, not even that it is alive, is opened anew."""
+"""A stream that sends nothing for this long, not even a keep-alive, is reopened."""
 CONFLICTS = 1000
-"""How often `update` may lose before it gives up."""
+"""How many version conflicts `update` tolerates before it gives up."""
 
 
 class StreamedEvent(TypedDict):
-    """An event as the stream shows it; `gap` and `reset` are types, too."""
+    """An event as the stream sends it; `gap` and `reset` are types, too."""
 
     id: int
     type: str
@@ -42,7 +42,7 @@ def watch(
     timeout: float | None,
     stop: threading.Event | None,
 ) -> Iterator[StateWatchAnswer]:
-    """Each version of a key that is seen, until nothing changes for `timeout` seconds."""
+    """Yield each new version of a key, until nothing changes for `timeout` seconds."""
     version = after_version
     while True:
         for wait in waits(calls, timeout, stop):
@@ -56,7 +56,7 @@ def watch(
 
 
 def update(calls: Calls, key: str, function: Callable[[str | None], str | None], *, channel: str) -> Record | None:
-    """Read, ask the function for the new value, write if nobody was faster; again if somebody was."""
+    """Compare-and-set in a loop: read, ask the function for the new value, write; start over on a version conflict."""
     for lost in range(CONFLICTS):
         value, version = _current(calls, key, channel)
         wanted = function(value)
@@ -94,7 +94,7 @@ def events(
     timeout: float | None,
     stop: threading.Event | None,
 ) -> Iterator[StreamedEvent]:
-    """Events as they happen; those after an id first, if one is given."""
+    """Yield events as they happen; after the events that follow the id `after`, if one is given."""
     filters = {"types": types or None, "channel": channel, "agent_id": agent_id}
     path = with_query(BY_NAME["events.stream"].path, filters)
     patience = min(QUIET_S if timeout is None else timeout, QUIET_S if stop is None else STOP_S) + 0.001
@@ -103,7 +103,7 @@ def events(
         with calls.round_trip() as trip:
             attempt = partial(_open, calls, trip, path, last, patience)
             last, pieces = calls.persist("events.stream", None, 0, attempt)
-            with suppress(NoAnswer, Aborted):  # go on where it ended
+            with suppress(NoAnswer, Aborted):  # reopen the stream where it ended
                 for event in _events(calls, pieces):
                     if event is not None and event["type"] == "shutdown":
                         break
@@ -118,7 +118,7 @@ def events(
 
 
 def _open(calls: Calls, trip: RoundTrip, path: str, last: int | None, patience: float) -> tuple[int, Iterator[bytes]]:
-    """Open the stream; returns the id that it begins after, and its bytes."""
+    """Open the stream; returns the id after which it begins, and its bytes."""
     headers = {"Accept": "text/event-stream", **calls.headers()}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
@@ -130,9 +130,9 @@ def _open(calls: Calls, trip: RoundTrip, path: str, last: int | None, patience: 
 
 
 def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | None]:
-    """The events of one stream, and None now and then, so that its reader can look at the time.
+    """The events of one stream, with None in between so that the reader can check its timeout.
 
-    Ends when the stream does, or when it is silent.
+    Ends when the stream ends or has been silent for too long.
     """
     frames = Frames()
     alive = calls.ticks_ms()
@@ -146,16 +146,16 @@ def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | N
 
 
 class Frames:
-    """Server-sent events out of bytes, wherever they were cut (WHATWG HTML, "Server-sent events").
+    """A parser for server-sent events that arrive in arbitrary pieces (WHATWG HTML, "Server-sent events").
 
-    Only what a daemon sends: lines end in a line feed, and `data` is one line of JSON.
+    It handles only what the daemon sends: lines end in a line feed, and `data` is one line of JSON.
     """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def take(self, data: bytes) -> Iterator[StreamedEvent]:
-        """The events that are whole with these bytes."""
+        """The events that these bytes complete."""
         *whole, self._rest = (self._rest + data).split(b"\n\n")
         for frame in whole:
             fields = dict(line.split(": ", 1) for line in frame.decode().split("\n") if not line.startswith(":"))

@@ -1,4 +1,4 @@
-"""Whether a directory is one that data may lie in: ours alone, and on a disk of this machine."""
+"""Checks whether a directory is safe for data: owned by this user alone, and on a local disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshf
 
 
 def check_owner(path: Path) -> None:
-    """Raise `unsafe_environment` when a directory is not ours, or others may write there."""
+    """Raise `unsafe_environment` if a directory belongs to someone else, or others may write to it."""
     found = os.stat(path)
     if found.st_uid != os.geteuid():
         raise MuxError(
@@ -42,7 +42,7 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 def _file_system(path: Path, mounts: Path) -> str:
-    """The type of the file system that holds `path`, from the kernel's table of mounts; "" where there is none."""
+    """The type of the file system that holds `path`, from the kernel's mount table; "" if there is no such table."""
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,14 +1,14 @@
-"""Handing a claimed task on: back to the pool with a note, and, if that is wanted, not before somebody has answered.
+"""Handoff: a claimed task goes back to the pool with a note, optionally only after someone has answered a message.
 
     claimed ──(handoff)──────────────────────────────────────────────> pending
        └─────(handoff, waiting on a message)──> waiting ──(a reply)───────┤
                                                    └─────(24 hours)───────┘
 
-An agent that asked something ends its session so, instead of waiting for the answer. The reply wakes the task in its
-own transaction. What counts as one: any later message in the thread of the message that was asked, by anybody but the
-agent that handed the task off. An answer that was faster than the handoff counts as well.
+An agent that has asked something ends its session this way instead of waiting for the answer. The reply wakes the task
+in the reply's own transaction. Any later message in the thread of that question counts as a reply, unless it is from
+the agent that handed the task off. An answer that arrived before the handoff counts as well.
 
-Messages without a thread cost nothing; those with one look into a remembered set of the threads that are waited for.
+Messages without a thread cost nothing; the others look up their thread in a cached set of awaited threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hand_off(
     waiting_on: int | None,
     claim_token: str | None,
 ) -> dict[str, Any]:
-    """Give a claimed task back with a note for whoever claims it next; any assignment ends."""
+    """Give a claimed task back with a note for the next claimer; this ends any assignment."""
     row = tasks.held(tx, task_id, agent_id, claim_token)
     after = taskrows.move(row, "hand off")
     thread, answer = _thread(tx, waiting_on, agent_id) if waiting_on is not None else (None, None)
@@ -63,7 +63,7 @@ def _note_answer(tx: Tx, row: Task, sender: str, message_id: int) -> None:
 
 
 def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[None, Any]:
-    """The thread in which an answer to the message is awaited, or the answer if there is one already."""
+    """The thread in which an answer to the message is awaited, or the answer if it is already there."""
     message = tx.one("select thread from message where id = ?", message_id)
     if message is None:
         raise MuxError(
@@ -83,7 +83,7 @@ def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[
 
 
 def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
-    """A message was put into a thread: tasks that waited for it may be claimed again."""
+    """Make the tasks that wait for a reply in this thread claimable again; called for every message in a thread."""
     awaited = tx.cache.get(_AWAITED)
     if awaited is None:
         rows = tx.sql("select distinct waiting_thread from task where waiting_thread is not null")

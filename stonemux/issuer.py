@@ -1,13 +1,14 @@
-"""Being a licensor: the keys that licenses and commands are signed with, and what was given out.
+"""The licensor's side: the keys that sign licenses and commands, and the licenses that were issued.
 
-Everything lies in the folder `issuer` of the data directory, for its owner alone:
+Everything is in the folder `issuer` of the data directory, readable by its owner only:
 
-    issuer.key       signs licenses; the daemon beside it trusts its public half
-    revocation.key   signs the commands that end a license or bring it back
-    licenses/        a signed license each, under the fingerprint of its key (the key itself is kept nowhere)
+    issuer.key       signs licenses; the daemon of this data directory trusts its public half
+    revocation.key   signs the commands that end or restore a license
+    licenses/        each signed license, under the fingerprint of its key (the key itself is not stored)
     commands/        the last command for each license
 
-Whoever can read it can grant any license; without a license server that is the machine's owner, and as it should be.
+Anyone who can read this folder can issue any license. Without a license server that is the machine's owner, as it
+should be.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ REVOCATION_KEY = "revocation.key"
 
 
 class Issuer:
-    """The licensor of a data directory."""
+    """The issuer in a data directory."""
 
     def __init__(self, data_dir: Path, clock: Clock, *, create: bool = False) -> None:
-        """Raises `license_unknown` where there is none and none is to be made."""
+        """Open the issuer; raises `license_unknown` if there is none and `create` is not set."""
         self._folder = data_dir / ISSUER
         self._clock = clock
         if not (self._folder / ISSUER_KEY).exists():
@@ -50,7 +51,7 @@ class Issuer:
 
     @property
     def name(self) -> str:
-        """The id of its key."""
+        """The id of the issuer's key."""
         return license.key_id(self.public)
 
     def _make_pair(self, name: str) -> None:
@@ -74,7 +75,7 @@ class Issuer:
     def issue(
         self, tier: str, *, seats: int | None = None, not_after: int | None = None, require_tokens: bool = False
     ) -> tuple[str, dict[str, Any]]:
-        """Grant a license: its key, which is told only now, and the signed document."""
+        """Issue a license: its key, which is shown only now, and the signed document."""
         serial = int(self._clock.token(SERIAL_BITS // 8), 16)
         key = Key(tier, serial, 0)
         key = replace(key, code=self._code(key))
@@ -94,7 +95,7 @@ class Issuer:
         return key.text, document
 
     def find(self, key: str) -> dict[str, Any]:
-        """The license of a key; raises `license_malformed`, `license_checksum` or `license_unknown`."""
+        """The license of a key; raises `license_malformed`, `license_checksum`, or `license_unknown`."""
         from hmac import compare_digest
 
         parsed = licensekey.parse(key)
@@ -105,12 +106,12 @@ class Issuer:
         return license.decode(path.read_bytes())
 
     def licenses(self) -> list[dict[str, Any]]:
-        """All that were given out, oldest first."""
+        """All issued licenses, oldest first."""
         found = [license.decode(path.read_bytes()) for path in (self._folder / "licenses").glob("*.json")]
         return sorted(found, key=lambda document: (document["issued"], document["lic_id"]))
 
     def _code(self, key: Key) -> int:
-        """The issuer's own code in a key, which nobody else can make or check."""
+        """The issuer's own code in a key, which nobody else can make or verify."""
         from hashlib import sha256
         from hmac import digest
 
@@ -120,7 +121,7 @@ class Issuer:
     # -- commands
 
     def command(self, cmd: str, lic_id: str) -> dict[str, Any]:
-        """A new signed command for a license; raises `license_unknown`."""
+        """Sign a new command for a license; raises `license_unknown`."""
         if all(document["lic_id"] != lic_id for document in self.licenses()):
             raise MuxError("license_unknown", f"this issuer has given out no license {lic_id!r}; see: license show")
         last = self.last_command(lic_id)

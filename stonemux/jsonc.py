@@ -1,11 +1,11 @@
-"""JSON with comments, edited as text: one entry goes in or out, every other byte stays.
+"""JSON with comments, edited as text: one entry is inserted or removed, and every other byte stays.
 
-Editors and agents keep such files by hand: comments, trailing commas, tabs, Windows line ends, a byte order mark. So
-nothing is parsed and printed again. The text is read into values that know where they stand, and an edit cuts and
-inserts at such places only.
+Such files are maintained by hand: comments, trailing commas, tabs, Windows line endings, a byte order mark. So the file
+is never parsed and printed again. The text is parsed into values that know their positions, and an edit cuts and
+inserts only at those positions.
 
-Rules of an insertion: it follows the object's last member, after the comment on that member's line, with the indent
-of the members there; a trailing comma stays a trailing comma. In a document of one line it stays on that line.
+An insertion goes after the object's last member, after the comment on that member's line, with the members' indent; a
+trailing comma is preserved. A document of one line stays on one line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from stonemux.errors import MuxError
 
 MAX_DEPTH = 200
-"""Deeper nesting is refused; reading takes two calls per level."""
+"""Deeper nesting is refused; parsing uses two function calls per level."""
 
 
 class Member(NamedTuple):
-    """A key with its value; `comma` is where the comma behind it stands, or None."""
+    """A key with its value; `comma` is the position of the comma after it, or None."""
 
     key: str
     start: int
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A value, where its text begins and ends, and the members if it is an object."""
+    """A value, the positions where its text begins and ends, and its members if it is an object."""
 
     start: int
     end: int
@@ -39,18 +39,19 @@ class Node(NamedTuple):
 
 
 def read(text: str) -> dict[str, Any]:
-    """The document as an object; a text without any value counts as an empty one.
+    """The document as an object; a text without any value counts as an empty object.
 
-    Raises `client_config_broken` with the line in its facts: for a syntax error, for another value than an object.
+    Raises `client_config_broken` with the line in its facts, for a syntax error or if the value is not an object.
     """
     root = _document(text)
     return root.value if root else {}
 
 
 def put(text: str, path: tuple[str, str], entry: dict[str, Any]) -> str:
-    """The text with `entry` at `path` (object, then key), in place of what stood there.
+    """The text with `entry` at `path` (object, then key), replacing what was there.
 
-    Raises `client_config_broken` when the text cannot be read, the object is none, or one of the two keys stands twice.
+    Raises `client_config_broken` if the text cannot be read, the object is not one, or one of the two keys occurs
+    twice.
     """
     root = _document(text)
     if root is None:
@@ -67,7 +68,7 @@ def put(text: str, path: tuple[str, str], entry: dict[str, Any]) -> str:
 
 
 def drop(text: str, path: tuple[str, str]) -> str:
-    """The text without the member at `path`; the same text when there is none. Raises what `put` raises."""
+    """The text without the member at `path`; unchanged if there is none. Raises the same errors as `put`."""
     root = _document(text)
     table = _member(text, root, path[0]) if root else None
     if table is None:
@@ -128,17 +129,17 @@ def _cut(text: str, members: tuple[Member, ...], member: Member) -> str:
     start = len(text[: member.start].rstrip(" \t"))
     if kept:
         start = member.start
-    elif re.match(r"[ \t]*\r?\n", text[end:]):  # nothing else behind it: its line goes, and the break before it
+    elif re.match(r"[ \t]*\r?\n", text[end:]):  # nothing follows it: remove its line and the line break before it
         start = len(re.sub(r"\r?\n\Z", "", text[:start]))
     elif not is_last:
         start, end = member.start, len(text) - len(text[end:].lstrip(" \t"))
     before = members[place - 1].comma if place else None
-    if member.comma is None and before is not None:  # the one before becomes the last
+    if member.comma is None and before is not None:  # the previous member becomes the last
         return text[:before] + text[before + 1 : start] + text[end:]
     return text[:start] + kept + text[end:]
 
 
-# --- how it looks
+# --- formatting
 
 
 def _is_one_line(text: str, node: Node) -> bool:
@@ -146,14 +147,14 @@ def _is_one_line(text: str, node: Node) -> bool:
 
 
 def _shown(text: str, parent: Node, near: int, entry: Any) -> str:
-    """`entry` as a member of `parent`, like its neighbor at `near`."""
+    """`entry` formatted as a member of `parent`, like its neighbor at `near`."""
     if _is_one_line(text, parent):
         return json.dumps(entry, ensure_ascii=False)
     return _rendered(entry, _indent(text, near), _unit(text), _newline(text))
 
 
 def _rendered(entry: Any, indent: str, unit: str, newline: str) -> str:
-    """JSON over several lines; lists of plain values stay on one."""
+    """JSON over several lines; only objects are split, lists stay on one line."""
     if isinstance(entry, dict) and entry:
         inner = indent + unit
         rows = (f"{inner}{json.dumps(key)}: {_rendered(value, inner, unit, newline)}" for key, value in entry.items())
@@ -166,19 +167,19 @@ def _newline(text: str) -> str:
 
 
 def _indent(text: str, place: int) -> str:
-    """The blanks that begin the line of `place`."""
+    """The spaces and tabs at the beginning of the line of `place`."""
     line = text[max(text.rfind("\n", 0, place), text.rfind("\r", 0, place)) + 1 : place]
     return line[: len(line) - len(line.lstrip(" \t"))]
 
 
 def _unit(text: str) -> str:
-    """One step of indent: that of the first indented line of a member, else two blanks."""
+    """One step of indent: that of the first indented member, or else two spaces."""
     found = re.search(r'[\r\n]([ \t]+)"', text)
     return found[1] if found else "  "
 
 
 def _same_line(text: str, place: int) -> int:
-    """Where blanks and comments behind `place` end that still begin on its line."""
+    """The end of the whitespace and comments after `place` that begin on its line."""
     found = re.compile(r"(?:[ \t]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL).match(text, place)
     end = found.end() if found else place
     return end if text[end : end + 1] in ("\r", "\n") else place
@@ -186,7 +187,7 @@ def _same_line(text: str, place: int) -> int:
 
 # --- reading
 
-# Not possessive as a whole: before 3.11.5, Python then takes a comment without end for one that ends.
+# Not possessive as a whole: Python before 3.11.5 would then accept an unterminated comment.
 _TRIVIA = re.compile(r"(?:[ \t\r\n]++|//[^\r\n]*+|/\*.*?\*/)*", re.DOTALL)
 _STRING = re.compile(r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"')
 _SCALAR = re.compile(r"true|false|null|-?(?:0|[1-9][0-9]{0,4000})(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -247,7 +248,7 @@ def _read_list(text: str, start: int, depth: int) -> Node:
 
 
 def _comma(text: str, place: int, closing: str) -> tuple[int | None, int]:
-    """Where the comma behind a value stands, if any, and where the next thing begins."""
+    """The position of the comma after a value, if any, and of what follows."""
     place = _skip(text, place)
     if text[place : place + 1] == ",":
         return place, _skip(text, place + 1)

@@ -1,8 +1,8 @@
-"""Extending, in the background, the leases of what somebody is working on.
+"""Renewing, in the background, the leases of what a client is working on.
 
-One thread per client, started with the first thing to look after. It alone has the list; everybody else talks to it
-through a queue, which even a finalizer may use, whatever else is running. It looks at each thing several times per
-lease and so notices by itself what has been let go of; a holder that is done before the first look pays nothing.
+There is one thread per client, started with the first lease to renew. It alone owns the list of leases; other threads
+talk to it through a queue, which is safe to use even in a finalizer. The thread looks at each lease several times per
+lease period, so it notices when a holder lets go; a holder that finishes before the first look costs nothing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from stonemux.clock import Clock
 
 
 class Held(Protocol):
-    """What is looked after."""
+    """A lease that the keeper renews."""
 
     every_ms: int
-    """How often it wants to be renewed."""
+    """How often to renew it."""
     over: bool
     """Whether its holder has let go of it."""
 
     def renew(self) -> None:
-        """Prolong the lease; must not raise."""
+        """Renew the lease; must not raise."""
 
     def put_back(self) -> None:
-        """Give it back, since its holder is gone; must not raise."""
+        """Give it back, because its holder is gone; must not raise."""
 
 
 class Keeper:
-    """Looks after what is held. `_lock` guards the start of the thread."""
+    """Renews leases. `_lock` guards the start of the thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -39,7 +39,7 @@ class Keeper:
         self._news: queue.SimpleQueue[Held | None] = queue.SimpleQueue()
 
     def keep(self, held: Held) -> None:
-        """Look after this until it is `over`."""
+        """Renew this lease until it is `over`."""
         self._news.put(held)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
@@ -47,12 +47,12 @@ class Keeper:
                 self._thread.start()
 
     def put_back(self, held: Held) -> None:
-        """Its holder is gone without a word; may be called from a finalizer."""
+        """Give a lease back whose holder vanished without finishing; may be called from a finalizer."""
         held.over = True
         self._news.put(held)
 
     def forget(self) -> None:
-        """In a process that was forked: the thread is its parent's, and so is what it looks after."""
+        """Reset in a forked process: the thread and its leases belong to the parent."""
         self._lock, self._thread, self._news = threading.Lock(), None, queue.SimpleQueue()
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""The signed documents behind a license: the license itself, and the commands that end it and bring it back.
+"""The signed documents behind a license: the license itself, and the commands ("sigils") that end or restore it.
 
-Both are flat JSON objects with a `signature` (Ed25519, in hexadecimal) over their canonical text, which is JSON with
-sorted keys and no blanks behind a line that says what kind of document it is, so none passes for the other. A license
-is signed by its issuer, whom the machine's owner trusts; it names the key that its commands are signed with, so whoever
-runs a license server need not hold the issuer's own key for that.
+Both are flat JSON objects with a `signature` (Ed25519, in hexadecimal) over their canonical text: JSON with sorted keys
+and no whitespace, after a line that names the kind of document, so that neither kind passes for the other. A license is
+signed by its issuer, whom the machine's owner trusts. It names the key that signs its commands, so a license server
+does not need the issuer's own key for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stonemux.schema import TIERS
 MOST_DOCUMENT = 16 * 1024
 LICENSE, SIGIL = "stonemux license v1", "stonemux sigil v1"
 SIGIL_MS = 90 * DAY_MS
-"""A command that is older than this counts no more."""
+"""A command that is older than this is refused."""
 SIGIL_SKEW_MS = DAY_MS
 """How far in the future a command may be dated."""
 COMMANDS = ("die", "live")
@@ -32,7 +32,7 @@ _ID = r"lic-[0-9a-f]{12}"
 
 
 class License(Record):
-    """A license that was verified. Times are milliseconds since the epoch."""
+    """A verified license. Times are milliseconds since the epoch."""
 
     lic_id: str
     key_sha256: str
@@ -46,7 +46,7 @@ class License(Record):
 
 
 class Sigil(Record):
-    """A command that was verified."""
+    """A verified command."""
 
     cmd: str
     lic_id: str
@@ -55,14 +55,14 @@ class Sigil(Record):
 
 
 def key_id(public: bytes) -> str:
-    """The short name of a public key."""
+    """The id of a public key."""
     from hashlib import sha256
 
     return sha256(public).hexdigest()[:16]
 
 
 def canonical(kind: str, document: Mapping[str, Any]) -> bytes:
-    """What is signed of a document."""
+    """The bytes of a document that are signed."""
     told = {name: value for name, value in document.items() if name != "signature"}
     return f"{kind}\n{chain.canonical(told)}".encode()
 
@@ -75,12 +75,12 @@ def signed(kind: str, document: Mapping[str, Any], seed: bytes) -> dict[str, Any
 
 
 class _Flaw(Exception):
-    """Why a document counts for nothing."""
+    """Why a document is not valid."""
 
 
 @contextmanager
 def _examined(kind: str) -> Iterator[None]:
-    """Around the examination of a document: a flaw becomes the refusal of what it is."""
+    """Turn a flaw found in the block into the refusal for this kind of document."""
     try:
         yield
     except _Flaw as flaw:
@@ -89,7 +89,7 @@ def _examined(kind: str) -> Iterator[None]:
 
 
 def decode(text: bytes | str, kind: str = LICENSE) -> dict[str, Any]:
-    """A document's text as an object; raises `license_invalid`, for a command `sigil_refused`."""
+    """A document's text as an object; raises `license_invalid`, or `sigil_refused` for a command."""
     with _examined(kind):
         if len(text) <= MOST_DOCUMENT:
             try:
@@ -133,7 +133,7 @@ def _license(document: Mapping[str, Any]) -> License:
 
 
 def read_sigil(document: Mapping[str, Any], granted: License, now: int) -> Sigil:
-    """The command that a document gives to this license; raises `sigil_refused`."""
+    """The command that a document holds for this license; raises `sigil_refused`."""
     with _examined(SIGIL):
         found = Sigil(
             cmd=_one_of(document, "cmd", COMMANDS),

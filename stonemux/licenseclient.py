@@ -1,6 +1,6 @@
-"""Talking to a license server: one request, one answer, and three seconds for all of it.
+"""The client of a license server: one request, one answer, and three seconds for both together.
 
-Whatever the other side does, this ends in time (`oneshot`) and says in one exception that nothing came of it.
+Whatever the server does, this ends in time (`oneshot`) and reports every failure with one exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_ANSWER = 32 * 1024
 
 
 class NoUse(Exception):
-    """Nothing came of it; the text says why. `status` is the server's, 0 without one, and `answer` what it said."""
+    """The request failed; the text says why. `status` is the server's (0 without one), and `answer` its JSON."""
 
     def __init__(self, why: str, status: int = 0, answer: Any = None) -> None:
         super().__init__(why)

@@ -1,10 +1,10 @@
 """License keys as people type them: `SX-XXXX-XXXX-XXXX-XXXX`.
 
 Sixteen characters of Crockford's base32 hold 80 bits: version 3, tier 2, serial 40, the issuer's code 25, checksum 10.
-Too few for a signature: a key only names a license, and what may be done stands in the signed document behind it (see
-`license`). The checksum tells typos apart without asking anybody: as a CRC of degree 10 it finds every change within
-ten neighboring bits, so each single wrong character and each swap of two neighbours. The issuer's code is an HMAC that
-only the issuer can check.
+That is too few for a signature: a key only identifies a license, and the signed document behind it says what is allowed
+(see `license`). The checksum detects typos offline: as a CRC of degree 10 it detects every change within ten
+neighboring bits, so every single wrong character and every swap of two adjacent ones. The issuer's code is an HMAC that
+only the issuer can verify.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ VERSION = 1
 SERIAL_BITS, CODE_BITS = 40, 25
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MEANT = str.maketrans({"O": "0", "I": "1", "L": "1"})
-"""What is read as something else, because it looks like it."""
+"""Letters that are read as the digits they look like."""
 _SHAPE = r"SX(-[0-9A-Z]{4}){4}"
 _CRC_BITS, _CRC = 10, 0x633
 """x^10 + x^9 + x^5 + x^4 + x + 1."""
 
 
 class Key(Record):
-    """What a key says."""
+    """The contents of a key."""
 
     tier: str
     serial: int
@@ -34,7 +34,7 @@ class Key(Record):
 
     @property
     def text(self) -> str:
-        """The key as it is typed."""
+        """The key as people type it."""
         bits = self.named << CODE_BITS | self.code
         whole = bits << _CRC_BITS | _remainder(bits)
         letters = "".join(_ALPHABET[whole >> 5 * n & 31] for n in range(15, -1, -1))
@@ -42,12 +42,12 @@ class Key(Record):
 
     @property
     def named(self) -> int:
-        """What the issuer's code is made over."""
+        """The bits that the issuer's code is computed over."""
         return (VERSION << 2 | TIERS.index(self.tier)) << SERIAL_BITS | self.serial
 
 
 def parse(text: str) -> Key:
-    """What a typed key says; raises `license_malformed` or `license_checksum`. Case and outer blanks do not matter."""
+    """The contents of a typed key; ignores case and outer spaces. Raises `license_malformed` or `license_checksum`."""
     typed = text.strip().upper()
     letters = typed[2:].replace("-", "").translate(_MEANT)
     if len(text) > 128 or not typed.isascii() or not re.fullmatch(_SHAPE, typed) or set(letters) - set(_ALPHABET):
@@ -72,8 +72,8 @@ def parse(text: str) -> Key:
 
 
 def fingerprint(text: str) -> str:
-    """What stands for a key where the key itself must not: the SHA-256 of its canonical text, in hexadecimal."""
-    from hashlib import sha256  # loads OpenSSL, which most calls need not wait for
+    """A stand-in for a key that must not be stored: the SHA-256 of its canonical text, in hexadecimal."""
+    from hashlib import sha256  # loads OpenSSL, which most commands do not need
 
     return sha256(parse(text).text.encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""A license server: gives out the documents behind keys, and hears heartbeats.
+"""A license server: hands out the license documents for keys, and receives heartbeats.
 
-The HTTP face of the daemon with another table of operations, on a store of its own in the issuer's folder. It needs no
-tokens: whoever has a key may have its license, and a heartbeat is answered with nothing that is not signed.
+It is the daemon's HTTP interface with another table of operations, on a store of its own in the issuer's folder. It
+needs no tokens: anyone who has a key may have its license, and a heartbeat is answered only with signed documents.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _issuer(mux: Mux) -> Issuer:
 
 
 def activate(mux: Mux, caller: Caller, *, key: str, install_id: str) -> dict[str, Any]:
-    """The license of a key, remembering for whom."""
+    """Return the license of a key and remember which installation has it."""
     issuer = _issuer(mux)
     document = issuer.find(key)
     (_directory(mux) / _file(install_id)).write_text(document["lic_id"])
@@ -90,7 +90,7 @@ def activate(mux: Mux, caller: Caller, *, key: str, install_id: str) -> dict[str
 def heartbeat(
     mux: Mux, caller: Caller, *, install_id: str, version: str, tier: str, agent_count: int
 ) -> dict[str, Any]:
-    """Note it in the log, and answer with the last command for the installation's license."""
+    """Log the heartbeat, and answer with the last command for the installation's license."""
     log.info("installation %s runs %s as %s with %d agents", install_id, version, tier, agent_count)
     with contextlib.suppress(FileNotFoundError):
         lic_id = (_directory(mux) / _file(install_id)).read_text()
@@ -107,7 +107,7 @@ def _directory(mux: Mux) -> Path:
 
 
 def _file(install_id: str) -> str:
-    """A file's name for an id that a stranger has chosen."""
+    """A safe file name for an id that a stranger has chosen."""
     from hashlib import sha256
 
     return install_id if re.fullmatch("[0-9a-f-]{36}", install_id) else sha256(install_id.encode()).hexdigest()
@@ -121,18 +121,18 @@ class _LicenseExchange(Exchange):
 
 
 class LicenseServer(Server):
-    """The HTTP face with this table behind it."""
+    """The HTTP server with this table of operations."""
 
     def handle(self, connection: Connection, head: Head, body: bytes) -> None:
-        """Run a request."""
+        """Handle a request."""
         _LicenseExchange(self, connection, head).run(body)
 
 
 class LicenseDaemon:
-    """A running license server; `close` ends it."""
+    """A running license server; `close` stops it."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        """Raises `license_unknown` where there is no issuer, and what a daemon's start raises."""
+        """Start it; raises `license_unknown` if there is no issuer, and whatever a daemon's start raises."""
         clock = clock or Clock()
         Issuer(settings.data_dir, clock)
         settings = replace(
@@ -141,7 +141,7 @@ class LicenseDaemon:
             unix_socket="",
             auth_tokens="required",
             default_tier="enterprise",
-            audit_enabled=False,  # strangers call it, and could fill the disk with their entries
+            audit_enabled=False,  # strangers call it, and could fill the disk with audit entries
         )
         check_safe(settings)
         with contextlib.ExitStack() as undo:
@@ -156,7 +156,7 @@ class LicenseDaemon:
         self._door.start()
 
     def close(self) -> None:
-        """Answer what runs, and give everything back."""
+        """Answer the running requests and release everything."""
         self.server.stop()
         self._door.join()
         self.server.server_close()
@@ -165,7 +165,7 @@ class LicenseDaemon:
 
 
 def serve(settings: Settings, *, say: Callable[[int], None]) -> None:
-    """Run a license server until SIGTERM or SIGINT; `say` hears its port."""
+    """Run a license server until SIGTERM or SIGINT; calls `say` with its port."""
     daemon = LicenseDaemon(settings)
     signals = Signals()
     try:

@@ -1,4 +1,4 @@
-"""The license as operations: what it is, that its file has changed, and the commands that end it or bring it back."""
+"""License operations: show it, reload its file, and apply the commands that end or restore it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stonemux.transaction import Snapshot, Tx
 
 
 def boot(tx: Tx) -> None:
-    """At a start: what was commanded before, and the license as it is now."""
+    """At startup, load the commands obeyed so far, and the license."""
     sigils = [Sigil(row["cmd"], row["lic_id"], row["serial"], row["at"]) for row in tx.sql("select * from sigil")]
     tx.after(lambda: tx.mux.entitlement.start(sigils))
 
@@ -47,7 +47,7 @@ def _status(mux: Mux) -> str:
 
 
 def reload(mux: Mux, caller: Caller) -> dict[str, Any]:
-    """Read the license file anew, because it was put there or taken away."""
+    """Read the license file again, because it was added, replaced, or removed."""
     mux.entitlement.reload()
     if mux.entitlement.changes_at is not None:
         mux.alarm.set(mux.entitlement.changes_at)
@@ -78,5 +78,5 @@ def next_due(rx: Snapshot) -> int | None:
 
 
 def settle_due(tx: Tx) -> None:
-    """The license may have expired."""
+    """Work out the tier again, because the license may have expired."""
     tx.after(tx.mux.entitlement.settle)

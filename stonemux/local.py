@@ -1,7 +1,7 @@
-"""A Unix socket that only this user can reach, and that is taken away again at the end.
+"""A Unix socket that only this user can reach, and that is removed at the end.
 
-The file outlives a daemon that was killed. It is removed when nobody listens behind it, and never when it is not a
-socket. Between `bind` and `listen` nobody can connect, so the mode is right before the first connection.
+The file outlives a daemon that was killed. A leftover socket is removed if nobody listens on it; a file that is not a
+socket never is. Nobody can connect between `bind` and `listen`, so the mode is set before the first connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Listener:
     """A listening socket at a path, mode 0600."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `address_in_use` when somebody listens there, `bad_setting` when no socket can be made there."""
+        """Raises `address_in_use` if someone listens there, `bad_setting` if no socket can be made there."""
         self._path = path
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -43,7 +43,7 @@ class Listener:
             raise
 
     def close(self) -> None:
-        """Stop listening, and remove the file if it is still this one."""
+        """Stop listening, and remove the file if it is still this socket's."""
         with contextlib.suppress(OSError):
             if os.stat(self._path).st_ino == self._inode:
                 self._path.unlink()
@@ -63,7 +63,7 @@ def _clear(path: Path) -> None:
             setting="server.unix_socket",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # one whose queue is full is alive, too
+        probe.setblocking(False)  # BlockingIOError means a full queue, so someone listens
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

@@ -1,13 +1,13 @@
-"""Who is mentioned in a text: `@name`, for names that are known.
+"""Which agents a text mentions: `@name`, for names that are known.
 
-The rule, so that it can be relied on:
+The exact rule, which callers may rely on:
 
-* An `@` opens a mention unless a letter, a digit or one of `_ . - + @` stands directly before it. So an e-mail address
+* An `@` opens a mention unless a letter, a digit, or one of `_ . - + @` comes directly before it. So an e-mail address
   mentions nobody.
-* The mention is the longest known name that stands directly behind the `@`, letter for letter, and ends there. A name
-  does not end where a letter, a digit or `_` follows, nor where one of these follows after a single `.`, `-` or `@`.
-  So `@writer.` mentions writer, and neither `@writer-2` nor `@writer.example` does.
-* At most `MOST` places are looked at.
+* The mention is the longest known name directly after the `@`, compared exactly. A name does not end where a letter, a
+  digit, or `_` follows, nor where one of these follows after a single `.`, `-`, or `@`. So `@writer.` mentions writer,
+  and neither `@writer-2` nor `@writer.example` does.
+* At most `MOST` places are examined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Collection
 from itertools import islice
 
 MOST = 100
-"""Possible mentions looked at in one text, so that a text full of `@` costs no more than others."""
+"""How many possible mentions are examined in one text, so that a text full of `@` costs no more than others."""
 
 _OPENS = re.compile(r"(?<![\w.+@-])@(?=\S)")
 _GOES_ON = re.compile(r"\w|[.@-]\w")
