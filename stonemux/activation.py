@@ -27,9 +27,9 @@ def activate(settings: Settings, key: str | None, file: str | None) -> dict[str,
     document = _from_file(file) if file is not None else _of_key(settings, key or "", clock)
     granted = documents.read_license(document, Entitlement(settings, clock).trusted())
     if key is not None and granted.key_sha256 != licensekey.fingerprint(key):
-        raise MuxError("license_invalid", "the license that came is for another key; nothing was changed")
+        raise MuxError("license_invalid", "the license received is for another key; nothing was changed")
     if granted.not_after is not None and granted.not_after <= clock.now_ms():
-        raise MuxError("license_invalid", f"the license ran out at {document['not_after']}; nothing was changed")
+        raise MuxError("license_invalid", f"the license expired at {document['not_after']}; nothing was changed")
     settings.license_key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(settings.license_key_file, json.dumps(document, indent=2) + "\n")
     return document
@@ -55,17 +55,17 @@ def _of_key(settings: Settings, key: str, clock: Clock) -> dict[str, Any]:
     except licenseclient.NoUse as trouble:
         raise _refused(settings, trouble) from trouble
     if type(answer.get("license")) is not dict:
-        raise MuxError("license_invalid", f"{settings.license_server} answered with no license")
+        raise MuxError("license_invalid", f"{settings.license_server} did not answer with a license")
     return dict(answer["license"])
 
 
 def _refused(settings: Settings, trouble: licenseclient.NoUse) -> MuxError:
     if 400 <= trouble.status < 500:
-        return MuxError("license_unknown", f"{settings.license_server} has given out no license with that key")
+        return MuxError("license_unknown", f"{settings.license_server} has issued no license with that key")
     return MuxError(
         "unreachable",
-        f"the license server {settings.license_server} cannot be asked ({trouble}); try again later, or have your "
-        "licensor send the license as a file: stonemux activate --file FILE",
+        f"the license server {settings.license_server} cannot be reached ({trouble}); try again later, or ask your "
+        "licensor for the license as a file: stonemux activate --file FILE",
     )
 
 
@@ -82,12 +82,12 @@ def deactivate(settings: Settings) -> Path:
 def take_up(settings: Settings) -> str:
     """Let a running daemon read the license anew; what it says to that, in words."""
     if read_owner_token(settings.data_dir) is None:
-        return "no daemon runs here; the next one starts with it"
+        return "no daemon is running here; the next one will start with it"
     from stonemux import owner  # brings all of the program
 
     told = owner.call(settings, "license.reload", {})
     problem = f" ({told['problem']})" if "problem" in told else ""
-    return f"the running daemon is {told['tier']} now{problem}"
+    return f"the running daemon's tier is now {told['tier']}{problem}"
 
 
 def words(document: dict[str, Any]) -> str:

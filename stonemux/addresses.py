@@ -138,12 +138,15 @@ def parse(url: str) -> Target:
     if whole is None or whole["scheme"].lower() not in ("http", "https"):
         raise ForbiddenURL("must begin with http:// or https://")
     if whole["fragment"] is not None:
-        raise ForbiddenURL("must not have a fragment (#...); nothing of it would be sent")
+        raise ForbiddenURL("must not have a fragment (#...), which would not be sent")
     if "@" in whole["authority"]:
-        raise ForbiddenURL("must not carry a user name or password; deliveries are signed instead")
+        raise ForbiddenURL("must not contain a user name or password; deliveries are signed instead")
     authority = re.fullmatch(_AUTHORITY, whole["authority"])
     if authority is None:
-        raise ForbiddenURL("has no valid host: a name, an IPv4 address or an IPv6 address in brackets, and a port")
+        raise ForbiddenURL(
+            "has no valid host: it needs a name, an IPv4 address, or an IPv6 address in brackets, with or without a "
+            "port"
+        )
     secure = whole["scheme"].lower() == "https"
     port = int(authority["port"] or (443 if secure else 80))
     if not 1 <= port <= 65535:
@@ -200,7 +203,7 @@ def judge(address: str, port: int, policy: Policy) -> str:
     inner = _embedded(found)
     for one in inner:
         if _in(one, LOOPBACK):
-            return "this machine behind a translated address"
+            return "this machine under a translated address"
     for one in (found, *inner):
         for network, what in NEVER:
             if one in _network(network):

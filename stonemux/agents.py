@@ -100,15 +100,15 @@ def _check_names(agent_id: str, channel: str) -> None:
     if agent_id in (SYSTEM, EVERYBODY) or agent_id.startswith(directory.ADDRESS_PREFIXES):
         raise MuxError(
             "reserved_name",
-            f"agent_id {agent_id!r} is reserved: it must not be {SYSTEM!r} or {EVERYBODY!r}, nor "
-            f"begin with {', '.join(directory.ADDRESS_PREFIXES)}",
+            f"agent_id {agent_id!r} is reserved: it must not be {SYSTEM!r} or {EVERYBODY!r} or begin with "
+            f"{', '.join(directory.ADDRESS_PREFIXES)}",
             parameter="agent_id",
         )
     if channel.startswith(AGENT_CHANNEL_PREFIX) and channel != generate_agent_channel_name(agent_id):
         raise MuxError(
             "reserved_name",
-            f"channel begins with {AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; "
-            "choose another home channel, or join this one later with channel.join",
+            f"channel begins with {AGENT_CHANNEL_PREFIX!r}, which is reserved for agents' own channels; choose "
+            "another home channel, or join this one later with channel.join",
             parameter="channel",
         )
 
@@ -122,8 +122,8 @@ def _check_limit(tx: Tx) -> None:
         whose, remedy = ("the free tier", "a Pro or Enterprise key") if tier == "free" else ("this license", "another")
         raise MuxError(
             "agent_limit",
-            f"{whose} has {seats} agents, and {count} are registered; deregister one that is not needed, or activate "
-            f"{remedy}",
+            f"{whose} has {seats} agents, and {count} are registered; deregister one that you do not need, or "
+            f"activate {remedy}",
             limit=seats,
             tier=tier,
             needed="pro" if tier == "free" else tier,
@@ -136,7 +136,7 @@ def deregister(tx: Tx, *, agent_id: str, release_claims: bool) -> dict[str, Any]
     tx.forget()
     tx.run("update agent set deregistered_at = ?, last_heartbeat = ? where id = ?", tx.now, tx.now, agent_id)
     tx.run("delete from member where agent_id = ?", agent_id)
-    released = tasks.release_all(tx, agent_id, "its agent deregistered") if release_claims else 0
+    released = tasks.release_all(tx, agent_id, "its agent was deregistered") if release_claims else 0
     doorbells.take_down(tx, agent_id)
     tx.after(lambda: tx.mux.presence.remove(agent_id))
     tx.touch(("inbox", agent_id))  # its parked polls and claims look again and find that their agent is gone

@@ -53,7 +53,7 @@ def obtain(mux: Mux, caller: Caller, *, license_key: str, agent_id: str | None) 
     if agent_id is None and not mux.settings.license_wide_tokens:
         raise MuxError(
             "missing_field",
-            "agent_id is required: this daemon gives no tokens that may act as any agent (auth.license_wide_tokens)",
+            "agent_id is required: this daemon issues no tokens that may act as any agent (auth.license_wide_tokens)",
             parameter="agent_id",
         )
     _check_sub(agent_id)
@@ -70,7 +70,7 @@ def _check_sub(agent_id: str | None) -> None:
     if agent_id == EVERYBODY:
         raise MuxError(
             "reserved_name",
-            f"agent_id {EVERYBODY!r} is not an agent; leave it out for a token that may act as any",
+            f"agent_id {EVERYBODY!r} is not an agent; omit it for a token that may act as any agent",
             parameter="agent_id",
         )
 
@@ -97,8 +97,8 @@ def revoke(tx: Tx, *, jti: str | None, agent_id: str | None) -> dict[str, Any]:
     if (jti is None) == (agent_id is None):
         raise MuxError(
             "missing_field" if jti is None else "invalid_field",
-            "name the one token (jti) or the agent all of whose tokens end (agent_id), and not both; token.rotate with "
-            "now=true ends all there are",
+            "give either jti, to end one token, or agent_id, to end all of an agent's tokens, but not both; "
+            "token.rotate with now=true ends every token",
             parameter="jti",
         )
     tokens = tx.mux.tokens

@@ -26,8 +26,8 @@ def take(mux: Mux, caller: Caller, *, path: str | None) -> dict[str, Any]:
     if path is not None and not re.fullmatch(copies.NAME, path):
         raise MuxError(
             "invalid_field",
-            "path must be a plain file name: letters, digits, dots, dashes and underscores, beginning with a letter "
-            "or digit; the copy is made in the data directory's backups folder",
+            "path must be a plain file name: letters, digits, dots, dashes, and underscores, beginning with a letter "
+            "or digit; the copy goes into the data directory's backups folder",
             parameter="path",
         )
     if caller.once is not None:
@@ -53,7 +53,7 @@ def _opened(answer: Any) -> dict[str, Any]:
 def _take(mux: Mux, name: str | None) -> dict[str, Any]:
     store = mux.store
     if not store.copying.acquire(blocking=False):
-        raise MuxError("storage_busy", "another backup is being made; try again when it is done", retry_after=5)
+        raise MuxError("storage_busy", "another backup is in progress; try again when it is done", retry_after=5)
     try:
         now = mux.clock.now_ms()
         target = _target(copies.folder(mux.settings.data_dir), name, now)

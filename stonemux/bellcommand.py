@@ -35,7 +35,7 @@ def check(url: str, allowed: Sequence[str]) -> list[str]:
     """The words of the command in an `exec:` URL; raises ForbiddenURL unless the settings allow it."""
     text = url.removeprefix(SCHEME)
     if len(text) > MOST_CHARACTERS or not text.isprintable():
-        raise ForbiddenURL(f"must name a command in at most {MOST_CHARACTERS} printable characters")
+        raise ForbiddenURL(f"must name a command of at most {MOST_CHARACTERS} printable characters")
     try:
         words = shlex.split(text)
     except ValueError as error:

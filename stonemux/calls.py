@@ -134,7 +134,7 @@ class Calls(Methods):
         row = BY_NAME.get(operation)
         if row is None or not row.many:
             known = ", ".join(one.name for one in BY_NAME.values() if one.many)
-            raise MuxError("not_found", f"{shown(operation)} takes no list of calls; these do: {known}")
+            raise MuxError("not_found", f"{shown(operation)} does not take a list of calls; these do: {known}")
         answers: list[Any] = []
         for bodies, key in self._parts(row, calls):
             request = _Request("POST", row.path, bodies, {"Content-Type": "application/json"})
@@ -265,7 +265,9 @@ class Calls(Methods):
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
                 return _Request("GET", with_query(operation.path, given), None, headers, receipt)
         except UnicodeEncodeError:
-            raise MuxError("invalid_unicode", "a text holds half a surrogate pair; send whole characters") from None
+            raise MuxError(
+                "invalid_unicode", "a string contains half a surrogate pair; send whole characters"
+            ) from None
         headers["Content-Type"] = "application/json"
         if key is not None:
             if not isinstance(key, str) or not _KEY.fullmatch(key):
@@ -317,7 +319,7 @@ class Calls(Methods):
         )
 
     def _closed_error(self) -> MuxError:
-        return MuxError("unreachable", "this client was closed; make a new one")
+        return MuxError("unreachable", "this client is closed; create a new one")
 
     def _scattered(self, pause_ms: int) -> int:
         """Between half of a pause and all of it, so that many clients do not come back at once."""
@@ -343,16 +345,16 @@ def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str
         parts, host, port = None, None, None
     known = parts is not None and parts.scheme in ("http", "https")
     if parts is None or not host or not known or parts.path.strip("/") or parts.query or parts.username:
-        raise MuxError("bad_setting", f"{shown(url)} is not a daemon's address; one looks like http://127.0.0.1:3392")
+        raise MuxError(
+            "bad_setting", f"{shown(url)} is not a daemon's address; it must look like http://127.0.0.1:3392"
+        )
     tls_cert = load(None, environ, {}).tls_cert if parts.scheme == "https" else ""
     if parts.scheme == "https" and not tls_cert:
-        raise MuxError(
-            "bad_setting", f"{shown(url)} needs the daemon's certificate; name its file in STONEMUX_TLS_CERT"
-        )
+        raise MuxError("bad_setting", f"{shown(url)} needs the daemon's certificate; set STONEMUX_TLS_CERT to its file")
     return host, launch.DEFAULT_PORT if port is None else port, tls_cert
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is nothing that JSON knows")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

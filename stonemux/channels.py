@@ -46,15 +46,15 @@ def create(
     if name.startswith(AGENT_CHANNEL_PREFIX):
         raise MuxError(
             "reserved_name",
-            f"name begins with {AGENT_CHANNEL_PREFIX!r}, which is kept for the agents' own channels; choose "
-            "another name",
+            f"name begins with {AGENT_CHANNEL_PREFIX!r}, which is reserved for agents' own channels; choose another "
+            "name",
             parameter="name",
         )
     first = list(dict.fromkeys(([created_by] if created_by else []) + (members or [])))
     for agent_id in first:
         directory.agent(tx, agent_id, "created_by" if agent_id == created_by else "members")
     if directory.channel_called(tx, name) is not None:
-        raise MuxError("channel_exists", f"the channel {name!r} exists already; use it, or choose another name")
+        raise MuxError("channel_exists", f"the channel {name!r} already exists; use it, or choose another name")
     directory.make_channel(tx, name, created_by=created_by, description=description, tags=tags)
     for agent_id in first:
         directory.join(tx, name, agent_id)

@@ -316,7 +316,9 @@ class Connection:
         self._drained = True
         if self._phase == "body":
             raise MuxError(
-                "truncated_body", "the body is shorter than announced; send all of it, or announce less", close=True
+                "truncated_body",
+                "the body ended before its announced length; send all of it, or announce less",
+                close=True,
             )
         if self._flights:
             self._deadline = None
@@ -365,7 +367,7 @@ class Connection:
         if head.length > limit:
             raise MuxError(
                 "body_too_large",
-                f"the body has {head.length} bytes, more than the limit of {limit}; send less, or a reference",
+                f"the body has {head.length} bytes, more than the limit of {limit}; send less, or a reference to it",
                 close=True,
                 limit=limit,
             )

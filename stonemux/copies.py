@@ -60,7 +60,7 @@ def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> 
     """
     temporary = target.with_name(f".{target.name}.new")
     if os.path.lexists(target):
-        raise MuxError("backup_exists", f"{target} exists; name another file, or move that one away")
+        raise MuxError("backup_exists", f"{target} already exists; name another file, or move that one away")
     try:
         _check_space(target.parent, size)
         _vacuum(connect, temporary)
@@ -88,7 +88,7 @@ def _check_space(place: Path, size: int) -> None:
         raise MuxError(
             "storage_full",
             f"the copy needs up to {_mib(size + SPARE_BYTES)}, but only {_mib(free)} are free in {place}; free some "
-            "space, or name a place on another disk",
+            "space, or choose a place on another disk",
             retry_after=60,
         )
 
@@ -107,7 +107,7 @@ def _checked(copy: Path) -> int:
 
 def _failed(target: Path, trouble: OSError | sqlite3.Error) -> MuxError:
     told = trouble.strerror if isinstance(trouble, OSError) else str(trouble)
-    return MuxError("backup_failed", f"{target} could not be made: {told}; the database itself goes on")
+    return MuxError("backup_failed", f"{target} could not be made: {told}; the database itself is not affected")
 
 
 def settle(temporary: Path, target: Path) -> None:
@@ -128,7 +128,7 @@ def _sync(path: Path) -> None:
 def move(made: Path, target: Path) -> None:
     """Move a copy to another place, which may be another disk. Raises `backup_exists` or `backup_failed`."""
     if os.path.lexists(target):
-        raise MuxError("backup_exists", f"{target} exists; the copy stays at {made}")
+        raise MuxError("backup_exists", f"{target} already exists; the copy stays at {made}")
     temporary = target.with_name(f".{target.name}.new")
     try:
         shutil.copyfile(made, temporary)
@@ -181,7 +181,7 @@ def inspect(file: Path) -> Contents:
     Raises `not_found`, or `data_refused` for a file that is no sound stonemux database or is of a newer version.
     """
     if not file.is_file():
-        raise MuxError("not_found", f"{file}: there is no such file")
+        raise MuxError("not_found", f"{file}: no such file")
     try:
         with contextlib.closing(open_unchanged(file)) as db:
             if not check_sound(db, file, marked=True):

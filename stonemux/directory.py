@@ -48,10 +48,10 @@ def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> M
     known = nearest(
         agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
     )
-    listed = f"Known, for example: {', '.join(known)}" if known else "Nobody is registered yet"
-    remedy = "register it with agent.register or look with agent.discover"
+    listed = f"Known, for example: {', '.join(known)}" if known else "No agent is registered yet"
+    remedy = "register it with agent.register, or list the agents with agent.discover"
     if parameter in OTHERS:  # a model told to register it would take over its name
-        remedy = "agent.discover tells who is, and each registers itself"
+        remedy = "agent.discover shows who is, and each agent registers itself"
     return MuxError(
         "agent_not_found",
         f"no agent {shown(agent_id)} is registered ({parameter}); {remedy}. {listed}",

@@ -68,9 +68,9 @@ def dispatch(
 def _check(row: Task, agent: Any, restart: bool, start: bool) -> None:
     holder = row.owner if row.status == "claimed" else None
     if row.status in taskrows.FINAL:
-        problem = f"is {row.status}; task.requeue puts a failed or cancelled one back into the pool"
+        problem = f"is {row.status}; task.requeue returns a failed or cancelled one to the pool"
     elif holder not in (None, agent["id"]) and not restart:
-        problem = f"is claimed by {holder!r} until {rfc3339(row.due_at or 0)}; restart=true takes it away"
+        problem = f"is claimed by {holder!r} until {rfc3339(row.due_at or 0)}; restart=true ends that claim"
     elif lack := taskrows.lack(row, agent):
         problem = lack
     elif start and row.status in ("waiting", "delayed"):

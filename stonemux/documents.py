@@ -94,8 +94,8 @@ def whole(rx: Snapshot, document_id: str) -> str:
 def _unknown(document_id: str, parameter: str) -> MuxError:
     return MuxError(
         "document_not_found",
-        f"no document {shown(document_id)} exists ({parameter}), or it is older than what is kept; make one with "
-        "document.create and use the id that it answers",
+        f"no document {shown(document_id)} exists ({parameter}), or it is older than what is kept; create one with "
+        "document.create and use the id that it returns",
         parameter=parameter,
     )
 

@@ -216,7 +216,7 @@ def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
     if operation.owner and caller.principal is not OWNER:
         raise MuxError(
             "owner_only",
-            f"{operation.name} is for the owner of this machine: call it with the stonemux command there, or with the "
+            f"{operation.name} is for this machine's owner: call it with the stonemux command there, or with the "
             f"token in {OWNER_TOKEN} in the data directory",
         )
 
@@ -264,7 +264,7 @@ def mismatch(name: str, named: str, agent: str) -> MuxError:
     return MuxError(
         "agent_mismatch",
         f"{name} is {shown(named)}, but the token is bound to {shown(agent)}; act as that agent, or get a token for "
-        "the other",
+        "the other one",
         parameter=name,
         agent_id=agent,
     )
@@ -274,8 +274,8 @@ def _check_tier(mux: Mux, needed: str, what: str) -> None:
     if TIERS.index(needed) > TIERS.index(mux.tier):
         raise MuxError(
             "upgrade_required",
-            f"{what} needs the {needed} tier; this daemon runs as {mux.tier}. Activate a key, or see [license] in the "
-            "settings",
+            f"{what} needs the {needed} tier; this daemon's tier is {mux.tier}. Activate a key, or see [license] in "
+            "the settings",
             feature=what,
             tier=mux.tier,
             needed=needed,

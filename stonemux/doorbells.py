@@ -89,7 +89,9 @@ def check(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> None:
     """Refuse a doorbell that could never be rung, before anything is written."""
     if secret is not None and not url and (url == "" or find(tx, agent_id) is None):
         raise MuxError(
-            "missing_field", "webhook_secret needs a webhook_url, whose deliveries it signs", parameter="webhook_url"
+            "missing_field",
+            "webhook_secret needs a webhook_url: it signs the deliveries to that URL",
+            parameter="webhook_url",
         )
     try:
         if url and url.startswith(bellcommand.SCHEME):
@@ -107,7 +109,7 @@ def check_secret(secret: str | None, parameter: str) -> None:
         raise MuxError(
             "invalid_field",
             f"{parameter} must be whsec_ and the base64 of {signature.LEAST_BYTES} to {signature.MOST_BYTES} random "
-            "bytes; leave it out and one is made",
+            "bytes; if omitted, one is generated",
             parameter=parameter,
         )
 

@@ -146,8 +146,8 @@ class Entitlement:
         if granted is None or not compare_digest(shown, granted.key_sha256):
             raise MuxError(
                 "license_mismatch",
-                "the key is not that of the license that is active on this daemon; the machine's owner makes tokens "
-                "without a key: stonemux token --agent NAME",
+                "the key does not belong to the license that is active on this daemon; the machine's owner makes "
+                "tokens without a key: stonemux token --agent NAME",
             )
         return granted.lic_id
 

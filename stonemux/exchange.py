@@ -101,7 +101,7 @@ class Exchange(Caller):
         if self._connection.remote and mux.tier != "enterprise":
             raise MuxError(
                 "upgrade_required",
-                f"calls from other machines need the enterprise tier; this daemon runs as {mux.tier}",
+                f"calls from other machines need the enterprise tier; this daemon's tier is {mux.tier}",
                 feature="other_machines",
                 tier=mux.tier,
                 needed="enterprise",
@@ -380,13 +380,13 @@ def refusal(error: MuxError, request_id: str) -> bytes:
 
 def _unknown_path(path: str, known: Routes) -> MuxError:
     if path == "/":
-        here = "this is stonemux, which has no pages: /health and /stats say how it is"
+        here = "this is stonemux, which has no web pages: /health and /stats show how it is doing"
         return MuxError("not_found", f"{here}, /openapi.json lists all")
     begun = sorted(one for one in known if one.startswith(path.rstrip("/") + "/"))
     close = begun[0] if begun else guess(path, known, least=0.6)  # a high threshold: all paths look alike
     return MuxError(
         "not_found",
-        f"nothing answers at this path{did_you_mean(close, '/openapi.json lists all')}",
+        f"there is nothing at this path{did_you_mean(close, '/openapi.json lists all')}",
         nearest=close or None,
     )
 

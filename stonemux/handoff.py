@@ -68,8 +68,8 @@ def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[
     if message is None:
         raise MuxError(
             "message_not_found",
-            f"waiting_on names message {message_id}, which does not exist (any more); give the id that msg.send "
-            "answered. The task is still yours",
+            f"waiting_on names message {message_id}, which does not exist (any longer); give the id that msg.send "
+            "returned. The task is still yours",
             id=message_id,
         )
     thread: str = message[0] or str(message_id)

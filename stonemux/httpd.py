@@ -68,8 +68,8 @@ STOP_MS = 1000
 IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
 PORT_REMEDIES = {
-    errno.EADDRINUSE: "Stop whatever uses it, or choose another port with --port",
-    errno.EACCES: "Ports below 1024 are not for everybody: choose another one with --port",
+    errno.EADDRINUSE: "Stop the program that uses it, or choose another port with --port",
+    errno.EACCES: "Ports below 1024 need special privileges: choose another one with --port",
 }
 """What to do about a port that the daemon cannot listen on, by `errno`."""
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
@@ -133,7 +133,7 @@ class Server(ThreadingHTTPServer):
                 self.server_bind()
                 self.server_activate()
             except OSError as trouble:
-                remedy = PORT_REMEDIES.get(trouble.errno or 0, "Name an address of this machine with --host")
+                remedy = PORT_REMEDIES.get(trouble.errno or 0, "Pass an address of this machine as --host")
                 where = settings.authority
                 raise MuxError("address_in_use", f"cannot listen on {where}: {trouble.strerror}. {remedy}") from trouble
             return Listener(Path(settings.unix_socket)) if settings.unix_socket else None
@@ -345,8 +345,8 @@ class Server(ThreadingHTTPServer):
     def _turn_away(self, sock: socket.socket, words: bytes) -> None:
         error = MuxError(
             "too_many_connections",
-            f"the daemon has as many connections as it may have ({self.mux.settings.max_connections}, "
-            "server.max_connections) or as the system has room for, and none is idle; try again in a moment",
+            f"the daemon has reached its limit of connections ({self.mux.settings.max_connections}, "
+            "server.max_connections) or the system's, and none is idle; try again in a moment",
             retry_after=1,
             limit=self.mux.settings.max_connections,
         )

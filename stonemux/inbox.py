@@ -124,7 +124,7 @@ def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status:
     if (ids is None) != every:
         raise MuxError(
             "invalid_field" if every else "missing_field",
-            "give either ids, the items to mark, or all=true, and not both",
+            "give either ids, the items to mark, or all=true, but not both",
             parameter="all" if every else "ids",
         )
     again = tx.mux.flights.held(agent_id)
@@ -167,8 +167,8 @@ def _find(rx: Snapshot, message_id: int, agent_id: str) -> Any:
 def _unknown(item_id: str) -> MuxError:
     return MuxError(
         "message_not_found",
-        f"this inbox holds no item {shown(item_id)}; inbox.list shows the ones it holds, msg.dead the dead letters. "
-        "Nothing was changed",
+        f"this inbox has no item {shown(item_id)}; inbox.list shows its items, and msg.dead the dead letters. Nothing "
+        "was changed",
         id=item_id[:160],
     )
 

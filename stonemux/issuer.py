@@ -40,8 +40,7 @@ class Issuer:
             if not create:
                 raise MuxError(
                     "license_unknown",
-                    f"{data_dir} holds no issuer; whoever gives out licenses makes one with: stonemux license issue "
-                    "--tier pro",
+                    f"{data_dir} has no issuer; to issue licenses, create one with: stonemux license issue --tier pro",
                 )
             for folder in (data_dir, self._folder, self._folder / "licenses", self._folder / "commands"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,7 +63,8 @@ class Issuer:
             return bytes.fromhex(found["seed"]), bytes.fromhex(found["public"])
         except (OSError, ValueError, KeyError, TypeError) as trouble:
             raise MuxError(
-                "license_invalid", f"{self._folder / name} cannot be read as a key ({trouble}); put its backup there"
+                "license_invalid",
+                f"{self._folder / name} cannot be read as a key ({trouble}); restore it from its backup",
             ) from trouble
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Issuer:
         genuine = compare_digest(parsed.code.to_bytes(4), self._code(parsed).to_bytes(4))
         path = self._folder / "licenses" / f"{licensekey.fingerprint(key)}.json"
         if not genuine or not path.exists():
-            raise MuxError("license_unknown", "this issuer has given out no license with that key")
+            raise MuxError("license_unknown", "this issuer has issued no license with that key")
         return license.decode(path.read_bytes())
 
     def licenses(self) -> list[dict[str, Any]]:
@@ -123,7 +123,9 @@ class Issuer:
     def command(self, cmd: str, lic_id: str) -> dict[str, Any]:
         """Sign a new command for a license; raises `license_unknown`."""
         if all(document["lic_id"] != lic_id for document in self.licenses()):
-            raise MuxError("license_unknown", f"this issuer has given out no license {lic_id!r}; see: license show")
+            raise MuxError(
+                "license_unknown", f"this issuer has given out no license {lic_id!r}; see: stonemux license show"
+            )
         last = self.last_command(lic_id)
         document = {
             "cmd": cmd,

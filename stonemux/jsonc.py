@@ -83,7 +83,7 @@ def drop(text: str, path: tuple[str, str]) -> str:
 def _member(text: str, node: Node, key: str) -> Member | None:
     found = [member for member in node.members or () if member.key == key]
     if len(found) > 1:
-        raise _broken(text, found[1].start, f'"{key}" occurs twice; remove one of them')
+        raise _broken(text, found[1].start, f'"{key}" appears twice; remove one of them')
     return found[0] if found else None
 
 
@@ -208,7 +208,7 @@ def _document(text: str) -> Node | None:
 
 def _node(text: str, place: int, depth: int) -> Node:
     if depth > MAX_DEPTH:
-        raise _broken(text, place, f"nests deeper than {MAX_DEPTH} levels")
+        raise _broken(text, place, f"is nested more than {MAX_DEPTH} levels deep")
     opening = text[place : place + 1]
     if opening == "{":
         return _read_object(text, place, depth)
@@ -264,7 +264,7 @@ def _skip(text: str, place: int) -> int:
 
 def _seen(text: str, place: int) -> str:
     if text.startswith("/*", place):
-        return "a comment without end"
+        return "an unterminated comment"
     return repr(text[place]) if place < len(text) else "the end of the file"
 
 

@@ -116,7 +116,7 @@ def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) ->
     directory.agent(tx, agent_id)
     if (ids is None) == (through is None):
         code = "missing_field" if ids is None else "invalid_field"
-        raise MuxError(code, "give either ids or through, and not both", parameter="ids")
+        raise MuxError(code, "give either ids or through, but not both", parameter="ids")
     if through is not None:
         messages.check_cursor(tx, agent_id, through, "through")
         return {"acked": messages.settle_through(tx, agent_id, through, None)}
@@ -140,7 +140,7 @@ def _delivery(rx: Snapshot, agent_id: str, message_id: int) -> Any:
     if row is None:
         raise MuxError(
             "message_not_found",
-            f"the inbox of {agent_id!r} never held a message {message_id}; nothing was changed",
+            f"the inbox of {agent_id!r} never had a message {message_id}; nothing was changed",
             id=message_id,
         )
     return row
@@ -153,8 +153,8 @@ def _delivered(rx: Snapshot, agent_id: str, message_id: int) -> Any:
     if not seen:
         raise MuxError(
             "not_delivered",
-            f"message {message_id} was not delivered to {agent_id!r} yet, so it cannot be acknowledged; poll it first. "
-            "Nothing was changed",
+            f"message {message_id} has not been delivered to {agent_id!r} yet, so it cannot be acknowledged; poll it "
+            "first. Nothing was changed",
             id=message_id,
         )
     return row
@@ -167,8 +167,8 @@ def _held(tx: Tx, agent_id: str, message_id: int) -> Any:
         state = {SETTLED: "settled", DEAD: "dead"}.get(row["state"], "queued")
         raise MuxError(
             "not_delivered",
-            f"message {message_id} is not on a lease of {agent_id!r} (it is {state}); only what a poll with ack=manual "
-            "handed out can be put back or extended",
+            f"message {message_id} is not on a lease of {agent_id!r} (it is {state}); only messages delivered by a "
+            "poll with ack=manual can be put back or extended",
             id=message_id,
             status=state,
         )

@@ -85,7 +85,7 @@ def _examined(kind: str) -> Iterator[None]:
         yield
     except _Flaw as flaw:
         code, what = ("license_invalid", "license") if kind == LICENSE else ("sigil_refused", "command")
-        raise MuxError(code, f"the {what} does not count: {flaw}") from None
+        raise MuxError(code, f"the {what} is not valid: {flaw}") from None
 
 
 def decode(text: bytes | str, kind: str = LICENSE) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> L
         public = trusted.get(found.issuer_key_id)
         if public is None:
             raise _Flaw(
-                f"its issuer ({found.issuer_key_id}) is none that this machine trusts; if you do, name its public key "
-                "in license.trusted_issuers"
+                f"its issuer ({found.issuer_key_id}) is not one that this machine trusts; if you trust it, add its "
+                "public key to license.trusted_issuers"
             )
         _check_signature(LICENSE, document, public)
     return found
@@ -154,7 +154,7 @@ def _check_signature(kind: str, document: Mapping[str, Any], public: bytes) -> N
 
     signature = bytes.fromhex(_text(document, "signature", _HEX, 128))
     if not ed25519.verify(public, canonical(kind, document), signature):
-        raise _Flaw("its signature is not its signer's: it was changed, or never was genuine")
+        raise _Flaw("its signature does not match: it was changed or was never genuine")
 
 
 def _text(document: Mapping[str, Any], name: str, pattern: str, length: int = 0) -> str:

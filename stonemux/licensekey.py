@@ -53,7 +53,7 @@ def parse(text: str) -> Key:
     if len(text) > 128 or not typed.isascii() or not re.fullmatch(_SHAPE, typed) or set(letters) - set(_ALPHABET):
         raise MuxError(
             "license_malformed",
-            "a license key looks like SX-XXXX-XXXX-XXXX-XXXX, in digits and letters without U; type it again",
+            "a license key looks like SX-XXXX-XXXX-XXXX-XXXX, with digits and letters other than U; type it again",
             parameter="license_key",
         )
     whole = 0
@@ -65,7 +65,7 @@ def parse(text: str) -> Key:
     if whole & (1 << _CRC_BITS) - 1 != _remainder(bits) or version != VERSION or not 0 < tier < len(TIERS):
         raise MuxError(
             "license_checksum",
-            "the license key holds a typo: its checksum does not fit; compare it with the one you were given",
+            "the license key contains a typo: its checksum does not match; compare it with the one you were given",
             parameter="license_key",
         )
     return Key(TIERS[tier], bits >> CODE_BITS & (1 << SERIAL_BITS) - 1, bits & (1 << CODE_BITS) - 1)

@@ -58,13 +58,13 @@ def command(tx: Tx, *, command: dict[str, Any]) -> dict[str, Any]:
     """Obey a signed command, if it is newer than the last one for this license."""
     entitlement = tx.mux.entitlement
     if entitlement.license is None:
-        raise MuxError("sigil_refused", "the command does not count: no license is active here that it could be for")
+        raise MuxError("sigil_refused", "the command is not valid: no license is active here for it to apply to")
     sigil = documents.read_sigil(command, entitlement.license, tx.now)
     row = tx.one("select serial, cmd from sigil where lic_id = ?", sigil.lic_id)
     if row is not None and row["serial"] >= sigil.serial:
         raise MuxError(
             "sigil_refused",
-            f"the command does not count: number {row['serial']} was obeyed already, and this is {sigil.serial}",
+            f"the command is not valid: number {row['serial']} was applied already, and this is {sigil.serial}",
             serial=row["serial"],
         )
     tx.run("insert or replace into sigil values (?, ?, ?, ?)", sigil.lic_id, sigil.serial, sigil.cmd, sigil.issued)

@@ -34,8 +34,8 @@ class Listener:
             self.sock.close()
             raise MuxError(
                 "bad_setting",
-                f"server.unix_socket: no socket can be made at {path}: {trouble.strerror or trouble}; name another "
-                "place, with fewer than 100 characters",
+                f"server.unix_socket: no socket can be created at {path}: {trouble.strerror or trouble}; choose "
+                "another path, with fewer than 100 characters",
                 setting="server.unix_socket",
             ) from trouble
         except BaseException:
@@ -59,7 +59,7 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         raise MuxError(
             "bad_setting",
-            f"server.unix_socket: {path} exists and is not a socket; it is left untouched. Name another place",
+            f"server.unix_socket: {path} exists and is not a socket; it was left untouched. Choose another path",
             setting="server.unix_socket",
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -72,5 +72,5 @@ def _clear(path: Path) -> None:
         except BlockingIOError:
             pass
     raise MuxError(
-        "address_in_use", f"another program listens on {path}; stop it, or choose another server.unix_socket"
+        "address_in_use", f"another program is listening on {path}; stop it, or choose another server.unix_socket"
     )

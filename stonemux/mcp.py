@@ -121,7 +121,7 @@ def read(message: Any) -> Request | None:
 def _read_request(message: dict[str, Any], method: str) -> Request:
     request_id = _id_of(message)
     if request_id is None:
-        raise Fault(INVALID_REQUEST, "id must be a string or an integer; leave it out in a notification")
+        raise Fault(INVALID_REQUEST, "id must be a string or an integer; omit it in a notification")
     params = message.get("params")
     if params is None:
         params = {}
@@ -400,7 +400,7 @@ class Layer:
         tool = self.registry.tools.get(name)
         if tool is None:
             close = ", ".join(nearest(name, self.registry.tools, most=3))
-            raise Fault(INVALID_PARAMS, f"Unknown tool: {name[:128]}. Near ones: {close}")
+            raise Fault(INVALID_PARAMS, f"Unknown tool: {name[:128]}. Similar ones: {close}")
         context.arguments = _arguments(context)
         try:
             return tool.run(context)
@@ -437,7 +437,7 @@ class Layer:
 def internal_fault(request_id: RequestId | None) -> Fault:
     """The answer to what should not have happened; its details are for the log."""
     return Fault(
-        INTERNAL_ERROR, "Internal error: the daemon failed on this request; its log says why", None, request_id
+        INTERNAL_ERROR, "Internal error: the daemon failed on this request; its log has the reason", None, request_id
     )
 
 

@@ -81,7 +81,9 @@ class McpExchange(Exchange):
         if self._head.method == "OPTIONS":
             self._send(204, b"")
             return False
-        raise MuxError("method_not_allowed", f"{mcp.PATH} answers POST alone, one message each; there are no sessions")
+        raise MuxError(
+            "method_not_allowed", f"{mcp.PATH} answers only POST, with one message each; there are no sessions"
+        )
 
     def _handle(self, body: bytes) -> None:
         headers = self._head.headers
@@ -97,7 +99,7 @@ class McpExchange(Exchange):
         request = mcp.read(message)
         if request is None or request.request_id is None:
             if request is None and headers.get("mcp-protocol-version") in mcp.MODERN:
-                raise Fault(mcp.INVALID_REQUEST, "responses are not taken: this server sends no requests")
+                raise Fault(mcp.INVALID_REQUEST, "responses are not accepted: this server sends no requests")
             self._send(202, b"")
             return
         request = check_headers(request, headers)
@@ -221,7 +223,7 @@ def check_accept(headers: Mapping[str, str]) -> None:
     if not _takes(headers, "application/json"):
         raise MuxError(
             "not_acceptable",
-            "Accept must list application/json and text/event-stream; answers come as either",
+            "Accept must list application/json and text/event-stream; an answer may be either",
             accepted=["application/json", "text/event-stream"],
         )
 

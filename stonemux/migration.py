@@ -47,14 +47,14 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
                 raise
             (version,) = steps
             back = (
-                "go on; nothing was changed"
+                "continue; nothing was changed"
                 if unchanged
                 else f"run there: stonemux restore {kept.name} --data-dir {quote(str(directory.path))}"
             )
             raise MuxError(
                 "data_refused",
-                f"{directory.database} cannot be brought from schema {version} to {version + 1} ({trouble}). Go back "
-                f"to the stonemux that it was used with, and {back}",
+                f"{directory.database} cannot be migrated from schema {version} to {version + 1} ({trouble}). Go back "
+                f"to the stonemux version that it was used with, and {back}",
             ) from trouble
     directory.mark()
     if found < len(MIGRATIONS):

@@ -128,7 +128,8 @@ class Waiters:
                 whose, limit = ("this agent", most_mine) if self.count < most else ("this daemon", most)
                 raise MuxError(
                     "too_many_waiters",
-                    f"{whose} already has {limit} waiting calls and streams, the limit; end one, or use timeout=0",
+                    f"{whose} already has {limit} waiting calls and streams, which is the limit; end one, or use "
+                    "timeout=0",
                     limit=limit,
                     retry_after=1,
                 )
@@ -200,7 +201,7 @@ class Mux:
         self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)
         self.endpoints = Endpoints()
         self.tokens = Tokens(clock, settings)
-        self.throttle = Throttle(TRIES_A_MINUTE, "keep the token that you have, it lasts")
+        self.throttle = Throttle(TRIES_A_MINUTE, "keep using the token you have")
         self.entitlement = Entitlement(settings, clock)
         self.started_at = clock.now_ms()
         store.tie(self)

@@ -163,7 +163,7 @@ class Talk:
     def _head(self) -> Head:
         while b"\r\n\r\n" not in self._heard and b"\n\n" not in self._heard:
             if not self._head_bytes:
-                raise Trouble(f"the head of its answer is longer than {MOST_HEAD_BYTES} bytes")
+                raise Trouble(f"the headers of its answer are longer than {MOST_HEAD_BYTES} bytes")
             more = self._connected().recv(self._head_bytes)
             if not more:
                 raise Trouble("the connection ended without an answer")
@@ -221,7 +221,7 @@ def in_words(error: Exception) -> str:
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return "the connection was reset"
     if isinstance(error, socket.gaierror):
-        return "its host name is not known"
+        return "its host name is unknown"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
 
 

@@ -116,7 +116,7 @@ def _not_json(body: bytes, text: str, error: json.JSONDecodeError) -> MuxError:
     if json.detect_encoding(body) != "utf-8":
         return _not_utf8(body, "")
     if not text.strip(" \t\r\n"):
-        return MuxError("invalid_json", "the body is empty; send {} if there is nothing to say")
+        return MuxError("invalid_json", "the body is empty; send {} if there are no parameters")
     return MuxError(
         "invalid_json",
         f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; send one JSON object",
@@ -158,7 +158,7 @@ def _integer(digits: str) -> int:
     if len(digits) < 19:
         return int(digits)
     if len(digits) > _MOST_DIGITS:
-        raise MuxError("invalid_json", f"a number has {len(digits)} digits; integers must fit into 64 bits")
+        raise MuxError("invalid_json", f"a number has {len(digits)} digits; integers must fit in 64 bits")
     value = int(digits)
     if not _LEAST_INTEGER <= value <= _MOST_INTEGER:
         raise _Outside
@@ -193,7 +193,7 @@ def _object_of_marks(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _beyond(holder: str, **facts: Any) -> MuxError:
     return MuxError(
         "invalid_field",
-        f"{holder} holds an integer beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}",
+        f"{holder} contains an integer beyond 64 bits; the range is {_LEAST_INTEGER} to {_MOST_INTEGER}",
         **facts,
     )
 
@@ -216,7 +216,7 @@ def _check_depth(text: str) -> None:
         if depth > MAX_DEPTH:
             raise MuxError(
                 "json_too_deep",
-                f"lists and objects are nested more than {MAX_DEPTH} deep; flatten them",
+                f"lists and objects are nested more than {MAX_DEPTH} levels deep; flatten them",
                 limit=MAX_DEPTH,
             )
 

@@ -36,13 +36,13 @@ def poll(
     if after is not None and ack == "manual":
         raise MuxError(
             "invalid_field",
-            "after and ack=manual are two ways of acknowledging; use one of them",
+            "after and ack=manual are two ways to acknowledge; use only one of them",
             parameter="after",
         )
     if after is not None and types is not None:
         raise MuxError(
             "invalid_field",
-            "a cursor acknowledges all that it passes, so it cannot leave types out; use types without after",
+            "a cursor acknowledges every message it passes, so it cannot skip types; use types without after",
             parameter="types",
         )
     fresh = True

@@ -243,12 +243,12 @@ class RoundTrip:
         first, *lines = head.decode("latin-1").split("\r\n")
         version, status, *_ = first.split(" ")
         if not version.startswith("HTTP/1."):
-            raise ValueError("this is no HTTP server")
+            raise ValueError("this is not an HTTP server")
         self._old = version != "HTTP/1.1"
         self.status = int(status)
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "transfer-encoding" in self.headers:
-            raise ValueError("the answer is in chunks; a daemon's never is")
+            raise ValueError("the answer is chunked; a daemon's never is")
         length = self.headers.get("content-length")
         return body, int(length) if length is not None else None
 
@@ -294,7 +294,7 @@ def _request(authority: str, method: str, path: str, body: bytes | None, headers
         lines.append(f"Content-Length: {len(body)}")
     head = "\r\n".join(lines)
     if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
-        raise ValueError("a header may not hold a line end")
+        raise ValueError("a header must not contain a line break")
     return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
@@ -313,7 +313,7 @@ def in_query(name: str, value: Any) -> str:
     if any("," in str(entry) for entry in value):
         raise MuxError(
             "invalid_field",
-            f"{name} holds a name with a comma, and in a query a comma separates names; leave that one out",
+            f"{name} has a name that contains a comma, but in a query a comma separates names; omit that one",
             parameter=name,
         )
     return ",".join(map(str, value))

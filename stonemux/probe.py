@@ -123,7 +123,7 @@ class _Session:
             try:
                 names += [tool["name"] for tool in page["tools"]]
             except (KeyError, TypeError):
-                raise _Trouble("its answer to tools/list holds no list of tools") from None
+                raise _Trouble("its answer to tools/list has no list of tools") from None
             cursor = page.get("nextCursor")
             if not cursor:
                 return names

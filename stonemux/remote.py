@@ -85,8 +85,8 @@ class Remote:
             return error
         return MuxError(
             error.code,
-            f"the daemon at {self._pool.authority} does not use the data directory {self._owned}; name the one that "
-            "it uses with --data-dir, or another daemon with --port",
+            f"the daemon at {self._pool.authority} does not use the data directory {self._owned}; pass the one that "
+            "it uses as --data-dir, or another daemon's port as --port",
         )
 
     def stream(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[bytes]:
@@ -109,7 +109,7 @@ class Remote:
                 return with_query(operation.path, given), None, headers
             return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
         except UnicodeEncodeError:
-            raise MuxError("invalid_utf8", "what was typed is not UTF-8; set a UTF-8 locale") from None
+            raise MuxError("invalid_utf8", "the command line is not UTF-8; set a UTF-8 locale") from None
 
 
 def of_user(settings: Settings, environ: Mapping[str, str]) -> Remote:

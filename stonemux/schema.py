@@ -293,9 +293,7 @@ def _not_one(one: Param, other: Param, values: Mapping[str, Any]) -> MuxError:
             f"{one.name} or {other.name} is required. {one.name}: {one.doc} {other.name}: {other.doc}",
             parameter=one.name,
         )
-    return MuxError(
-        "invalid_field", f"{other.name} is given as well as {one.name}; give one of the two", parameter=other.name
-    )
+    return MuxError("invalid_field", f"{one.name} and {other.name} are both given; give only one", parameter=other.name)
 
 
 def _unknown(operation: Operation, name: str) -> MuxError:
@@ -317,7 +315,7 @@ def malformed_key() -> MuxError:
     """The refusal of what is no idempotency key."""
     return MuxError(
         "invalid_idempotency_key",
-        "an idempotency key has 1 to 128 printable ASCII characters without blanks",
+        "an idempotency key must have 1 to 128 printable ASCII characters, without blanks",
         parameter="idempotency_key",
     )
 
@@ -363,7 +361,7 @@ def _integer(param: Param, value: Any, limits: Limits) -> int:
             return most
         raise param.refuse(f"is {value}, more than the limit of {most}", limit=most)
     if param.least is not None and value < param.least:
-        raise param.refuse(f"is {value}, less than the least of {param.least}", limit=param.least)
+        raise param.refuse(f"is {value}, less than the minimum of {param.least}", limit=param.least)
     return value
 
 
@@ -389,7 +387,7 @@ def _text(param: Param, value: Any, limits: Limits) -> str:
         remedy = "send less"
         if param.most == "max_message_size":
             place = f"as {param.either}" if param.either else "instead"
-            remedy = f"send less, or put it into a document (document.create) and send its id {place}"
+            remedy = f"send less, or store it in a document (document.create) and send its id {place}"
         raise MuxError(
             param.too_large or param.code,
             f"{param.name} has {size} bytes of UTF-8, more than the limit of {most}; {remedy}",
@@ -429,7 +427,7 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
         raise
     for entry in checked:
         if param.choices and entry not in param.choices:
-            raise param.refuse(f"holds {shown(entry)}, not one of: {', '.join(param.choices)}")
+            raise param.refuse(f"contains {shown(entry)}, not one of: {', '.join(param.choices)}")
     return checked
 
 
@@ -440,7 +438,7 @@ def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
     if len(value) > most:
         raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
     if any(not 0 <= entry <= MOST_INTEGER for entry in value):
-        raise param.refuse("holds an integer that cannot be an id")
+        raise param.refuse("contains an integer that cannot be an id")
     return list(dict.fromkeys(value))
 
 

@@ -73,7 +73,7 @@ def _phrases(q: str) -> str:
     words = [quoted or word for quoted, word in re.findall(_WORD, q.replace("\x00", " "))]
     words = [word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)]
     if not words:
-        raise MuxError("invalid_field", "q holds no word to search for", parameter="q")
+        raise MuxError("invalid_field", "q has no word to search for", parameter="q")
     return " ".join(f'"{word}"' for word in words)
 
 
@@ -88,7 +88,7 @@ def _make_index(tx: Tx) -> None:
         if "no such module" not in str(error):
             raise
         raise MuxError(
-            "search_unavailable", "this Python's SQLite was built without FTS5, so there is no full-text search"
+            "search_unavailable", "this Python's SQLite was built without FTS5, so full-text search is not available"
         ) from error
 
 

@@ -103,8 +103,8 @@ def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
     theirs = directory.channels_of(tx, agent_id)
     raise MuxError(
         "not_in_channel",
-        f"{agent_id!r} is not a member of channel {name!r}; send in one of its channels "
-        f"({', '.join(theirs)}), or let it join with channel.join",
+        f"{agent_id!r} is not a member of channel {name!r}; send in one of its channels ({', '.join(theirs)}), or add "
+        "it with channel.join",
         channels=theirs,
     )
 
@@ -114,7 +114,7 @@ def _routed(tx: Tx, type: str | None) -> str:
     routing = tx.mux.settings.routing
     if type is None:
         raise MuxError(
-            "missing_field", "to is required: an agent id, role:NAME, group:NAME or capability:NAME", parameter="to"
+            "missing_field", "to is required: an agent id, role:NAME, group:NAME, or capability:NAME", parameter="to"
         )
     if type not in routing:
         raise MuxError(
@@ -154,10 +154,10 @@ def _nobody(to: str, channel: str, present: list[str], stale: list[str]) -> MuxE
     sort = to.partition(":")[0]
     if stale:
         who = f"no active agent matches {shown(to)} in channel {channel!r}"
-        remedy = f"Stale: {', '.join(stale)}; to reach one of these all the same, name it in to"
+        remedy = f"Stale: {', '.join(stale)}; to reach one of these anyway, name it in to"
     else:
         who = f"no agent other than the sender matches {shown(to)} in channel {channel!r}"
-        remedy = f"Present there: {', '.join(present) or 'nobody with a ' + sort}; agent.discover tells who is where"
+        remedy = f"Present there: {', '.join(present) or 'nobody with a ' + sort}; agent.discover shows who is where"
     facts: dict[str, Any] = {"stale": stale} if stale else {}
     return MuxError("no_recipient", f"{who}. {remedy}", parameter="to", present=present, **facts)
 

@@ -90,8 +90,8 @@ class _Result:
 def _full() -> MuxError:
     return MuxError(
         "storage_full",
-        f"the disk is full: nothing was written, reading goes on; free at least {ROOM_BYTES // 1024 // 1024} MiB and "
-        "send again",
+        f"the disk is full: nothing was written, and reads still work; free at least {ROOM_BYTES // 1024 // 1024} MiB "
+        "and send again",
         retry_after=5,
     )
 
@@ -347,8 +347,8 @@ class Store:
         """The database in the directory is no longer the one that is open: all writing ends."""
         self.fatal = MuxError(
             "storage_lost",
-            f"{self._path} was moved, deleted or replaced under the running daemon; nothing is acknowledged any more. "
-            "Put the file back and start again",
+            f"{self._path} was moved, deleted, or replaced under the running daemon, which no longer acknowledges "
+            "anything. Put the file back and restart",
             retry_after=5,
         )
         self.on_fatal(self.fatal)
@@ -362,11 +362,11 @@ class Store:
         if kind == sqlite3.SQLITE_FULL:
             return _full()
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return MuxError("storage_busy", "another program holds the database; try again", retry_after=1)
+            return MuxError("storage_busy", "another program has locked the database; try again", retry_after=1)
         if kind == sqlite3.SQLITE_CANTOPEN:
             return MuxError(
                 "storage_busy",
-                "the database cannot be opened once more (too many open files?); try again",
+                "the database cannot be opened again (too many open files?); try again",
                 retry_after=1,
             )
         if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -381,7 +381,7 @@ class Store:
         self.fatal = MuxError(
             "storage_error",
             f"the disk failed ({getattr(error, 'sqlite_errorname', error)}); whether this was written is unknown. The "
-            "daemon stops; start it again and repeat the call with the same idempotency key",
+            "daemon is stopping; restart it and repeat the call with the same idempotency key",
             retry_after=5,
         )
         self.on_fatal(self.fatal)

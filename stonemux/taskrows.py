@@ -129,7 +129,7 @@ def find(rx: Snapshot, task_id: str, parameter: str = "task_id") -> Task:
     if not found:
         raise MuxError(
             "task_not_found",
-            f"no task {task_id!r} exists ({parameter}); task.list shows the ones there are",
+            f"no task {task_id!r} exists ({parameter}); task.list shows the existing ones",
             parameter=parameter,
             task_id=task_id,
         )
@@ -157,7 +157,7 @@ def lack(row: Task, agent: Any) -> str:
     wanted = row.required_capability
     if wanted is None or wanted in json.loads(agent["capabilities"]):
         return ""
-    return f"needs the capability {wanted!r}, which {agent['id']!r} did not register"
+    return f"needs the capability {wanted!r}, which {agent['id']!r} has not registered"
 
 
 def _standing(row: Task) -> tuple[str, dict[str, Any]]:

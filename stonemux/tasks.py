@@ -179,7 +179,7 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
         if fence is None:
             raise MuxError(
                 "invalid_field",
-                f"claim_token does not belong to task {task_id}; send the one that task.claim answered",
+                f"claim_token does not belong to task {task_id}; send the one that task.claim returned",
                 parameter="claim_token",
             )
         if fence != row.fence or row.owner is None:
@@ -243,7 +243,7 @@ def _completed_before(row: Task, agent_id: str, result: str | None, status: str)
     if row.status == "cancelled":
         raise MuxError(
             "task_conflict",
-            f"task {row.id} was cancelled by its poster; drop your work on it",
+            f"task {row.id} was cancelled; drop your work on it",
             status="cancelled",
             task_id=row.id,
         )
@@ -253,7 +253,7 @@ def _completed_before(row: Task, agent_id: str, result: str | None, status: str)
 def _over(row: Task) -> MuxError:
     return MuxError(
         "already_complete",
-        f"task {row.id} is {row.status} already; drop your work on it",
+        f"task {row.id} is already {row.status}; drop your work on it",
         task_id=row.id,
         status=row.status,
         completed_at=rfc3339(row.completed_at),
@@ -469,7 +469,7 @@ def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
         if by != row.posted_by:
             raise MuxError(
                 "not_poster",
-                f"task {task_id} was posted by {row.posted_by!r}; only its poster cancels it",
+                f"task {task_id} was posted by {row.posted_by!r}; only its poster may cancel it",
                 posted_by=row.posted_by,
             )
     if row.status == "cancelled":

@@ -28,7 +28,7 @@ class Throttle:
                 return
         raise MuxError(
             "rate_limited",
-            f"this may be tried {self._most} times a minute, and was; {self._remedy}",
+            f"this may be tried only {self._most} times a minute; {self._remedy}",
             limit=self._most,
             retry_after=-(-left // 1000),
         )

@@ -70,7 +70,7 @@ def context(certificate: str, key: str) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    raise _refused("server.tls_key", "the key is encrypted, and nobody is there to type its password; decrypt the file")
+    raise _refused("server.tls_key", "the key is encrypted, and nobody can type its password here; decrypt the file")
 
 
 def _refused(setting: str, problem: str) -> MuxError:
@@ -310,8 +310,8 @@ class SecuredConnection(Connection):
                 self.sock, self._secured, self._shaken = secured.raw, None, True
                 raise MuxError(
                     "tls_required",
-                    "this port speaks TLS; use https:// in the address, and name the daemon's "
-                    "certificate to stonemux commands (STONEMUX_TLS_CERT)",
+                    "this port speaks TLS; use https:// in the address, and for stonemux commands set "
+                    "STONEMUX_TLS_CERT to the daemon's certificate",
                     close=True,
                 )
             self._phase = "shaking"

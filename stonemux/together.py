@@ -30,7 +30,7 @@ def queue(
     if key is not None:
         raise MuxError(
             "invalid_idempotency_key",
-            "a list of calls takes no Idempotency-Key header; give each entry an idempotency_key of its own",
+            "a list of calls cannot have an Idempotency-Key header; give each entry its own idempotency_key",
             parameter="Idempotency-Key",
         )
     if not 0 < len(given) <= MOST_TOGETHER:

@@ -241,7 +241,9 @@ class Tokens:
         if principal.expires_at <= now:
             raise _expired()
         if claims["iat"] * 1000 > now + SKEW_MS:
-            raise MuxError("token_not_yet_valid", "the token is dated in the future; check the clock that it came from")
+            raise MuxError(
+                "token_not_yet_valid", "the token is dated in the future; check the clock of the machine that issued it"
+            )
         self.check(principal)
         return principal
 
@@ -273,16 +275,16 @@ def _encoded(data: bytes) -> str:
 
 _HOW = (
     "; get one with POST /token/obtain, or on the machine itself with: stonemux token --agent NAME. Commands and the "
-    "Python client take it from STONEMUX_TOKEN"
+    "Python client read it from STONEMUX_TOKEN"
 )
 
 
 def _missing() -> MuxError:
-    return MuxError("token_missing", "this daemon asks for a token in the header Authorization: Bearer TOKEN" + _HOW)
+    return MuxError("token_missing", "this daemon requires a token in the header Authorization: Bearer TOKEN" + _HOW)
 
 
 def _invalid() -> MuxError:
-    return MuxError("token_invalid", "the token is not one of this daemon" + _HOW)
+    return MuxError("token_invalid", "the token was not issued by this daemon" + _HOW)
 
 
 def _expired() -> MuxError:

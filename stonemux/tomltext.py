@@ -40,7 +40,7 @@ def read(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as trouble:
-        told = "nests too deep" if isinstance(trouble, RecursionError) else str(trouble)
+        told = "is nested too deeply" if isinstance(trouble, RecursionError) else str(trouble)
         found = re.search(r" \(at line (\d+), column \d+\)$| \(at end of document\)$", told)
         line = int(found[1]) if found and found[1] else text.count("\n") + 1
         raise MuxError("client_config_broken", told.removesuffix(found[0]) if found else told, line=line) from None
@@ -116,7 +116,7 @@ def _statements(text: str) -> Iterator[Statement]:
     while place < len(text):
         content = _after(_OPENING, text, place)
         key = _KEY.match(text, content)
-        assert key is not None, "a statement begins with a key"
+        assert key is not None, "a statement must begin with a key"
         path, is_header = _parts(key[0]), "[" in text[place:content]
         table = path if is_header else table
         end = _value_end(text, key.end())

@@ -30,7 +30,7 @@ class Trust:
         text = Path(certificate).read_text(encoding="utf-8", errors="replace")
         self._known = [ssl.PEM_cert_to_DER_cert(found) for found in _PEM.findall(text)]
         if not self._known:
-            raise ValueError(f"{certificate} holds no certificate")
+            raise ValueError(f"{certificate} contains no certificate")
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the daemon's own is enough, whoever signed it
@@ -43,7 +43,7 @@ class Trust:
         if self._here and secured.getpeercert(binary_form=True) not in self._known:
             secured.close()
             raise OSError(
-                f"the daemon shows another certificate than that of {self._file}; send it SIGHUP if the file is newer"
+                f"the daemon presents a certificate that is not in {self._file}; send it SIGHUP if the file is newer"
             )
         return secured
 

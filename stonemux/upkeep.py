@@ -28,9 +28,9 @@ def backup(settings: Settings, output: Path | None) -> dict[str, Any]:
     address in the settings, and what `copies.make` raises.
     """
     if not (settings.data_dir / DATABASE).exists():
-        raise MuxError("not_found", f"{settings.data_dir} holds no database; name its place with --data-dir")
+        raise MuxError("not_found", f"{settings.data_dir} has no database; pass its directory as --data-dir")
     if output is not None and output.exists():
-        raise MuxError("backup_exists", f"{output} exists; name another file, or move that one away")
+        raise MuxError("backup_exists", f"{output} already exists; name another file, or move that one away")
     try:
         directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
     except MuxError as error:
@@ -58,8 +58,8 @@ def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, An
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):
         raise MuxError(
             "unreachable",
-            f"the daemon at {settings.authority} is not the one that holds {settings.data_dir}: it copied "
-            f"to {made}. Give the right --port",
+            f"the daemon at {settings.authority} is not the one that holds {settings.data_dir}: it copied to {made}. "
+            "Pass the right --port",
         )
     if output is not None:
         copies.move(made, output)
@@ -77,8 +77,8 @@ def restore(
     """
     named = next((place for place in (file, settings.data_dir / copies.FOLDER / file) if place.exists()), None)
     if named is None:
-        beside = "" if file.is_absolute() else f", nor in {settings.data_dir / copies.FOLDER}"
-        raise MuxError("not_found", f"{file}: there is no such file{beside}", remedy="stonemux backup makes one")
+        beside = "" if file.is_absolute() else f", nor is it in {settings.data_dir / copies.FOLDER}"
+        raise MuxError("not_found", f"{file}: no such file{beside}", remedy="stonemux backup makes one")
     directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
     try:
         now = Clock().now_ms()
@@ -105,7 +105,7 @@ def anchor(settings: Settings) -> dict[str, Any]:
     """
     database = settings.data_dir / DATABASE
     if not database.exists():
-        raise MuxError("not_found", f"{settings.data_dir} holds no database; name its place with --data-dir")
+        raise MuxError("not_found", f"{settings.data_dir} has no database; pass its directory as --data-dir")
     seq, digest = read_audited(database, live=is_held(settings.data_dir))
     return {"seq": seq, "hash": digest, "at": rfc3339(Clock().now_ms())}
 

@@ -67,7 +67,9 @@ def add(
         channel = directory.channel(tx, channel)["name"]
     before = _row(tx, id) if id is not None else None
     if before is None and tx.one("select count(*) from webhook where agent_id is null")[0] >= MOST:
-        raise MuxError("webhook_limit", f"events are forwarded to {MOST} endpoints already; remove one", limit=MOST)
+        raise MuxError(
+            "webhook_limit", f"events are already forwarded to {MOST} endpoints, the limit; remove one", limit=MOST
+        )
     keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
     head = tx.mux.store.head
     cursor = before["cursor"] if before is not None else head
@@ -122,7 +124,7 @@ def _row(rx: Snapshot, endpoint_id: str) -> Any:
         known = [found[0] for found in rx.sql("select id from webhook where agent_id is null order by created_at, id")]
         raise MuxError(
             "webhook_not_found",
-            f"events are forwarded to no endpoint {shown(endpoint_id)}. There are: {', '.join(known) or 'none'}",
+            f"no endpoint {shown(endpoint_id)} exists. Known: {', '.join(known) or 'none'}",
             known_webhooks=known,
         )
     return row
@@ -194,7 +196,9 @@ def replay(tx: Tx, *, id: str, since: int | None, event_ids: list[int] | None) -
     """Deliver again: everything after an event, or certain events, or (without either) all dead letters."""
     row = _row(tx, id)
     if since is not None and event_ids is not None:
-        raise MuxError("invalid_field", "since and event_ids exclude each other; give one of them", parameter="since")
+        raise MuxError(
+            "invalid_field", "since and event_ids cannot be combined; give only one of them", parameter="since"
+        )
     answer: dict[str, Any] = {"id": id}
     if since is not None:
         since = min(since, row["cursor"])  # events that were not delivered yet are not skipped
@@ -241,7 +245,7 @@ def _replay_one(tx: Tx, row: Any, event_id: int) -> int:
     if not found or found[0].id != event_id:
         raise MuxError(
             "event_not_found",
-            f"event {event_id} is neither in the log any more (or yet) nor a dead letter of this endpoint",
+            f"event {event_id} is not in the log (any longer, or yet) and is not a dead letter of this endpoint",
             event_id=event_id,
         )
     _keep(tx, row["id"], event_id, f"evt_{event_id}", found[0].kind, _body(found[0]), 0, tx.now, None)

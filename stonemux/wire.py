@@ -114,7 +114,7 @@ def _parse(block: bytes) -> Head:
         raise _broken("bad_header", "a line of the head ends with a bare CR or LF; end each line with CRLF")
     method, path, query, old = _request_line(lines[0])
     if len(block.translate(None, _CONTROLS)) != len(block):
-        raise _broken("bad_header", "a header holds a control character; send printable text")
+        raise _broken("bad_header", "a header contains a control character; send printable text")
     headers = _fields(lines)
     length, chunked = _framing(headers, old)
     return Head(
@@ -180,7 +180,7 @@ def _odd_request_line(line: str) -> tuple[str, str, str, bool]:
         )
     method, target, version = match.groups()
     if version not in ("1.0", "1.1"):
-        raise _broken("http_version", f"HTTP/{version} is not spoken here; use HTTP/1.1", accepted=["HTTP/1.1"])
+        raise _broken("http_version", f"HTTP/{version} is not supported; use HTTP/1.1", accepted=["HTTP/1.1"])
     if method not in METHODS:
         raise _unknown_method(method)
     if (method, target) == ("OPTIONS", "*"):
@@ -234,16 +234,16 @@ def _bad_field(line: str, number: int) -> MuxError:
     elif not colon:
         problem = "has no colon; write Name: value"
     elif name != name.rstrip(" \t"):
-        problem = "has a blank before the colon; leave it out"
+        problem = "has a blank before the colon; remove it"
     else:
-        problem = "has a name that is empty or has characters other than letters, digits and !#$%&'*+-.^_`|~"
+        problem = "has a name that is empty or has characters other than letters, digits, and !#$%&'*+-.^_`|~"
     return _broken("bad_header", f"header line {number} {problem}")
 
 
 def _framing(headers: Mapping[str, str], old: bool) -> tuple[int, bool]:
     """Content-Length (0 if absent) and whether the body is chunked (RFC 9112 section 6); checks Host as well."""
     if "host" not in headers and not old:
-        raise _broken("host_required", "HTTP/1.1 requires a Host header; send Host: and the address you connect to")
+        raise _broken("host_required", "HTTP/1.1 requires a Host header; send Host: with the address you connect to")
     coding = headers.get("transfer-encoding")
     length = headers.get("content-length")
     if coding is not None:
@@ -263,9 +263,9 @@ def _check_coding(coding: str, length: str | None, old: bool) -> None:
     if length is not None:
         raise _broken("te_and_cl", "the request has both Transfer-Encoding and Content-Length; send one of them")
     if old:
-        raise _broken("bad_header", "HTTP/1.0 has no Transfer-Encoding; send Content-Length or use HTTP/1.1")
+        raise _broken("bad_header", "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or use HTTP/1.1")
     if coding.lower() != "chunked":
-        raise _broken("bad_header", f"Transfer-Encoding is {shown(coding)}; only chunked is understood")
+        raise _broken("bad_header", f"Transfer-Encoding is {shown(coding)}; only chunked is supported")
 
 
 def _says_close(connection: str) -> bool:
@@ -275,7 +275,7 @@ def _says_close(connection: str) -> bool:
 def _expects_continue(expect: str, old: bool) -> bool:
     """Whether to send `100 Continue` (RFC 9110 section 10.1.1); never to HTTP/1.0, which has no interim answers."""
     if expect.lower() != "100-continue":
-        raise _broken("expectation_failed", f"Expect is {shown(expect)}; only 100-continue can be met")
+        raise _broken("expectation_failed", f"Expect is {shown(expect)}; only 100-continue is supported")
     return not old
 
 
@@ -326,7 +326,7 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
         raise MuxError(
             "host_not_allowed",
             f"Host is {shown(host)}, which is not a name of this server; it answers to: {', '.join(sorted(hosts))}. "
-            "Further names go into server.allowed_hosts in the settings",
+            "Add other names to server.allowed_hosts in the settings",
             accepted=sorted(hosts),
         )
     origin = headers.get("origin")
@@ -346,7 +346,8 @@ def check_content_type(head: Head) -> None:
     if kind != "application/json" and not _is_json(kind):
         raise MuxError(
             "content_type",
-            f"Content-Type is {shown(kind)}; a POST must say application/json, in UTF-8, even with an empty body",
+            f"Content-Type is {shown(kind)}; a POST must be sent as application/json, in UTF-8, even with an empty "
+            "body",
             accepted=["application/json"],
         )
 
@@ -444,8 +445,8 @@ class ChunkedBody:
 def _bad_chunk(found: bytes, wanted: str) -> MuxError:
     return _broken(
         "bad_chunk",
-        f"the chunked body has {shown(found.decode('latin-1'))} where {wanted} must be; "
-        "extensions and trailers are not taken",
+        f"the chunked body has {shown(found.decode('latin-1'))} where {wanted} must be; extensions and trailers are "
+        "not accepted",
     )
 
 

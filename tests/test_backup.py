@@ -38,10 +38,10 @@ def talk(face: Direct | OverHttp) -> Direct | OverHttp:
 def test_a_copy_that_is_not_there_is_refused_with_the_places_that_were_looked_at(tmp_path, capsys):
     data, nowhere = tmp_path / "data", tmp_path / "friday.db"
     assert command("restore", "friday.db", "--yes", data=data) == 3
-    told = f"friday.db: there is no such file, nor in {data}/backups; stonemux backup makes one"
+    told = f"friday.db: no such file, nor is it in {data}/backups; stonemux backup makes one"
     assert told in capsys.readouterr().err
     assert command("restore", nowhere, "--yes", data=data) == 3
-    assert f"{nowhere}: there is no such file; stonemux" in capsys.readouterr().err
+    assert f"{nowhere}: no such file; stonemux" in capsys.readouterr().err
     assert not data.exists()
 
 

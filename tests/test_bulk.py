@@ -94,7 +94,7 @@ def test_bad_lines_are_told_by_their_number_and_the_others_go_on(typed, http, tm
     status, out, err = typed("import", file)
     assert (status, out) == (1, f"2 messages; {len(BAD)} lines refused\n")
     assert [line.split(":")[1] for line in err.splitlines()] == [f" line {n}" for n in range(2, 2 + len(BAD))]
-    assert "`stonemux agent discover` tells who is" in err
+    assert "`stonemux agent discover` shows who is" in err
     status, out, _ = typed("import", file, "--json")
     told = json.loads(out)
     assert (told["imported"], told["repeated"]) == (2, 2)

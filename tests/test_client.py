@@ -489,7 +489,7 @@ def test_many_calls_go_in_as_few_requests_as_the_limits_allow(client, mux, monke
     assert [answer["message_id"] for answer in answers[:1001]] == list(range(1, 1002))
     assert (answers[1001].code, answers[1001].facts["known_agents"]) == ("agent_not_found", ["ann", "bob"])
     assert sizes == [1000, 19, 3]
-    with pytest.raises(MuxError, match="takes no list"):
+    with pytest.raises(MuxError, match="does not take a list"):
         client.call_all("task.post", small)
 
 

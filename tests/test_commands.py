@@ -133,7 +133,7 @@ def test_an_area_lists_its_verbs_and_a_wrong_verb_is_told_the_nearest(typed):
 def test_a_refusal_names_operations_as_they_are_typed(typed, http):
     http.call("agent.register", agent_id="ann")
     told = typed("msg", "send", "hi", "--from", "nobody", "--to", "ann")[2]
-    assert "register it with `stonemux agent register` or look with `stonemux agent discover`." in told
+    assert "register it with `stonemux agent register`, or list the agents with `stonemux agent discover`." in told
     told = typed("state", "get", "state.set")[2]
     assert "has no key 'state.set'; create it with `stonemux state set` and" in told
     told = json.loads(typed("state", "get", "k", "--json")[1])["error"]["message"]
@@ -645,7 +645,7 @@ def test_a_command_tells_what_it_was_refused_with_whatever_that_is():
 def test_a_name_with_a_comma_is_not_taken_for_two_in_a_query(typed: Typed):
     status, _, said = typed("message", "poll", "ann", "--timeout", "0", "--types", '["a,b"]')
     assert status == 2
-    assert "types holds a name with a comma" in said
+    assert "types has a name that contains a comma" in said
 
 
 def test_a_command_gets_the_answer_to_its_own_call_after_a_poll(http: OverHttp):

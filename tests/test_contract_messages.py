@@ -87,7 +87,7 @@ def test_content_comes_back_unchanged_up_to_the_limit__I15(team, content):
 def test_one_byte_more_is_message_too_large__I15__fault_19(team, content):
     error = refusal(team, "message_too_large", "msg.send", from_="ann", to="bob", content=content)
     assert error.facts["limit"] == 65536
-    assert error.message.endswith("put it into a document (document.create) and send its id as content_ref")
+    assert error.message.endswith("store it in a document (document.create) and send its id as content_ref")
     assert poll(team)["messages"] == []
 
 

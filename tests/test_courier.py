@@ -222,7 +222,7 @@ def test_a_name_that_nobody_knows_is_a_failure(monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(addresses, "resolve", unknown)
-    assert post("http://agent.example/").error == "its host name is not known"
+    assert post("http://agent.example/").error == "its host name is unknown"
 
 
 def test_a_name_server_that_hangs_holds_no_longer(monkeypatch):

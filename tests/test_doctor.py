@@ -131,7 +131,7 @@ def test_status_asks_a_daemon_of_another_directory_without_this_ones_token(http,
 @pytest.mark.settings(auth_tokens="required")
 def test_status_says_which_directory_a_daemon_with_tokens_does_not_use(http, elsewhere, capsys):
     assert command("status", "--port", http.port, data=elsewhere) == 1
-    assert f"does not use the data directory {elsewhere}; name" in capsys.readouterr().err
+    assert f"does not use the data directory {elsewhere}; pass" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["token"], ["backup"], ["token", "rotate"]], ids=" ".join)

@@ -670,9 +670,9 @@ def test_an_unknown_path_is_told_the_nearest(served, path, near):
 @pytest.mark.parametrize(
     ("trouble", "remedy"),
     [
-        (OSError(errno.EADDRINUSE, "Address already in use"), "Stop whatever uses it, or choose another port"),
-        (PermissionError(errno.EACCES, "Permission denied"), "Ports below 1024 are not for everybody"),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name an address of this machine"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "Stop the program that uses it, or choose another port"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Ports below 1024 need special privileges"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Pass an address of this machine"),
     ],
 )
 def test_who_cannot_listen_is_told_what_to_do(mux, monkeypatch, trouble, remedy):

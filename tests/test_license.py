@@ -79,7 +79,7 @@ def test_a_changed_license_counts_for_nothing_and_is_told_of_loudly(direct, prog
     _, document = issue(program, "pro", seats=5, not_after=clock.now_ms() + DAY_MS)
     told = put(direct, document | changed)
     assert (told["tier"], told["seats"], told["license"]) == ("free", 2, None)
-    assert "does not count" in told["problem"]
+    assert "is not valid" in told["problem"]
     assert any(record.levelname == "ERROR" and "Running as free" in record.message for record in caplog.records)
 
 
@@ -635,7 +635,7 @@ def test_mistakes_are_usage_errors(tmp_path, capsys, words):
 def test_a_license_that_ran_out_or_is_no_license_is_not_put_in_place(tmp_path, capsys):
     clock = Clock()
     _, old = Issuer(tmp_path / "d", clock, create=True).issue("pro", not_after=clock.now_ms() - 1)
-    for text, why in ((json.dumps(old), "ran out"), ("{}", "does not count"), ("x", "does not count")):
+    for text, why in ((json.dumps(old), "expired"), ("{}", "is not valid"), ("x", "is not valid")):
         file = tmp_path / "x.license"
         file.write_text(text)
         status, _, said = typed(tmp_path, capsys, "activate", "--file", str(file))
@@ -650,7 +650,7 @@ def test_a_file_that_holds_no_command_is_refused_as_a_command(tmp_path, capsys, 
     file.write_text(text)
     status, _, said = typed(tmp_path, capsys, "sigil", "apply", str(file))
     assert status == 1
-    assert "the command does not count: it is not a JSON object" in said
+    assert "the command is not valid: it is not a JSON object" in said
 
 
 def test_a_start_without_license_looks_at_one_path_and_says_nothing(program, caplog):

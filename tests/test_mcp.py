@@ -401,7 +401,7 @@ def test_nobody_is_told_to_register_another_agent_whose_name_it_would_take(mux, 
     ann = Talk(mux, agent="ann")
     ann.call("mux_register")
     message = ann.failure(tool, **arguments)["error"]["message"]
-    assert "mux_discover tells who is, and each registers itself. Known, for example: ann" in message
+    assert "mux_discover shows who is, and each agent registers itself. Known, for example: ann" in message
     assert "mux_register" not in message
 
 
@@ -409,7 +409,7 @@ def test_a_refusal_names_the_command_of_what_is_no_tool(mux):
     ann = Talk(mux, agent="ann")
     ann.call("mux_register")
     message = ann.failure("mux_send", to="ann", content="x" * 70_000)["error"]["message"]
-    assert "put it into a document (`stonemux document create`) and send its id as content_ref" in message
+    assert "store it in a document (`stonemux document create`) and send its id as content_ref" in message
 
 
 def test_decimal_texts_are_taken_as_integers_and_nothing_else_is(mux):

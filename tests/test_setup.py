@@ -447,18 +447,18 @@ def test_a_file_that_never_rests_is_given_up(job, place, monkeypatch):
     [
         ("[]", 1, "not an object"),
         ('{\n"mcpServers": []}', 2, '"mcpServers" is not an object'),
-        ('{"mcpServers": {},\n"mcpServers": {}}', 2, "occurs twice"),
-        ('{"mcpServers": {"stonemux": 1,\n\n"stonemux": {}}}', 3, "occurs twice"),
+        ('{"mcpServers": {},\n"mcpServers": {}}', 2, "appears twice"),
+        ('{"mcpServers": {"stonemux": 1,\n\n"stonemux": {}}}', 3, "appears twice"),
         ('{"a": 1,, }', 1, "',' where a key"),
         ('{"a" 1}', 1, "a colon must be"),
-        ("{\n/* no end", 2, "a comment without end"),
-        ("{}\n/* no end", 2, "a comment without end"),
+        ("{\n/* no end", 2, "an unterminated comment"),
+        ("{}\n/* no end", 2, "an unterminated comment"),
         ('{"a": 01}', 1, "a comma or } must be"),
         ('{"a": tru}', 1, "a value must be"),
         ('{"a": "\t"}', 1, "a value must be"),
         ('{"a":\n', 2, "the end of the file where"),
         ('{"a": [1 2]}', 1, "a comma or ] must be"),
-        ('{"a": ' + "[" * 300 + "]" * 300 + "}", 1, "deeper than 200"),
+        ('{"a": ' + "[" * 300 + "]" * 300 + "}", 1, "more than 200 levels"),
         ("{} {}", 1, "after the end of the document"),
     ],
 )
@@ -697,7 +697,7 @@ def test_a_command_that_hangs_is_reported(job):
         ("die", "it ended with status 7 before it answered initialize; the end of its standard error:\n  | line 29\n"),
         ("chatter", "it wrote something other than the protocol to standard output: b'Welcome!'"),
         ("refuse", 'it refused initialize: {"code": -32602, "message": "not today", '),
-        ("odd", "its answer to tools/list holds no list of tools"),
+        ("odd", "its answer to tools/list has no list of tools"),
     ],
 )
 def test_a_command_that_fails_is_reported(job, place, how, told):

@@ -1124,7 +1124,7 @@ def test_a_migration_that_fails_leaves_the_steps_before_it_and_tells_the_way_bac
     at = len(tables.MIGRATIONS) + broken
     steps[at] = (*steps[at], "this is no SQL")
     newer(tuple(steps))
-    with pytest.raises(MuxError, match="cannot be brought from schema") as caught:
+    with pytest.raises(MuxError, match="cannot be migrated from schema") as caught:
         opened()
     assert caught.value.code == "data_refused"
     if broken:

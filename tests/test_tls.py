@@ -598,7 +598,7 @@ def another(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_client_trusts_nobody_else(served, tmp_path, another):
     assert "certificate verify failed" in unreachable(served.port, cert=str(another[0]))
-    assert "holds no certificate" in unreachable(served.port, cert=KEY)
+    assert "contains no certificate" in unreachable(served.port, cert=KEY)
     assert "No such file" in unreachable(served.port, cert=str(tmp_path / "none.pem"))
 
 
