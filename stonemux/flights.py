@@ -1,11 +1,11 @@
-"""Messages that are on their way: handed to a poll, whose answer is not yet known to have arrived.
+"""Messages in flight: handed to a poll whose answer is not yet known to have arrived.
 
-A plain poll takes messages without writing anything; only when the face sees that the answer arrived are they settled
-(one write, nobody waits for it), and when it did not they are simply free again. What is in flight is invisible to
-other polls of the same agent, so two polls never get the same message at once.
+A plain poll takes messages without writing anything. When the HTTP server sees that the answer arrived, they are
+settled (one write, for which no caller waits); when it did not arrive, they become available again. Messages in flight
+are invisible to other polls of the same agent, so two polls never get the same message at once.
 
-Each agent's ids have a lock of their own, held over the read that chooses from them: between "settled in the database"
-and "no longer in flight" no poll of that agent can look.
+Each agent's ids have a lock of their own, held during the database read that chooses from them: no poll of that agent
+can look between "settled in the database" and "no longer in flight".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Flights:
         self._shown: dict[str, int] = {}
         self._recalled: dict[str, set[int]] = {}
         self.owed: list[tuple[str, list[int]]] = []
-        """Arrived, but not yet written down because the disk refused; written with the next chance."""
+        """Arrived, but not yet settled because the disk refused; retried later."""
 
     def _entry(self, agent_id: str) -> tuple[threading.Lock, set[int]]:
         entry = self._agents.get(agent_id)
@@ -41,7 +41,7 @@ class Flights:
             yield ids
 
     def end(self, agent_id: str, ids: Iterable[int]) -> bool:
-        """These are no longer in flight; returns whether one of them is queued again."""
+        """End the flight of these ids; returns whether one of them is queued again."""
         lock, held = self._entry(agent_id)
         with lock:
             held.difference_update(ids)
@@ -53,27 +53,27 @@ class Flights:
             return len(left) < len(recalled)
 
     def recall(self, agent_id: str, ids: Iterable[int]) -> None:
-        """Of these, what is in flight shall be queued again at the end of its flight, even if it arrives."""
+        """Have those of these ids that are in flight queued again afterwards, even if their answer arrives."""
         lock, held = self._entry(agent_id)
         with lock:
             if wanted := held.intersection(ids):
                 self._recalled.setdefault(agent_id, set()).update(wanted)
 
     def unrecalled(self, agent_id: str, ids: list[int]) -> list[int]:
-        """Those whose arrival settles them."""
+        """The ids that were not recalled, and so are settled on arrival."""
         recalled = self._recalled.get(agent_id)
         return [message_id for message_id in ids if message_id not in recalled] if recalled else ids
 
     def show(self, agent_id: str, through: int) -> None:
-        """A cursor poll, which writes nothing, has shown this agent everything up to here."""
+        """Note that a cursor poll, which writes nothing, has shown this agent everything up to this id."""
         self._shown[agent_id] = max(through, self._shown.get(agent_id, 0))
 
     def saw(self, agent_id: str, message_id: int) -> bool:
-        """Whether a poll has handed this message out, as far as memory goes."""
+        """Whether a poll has handed this message out, as far as memory knows."""
         return message_id <= self._shown.get(agent_id, 0) or message_id in self.held(agent_id)
 
     def held(self, agent_id: str) -> frozenset[int]:
-        """A copy of what is in flight for this agent."""
+        """A copy of this agent's ids in flight."""
         lock, held = self._entry(agent_id)
         with lock:
             return frozenset(held)

@@ -1,12 +1,11 @@
-"""An inbox as a person looks at it: items that are unread, read or archived.
+"""An inbox as a person sees it: items that are unread, read or archived.
 
-This is no second state beside the polls': an item is *unread* while its delivery is queued, leased or on its way,
-*read* once it is settled, and *archived* when it was put away, too. So marking as read is an acknowledgement, marking
-as unread queues the message again, and looking takes nothing. Dead letters are in no inbox.
+These are derived from the same deliveries that polls use: an item is *unread* while its delivery is queued, leased or
+in flight, *read* once it is settled, and *archived* if it was also archived. So marking as read is an acknowledgement,
+marking as unread queues the message again, and listing takes nothing. Dead letters do not appear.
 
-An item on a lease is unread already, and marking it so leaves it to its holder; marking it as read ends the lease, as
-an ack does. What a plain poll has taken, and is not yet known to have arrived, is queued again after all when it is
-marked as unread.
+An item on a lease is already unread; marking it as unread leaves the lease with its holder, and marking it as read ends
+the lease, as an ack does. If an item in flight is marked as unread, it is queued again even if its answer arrives.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from stonemux.schema import MOST_INTEGER, shown
 from stonemux.transaction import Snapshot, Tx
 
 PREVIEW = 200
-"""Characters of a content that a list shows."""
+"""How many characters of a content a list shows."""
 
 _ID = r"(?s)inbox-([1-9][0-9]{0,18})-(.{1,120})"
 
@@ -45,7 +44,7 @@ _LISTS = {
     "archived": _list(trays.REST, narrowed="d.state = 2 and d.archived"),
     "all": _list(*trays.EVERYTHING),
 }
-"""The items that are listed, by their status."""
+"""The queries for each status."""
 
 _ITEM = (
     f"select {_FIELDS} from delivery d join message m on m.id = d.message_id "
@@ -69,7 +68,7 @@ _MARK = {
         "where agent_id = ?1 and state = 2"
     ),
 }
-"""How deliveries get a status; those that have it already are left alone."""
+"""The updates that give deliveries a status; those that already have it are left alone."""
 
 _ONE = " and message_id = ?2"
 _EVERY = {
@@ -77,13 +76,13 @@ _EVERY = {
     "archived": f" and ?2 is null and message_id in ({trays.ids(*trays.EVERYTHING)})",
     "unread": f" and ?2 is null and message_id in ({trays.ids(trays.REST)}) and archived is null",
 }
-"""What `all` narrows that down to: whatever was put away stays there."""
+"""What `all` restricts those updates to: archived items stay archived."""
 
 
 def listed(
     mux: Mux, caller: Caller, *, agent_id: str, status: str, full: bool, limit: int, before: int | None
 ) -> dict[str, Any]:
-    """An agent's items, newest first; nothing is taken by looking."""
+    """List an agent's items, newest first; this takes nothing."""
     _write_down_arrivals(mux, agent_id)
     with mux.store.read() as rx:
         directory.agent(rx, agent_id)
@@ -98,14 +97,14 @@ def listed(
 
 
 def _write_down_arrivals(mux: Mux, agent_id: str) -> None:
-    """What is known to have arrived, and stands in the queue to be written down, is read when we look."""
+    """Commit arrivals that are known but still queued, so that they show as read."""
     if mux.flights.held(agent_id):
-        with contextlib.suppress(MuxError):  # the disk refuses: then we show what is written
+        with contextlib.suppress(MuxError):  # the disk refuses; show what is committed
             mux.store.write(lambda tx: None)
 
 
 def show(mux: Mux, caller: Caller, *, id: str) -> dict[str, Any]:
-    """One item with its whole content."""
+    """One item with its full content."""
     message_id, agent_id = _parsed(id)
     if caller.principal is not None and caller.principal.agent not in ("", agent_id):
         raise door.mismatch("id", agent_id, caller.principal.agent)
@@ -150,7 +149,7 @@ def _mark(tx: Tx, status: str, agent_id: str, message_id: int | None) -> int:
 
 
 def _parsed(item_id: str, owner: str | None = None) -> tuple[int, str]:
-    """The message and the agent that an item's id names; of `owner`, if that is given."""
+    """The message and the agent in an item's id; refuses one that is not of `owner`, if given."""
     match = re.fullmatch(_ID, item_id)
     if match is None or int(match[1]) > MOST_INTEGER or owner not in (None, match[2]):
         raise _unknown(item_id)

@@ -1,14 +1,14 @@
-"""Manual acknowledgement: messages handed out on a lease, for several workers on one inbox, or one that may crash.
+"""Manual acknowledgement: messages on a lease, for several workers on one inbox, or for a worker that may crash.
 
     queued ──take──> leased ──ack──> settled
       ^                │ │
       ├─expire, nack───┘ └──(too many deliveries)──> dead ──requeue──> queued
 
-A leased message is out of the way of new mail. Its lease is written down before the answer goes out, so neither a crash
-of the worker nor one of the daemon loses it; when the lease runs out it is delivered again, with `deliveries` one
-higher. A message that was delivered `max_deliveries` times in vain becomes a dead letter.
+A leased message is invisible to polls. Its lease is committed before the answer goes out, so no crash of the worker or
+the daemon loses the message; when the lease expires, it is delivered again, with `deliveries` one higher. A message
+that was delivered `max_deliveries` times without an ack becomes a dead letter.
 
-A nack with a delay is a lease that nobody holds.
+A nack with a delay is a lease without a holder.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
 
 DUE_AT_ONCE = 500
-"""Leases settled by one transaction."""
+"""Maximum number of expired leases that one transaction settles."""
 
 
 def take(
     mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int, lease: int
 ) -> dict[str, Any] | None:
-    """Hand out queued messages on a lease of so many seconds; None when there are none."""
+    """Lease queued messages for `lease` seconds and return them; None if there are none."""
     rows, more = messages.choose(mux, agent_id, channel, types, limit, caller.room)
     if not rows:
         return None
@@ -39,10 +39,10 @@ def take(
         leased: dict[int, int] = mux.store.write(lambda tx: _lease(tx, agent_id, ids, lease * 1000))
     except BaseException:
         mux.flights.end(agent_id, ids)
-        mux.hub.wake([("inbox", agent_id)])  # somebody may have looked meanwhile and seen nothing
+        mux.hub.wake([("inbox", agent_id)])  # another poll may have found nothing while we held them
         raise
     mux.flights.end(agent_id, ids)
-    if not leased:  # all of it was settled meanwhile
+    if not leased:  # all of them were settled in the meantime
         return None
     caller.flight = _Handed(mux, agent_id, leased)
     answer = messages.answer([row for row in rows if row["id"] in leased], more=more)
@@ -54,7 +54,7 @@ def take(
 
 
 class _Handed:
-    """Leased messages whose answer is on its way; if it is lost they were never delivered."""
+    """Leased messages whose answer is in flight; if it is lost, the delivery does not count."""
 
     __slots__ = ("_agent_id", "_leased", "_mux")
 
@@ -62,14 +62,14 @@ class _Handed:
         self._mux, self._agent_id, self._leased = mux, agent_id, leased
 
     def landed(self) -> None:
-        pass  # the lease stands
+        pass  # the lease remains in force
 
     def lost(self) -> None:
-        # Nobody waits for it, and nobody may: whoever tells us may be the thread that leads the commits.
+        # Do not wait for the commit: the thread that calls this may be the one that leads it.
         self._mux.store.submit(Job(self._put_back, lambda value, error: None))
 
     def _put_back(self, tx: Tx) -> None:
-        for message_id, deliveries in self._leased.items():  # unless it ran out, and is on another lease by now
+        for message_id, deliveries in self._leased.items():  # skip one whose lease expired and that is leased anew
             tx.run(
                 "update delivery set state = 0, due_at = null, deliveries = deliveries - 1 "
                 "where agent_id = ? and message_id = ? and state = 1 and deliveries = ?",
@@ -81,7 +81,7 @@ class _Handed:
 
 
 def _lease(tx: Tx, agent_id: str, ids: list[int], lease_ms: int) -> dict[int, int]:
-    """Lease what is still queued; returns the count of deliveries by id."""
+    """Lease those that are still queued; returns the count of deliveries by id."""
     leased: dict[int, int] = {}
     for message_id in ids:
         for row in tx.sql(
@@ -103,7 +103,7 @@ def _set_alarm(tx: Tx, at: int) -> None:
 
 
 def _changed(tx: Tx, agent_id: str) -> None:
-    """Something is queued again."""
+    """Note that a message is queued again: wake the inbox's waiters."""
     tx.backlog.pop(agent_id, None)
     tx.touch(("inbox", agent_id))
 
@@ -112,7 +112,7 @@ def _changed(tx: Tx, agent_id: str) -> None:
 
 
 def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) -> dict[str, Any]:
-    """Settle messages for good, by id or all up to one; what was settled before counts as nothing."""
+    """Settle messages by id, or all up to one; returns how many were not settled before."""
     directory.agent(tx, agent_id)
     if (ids is None) == (through is None):
         code = "missing_field" if ids is None else "invalid_field"
@@ -147,7 +147,7 @@ def _delivery(rx: Snapshot, agent_id: str, message_id: int) -> Any:
 
 
 def _delivered(rx: Snapshot, agent_id: str, message_id: int) -> Any:
-    """A delivery that the agent has seen; raises `not_delivered` for one that still waits to be polled."""
+    """A delivery that the agent has seen; raises `not_delivered` if it has not been polled yet."""
     row = _delivery(rx, agent_id, message_id)
     seen = row["deliveries"] or row["state"] > QUEUED or rx.mux.flights.saw(agent_id, message_id)
     if not seen:
@@ -194,7 +194,7 @@ def nack(tx: Tx, *, agent_id: str, id: int, delay: int) -> dict[str, Any]:
 
 
 def extend(tx: Tx, *, agent_id: str, id: int, lease: int) -> dict[str, Any]:
-    """Let a lease run for so many seconds from now."""
+    """Make a lease expire `lease` seconds from now."""
     _held(tx, agent_id, id)
     due_at = tx.now + lease * 1000
     tx.run("update delivery set due_at = ? where agent_id = ? and message_id = ?", due_at, agent_id, id)
@@ -206,7 +206,7 @@ def extend(tx: Tx, *, agent_id: str, id: int, lease: int) -> dict[str, Any]:
 
 
 def _give_up(tx: Tx, row: Any) -> bool:
-    """Make a message that was delivered too often a dead letter."""
+    """Make a message a dead letter if it was delivered too often; returns whether it was."""
     most = tx.mux.settings.max_deliveries
     if row["deliveries"] < most:
         return False
@@ -223,7 +223,7 @@ def _give_up(tx: Tx, row: Any) -> bool:
 
 
 def dead(rx: Snapshot, *, agent_id: str, limit: int) -> dict[str, Any]:
-    """An agent's dead letters, oldest first, with why they died."""
+    """An agent's dead letters, oldest first, each with its reason."""
     directory.agent(rx, agent_id)
     rows = rx.sql(
         f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at as died_at from message m, {trays.DEAD} "
@@ -255,9 +255,9 @@ def _dead_view(row: Any) -> dict[str, Any]:
 
 
 def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
-    """Queue dead letters again, with their deliveries counted anew; others are left alone.
+    """Queue dead letters again, with their count of deliveries reset; other messages are left alone.
 
-    What died of its time to live has none any more: somebody wants it delivered all the same.
+    A message that expired loses its time to live: the caller wants it delivered all the same.
     """
     directory.agent(tx, agent_id)
     for message_id in ids:
@@ -280,7 +280,7 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
 
 
 def redeliver(tx: Tx, agent_id: str, since: int) -> int:
-    """Queue again what plain polls settled since a time and would still deliver; returns how many."""
+    """Queue again what plain polls have settled since a time, unless archived or expired; returns how many."""
     count = tx.run(
         "update delivery set state = 0, settled_at = null, reason = null "
         "where agent_id = ?1 and reason = ?2 and archived is null "
@@ -297,16 +297,16 @@ def redeliver(tx: Tx, agent_id: str, since: int) -> int:
 
 
 def _ring(tx: Tx, agent_id: str, message_id: int) -> None:
-    """Mail is back in an inbox: its reader may no longer be there, so its doorbell rings as for new mail."""
+    """Ring the doorbell as for new mail: mail is back in an inbox, and its reader may be gone."""
     if (bell := tx.mux.endpoints.bells.get(agent_id)) is not None:
         doorbells.ring(tx, bell, message_id, messages.backlog(tx, agent_id))
 
 
-# -- what happens by itself
+# -- run by the timekeeper
 
 
 def settle_due(tx: Tx) -> None:
-    """Leases and delays that ran out: the messages are queued again, or dead."""
+    """Handle leases and delays that have expired: queue the messages again, or make them dead letters."""
     rows = tx.sql("select * from delivery where due_at <= ? order by due_at limit ?", tx.now, DUE_AT_ONCE)
     back: dict[str, int] = {}
     for row in rows:
@@ -325,6 +325,6 @@ def settle_due(tx: Tx) -> None:
 
 
 def next_due(rx: Snapshot) -> int | None:
-    """When the next lease or delay runs out."""
+    """When the next lease or delay expires."""
     row = rx.one("select min(due_at) from delivery where due_at is not null")
     return None if row[0] is None else int(row[0])

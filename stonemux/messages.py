@@ -1,15 +1,16 @@
 """Messages and inboxes.
 
-A message is written once and never changed. What happens to it is kept in `delivery`, one row for each recipient:
+A message is written once and never changed. `delivery` holds what happens to it, one row for each recipient:
 
     queued ──(a plain poll's answer arrived, an ack, a cursor)──> settled
-       └─────(its time to live ran out)─────────────────────────> dead
+       └─────(its time to live expired)─────────────────────────> dead
 
-Delivering never deletes, so whatever a client has lost, it can get again with `after`.
+Delivery deletes nothing, so a client that loses a message can fetch it again with `after`.
 
-A poll reads in one of three ways. *Plain* takes what is queued and settles it when the answer has arrived (see
-`flights`). *Cursor* (`after=N`) settles everything up to N, because the client says so, and returns everything beyond
-N, settled or not: repeating it gives the same again. *Manual* hands out on a lease and waits for an ack (see `leases`).
+There are three kinds of poll. A *plain* poll takes what is queued, and settles it when the answer has arrived (see
+`flights`). A *cursor* poll (`after=N`) settles everything up to N, because the client confirms it, and returns
+everything after N, settled or not; repeating it returns the same. A *manual* poll hands out messages on a lease and
+waits for an ack (see `leases`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from stonemux.transaction import Job, Snapshot, Tx
 QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
 
 RECEIVED = "received"
-"""The reason of a delivery that a plain poll's answer settled; `redeliver` can queue those again."""
+"""The reason of a delivery that a plain poll's answer settled; `redeliver` can queue it again."""
 
 PURGE_WITHIN_MS = 120_000
-"""What has run out is written down as dead within this time."""
+"""Expired messages are recorded as dead within this time."""
 
 FIELDS = (
     "m.id, m.sender, m.addressed, m.content, m.channel, m.sent_at, m.subject, m.type, m.thread, m.reply_to, "
@@ -40,7 +41,7 @@ FIELDS = (
 )
 
 EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref", "truncated", "mentions", "metadata")
-"""Fields of a message that are shown only when they hold something; the last three are stored as another value."""
+"""Fields of a message that are shown only if they have a value; the last three are stored in another form."""
 
 
 def _poll(*parts: str, order: str, narrowed: str = "") -> str:
@@ -73,7 +74,7 @@ _HIGHEST = (
 
 
 def view(row: Any) -> dict[str, Any]:
-    """A message as it is shown; extras appear only when they carry something."""
+    """A message as it is shown; extra fields appear only if they have a value."""
     shown = {
         "id": row["id"],
         "from": row["sender"],
@@ -116,7 +117,7 @@ def post(
     truncated: bool = False,
     mentions: Sequence[str] = (),
 ) -> int:
-    """Write a message and its deliveries, announce it, and return its id. Who may post where was settled before."""
+    """Store a message and its deliveries, announce it, and return its id. The caller has checked who may post where."""
     answers = _thread_of(tx, reply_to) if reply_to is not None else None
     thread = thread or answers
     for agent_id in recipients:
@@ -147,7 +148,7 @@ def post(
     )
     if thread is not None:
         handoff.answered(tx, thread, sender, message_id)
-    if answers is not None and answers != thread:  # put into another thread, it is an answer all the same
+    if answers is not None and answers != thread:  # even in another thread, it answers that message
         handoff.answered(tx, answers, sender, message_id)
     _deliver(tx, message_id, channel, priority, recipients)
     extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
@@ -156,13 +157,13 @@ def post(
 
 
 def _deliver(tx: Tx, message_id: int, channel: str, priority: int, recipients: Sequence[str]) -> None:
-    """Put a message into these inboxes, wake who waits at them, and ring their doorbells."""
+    """Put a message into these inboxes, wake those who wait for them, and ring their doorbells."""
     state = filing.FRESH if filing.takes(tx, len(recipients), priority) else QUEUED
     for agent_id in recipients:
         tx.insert("delivery", (agent_id, message_id, channel, priority, state))
         tx.backlog[agent_id] += 1
         tx.touch(("inbox", agent_id))
-    if bells := tx.mux.endpoints.bells:  # a send to an agent without a doorbell pays nothing for those of others
+    if bells := tx.mux.endpoints.bells:  # sends to agents without a doorbell should cost nothing extra
         for agent_id in recipients:
             if (bell := bells.get(agent_id)) is not None:
                 doorbells.ring(tx, bell, message_id, tx.backlog[agent_id])
@@ -178,7 +179,7 @@ def _announce(
     recipients: Sequence[str],
     extras: tuple[Any, ...],
 ) -> None:
-    """Put a message into the event log, as it is shown."""
+    """Append the message to the event log, in the form in which it is shown."""
     told = {
         "id": message_id,
         "from": sender,
@@ -193,7 +194,7 @@ def _announce(
 
 
 def _thread_of(tx: Tx, reply_to: int) -> str:
-    """The thread that a reply belongs to: that of the message it answers, which begins one if it is in none."""
+    """The thread of the message that is replied to; if it has none, its id becomes the thread."""
     row = tx.one("select id, thread from message where id = ?", reply_to)
     if row is None:
         raise MuxError("message_not_found", f"reply_to names message {reply_to}, which does not exist", id=reply_to)
@@ -201,7 +202,7 @@ def _thread_of(tx: Tx, reply_to: int) -> str:
 
 
 def backlog(tx: Tx, agent_id: str) -> int:
-    """How many messages an inbox holds that are not settled."""
+    """How many messages in an inbox are queued; expired ones count until the purge has recorded them."""
     count = tx.backlog.get(agent_id)
     if count is None:
         count = tx.backlog[agent_id] = _count_queued(tx, agent_id)
@@ -213,31 +214,31 @@ def _count_queued(rx: Snapshot, agent_id: str) -> int:
 
 
 def open_mail(rx: Snapshot, agent_id: str) -> int:
-    """How many messages wait in an inbox to be polled."""
+    """How many messages in an inbox are queued, expired ones included."""
     return backlog(rx, agent_id) if isinstance(rx, Tx) else _count_queued(rx, agent_id)
 
 
 def unread(rx: Snapshot, agent_id: str) -> int:
-    """How many messages of an inbox are not settled: its backlog without what has run out."""
+    """How many messages in an inbox are not settled, without those that have expired."""
     count: int = rx.one(_COUNT_UNREAD, agent_id, rx.now)[0]
     return count
 
 
 def queued(rx: Snapshot, agent_id: str) -> int:
-    """How many messages of an inbox a poll would find: what is on a lease is in somebody's hands."""
+    """How many messages a poll would find in an inbox: not expired, and not on a lease."""
     count: int = rx.one(_COUNT_QUEUED, agent_id, rx.now)[0]
     return count
 
 
 def check_room(tx: Tx, agent_id: str, count: int = 1) -> None:
-    """Refuse what an inbox has no room for; what has run out takes none, though that is written down later."""
+    """Refuse if the inbox is full; expired messages take no room, though the purge records them only later."""
     limit = tx.mux.settings.inbox_limit
     if backlog(tx, agent_id) + count > limit and backlog(tx, agent_id) - len(run_out(tx, agent_id)) + count > limit:
         raise _full(tx, agent_id)
 
 
 def run_out(rx: Snapshot, agent_id: str) -> list[int]:
-    """An inbox's queued messages that have run out since the last purge."""
+    """An inbox's queued messages that have expired since the last purge."""
     rows = rx.sql(
         "select m.id from message m indexed by message_expires cross join delivery d "
         "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state <= 0",
@@ -249,7 +250,7 @@ def run_out(rx: Snapshot, agent_id: str) -> list[int]:
 
 
 def find(rx: Snapshot, message_id: int) -> Any:
-    """A message's row, as `view` takes it; None when there is none."""
+    """A message's row, as `view` takes it; None if there is none."""
     return rx.one(f"select {FIELDS} from message m where m.id = ?", message_id)
 
 
@@ -269,7 +270,7 @@ def _full(tx: Tx, agent_id: str) -> MuxError:
 
 
 class _Arrival:
-    """What a plain poll handed out: settled when the answer arrived, free again when it was lost."""
+    """What a plain poll handed out: settled when the answer arrived, available again when it was lost."""
 
     __slots__ = ("_agent_id", "_ids", "_mux")
 
@@ -285,7 +286,7 @@ class _Arrival:
 
 
 def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
-    """Write down that these messages arrived; nobody waits for it. If the disk refuses, it is owed and tried again."""
+    """Record that these messages arrived; nobody waits for it. If the disk refuses, it is retried later."""
 
     def written(value: Any, error: BaseException | None) -> None:
         if error is None:
@@ -299,8 +300,8 @@ def settle_later(mux: Mux, agent_id: str, ids: list[int]) -> None:
 
 
 def settle_owed(mux: Mux) -> None:
-    """Try again to write down what arrived while the disk refused."""
-    for _ in range(len(mux.flights.owed)):  # one by one, since others add to it meanwhile
+    """Retry recording the arrivals that the disk has refused."""
+    for _ in range(len(mux.flights.owed)):  # a fixed number of times, since retries may add to the list
         settle_later(mux, *mux.flights.owed.pop(0))
 
 
@@ -328,7 +329,7 @@ def _shrink(tx: Tx, agent_id: str, count: int) -> None:
 def wait_for_mail(
     mux: Mux, agent_id: str, timeout: int, look: Callable[[], dict[str, Any] | None], *, writes: bool
 ) -> Wait:
-    """What a poll waits for: `look` finds mail, or the time is up, or the agent is deregistered."""
+    """The wait of a poll: it ends when `look` finds mail, at the timeout, or when the agent is deregistered."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
 
     def attempt() -> dict[str, Any] | None:
@@ -340,7 +341,7 @@ def wait_for_mail(
 def take(
     mux: Mux, caller: Caller, agent_id: str, channel: str | None, types: list[str] | None, limit: int
 ) -> dict[str, Any] | None:
-    """A plain poll's look: queued messages, settled when the answer has arrived."""
+    """Look for a plain poll: take queued messages, which are settled when the answer has arrived."""
     rows, more = choose(mux, agent_id, channel, types, limit, caller.room)
     if not rows:
         return None
@@ -367,7 +368,7 @@ def choose(
 
 
 def _fitting(rows: list[Any], room: int) -> list[Any]:
-    """The first rows that together have no more characters than that, if there is a bound; one is always among them."""
+    """The first rows that together fit into `room` characters (0 for no limit), but at least one."""
     if not room:
         return rows
     sizes = accumulate(len(row["content"]) + len(row["metadata"] or "") for row in rows)
@@ -377,7 +378,7 @@ def _fitting(rows: list[Any], room: int) -> list[Any]:
 def read_after(
     mux: Mux, agent_id: str, channel: str | None, limit: int, after: int, room: int
 ) -> dict[str, Any] | None:
-    """A cursor poll's look: everything beyond the cursor, settled or not."""
+    """Look for a cursor poll: everything after the cursor, settled or not."""
     mux.looks += 1
     with mux.store.read() as rx:
         values = (agent_id, rx.now, limit + 1, after)
@@ -390,7 +391,7 @@ def read_after(
 
 
 def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:
-    """None, so that the poll goes on waiting; raises if its agent was deregistered meanwhile."""
+    """Return None, so that the poll continues to wait; raises if its agent has been deregistered."""
     if not mux.presence.knows(agent_id):
         with mux.store.read() as rx:
             directory.agent(rx, agent_id)
@@ -398,7 +399,7 @@ def _nothing_yet(mux: Mux, agent_id: str) -> dict[str, Any] | None:
 
 
 def answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
-    """What a poll and the history answer."""
+    """The answer of a poll or of the history."""
     answer: dict[str, Any] = {"messages": [view(row) for row in rows]}
     if more:
         answer["more"] = True
@@ -406,9 +407,9 @@ def answer(rows: list[Any], *, more: bool) -> dict[str, Any]:
 
 
 def acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None) -> None:
-    """A cursor acknowledges everything up to it, durably, before anything beyond it is shown.
+    """Durably settle everything up to a cursor, before anything after it is shown.
 
-    A cursor in one channel says nothing about mail in others, which its poll never showed.
+    A cursor in one channel settles nothing in others, because its poll never showed their mail.
     """
     with mux.store.read() as rx:
         check_cursor(rx, agent_id, after, "after")
@@ -418,7 +419,7 @@ def acknowledge_through(mux: Mux, agent_id: str, after: int, channel: str | None
 
 
 def check_cursor(rx: Snapshot, agent_id: str, cursor: int, parameter: str) -> None:
-    """Refuse a cursor beyond anything this inbox ever held: it would wipe mail that nobody has seen."""
+    """Refuse a cursor beyond anything this inbox ever held: it would settle mail that nobody has seen."""
     highest = delivered_through(rx, agent_id)
     if cursor > highest:
         raise MuxError(
@@ -448,11 +449,11 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
     return count
 
 
-# -- growing old
+# -- expiry and retention
 
 
 def note_run_out(tx: Tx, message_id: int) -> bool:
-    """Write down that a message's time is up, if it is, before the purge does; whether that was to be done."""
+    """Record a message's expiry, if its time is up, before the purge does; returns whether it did."""
     noted = tx.run(
         "update delivery set state = 3, reason = 'expired', settled_at = ?2 where message_id = ?1 and state <= 0 "
         "and exists (select 1 from message where id = ?1 and expires_at <= ?2)",
@@ -465,15 +466,15 @@ def note_run_out(tx: Tx, message_id: int) -> bool:
 
 
 def lift_time_to_live(tx: Tx, message_id: int) -> None:
-    """Let a message be delivered though its time is up; whom it did not reach until then was noted before."""
+    """Let an expired message be delivered again; deliveries that expired have been recorded before."""
     tx.run("update message set expires_at = null where id = ? and expires_at <= ?", message_id, tx.now)
 
 
 def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
-    """Forget up to `most` messages sent before a time that nobody has still to read; returns how many.
+    """Delete up to `most` messages sent before a time, if no recipient has yet to read them; returns how many.
 
-    What ran out of its time to live (after `since`, up to which that was done before) counts as dead, so it does not
-    keep its message.
+    First records messages as dead whose time to live expired after `since`, where the last purge stopped; a dead
+    delivery does not keep its message.
     """
     expired = tx.run(
         "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state <= 0 and message_id in "
@@ -486,7 +487,7 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
     doomed = [
         row[0]
         for row in tx.sql(
-            # Later ids are not older, so the first young message ends the search.
+            # A later id is never older, so the search can stop at the first young message.
             "select id from message m where id < coalesce((select id from message where sent_at >= ? order by id "
             "limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
             "and d.state < 2) order by id limit ?",
@@ -494,7 +495,7 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
             most,
         )
     ]
-    if doomed:  # ids go on behind the last one, though its message may be gone
+    if doomed:  # new ids continue after the last one, even if its message is deleted
         tx.run("insert or replace into meta values ('message_floor', ?)", str(max(tx.last_message, doomed[-1])))
     for message_id in doomed:
         tx.run(

@@ -1,14 +1,14 @@
 """Server-sent events: one thread writes all streams.
 
-The HTTP face checks a request and hands its socket over. A stream is that socket, a filter, and a cursor into the event
-log. What the socket has not yet taken of the last piece waits in `unsent`, and nothing more is fetched before that is
-gone: so a slow reader costs one piece of memory. A reader that has fallen behind the ring reads on from the database,
-and is told of a `gap` when not even the database has what it missed. One that takes nothing for 15 seconds is closed,
-and comes back with its Last-Event-ID.
+The HTTP server checks a request and hands its socket over. A stream is that socket, a filter, and a cursor into the
+event log. What the socket has not yet accepted waits in `unsent`, and no more events are fetched until that is empty,
+so a slow reader costs one chunk of memory. A reader that has fallen behind the in-memory ring continues from the
+database, and gets a `gap` event if the database no longer has what it missed. One that accepts nothing for 15 seconds
+is disconnected, and can resume with its Last-Event-ID.
 
 The format is that of the WHATWG HTML standard, section "Server-sent events": `id`, `event` and one line of `data`.
 
-Threads: everything but `add`, `wake` and `close` happens on the streamer's thread. `_lock` guards the newcomers.
+Threads: everything but `add`, `wake`, `doubt` and `close` runs on the streamer's thread. `_lock` guards the newcomers.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from stonemux.transaction import Event
 log = logging.getLogger("stonemux")
 
 PAGE = 200
-"""Events fetched for one stream at a time."""
+"""Maximum number of events fetched for one stream at a time."""
 PIECE = 256 * 1024
-"""Bytes after which no more events are put into one write."""
+"""A write stops collecting events once it exceeds this many bytes."""
 STALLED_MS = 15_000
 RETRY_MS = 2_000
 NEVER = 2**62
 
 
 def frame(event: Event) -> bytes:
-    """One event as the stream shows it; JSON stands on one line, so `data` never needs splitting."""
+    """One event in the stream's format; its JSON is on one line, so `data` never needs splitting."""
     return f"id: {event.id}\nevent: {event.kind}\ndata: {event.data}\n\n".encode()
 
 
 class Permit(Record):
-    """What a stream needs to go on: the tier of its operation, and the token that it was opened with."""
+    """What a stream needs in order to stay open: the tier of its operation, and the token that it was opened with."""
 
     tier: str
     principal: Principal | None
 
     def ends_at(self, mux: Mux) -> int:
-        """When the token runs out."""
+        """When the token expires."""
         return NEVER if self.principal is None else mux.tokens.ends_at(self.principal)
 
     def refusal(self, mux: Mux) -> MuxError | None:
-        """Why the stream may not go on; None while it may."""
+        """Why the stream must end; None while it may continue."""
         if TIERS.index(self.tier) > TIERS.index(mux.tier):
             return MuxError("upgrade_required", f"streams need the {self.tier} tier", tier=mux.tier, needed=self.tier)
         try:
@@ -71,7 +71,7 @@ class Permit(Record):
 
 
 def special(kind: str, data: dict[str, Any], event_id: int | None = None) -> bytes:
-    """A frame for what is not in the log: gap, reset, shutdown, or why the stream ends."""
+    """A frame that is not from the log: gap, reset, shutdown, or why the stream ends."""
     head = f"id: {event_id}\n" if event_id is not None else ""
     return f"{head}event: {kind}\ndata: {dumps(data)}\n\n".encode()
 
@@ -118,9 +118,9 @@ class Streamer:
         return self._count
 
     def add(self, sock: Socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
-        """Take over a socket: write `greeting` (headers and all), then every wanted event after `cursor`.
+        """Take over a socket: write `greeting` (including the response head), then every matching event after `cursor`.
 
-        The stream holds a place among the waiters, which is given back when it ends.
+        The stream occupies a place among the waiters, which is given back when it ends.
         """
         sock.setblocking(False)
         with self._lock:
@@ -136,14 +136,14 @@ class Streamer:
             self._ring()
 
     def wake(self) -> None:
-        """There are new events."""
+        """Wake the streamer: there are new events."""
         if self._count:
             with self._lock:
                 if not self._closing:
                     self._ring()
 
     def doubt(self) -> None:
-        """Tokens or the tier have changed: some streams may have to end."""
+        """Have every stream's permit checked again: tokens or the tier have changed."""
         self._doubtful = True
         self.wake()
 
@@ -154,7 +154,7 @@ class Streamer:
                 os.write(self._rope, b"x")
 
     def close(self) -> None:
-        """Say `shutdown` on every stream and end."""
+        """Send `shutdown` on every stream, and end."""
         with self._lock:
             if self._closing:
                 return
@@ -174,7 +174,7 @@ class Streamer:
             ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms()))
             if any(fd == self._bell for fd, _ in ready):
                 os.read(self._bell, 64)
-                self._rung = False  # before looking, so that what comes while we look rings again
+                self._rung = False  # cleared before the work, so that news during it rings again
             self._admit()
             now = clock.ticks_ms()
             for fd, happened in ready:
@@ -192,11 +192,11 @@ class Streamer:
             self._drop(stream)
 
     def _speaks_at(self, stream: Stream) -> int:
-        """When a stream that has been silent gets a comment."""
+        """When an idle stream gets its next keepalive comment."""
         return stream.spoke_at + self._mux.settings.sse_keepalive * 1000  # read each time, since it may change
 
     def _patience(self, now: int) -> int | None:
-        """Milliseconds until something must happen by itself; None when there is no stream."""
+        """Milliseconds until the next keepalive, timeout or expiry; None when there is no stream."""
         due = [
             self._speaks_at(stream) if stream.blocked_since is None else stream.blocked_since + STALLED_MS
             for stream in self._streams.values()
@@ -217,8 +217,8 @@ class Streamer:
             self._send(stream, greeting, self._mux.clock.ticks_ms())
 
     def _review(self) -> None:
-        """End the streams that may not go on, and tell when the next one must be looked at."""
-        self._doubtful = False  # before looking, so that what changes while we look is looked at again
+        """End the streams that may not continue, and schedule the next review."""
+        self._doubtful = False  # cleared first, so that changes during the review cause another one
         for stream in list(self._streams.values()):
             refusal = stream.permit.refusal(self._mux)
             if refusal is not None:
@@ -229,7 +229,7 @@ class Streamer:
         self._review_at = min((stream.permit.ends_at(self._mux) for stream in self._streams.values()), default=NEVER)
 
     def _heed(self, stream: Stream, happened: int, now: int) -> None:
-        """A socket stirred: it can take more, or the reader is gone (what it says is of no interest)."""
+        """Handle a socket event: it accepts more bytes, or the reader is gone (input from a reader is ignored)."""
         if happened & select.POLLOUT:
             unsent, stream.unsent = stream.unsent, b""
             self._send(stream, unsent, now)
@@ -244,9 +244,9 @@ class Streamer:
             self._drop(stream)
 
     def _write_all(self, now: int) -> bool:
-        """Write a piece on every stream that can take one; True if some can take more.
+        """Write one chunk on every stream that can take one; True if some stream can take more.
 
-        A piece a round, so that one who replays a long past does not keep the others from what happens now.
+        One chunk per round, so that a reader replaying a long history does not delay the others.
         """
         head = self._mux.log.head
         behind = False
@@ -254,7 +254,7 @@ class Streamer:
             if stream.cursor < head and not stream.unsent:
                 try:
                     piece, stream.cursor = self._next_piece(stream)
-                except Exception as error:  # the reader comes back with its last id
+                except Exception as error:  # the reader resumes with its Last-Event-ID
                     known = isinstance(error, MuxError)
                     log.warning("a stream ends, its events could not be read: %s", error, exc_info=not known)
                     self._drop(stream)
@@ -266,7 +266,7 @@ class Streamer:
         return behind
 
     def _next_piece(self, stream: Stream) -> tuple[bytes, int]:
-        """What comes next for a stream, and where its cursor stands after it."""
+        """The next chunk for a stream, and the stream's cursor after it."""
         after = stream.cursor
         recent = self._mux.log.recent(after)
         missed: list[bytes] = []
@@ -277,7 +277,7 @@ class Streamer:
                     after = gap["oldest"] - 1
                     missed.append(special("gap", gap, after))
                 recent = events.stored(rx, after, PAGE)
-            if not recent:  # ids that were left out, after the database went back in time
+            if not recent:  # ids that were skipped when the database went back in time
                 after = max(after, head)
         size = 0
         for event in recent:
@@ -290,7 +290,7 @@ class Streamer:
         return b"".join(missed), after
 
     def _framed(self, event: Event) -> bytes:
-        """The event's frame, made once for all the streams of this round."""
+        """The event's frame, built once for all streams of this round."""
         framed = self._frames.get(event.id)
         if framed is None:
             framed = self._frames[event.id] = frame(event)

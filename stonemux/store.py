@@ -1,24 +1,24 @@
-"""SQLite: one writing connection with group commit, and read-only connections beside it.
+"""SQLite: one writing connection with group commit, and a pool of read-only connections.
 
-**Who writes.** `Store.write(work)` hands in a function of a transaction and returns its result after the commit. A
-thread that finds no commit running becomes the leader: it takes everything that is queued, runs it in one `BEGIN
-IMMEDIATE`, commits once, wakes the waiters, and answers the items. Threads that come meanwhile only queue. A lone
-writer therefore pays no thread switch, and sixty-four pay one fsync together. A leader leads one batch; if the queue
-is not empty then, the committer thread goes on, so that no caller is kept from its own work.
+**Who writes.** `Store.write(work)` queues a function of a transaction and returns its result after the commit. A thread
+that finds no commit in progress becomes the leader: it takes everything that is queued, runs it in one `BEGIN
+IMMEDIATE`, commits once, wakes the waiters, and hands each job its outcome. Threads that arrive meanwhile only queue
+their jobs. So a lone writer pays no thread switch, and sixty-four writers share one fsync. A leader commits one batch;
+if more is queued by then, the committer thread continues, so that no caller is kept from its own work.
 
-**One refusal harms nobody else.** Functions check before they write, so a refused item has usually changed nothing and
-the batch goes on. When an item fails *after* it wrote (SQLite counts changes for us), the batch is rolled back and each
-item runs again in a transaction of its own: the same isolation as a savepoint around each, without its cost.
-Functions must therefore have no effect besides the transaction; what they announce (`emit`, `touch`, `offer`, `after`)
-is kept back until the commit.
+**A refused job harms no other.** Functions check before they write, so a refused job has usually changed nothing and
+the batch continues. When a job fails *after* it wrote (SQLite's change counter tells), the batch is rolled back and
+each job runs again in a transaction of its own: the same isolation as a savepoint around each, without the cost.
+Functions must therefore have no effect outside the transaction; what they announce (`emit`, `touch`, `offer`, `after`)
+is held back until the commit.
 
-**What an acknowledgement promises.** WAL with `synchronous=FULL`: the commit has been fsynced. After each commit the
-file is checked to be still the one in the directory; an error of the disk that leaves the outcome unknown stops all
-writing for good (`storage_error`, and the daemon ends with status 70), because SQLite's own state may then differ from
-what a restart finds.
+**What an acknowledgement promises.** WAL with `synchronous=FULL`: the commit has been fsynced. After each commit, the
+store checks that the open file is still the one in the directory. A disk error that leaves the outcome unknown stops
+all writing for good (`storage_error`, and the daemon exits with status 70), because SQLite's own state may then differ
+from what a restart finds.
 
-**A full disk** refuses what was to be written, and reading goes on. What settles or ends something runs on the ballast
-that is then given back (`ballast`); changes that add something (`Job.grows`) are refused until there is room again.
+**A full disk** refuses new data, while reading continues. The store then releases the ballast (see `ballast`), and jobs
+that settle or end something use that space; jobs that add data (`Job.grows`) are refused until there is room again.
 
 Threads: `_gate` guards the queue and the leadership. The writing connection, `_tx` and `cache` belong to the leader.
 """
@@ -54,7 +54,7 @@ POOLED_READERS = 8
 
 
 def _tell(done: Done, value: Any, error: BaseException | None) -> None:
-    """Tell one caller. One that fails costs neither the others their answers nor the store its leader."""
+    """Deliver an outcome. A callback that fails must not cost the others their outcomes or the store its leader."""
     try:
         done(value, error)
     except Exception:
@@ -68,7 +68,7 @@ def _tell_all(batch: list[Job], error: BaseException) -> bool:
 
 
 class _Result:
-    """A blocking caller's end of a job."""
+    """The callback of a blocking caller's job; `get` waits for the outcome."""
 
     __slots__ = ("_done", "error", "value")
 
@@ -101,7 +101,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _refuse_growth(batch: list[Job]) -> list[Job]:
-    """Tell those that would add something that the disk is full; the others."""
+    """Refuse the jobs that would add data, because the disk is full; returns the others."""
     _tell_all([job for job in batch if job.grows], _full())
     return [job for job in batch if not job.grows]
 
@@ -111,29 +111,29 @@ def _stopping() -> MuxError:
 
 
 class Store:
-    """An open database. `publish(events, topics, offers)` is called after each commit that announced something."""
+    """An open database. `publish(events, topics, offers)` is called after each commit that announces something."""
 
     def __init__(
         self, directory: DataDir, clock: Clock, *, accept_rollback: bool = False, connect: Connect = sqlite3.connect
     ) -> None:
         """Open, check and migrate the database in `directory`.
 
-        Raises `data_refused` for a database that is damaged, empty although one was made here, made by a newer
+        Raises `data_refused` for a database that is damaged, empty although one was created here, written by a newer
         stonemux, or older than the directory remembers (unless `accept_rollback`).
         """
         self.directory = directory
         self._path = str(directory.database)
         self._connect = connect
         self._clock = clock
-        self.mux: Mux = None  # type: ignore[assignment]  # tied once by the Mux that is built around this store
+        self.mux: Mux = None  # type: ignore[assignment]  # set once, by the Mux built around this store
         self.publish: Callable[[list[Event], list[Topic], list[Topic]], None] = lambda events, topics, offers: None
         self.on_fatal: Callable[[MuxError], None] = lambda error: None
         self.fatal: MuxError | None = None
         self.damage = ""
-        """What the last full check found wrong."""
+        """What the last full check found wrong; "" for nothing."""
         self._checking: sqlite3.Connection | None = None
         self.gatherers: set[int] = set()
-        """Threads whose jobs are only queued until they call `lead`: they gather several first."""
+        """Threads whose jobs stay queued until they call `lead`, so that they can gather several."""
         self._gate = threading.Lock()
         self._queue: deque[Job] = deque()
         self._leading = False
@@ -141,7 +141,7 @@ class Store:
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
         self.copying = threading.Lock()
-        """Held while a copy of the database is made: one at a time."""
+        """Held while a copy of the database is made, so that only one is made at a time."""
         check_usable(directory.path)
         self._ballast = Ballast(directory.path)
         self._tight = self._ballast.free() < SCARCE_BYTES and self._give_ballast()
@@ -162,7 +162,7 @@ class Store:
         self._committer.start()
 
     def _take_up(self, accept_rollback: bool) -> None:
-        """Bring the database up to date, and go on from where it stands."""
+        """Migrate the database, and continue from its current state."""
         directory, db = self.directory, self._db
         migrate(db, directory, self._clock.now_ms())
         standing = stand(db)
@@ -172,10 +172,10 @@ class Store:
         self.newest: int = standing.at
         self.epoch: str = self._meta("epoch")
         self.skipped = int(self._meta("skipped") or 0)
-        """Message ids that were left out, see `leap`."""
+        """How many message ids were skipped, see `leap`."""
         checked = self._meta("checked").split()
         self.checked: tuple[int, int] = (int(checked[0]), int(checked[1])) if checked else (0, -1)
-        """When every page was last read, and the last event then."""
+        """When every page was last checked, and the last event id at that time."""
         self._tx = Tx(db, self.mux, standing.message_seq, audited(db))
         self._clock.anchor(self.newest)
         self._note_clock(self._tx)
@@ -190,7 +190,7 @@ class Store:
     # -- writing
 
     def write(self, work: Work, *, grows: bool = False) -> Any:
-        """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raised."""
+        """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raises."""
         result = _Result()
         job = Job(work, result, grows)
         if not self._enqueue(job):
@@ -199,7 +199,7 @@ class Store:
         return result.get()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its `done` is called by whichever thread commits it, possibly this one before returning."""
+        """Queue a job; the committing thread calls its `done`, possibly this thread before `submit` returns."""
         if not self._enqueue(job):
             job.done(None, _stopping())
         elif threading.get_ident() not in self.gatherers:
@@ -215,18 +215,19 @@ class Store:
 
     @property
     def gathered(self) -> bool:
-        """Whether something is queued."""
+        """Whether any job is queued."""
         return bool(self._queue)
 
     @property
     def led(self) -> bool:
-        """Whether a commit is under way; whoever writes now waits for it."""
+        """Whether a commit is in progress; a thread that writes now has to wait for it."""
         return self._leading
 
     def lead(self) -> None:
-        """Commit what is queued, unless somebody is doing so already.
+        """Commit what is queued, unless another thread is already doing so.
 
-        A gatherer goes on until nothing is left; anybody else commits one batch and leaves the rest to the committer.
+        A gatherer continues until the queue is empty; any other thread commits one batch and leaves the rest to the
+        committer.
         """
         with self._gate:
             if self._leading or not self._queue:
@@ -236,7 +237,7 @@ class Store:
         while more:
             try:
                 self._lead()
-            except BaseException:  # even an interrupted leader leaves somebody to lead
+            except BaseException:  # an interrupted leader must still hand over
                 self._relay.release()
                 raise
             with self._gate:
@@ -253,7 +254,7 @@ class Store:
             self._commit(batch)
 
     def _go_on(self) -> None:
-        """The committer thread: leads while there is more to commit than one caller's batch."""
+        """The committer thread: leads when more is queued than one caller's batch."""
         while True:
             self._relay.acquire()
             if self._ended:
@@ -270,7 +271,7 @@ class Store:
                 self._attempt([job])
 
     def _attempt(self, batch: list[Job], *, may_retry: bool = True) -> bool:
-        """Run the batch in one transaction; False if it must be run again one by one."""
+        """Run the batch in one transaction; False if its jobs must be run again one by one."""
         if self.fatal is not None:
             return _tell_all(batch, self.fatal)
         if self._tight and self._is_tight(may_retry):
@@ -296,7 +297,7 @@ class Store:
                 tx.abandon()
             except sqlite3.Error as trouble:
                 verdict = self._stop(trouble)
-            if verdict is error and len(batch) > 1:  # one of them is to blame, not the disk
+            if verdict is error and len(batch) > 1:  # one of the jobs is to blame, not the disk
                 return False
             if may_retry and _is_full(verdict) and self._give_ballast():
                 self._tight = True
@@ -319,14 +320,14 @@ class Store:
         return True
 
     def _give_ballast(self) -> bool:
-        """Give the ballast back to the disk; False if there was none."""
+        """Release the ballast's disk space; False if there was none."""
         if not self._ballast.drop():
             return False
         log.warning("the disk is full: only what settles or ends something is written until there is room")
         return True
 
     def _is_tight(self, may_end: bool) -> bool:
-        """Whether the disk is still full; looks again only if it may be over now."""
+        """Whether the disk is still full; checks the disk again only if `may_end`."""
         if may_end and self._ballast.has_room():
             self._ballast.keep()
             self._tight = False
@@ -334,7 +335,7 @@ class Store:
         return self._tight
 
     def keep_ballast(self) -> None:
-        """Put the ballast aside again, if it was given back and there is room."""
+        """Set the ballast aside again, if it was released and there is room."""
         self._ballast.keep()
 
     def _inodes(self) -> tuple[int, int]:
@@ -344,7 +345,7 @@ class Store:
             return (0, 0)
 
     def _lost(self) -> MuxError:
-        """The database in the directory is no longer the one that is open: all writing ends."""
+        """The database in the directory is no longer the open one: stop all writing."""
         self.fatal = MuxError(
             "storage_lost",
             f"{self._path} was moved, deleted, or replaced under the running daemon, which no longer acknowledges "
@@ -355,7 +356,7 @@ class Store:
         return self.fatal
 
     def _judge(self, error: BaseException, *, writing: bool = False) -> BaseException:
-        """What a caller is told of an error; one that leaves the disk's state unknown ends all writing."""
+        """Translate an error for the caller; one that leaves the state of the disk unknown stops all writing."""
         if not isinstance(error, sqlite3.Error):
             return error
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -371,8 +372,8 @@ class Store:
             )
         if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return self._stop(error)
-        # A file that cannot be opened for writing is opened for reading by SQLite, which tells at the first change. A
-        # reader that is told so was made for reading, and should not have tried.
+        # SQLite silently opens a file read-only if it cannot write it, and reports that at the first change. On a
+        # connection made for reading, the error is only a caller's mistake.
         if writing and kind == sqlite3.SQLITE_READONLY:
             return self._stop(error)
         return error
@@ -391,7 +392,7 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Snapshot]:
-        """One snapshot on a read-only connection."""
+        """Open a snapshot on a read-only connection."""
         try:
             db = self._reader()
         except sqlite3.Error as error:
@@ -424,7 +425,7 @@ class Store:
             self._readers.append(db)
         else:
             db.close()
-        if self._ended:  # looked at last, so that none is left behind a store that closes meanwhile
+        if self._ended:  # checked last, so that none is left in a pool that was emptied meanwhile
             self._drop_readers()
 
     def _drop_readers(self) -> None:
@@ -433,7 +434,7 @@ class Store:
                 self._readers.pop().close()
 
     def size(self) -> dict[str, int]:
-        """Bytes of the database and of its write-ahead log."""
+        """Sizes in bytes of the database and of its write-ahead log."""
 
         def measured(path: str) -> int:
             try:
@@ -449,15 +450,15 @@ class Store:
         return self._tx.audited
 
     def note_head(self) -> None:
-        """Let the data directory remember how far the event log has come."""
+        """Record in the data directory how far the event log has come."""
         if self.fatal is None:
             seq, digest = self.audited
             self.directory.write_head(Head(self.head, self._tx.last_message, self._clock.now_ms(), seq, digest))
 
     def fold(self) -> bool:
-        """Take the write-ahead log into the database and cut it; False if somebody is writing or reading.
+        """Checkpoint the write-ahead log and truncate it; False if some connection is writing or reading.
 
-        On the writing connection, because SQLite before 3.51.3 can lose pages when another one does it.
+        Uses the writing connection, because SQLite before 3.51.3 can lose pages when another connection does it.
         """
         with self._gate:
             if self._leading or self._queue or self._closed:
@@ -477,7 +478,7 @@ class Store:
                 self._relay.release()
 
     def check(self) -> None:
-        """Read every page and index, and note in `damage` what is wrong; takes long, and `close` cuts it short."""
+        """Check every page and index, and note in `damage` what is wrong; slow, and `close` cuts it short."""
         head = self.head
         with contextlib.closing(self.apart()) as db:
             self._checking = db
@@ -498,24 +499,24 @@ class Store:
         self.write(lambda tx: tx.run("insert or replace into meta values ('checked', ?)", told))
 
     def cut_check(self) -> None:
-        """Let a running `check` end."""
+        """Interrupt a running `check`."""
         if (db := self._checking) is not None:
-            with contextlib.suppress(sqlite3.Error):  # it may have ended meanwhile
+            with contextlib.suppress(sqlite3.Error):  # it may have ended in the meantime
                 db.interrupt()
 
     def apart(self) -> sqlite3.Connection:
-        """A read-only connection of the caller's own, for what takes long or cannot run in a snapshot."""
+        """Open a separate read-only connection, for work that is slow or cannot run in a snapshot."""
         uri = f"{Path(self._path).absolute().as_uri()}?mode=ro"
         return self._connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     def tie(self, mux: Mux) -> None:
-        """Tell the store which program it belongs to; transactions carry it to the handlers."""
+        """Connect the store to its program; transactions pass that on to the handlers."""
         self.mux = mux
         self._tx.mux = mux
 
     def close(self) -> None:
-        """Commit what is queued, fold the write-ahead log into the database and close everything."""
-        result = _Result()  # queued last, so when it is done everything before it is
+        """Commit what is queued, checkpoint the write-ahead log, and close everything."""
+        result = _Result()  # queued last, so everything before it is done when it is
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return
         self.cut_check()

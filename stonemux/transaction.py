@@ -126,7 +126,7 @@ class Tx(Snapshot):
         self.cache: dict[Hashable, Any] = {}
         """What handlers remember of slowly changing rows; cleared by `forget` and by every rollback."""
         self.backlog: dict[str, int] = {}
-        """Unsettled deliveries by agent, maintained by the code that changes them; cleared by every rollback."""
+        """Queued deliveries by agent, maintained by the code that changes them; cleared by every rollback."""
 
     def _begin_lists(self) -> None:
         """Start with nothing buffered. The lists are new ones, because those of the last commit were handed out."""
