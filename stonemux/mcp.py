@@ -1,17 +1,17 @@
-"""The Model Context Protocol: a message in, a message out, and no input or output of its own.
+"""The Model Context Protocol: turns a message into a response, without any I/O of its own.
 
-Two generations of the protocol are spoken, and each request says by itself which one it means:
+It speaks two generations of the protocol, and each request shows which one it uses:
 
-* *legacy* (2024-11-05 to 2025-11-25): an `initialize` handshake, of which nothing is remembered here;
-* *modern* (2026-07-28): no handshake; each request carries version and capabilities in `_meta`, each result says
-  `resultType`, and what may be cached says for how long.
+* *legacy* (2024-11-05 to 2025-11-25): an `initialize` handshake, from which nothing is remembered here;
+* *modern* (2026-07-28): no handshake; each request carries version and capabilities in `_meta`, each result has a
+  `resultType`, and a cacheable result says for how long it may be cached.
 
-`read` tells what a message is, `Layer.answer` answers it. What there is to list and to call stands in a `Registry`;
-stonemux's own is in `offer`, and a test may put other things into one. Specification: modelcontextprotocol.io,
-revisions 2025-11-25 and 2026-07-28; the sections are named below.
+`read` classifies a message, and `Layer.answer` answers it. A `Registry` holds what can be listed and called; stonemux's
+own registry is in `offer`, and a test may make another one. Specification: modelcontextprotocol.io, revisions
+2025-11-25 and 2026-07-28; the sections are named below.
 
-A refusal has one of two forms (Tools, "Error Handling"): a `Fault` is answered as a JSON-RPC error and is about the
-message; a `MuxError` of a tool is answered as a result with `isError`, because the model can do something about it.
+An error takes one of two forms (Tools, "Error Handling"): a `Fault` concerns the message and becomes a JSON-RPC error;
+a tool's `MuxError` becomes a result with `isError`, because the model can do something about it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stonemux.record import Record
 from stonemux.schema import Operation, shown
 
 PATH = "/mcp"
-"""Where a daemon takes messages over HTTP."""
+"""The path at which a daemon accepts messages over HTTP."""
 LEGACY = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 MODERN = ("2026-07-28",)
 SUPPORTED = MODERN + LEGACY
@@ -45,22 +45,22 @@ SERVER_INFO = "io.modelcontextprotocol/serverInfo"
 
 AGENT_META = "stonemux/agent"
 AGENT_HEADER = "x-stonemux-agent"
-"""Both name the calling agent; what stands in a request's `_meta` wins."""
+"""Both name the calling agent; the one in a request's `_meta` wins."""
 CLIENT_HEADERS: Mapping[str, str] = {"session_id": "x-stonemux-session-id", "project_dir": "x-stonemux-project-dir"}
-"""What a client's program may tell of itself, by the name under which its agent's metadata keeps it."""
+"""The headers in which a client may describe itself, by their key in the agent's metadata."""
 
 NAMED_BY: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """The param that the header Mcp-Name repeats, by method (2026-07-28, "Standard Request Headers")."""
 _ENCODED = r"(?s)=\?base64\?(.*)\?="
 
 LIST_TTL_MS = 300_000
-"""How long a client may keep a list; they change only with another version or another setting of the daemon."""
+"""How long a client may cache a list; lists change only with the daemon's version or settings."""
 
 RequestId = str | int
 
 
 class Fault(Exception):
-    """A JSON-RPC error in the making; `request_id` is None while it is not known."""
+    """An error to be answered as a JSON-RPC error; `request_id` is None until it is known."""
 
     def __init__(self, code: int, message: str, data: Any = None, request_id: RequestId | None = None) -> None:
         super().__init__(message)
@@ -90,16 +90,16 @@ class Request(NamedTuple):
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """The request's `_meta`; empty when it has none."""
+        """The request's `_meta`; empty if it has none."""
         meta = self.params.get("_meta")
         return meta if isinstance(meta, dict) else {}
 
 
 def read(message: Any) -> Request | None:
-    """What a decoded message is; None for a response, which nobody here has asked for.
+    """Classify a decoded message; returns None for a response, because this server sends no requests.
 
-    Raises Fault -32600 for what is no message (an array included: only 2025-03-26 had batches) and -32602 for params
-    that are no object. A notification is never refused.
+    Raises Fault -32600 for anything that is not a message (including an array: only 2025-03-26 had batches) and -32602
+    for params that are not an object. A notification is never refused.
     """
     if isinstance(message, list):
         raise Fault(INVALID_REQUEST, "batches are not part of the protocol; send one message at a time")
@@ -133,13 +133,13 @@ def _read_request(message: dict[str, Any], method: str) -> Request:
 
 
 def _id_of(message: dict[str, Any]) -> RequestId | None:
-    """The message's id if it is one that may be answered to (Overview, "Requests": a string or an integer)."""
+    """The message's id if it is valid (Overview, "Requests": a string or an integer), else None."""
     request_id = message.get("id")
     return request_id if isinstance(request_id, (str, int)) and not isinstance(request_id, bool) else None
 
 
 def standard_headers(request: Request) -> dict[str, str]:
-    """The headers that go with a modern request over HTTP; none with a legacy one."""
+    """The HTTP headers that accompany a modern request; none for a legacy one."""
     if not request.modern:
         return {}
     headers = {"mcp-protocol-version": str(request.meta[PROTOCOL_VERSION]), "mcp-method": request.method}
@@ -150,14 +150,14 @@ def standard_headers(request: Request) -> dict[str, str]:
 
 
 def encode_header(value: str) -> str:
-    """A text as a header may carry it (2026-07-28, "Value Encoding")."""
+    """Encode a text as a header value (2026-07-28, "Value Encoding")."""
     if value.isascii() and value.isprintable() and value == value.strip() and re.fullmatch(_ENCODED, value) is None:
         return value
     return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
 def decode_header(value: str) -> str:
-    """The text that a header carries; raises ValueError that says what is wrong with it."""
+    """Decode a header value; the message of the ValueError it raises says what is wrong."""
     match = re.fullmatch(_ENCODED, value)
     if match is None:
         if not (value.isascii() and value.isprintable()):
@@ -169,24 +169,24 @@ def decode_header(value: str) -> str:
         raise ValueError("is not base64 of UTF-8") from None
 
 
-# -- what may be asked for
+# -- what a server offers
 
 
 class Desk(Protocol):
-    """Where operations are performed; the daemon's `door`, or whatever stands in for it."""
+    """Performs operations: the daemon's `door`, or a stand-in for it."""
 
     def call(self, operation: Operation, given: Mapping[str, Any]) -> Any:
         """Perform an operation and return its answer; raises MuxError."""
 
     def unread(self, agent_id: str) -> int:
-        """How many messages a poll of this agent would find; 0 if nobody has that name."""
+        """How many messages a poll of this agent would find; 0 if no agent has that name."""
 
 
 class Session(NamedTuple):
-    """Who calls, and how to reach them while a call runs.
+    """The caller, and how to reach it while a call runs.
 
-    `agent` is the agent that the caller is known as, or ""; `client` what its program told of itself; `notify` sends a
-    message ahead of the answer, or is None where that cannot be done.
+    `agent` is the calling agent, or "" if unknown; `client` is what the client program said about itself; `notify`
+    sends a message ahead of the answer, or is None if the transport cannot.
     """
 
     desk: Desk
@@ -196,7 +196,7 @@ class Session(NamedTuple):
 
 
 class Context:
-    """A request on its way through a handler; `arguments` are those of a tool or prompt, or a template's parts."""
+    """A request being handled; `arguments` are those of a tool or prompt, or the parts of a resource template."""
 
     def __init__(self, request: Request, session: Session) -> None:
         self.request = request
@@ -205,7 +205,7 @@ class Context:
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """What a modern client says it can do."""
+        """The capabilities that a modern client declares."""
         told = self.request.meta.get(CLIENT_CAPABILITIES)
         return told if isinstance(told, dict) else {}
 
@@ -215,7 +215,7 @@ class Context:
             self.session.notify({"jsonrpc": "2.0", "method": method, "params": params})
 
     def progress(self, progress: float, total: float) -> None:
-        """Tell how far the work has come, if the client asked for that (Progress)."""
+        """Report progress, if the client asked for it (Progress)."""
         token = self.request.meta.get("progressToken")
         if token is not None:
             self.notify("notifications/progress", progressToken=token, progress=progress, total=total)
@@ -225,30 +225,31 @@ Handler = Callable[[Context], dict[str, Any]]
 
 
 class Tool(Record):
-    """`listed` is its entry in tools/list; `run` returns a CallToolResult, content blocks of any kind."""
+    """A tool: `listed` is its entry in tools/list; `run` returns a CallToolResult."""
 
     listed: dict[str, Any]
     run: Handler
 
 
 class Resource(Record):
-    """`listed` is its entry in a list; a `uri` is read as it stands, a `uriTemplate` has parts in braces."""
+    """A resource: `listed` is its entry in a list, with a fixed `uri` or a `uriTemplate` that has parts in braces."""
 
     listed: dict[str, Any]
     run: Handler
 
 
 class Prompt(Record):
-    """`listed` is its entry in prompts/list; `run` returns a GetPromptResult."""
+    """A prompt: `listed` is its entry in prompts/list; `run` returns a GetPromptResult."""
 
     listed: dict[str, Any]
     run: Handler
 
 
 class Method(Record):
-    """One method: who answers it, in which generation, for how long its result may be kept, and whether it is quick.
+    """One method: its handler, the generations that have it, the lifetime of its result, and whether it is quick.
 
-    `ttl_ms` None says that its result is not a cacheable one; 0 that the result says so itself or is not to be kept.
+    `ttl_ms` None means that the result is not cacheable; 0 means that the result sets its own lifetime or must not be
+    cached.
     """
 
     run: Handler
@@ -259,7 +260,7 @@ class Method(Record):
 
 
 class Registry:
-    """Everything that one server offers. `methods` may be added to; the layer brings its own."""
+    """Everything that one server offers. Entries in `methods` add to the layer's own methods and replace them."""
 
     def __init__(self, info: dict[str, str], instructions: str) -> None:
         self.info = info
@@ -271,7 +272,7 @@ class Registry:
         self.methods: dict[str, Method] = {}
         self.capabilities: dict[str, Any] = {"tools": {}, "resources": {}, "prompts": {}}
         self.legacy_capabilities: dict[str, Any] = {}
-        """What `initialize` tells besides or instead."""
+        """What `initialize` lists in addition to `capabilities`, or instead of them."""
 
     def add(self, thing: Tool | Resource | Prompt) -> None:
         """Offer one more thing; lists keep the order in which things were added."""
@@ -286,7 +287,7 @@ class Registry:
             self.templates.append((_template(listed["uriTemplate"]), thing))
 
     def find_resource(self, uri: str) -> tuple[Resource, dict[str, Any]] | None:
-        """The resource at this address and the parts of its template; None if there is none."""
+        """The resource at this URI and the parts of its template; None if there is none."""
         if uri in self.resources:
             return self.resources[uri], {}
         for pattern, resource in self.templates:
@@ -305,7 +306,7 @@ def _template(uri: str) -> re.Pattern[str]:
 
 
 class Layer:
-    """Answers requests from a registry. It holds nothing else, so any thread may use it."""
+    """Answers requests from a registry. It has no other state, so any thread may use it."""
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -324,14 +325,14 @@ class Layer:
         }
 
     def is_quick(self, request: Request) -> bool:
-        """Whether the answer neither waits nor asks the store."""
+        """Whether the answer neither waits nor needs the store."""
         method = self._methods.get(request.method)
         return method is None or method.quick
 
     def answer(self, request: Request, session: Session) -> dict[str, Any]:
-        """The response to a request (not to a notification, which has none).
+        """The response to a request (not to a notification, which gets none).
 
-        What a handler raises beyond `Fault` and `MuxError` (a hang-up, a bug) is the face's business.
+        Exceptions other than `Fault` and `MuxError` (a hang-up, a bug) are left to the caller.
         """
         assert request.request_id is not None
         try:
@@ -351,7 +352,7 @@ class Layer:
         return self._dressed(result, method) if request.modern else result
 
     def _dressed(self, result: dict[str, Any], method: Method) -> dict[str, Any]:
-        """A result as 2026-07-28 wants it (Overview, "Result Responses"; Caching)."""
+        """Add the fields that 2026-07-28 requires in a result (Overview, "Result Responses"; Caching)."""
         dressed = {"resultType": "complete"} | result
         if method.ttl_ms is not None and dressed["resultType"] == "complete":
             scope = "public" if method.ttl_ms else "private"
@@ -359,10 +360,10 @@ class Layer:
         dressed["_meta"] = {SERVER_INFO: self.registry.info} | dressed.get("_meta", {})
         return dressed
 
-    # -- the handshake, and what stands for it
+    # -- the handshake, and its modern replacement
 
     def _initialize(self, context: Context) -> dict[str, Any]:
-        """2025-11-25, Lifecycle: the client's version if it is spoken here, else the newest one."""
+        """2025-11-25, Lifecycle: answer with the client's version if it is supported, else with the newest one."""
         asked = context.request.params.get("protocolVersion")
         return {
             "protocolVersion": asked if asked in LEGACY else LEGACY[0],
@@ -372,7 +373,7 @@ class Layer:
         }
 
     def _discover(self, context: Context) -> dict[str, Any]:
-        """2026-07-28, Discovery. Older versions stand last, for a client that knows none of the newer ones."""
+        """2026-07-28, Discovery. Older versions come last, for a client that knows none of the newer ones."""
         return {
             "supportedVersions": list(SUPPORTED),
             "capabilities": self.registry.capabilities,
@@ -435,7 +436,7 @@ class Layer:
 
 
 def internal_fault(request_id: RequestId | None) -> Fault:
-    """The answer to what should not have happened; its details are for the log."""
+    """The error for an unexpected failure; its details go to the log only."""
     return Fault(
         INTERNAL_ERROR, "Internal error: the daemon failed on this request; its log has the reason", None, request_id
     )
@@ -454,7 +455,7 @@ def _check_envelope(request: Request) -> None:
 
 
 def _whole_list(context: Context, name: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Lists are short and come whole, so no cursor was ever given out (Pagination)."""
+    """Lists are short and never paginated, so any cursor is invalid (Pagination)."""
     if context.request.params.get("cursor") is not None:
         raise Fault(INVALID_PARAMS, "Invalid cursor")
     return {name: entries}

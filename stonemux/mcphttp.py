@@ -1,12 +1,12 @@
-"""MCP over HTTP: one POST, one message; nothing is remembered between two of them.
+"""MCP over HTTP: one POST carries one message, and nothing is remembered between requests.
 
-Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"), without sessions: GET and DELETE are
-refused, no session id is given out. The standard headers of the newer revision are compared with the body.
+This is Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"), without sessions: GET and
+DELETE are refused, and no session id is issued. The newer revision's standard headers are checked against the body.
 
-What is quick is answered on the thread that read it; tools and resources get a worker. An answer is plain JSON until it
-has to wait, or has something to say beforehand: then it turns into a stream, at once, with a comment every 15 s, since
-clients give up on a silent answer after a minute. A client that hangs up cancels its call. An answer that hands out
-messages ends its connection, so that the client's closing tells soon whether they arrived.
+Quick requests are answered on the thread that read them; tools and resources get a worker. An answer is plain JSON
+unless it must wait or a notification precedes it: then it turns into an event stream at once, with a comment every 15
+s, since clients give up on a silent answer after a minute. A client that hangs up cancels its call. An answer that
+delivers messages closes its connection, because the client's own close soon shows whether they arrived.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("stonemux")
 COMMENT = b": still waiting\n\n"
 
 ROOM = 20_000
-"""Characters of messages in an answer; clients cut or put away what does not fit into a model's context."""
+"""Characters of messages in an answer; clients truncate or drop what does not fit into a model's context."""
 
 
 class McpExchange(Exchange):
@@ -49,13 +49,13 @@ class McpExchange(Exchange):
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
-        """Around a sleep: the answer becomes a stream when it has to wait."""
+        """Park as usual, but turn the answer into a stream first, because it has to wait."""
         self.stream()
         with super().park(watch):
             yield
 
     def run(self, body: bytes) -> None:
-        """Answer the message, or see to it that it gets answered."""
+        """Answer the message, or hand it to a worker."""
         try:
             wire.admit(self._head, self._hosts(), self._server.origins)
             self._check_reach()
@@ -67,14 +67,14 @@ class McpExchange(Exchange):
             self._refuse(error)
 
     def _hosts(self) -> frozenset[str]:
-        """The accepted values of Host: as SDKs do, loopback is known by any port, such as that of a tunnel."""
+        """The accepted values of Host: as in the SDKs, loopback names with any port, such as that of a tunnel."""
         host = self._head.headers.get("host", "")
         name, _, port = host.rpartition(":")
         tunneled = name.lower() in wire.LOOPBACK and port.isdecimal()
         return self._server.hosts | {host} if tunneled else self._server.hosts
 
     def _is_post(self) -> bool:
-        """False when the request is answered already (OPTIONS); every method but POST is refused."""
+        """True for POST; False if the request was answered already (OPTIONS). Every other method is refused."""
         if self._head.method == "POST":
             return True
         self._extra = (("Allow", "POST"),)
@@ -142,7 +142,7 @@ class McpExchange(Exchange):
     # -- answering
 
     def stream(self) -> None:
-        """Turn the answer into a stream if it is none yet and the client takes one."""
+        """Turn the answer into a stream, unless it is one already or the client does not accept one."""
         if self._streaming or not takes_stream(self._head.headers):
             return
         self._streaming = True
@@ -165,7 +165,7 @@ class McpExchange(Exchange):
             self._send(status, payload.write_json(message), flight=flight)
 
     def _refuse(self, error: BaseException) -> None:
-        """Refusals of the HTTP face, and bugs, as JSON-RPC errors without an id."""
+        """Answer HTTP-level refusals, and bugs, with JSON-RPC errors without an id."""
         if not isinstance(error, MuxError):
             log.error("request %s failed", self.request_id, exc_info=error)
             self._send_message(mcp.internal_fault(None).response(), 500)
@@ -205,7 +205,7 @@ def _event(message: dict[str, Any]) -> bytes:
 
 
 def _status(request: Request, message: dict[str, Any]) -> int:
-    """2026-07-28 gives errors a status of their own; before that they came with 200."""
+    """The HTTP status: 2026-07-28 gives errors their own; before that, every answer had 200."""
     if "error" not in message or not request.modern:
         return 200
     return _refused_status(message["error"]["code"])
@@ -219,7 +219,7 @@ def _refused_status(code: int) -> int:
 
 
 def check_accept(headers: Mapping[str, str]) -> None:
-    """Refuse a client that does not take JSON; raises `not_acceptable`."""
+    """Refuse a client that does not accept JSON; raises `not_acceptable`."""
     if not _takes(headers, "application/json"):
         raise MuxError(
             "not_acceptable",
@@ -229,7 +229,7 @@ def check_accept(headers: Mapping[str, str]) -> None:
 
 
 def takes_stream(headers: Mapping[str, str]) -> bool:
-    """Whether the client takes an event stream for an answer."""
+    """Whether the client accepts an event stream as an answer."""
     return _takes(headers, "text/event-stream")
 
 
@@ -242,14 +242,14 @@ def _takes(headers: Mapping[str, str], kind: str) -> bool:
 
 
 def check_headers(request: Request, headers: Mapping[str, str]) -> Request:
-    """Hold the standard headers against the body (2026-07-28, "Server Validation"); returns the request as it counts.
+    """Check the standard headers against the body (2026-07-28, "Server Validation"); returns the request to answer.
 
-    A legacy request may leave its one header out, as several clients do. Raises Fault -32020 for a header of a modern
-    request that is missing or differs, -32022 for a version that nobody speaks.
+    A legacy request may omit its one header, as several clients do. Raises Fault -32020 if a header of a modern request
+    is missing or differs from the body, and -32022 for an unsupported version.
     """
     version = headers.get("mcp-protocol-version")
     if not request.modern:
-        if version in mcp.MODERN:  # the envelope is missing, and the layer will say so
+        if version in mcp.MODERN:  # the envelope is missing, which the layer will report
             return Request(request.request_id, request.method, request.params, True)
         if version is not None and version not in mcp.LEGACY and request.method != "initialize":
             data = {"supported": list(mcp.SUPPORTED), "requested": version[:64]}

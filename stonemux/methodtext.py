@@ -1,8 +1,9 @@
-"""The text of `methods`: one typed method of the Python client for each row of the operation table.
+"""Generates the text of `methods`: one typed method of the Python client for each row of the operation table.
 
-A pure function of the table. Names: the method is the operation's with `_` for its dot, an argument is `Param.argument`
-(so the wire's `from` is `sender`), an answer is a TypedDict: `Message` for the shape that the table calls MESSAGE,
-`TaskClaimAnswer` for one that only task.claim has, and one that adds fields to a named shape is its subclass.
+The text is a pure function of the table. A method is named after its operation, with `_` for the dot; an argument is
+`Param.argument` (so the wire's `from` is `sender`); an answer is a TypedDict: `Message` for the shape that the table
+calls MESSAGE, `TaskClaimAnswer` for one that only task.claim has, and a subclass for one that adds fields to a named
+shape.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _ARGUMENTS = {
 
 
 def text(operations: Sequence[Operation], shapes: Mapping[str, Any]) -> str:
-    """The whole module. `shapes` are those that the table has given a name."""
+    """The whole module. `shapes` are the shapes that have a name in the table."""
     answers = _Answers(shapes)
     methods = [_method(one, answers) for one in operations if one.kind != "stream"]
     parts = [_HEAD, *(answers.written[name] for name in answers.written), _CLASS]
@@ -79,7 +80,7 @@ def text(operations: Sequence[Operation], shapes: Mapping[str, Any]) -> str:
 
 
 def named_shapes(table: ModuleType) -> dict[str, Any]:
-    """The shapes among a module's constants: CHANNEL_ROW becomes ChannelRow."""
+    """The shapes among a module's constants by class name: CHANNEL_ROW becomes ChannelRow."""
     return {
         _camel(name): value
         for name, value in vars(table).items()
@@ -149,7 +150,7 @@ class _Answers:
         return f"NotRequired[{kind}]" if field.endswith("?") else kind
 
     def _base(self, shape: Mapping[str, Any]) -> str:
-        """The largest named shape that this one only adds to."""
+        """The largest named shape to which this one only adds fields."""
         fitting = {
             name: len(fields)
             for name, fields in self._named.items()

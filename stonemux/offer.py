@@ -1,8 +1,8 @@
-"""What stonemux offers over MCP: its tools, resources and prompts, rendered from the table of operations.
+"""What stonemux offers over MCP: its tools, resources, and prompts, rendered from the table of operations.
 
-A tool is a row with a tool name. Its schema names the row's parameters with their limits in words, since some clients
-drop the limits of a schema, and says no more than a model needs: every session of every agent pays for this list.
-Answers are described by the fields that they always have for the same reason; the reference has them whole.
+A tool is a row with a tool name. Its schema states the limits of parameters in words, since some clients drop a
+schema's limits, and says no more than a model needs: every session of every agent pays for this list in tokens. For the
+same reason, answers are described only by the fields that they always have; the reference describes them fully.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS
 """The operations that are tools, by tool name, in the order of the table."""
 
 CLIENT_KEY = "client"
-"""Where an agent's metadata keeps what its program told of itself when it registered."""
+"""The key in an agent's metadata for what its client program said about itself at registration."""
 
 _WORDS = {row.name: row.tool or f"`{row.typed}`" for row in operations.OPERATIONS if row.tool or "." in row.name}
 _OPERATION = "|".join(rf"\b{re.escape(name)}\b" for name in _WORDS)
@@ -104,7 +104,7 @@ ROLES: Mapping[str, tuple[str, str]] = {
 
 
 def registry(settings: Settings) -> Registry:
-    """Everything that stonemux offers, with the limits of these settings."""
+    """Everything that stonemux offers, with the limits from these settings."""
     made = Registry(
         {"name": "stonemux", "title": "stonemux", "version": VERSION},
         INSTRUCTIONS.replace("{most}", str(settings.poll_timeout_max)),
@@ -145,7 +145,7 @@ def _input_schema(operation: Operation, settings: Settings) -> dict[str, Any]:
         "properties": {param.name: _param_schema(param, settings) for param in operation.params if param.listed},
     }
     required = [param.name for param in operation.needed if param.name != operation.actor]
-    required += [one.name for one, other in operation.either if not other.listed]  # the other is no model's business
+    required += [one.name for one, other in operation.either if not other.listed]  # the other is not for models
     if required:
         schema["required"] = required
     schema["additionalProperties"] = False
@@ -174,7 +174,7 @@ def _param_schema(param: Param, settings: Settings) -> dict[str, Any]:
 
 
 def _limits(param: Param, settings: Settings) -> list[str]:
-    """The limits and the default, in words; those that no sensible call meets are left to the refusal."""
+    """The limits and the default in words; limits that no sensible call reaches are left to the refusal."""
     words = []
     most = param.upper(settings)
     if param.kind == "integer" and most not in (None, MOST_INTEGER) and (param.least or 0) >= 0:
@@ -211,7 +211,7 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
 
 
 def _result(told: dict[str, Any], *, failed: bool) -> dict[str, Any]:
-    """The same compact JSON twice; a refusal only as text, since it is no answer of the tool's output schema."""
+    """The same compact JSON twice; a refusal only as text, since it does not match the tool's output schema."""
     content = [{"type": "text", "text": dumps(told)}]
     return {"content": content, "isError": True} if failed else {"content": content, "structuredContent": told}
 
@@ -233,12 +233,12 @@ def _advice(operation: Operation, error: MuxError) -> str:
 
 
 def tool_words(message: str) -> str:
-    """A message with the tools' names in place of the operations', or with the command where there is no tool."""
+    """A message with tool names in place of operation names, or with the command if an operation is not a tool."""
     return re.sub(_OPERATION, lambda found: _WORDS[found[0]], message)
 
 
 def _given(operation: Operation, context: Context) -> dict[str, Any]:
-    """The arguments, with decimal texts taken as integers and with the acting agent filled in."""
+    """The arguments, with decimal strings converted to integers and the acting agent filled in."""
     given = context.arguments
     for name, value in given.items():
         param = operation.by_name.get(name)
@@ -254,14 +254,14 @@ def _given(operation: Operation, context: Context) -> dict[str, Any]:
 
 
 def _as_integer(value: Any) -> Any:
-    """Some models write "30" for 30."""
+    """Convert a decimal string to an integer: some models write "30" for 30."""
     if isinstance(value, list):
         return [_as_integer(entry) for entry in value]
     return from_decimal(value) if isinstance(value, str) else value
 
 
 def _client_of(context: Context) -> dict[str, str]:
-    """What the client's program told of itself: name, session_id, thread_id, project_dir, as far as it did."""
+    """What the client program said about itself: any of name, session_id, thread_id, and project_dir."""
     meta = context.request.meta
     turn, info = meta.get("x-codex-turn-metadata"), meta.get(CLIENT_INFO)
     turn = turn if isinstance(turn, dict) else {}

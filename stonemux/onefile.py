@@ -1,12 +1,12 @@
-"""What `stonemux.pyz` runs first (it is its `__main__.py`): it lets Python import the modules that lie beside it.
+"""The `__main__.py` of `stonemux.pyz`: lets Python import the modules that are packed beside it.
 
-They are packed together, which takes a fifth less than each alone, and read once: so a daemon or a session that runs
-does not mind when its file is replaced by a newer one.
+They are packed together, which takes a fifth less space than packing each alone, and are read once, so a running daemon
+or session is unaffected when its file is replaced by a newer one.
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - told before anything is used that an older one does not know
+if sys.version_info < (3, 11):  # noqa: UP036 - checked before using anything that an older Python lacks
     sys.exit("stonemux needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 import marshal
@@ -16,18 +16,18 @@ from importlib.util import spec_from_file_location
 from types import ModuleType
 
 PACKED = "modules"
-"""The file beside this one: names and contents, as `marshal` writes them."""
+"""The file beside this one: names and contents, as written by `marshal`."""
 
 
 class Importer:
-    """Finds and loads the modules; `archive` says where they came from."""
+    """Finds and loads the packed modules; `archive` is the file they came from."""
 
     def __init__(self, archive: str, files: dict[str, bytes]) -> None:
         self.archive = archive
         self._files = files
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """What Python asks for each import."""
+        """Find a module; Python calls this for each import."""
         file, package = self._place(name)
         if file not in self._files:
             return None
@@ -46,16 +46,16 @@ class Importer:
         return (package, True) if package in self._files else (f"{file}.py", False)
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As usual."""
+        """Create the module in the usual way."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run a module's text."""
+        """Execute a module's source."""
         assert module.__spec__ is not None
         assert module.__spec__.origin is not None
         exec(compile(self.get_source(module.__name__), module.__spec__.origin, "exec"), module.__dict__)
 
     def get_source(self, name: str) -> str:
-        """A module's text, for traces."""
+        """A module's source, for tracebacks."""
         return self._files[self._place(name)[0]].decode()
 
     def get_data(self, path: str) -> bytes:

@@ -1,11 +1,12 @@
-"""One request to somebody who is trusted with nothing: a connection of its own, and one deadline for all of it.
+"""One HTTP request to an untrusted server: a connection of its own, and one deadline for everything.
 
-Webhooks and the license server are called so. Whatever the other side does, the talk ends in time: one that sends a
-byte per second holds a thread no longer than one that hangs, nor does a name server. No redirect is followed and no
-proxy asked; the head of an answer is read up to 8 KiB, its body as far as the caller wants it.
+Webhooks and the license server are called this way. Whatever the other side does, the request ends in time: neither a
+server that sends a byte per second, nor one that hangs, nor a slow name server holds a thread beyond the deadline.
+Redirects are not followed and proxies are not used; the head of an answer is read up to 8 KiB, its body as far as the
+caller wants it.
 
-The exchange is our own because the stock client gives every single read the whole timeout anew. `pool` is something
-else: it keeps connections to a daemon, which is trusted.
+The exchange is our own code because the standard library's client applies the timeout to every single read. `pool` is
+different: it keeps connections to a daemon, which is trusted.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from stonemux.clock import Clock
 
 MOST_HEAD_BYTES = 8192
 MOST_TRIED = 4
-"""Addresses of one host that a connection is tried to."""
+"""How many addresses of one host to try to connect to."""
 
 _STATUS = rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?"
 
 clock = Clock()
-"""The network keeps real time, whatever clock the program was given."""
+"""The network runs in real time, whatever clock the program was given."""
 
 
 class Trouble(Exception):
-    """The talk came to nothing; the text says how."""
+    """The request failed; the text says how."""
 
 
 class Head(NamedTuple):
-    """Status and fields (lower-case names) of an answer."""
+    """The status and the fields (with lower-case names) of an answer."""
 
     status: int
     fields: Mapping[str, str]
 
     @property
     def length(self) -> int | None:
-        """How long the body is said to be; None if that is not told."""
+        """The declared length of the body; None if it is not declared."""
         length = self.fields.get("content-length", "")
         return int(length) if re.fullmatch("[0-9]{1,12}", length) else None
 
@@ -52,7 +53,7 @@ class Head(NamedTuple):
 class Talk:
     """A request and its answer, as a context manager around both; another thread may `cut` it short.
 
-    Raises Trouble, or OSError: TimeoutError when the time is up or it was cut.
+    Raises Trouble, or OSError: TimeoutError if the time is up or it was cut.
     """
 
     def __init__(self, total_ms: int) -> None:
@@ -60,9 +61,9 @@ class Talk:
         self._end = self._started + total_ms
         self._socket: socket.socket | None = None
         self._heard = b""
-        self._head_bytes = MOST_HEAD_BYTES  # that may still be read; interim heads count, or there might be no end
+        self._head_bytes = MOST_HEAD_BYTES  # bytes left to read; interim heads count too, or there might be no end
         self.was_cut = False
-        """Whether it was ended from outside, so that what came of it means nothing."""
+        """Whether it was ended from outside, so that its result is meaningless."""
 
     def __enter__(self) -> Self:
         return self
@@ -87,11 +88,11 @@ class Talk:
         return clock.ticks_ms() - self._started
 
     def hurry(self, ms: int) -> None:
-        """Let it end in so many milliseconds at the latest."""
+        """Move the deadline to at most this many milliseconds from now."""
         self._end = min(self._end, clock.ticks_ms() + ms)
 
     def _left(self) -> float:
-        """Seconds to the deadline."""
+        """The seconds to the deadline; raises TimeoutError if there are none, or it was cut."""
         left = self._end - clock.ticks_ms()
         if left <= 0 or self.was_cut:
             raise TimeoutError("it took too long")
@@ -100,11 +101,11 @@ class Talk:
     # -- connecting
 
     def look_up(self, target: Target) -> list[str]:
-        """The addresses of a target; raises when the system does not know them in time."""
+        """The addresses of a target; raises if the system cannot resolve them in time."""
         return _look_up(target, self._left())
 
     def connect(self, target: Target, found: list[str], *, most_ms: int | None = None) -> socket.socket:
-        """Connect to the first of these addresses that takes a connection, each within `most_ms`."""
+        """Connect to the first of these addresses that accepts, waiting up to `most_ms` for each."""
         failed: OSError = OSError("no address")
         for address in found[:MOST_TRIED]:
             patience = self._left() if most_ms is None else min(most_ms / 1000, self._left())
@@ -114,14 +115,14 @@ class Talk:
                 failed = error
                 continue
             self._socket = sock
-            self._left()  # it may have been cut before it could be seen
+            self._left()  # it may have been cut before `cut` could see the socket
             return sock
         if isinstance(failed, TimeoutError):
             raise Trouble("no connection in time")
         raise failed
 
     def secure(self, target: Target) -> None:
-        """Speak TLS with whom the target names, if its URL says so; the system's authorities vouch for that."""
+        """Start TLS if the URL asks for it; the certificate is verified for the target's host with the system's CAs."""
         if not target.secure:
             return
         import ssl  # most talks are on loopback, without TLS
@@ -135,7 +136,7 @@ class Talk:
             raise Trouble(f"no TLS: {error.reason or error}") from error
 
     def _connected(self) -> socket.socket:
-        """The socket, which waits no longer than there is time."""
+        """The socket, with its timeout set to the time left."""
         sock = self._socket
         assert sock is not None
         sock.settimeout(self._left())
@@ -158,7 +159,7 @@ class Talk:
             try:
                 rest = rest[sock.send(rest) :]
             except (BrokenPipeError, ConnectionResetError):
-                return  # it may have answered before it had everything
+                return  # the server may have answered before it read everything
 
     def _head(self) -> Head:
         while b"\r\n\r\n" not in self._heard and b"\n\n" not in self._heard:
@@ -173,7 +174,7 @@ class Talk:
         return head
 
     def body(self, most: int) -> bytes:
-        """Read on until there are so many bytes of the body, or the connection ends; more may have come."""
+        """Read until there are `most` bytes of the body, or the connection ends; may return more than `most`."""
         while len(self._heard) < most:
             more = self._connected().recv(most - len(self._heard))
             if not more:
@@ -197,7 +198,7 @@ def _request(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 def _split(heard: bytes) -> tuple[Head, bytes]:
-    """The head, and what came after it."""
+    """Split what was received into the head and what came after it."""
     end = min(at for mark in (b"\r\n\r\n", b"\n\n") if (at := heard.find(mark)) >= 0)
     rest = heard[end + (4 if heard[end : end + 1] == b"\r" else 2) :]
     first, *lines = heard[:end].split(b"\n")
@@ -229,11 +230,11 @@ def in_words(error: Exception) -> str:
 
 _looking: dict[tuple[str, int], _LookUp] = {}
 _lock = threading.Lock()
-"""Guards the questions that are asked."""
+"""Guards the running look-ups."""
 
 
 class _LookUp:
-    """A question to the name server. It cannot be cut short, so it has a thread of its own, and one for each name."""
+    """A name look-up. It cannot be interrupted, so it runs in its own thread; there is one per host and port."""
 
     def __init__(self, target: Target) -> None:
         self._target = target

@@ -1,7 +1,7 @@
-"""The HTTP face as an OpenAPI 3.1 document, rendered from the table of operations.
+"""The HTTP interface as an OpenAPI 3.1 document, rendered from the table of operations.
 
-A pure function of the table and the settings. Parameters and answers are described by JSON Schema (2020-12), which
-accepts what `schema.bind` accepts.
+It is a pure function of the table and the settings. Parameters and answers are described by JSON Schema (2020-12),
+which accepts what `schema.bind` accepts.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _error_schema(operations: Sequence[Operation]) -> dict[str, Any]:
 
 
 def shape_schema(shape: Any) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an answer's shape; `schema` has the notation."""
+    """The JSON Schema (2020-12) of an answer's shape; `schema` explains the notation."""
     if isinstance(shape, tuple):
         return {"anyOf": [shape_schema(one) for one in shape]}
     if isinstance(shape, list):
@@ -219,9 +219,9 @@ def shape_schema(shape: Any) -> dict[str, Any]:
 def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict[str, Any]:
     """The JSON Schema (2020-12) of one parameter's values, accepting what `bind` accepts.
 
-    In JSON, null stands for an optional parameter that is not given. `textual` describes a query string instead, where
-    there is no null and the entries of a list hold no comma. A text's limit counts bytes, which JSON Schema cannot say:
-    `maxLength` is then the most characters that can fit.
+    In JSON, null stands for an optional parameter that is not given. `textual` describes a query string instead, which
+    has no null and no commas within the entries of a list. A text's limit counts bytes, which JSON Schema cannot
+    express: `maxLength` is then the largest number of characters that can fit.
     """
     apart = "," if textual and param.kind in ("names", "integers") else ""
     schema = _SCHEMAS[param.kind](param, param.upper(limits), apart)
@@ -236,7 +236,7 @@ def param_schema(param: Param, limits: Limits, *, textual: bool = False) -> dict
     return schema
 
 
-# Regular expressions below are read by JavaScript and Python alike: no \s (its meaning differs) and no look-around.
+# JavaScript and Python both read these regular expressions: no \s (its meaning differs) and no look-around.
 _CONTROLS = r"\u0000-\u001f\u007f-\u009f"
 _BLANKS = r"\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 

@@ -1,4 +1,4 @@
-"""What a command says in the end: an answer in the form that was asked for, or a refusal."""
+"""What a command prints at the end: an answer in the requested form, or a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stonemux.schema import Operation
 
 
 def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> str:
-    """The answer of an operation: text as it is; JSON, ids, or what people read."""
+    """An operation's answer as text: text unchanged; else as JSON, as ids, or in readable form."""
     if isinstance(told, str):
         return told.rstrip("\n")
     if options.json:
@@ -24,8 +24,8 @@ def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> 
 
 
 def as_typed(message: str) -> str:
-    """A message with operations named as they are typed; what it quotes stays as it is."""
-    from stonemux import operations  # which only a refusal needs here
+    """A message with operations named the way users type them; quoted text is left unchanged."""
+    from stonemux import operations  # only needed for a refusal
 
     names = "|".join(re.escape(name) for name in operations.BY_NAME if "." in name)
     named = rf"(?<!['\w./-])(?:{names})(?!['\w-])"
@@ -33,7 +33,7 @@ def as_typed(message: str) -> str:
 
 
 def refusal(error: MuxError, *, as_json: bool) -> int:
-    """Tell a refusal, to programs with all of its facts; returns the exit status."""
+    """Print a refusal, with `as_json` also all of its facts; returns the exit status."""
     print(f"stonemux: {screen.safe(as_typed(error.message))}", file=sys.stderr)
     if as_json:
         told = error.body()
@@ -44,5 +44,5 @@ def refusal(error: MuxError, *, as_json: bool) -> int:
 
 
 def mute() -> None:
-    """Let standard output's rest go nowhere, so that the interpreter's end does not try to write it again."""
+    """Discard the rest of standard output, so that the interpreter does not try to write it again on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""What the machine's owner does from the command line: through the daemon if one holds the data directory, else here.
+"""The owner's operations from the command line: through the daemon if it holds the data directory, else in-process.
 
-Whoever can read the data directory is its owner. A running daemon keeps a token there that says so; without one, the
-same operations run in this process, which holds the directory meanwhile.
+Anyone who can read the data directory is its owner. A running daemon keeps a token there as proof; without a daemon,
+the same operations run in this process, which holds the directory meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stonemux.tokens import OWNER
 
 
 def desk(settings: Settings, token: str | None = None) -> Remote | Here:
-    """Where the owner's operations are called; `token` is what to show where the data directory holds none."""
+    """Where to call the owner's operations; `token` is used if the data directory holds none."""
     mine = read_owner_token(settings.data_dir)
     shown = mine or token
     return Here(settings) if shown is None else Remote(settings, shown, owned=settings.data_dir if mine else None)
@@ -36,7 +36,7 @@ def call(settings: Settings, name: str, given: Mapping[str, Any]) -> Any:
 
 
 class Here:
-    """The program without faces, in this process."""
+    """The program without its network interfaces, in this process."""
 
     replayed = False
 
@@ -66,7 +66,7 @@ class Here:
 
     @contextlib.contextmanager
     def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
-        """Call an operation; raises what the daemon would refuse with."""
+        """Call an operation; raises the same refusals as the daemon."""
         caller = Caller()
         caller.principal = OWNER
         yield door.call(self._mux, operation, given, caller)

@@ -1,7 +1,7 @@
-"""The parser of a command's words.
+"""The parser for a command's arguments.
 
-A refusal is one line that names the nearest flag. Flags are never abbreviated, so that a script goes on meaning the
-same when a flag is added.
+A refusal is one line that names the nearest flag. Flags cannot be abbreviated, so a script keeps its meaning when a
+flag is added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse all words, or end with a refusal."""
+        """Parse all words, or exit with a refusal."""
         options, rest = self.parse_known_args(words)
         if rest:
             flag = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
@@ -32,10 +32,10 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """End with a refusal."""
+        """Exit with a refusal."""
         lead, required, names = message.partition("are required: ")
         for action in self._actions if required else ():
-            if action.choices and not action.option_strings:  # what it may be says more than what it is called here
+            if action.choices and not action.option_strings:  # the choices say more than the argument's internal name
                 names = names.replace(action.dest, "|".join(action.choices))
         message = lead + required + names
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")

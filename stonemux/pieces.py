@@ -1,4 +1,4 @@
-"""What a runner has in hand: a task or a message, and how the daemon is told what became of it."""
+"""A runner's pieces of work, tasks and messages, and how their outcome is reported to the daemon."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from stonemux.clock import moment
 from stonemux.errors import MuxError
 
 MOST_RESULT = 65_536
-"""Bytes that a result may have, unless the daemon says otherwise; of what is longer, a document keeps the whole."""
+"""How many bytes a result may have unless the daemon says otherwise; a longer one is kept in full as a document."""
 
 
 class Piece(Protocol):
-    """Something to do: a task or a message, and how the daemon is told what became of it."""
+    """A task or message to work on, and how its outcome is reported to the daemon."""
 
     name: str
     told: dict[str, Any]
-    """What the command reads."""
+    """What the command reads on standard input."""
     environ: dict[str, str]
     lease_ms: int
 
     def extend(self, client: Client) -> str:
-        """Keep it for another lease; returns "" or `cancelled`."""
+        """Renew the lease; returns "" or `cancelled`."""
 
     def complete(self, client: Client, output: str) -> str:
-        """The command succeeded; returns what that made of it, in a word."""
+        """Report that the command succeeded; returns the resulting state, in one word."""
 
     def fail(self, client: Client, why: str) -> str:
-        """The command failed."""
+        """Report that the command failed."""
 
     def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        """Somebody else may do it."""
+        """Give it back so that another agent may take it."""
 
 
 class ClaimedTask:
-    """A claimed task. Its calls carry keys of their own, so that telling twice happens once."""
+    """A claimed task. Its calls carry idempotency keys, so a repeated report takes effect once."""
 
     def __init__(self, claim: Mapping[str, Any], *, retry: bool) -> None:
-        """`retry`: one that fails is tried again, until its attempts end."""
+        """`retry`: a failed task is tried again, until its attempts are used up."""
         self.told: dict[str, Any] = dict(claim["task"])
         self.name = f"task {claim['task_id']}"
         self._id: str = claim["task_id"]
@@ -54,12 +54,12 @@ class ClaimedTask:
         }
 
     def extend(self, client: Client) -> str:
-        """Restart the lease of the claim; `cancelled` when its poster no longer wants the work."""
+        """Renew the lease of the claim; returns `cancelled` if the task's poster no longer wants the work."""
         told = client.task_extend(task_id=self._id, claim_token=self._token)
         return "cancelled" if told.get("cancelled") else ""
 
     def complete(self, client: Client, output: str) -> str:
-        """The output is the result; of one that is too long, a document keeps the whole."""
+        """Complete the task with the output as its result; output that is too long is kept in full as a document."""
         size = len(output.encode())
         limit, document = None if size <= MOST_RESULT else MOST_RESULT, ""
         while True:
@@ -82,7 +82,7 @@ class ClaimedTask:
                 limit = told
 
     def fail(self, client: Client, why: str) -> str:
-        """It has failed, or goes back to be tried again."""
+        """Report a failure: the task has failed, or is put back to be tried again."""
         told = client.task_complete(
             task_id=self._id,
             claim_token=self._token,
@@ -94,7 +94,7 @@ class ClaimedTask:
         return "failed" if told["status"] == "failed" else "failed, to be tried again"
 
     def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        """Back to the pool, claimable after so many seconds."""
+        """Put the task back into the pool, claimable after `delay_s` seconds."""
         client.task_release(
             task_id=self._id,
             claim_token=self._token,
@@ -109,10 +109,10 @@ class ClaimedTask:
 
 
 class LeasedMessage:
-    """A message on a lease. One that fails comes again, later each time, until it is a dead letter."""
+    """A leased message. After a failure it is redelivered, later each time, until it is a dead letter."""
 
     def __init__(self, message: Mapping[str, Any], lease_s: int, *, reply: bool, emit: Callable[[str], None]) -> None:
-        """`reply`: the output goes back to the sender, else to `emit`."""
+        """`reply`: send the output to the sender of the message; otherwise pass it to `emit`."""
         self.told: dict[str, Any] = dict(message)
         self.name = f"message {message['id']}"
         self._id: int = message["id"]
@@ -127,12 +127,12 @@ class LeasedMessage:
         }
 
     def extend(self, client: Client) -> str:
-        """Restart the lease; nobody cancels a message."""
+        """Renew the lease; a message cannot be cancelled."""
         client.msg_extend(id=self._id, lease=self._lease_s)
         return ""
 
     def complete(self, client: Client, output: str) -> str:
-        """Acknowledge it, once the output has gone where it is wanted."""
+        """Acknowledge the message, after the output has been passed on."""
         if not self._reply:
             self._emit(f"{output}\n" if output else "")
         elif output:
@@ -150,23 +150,23 @@ class LeasedMessage:
         return "answered" if self._reply else "acknowledged"
 
     def fail(self, client: Client, why: str) -> str:
-        """Put it back, for longer each time."""
+        """Put it back, with a longer delay each time."""
         client.msg_nack(id=self._id, delay=min(2 ** self.told.get("deliveries", 1), 600))
         return "put back"
 
     def give_back(self, client: Client, why: str, delay_s: int) -> str:
-        """Put it back, to be delivered again after so many seconds."""
+        """Put it back, to be redelivered after `delay_s` seconds."""
         client.msg_nack(id=self._id, delay=delay_s)
         return "put back"
 
 
 def _cut(text: str, limit: int, note: str) -> str:
-    """The beginning of a text, with a note, in so many bytes."""
+    """The beginning of a text, followed by a note, in at most `limit` bytes."""
     return text.encode()[: max(0, limit - len(note.encode()))].decode(errors="ignore") + note
 
 
 def _document(client: Client, text: str, key: str) -> str:
-    """Keep a text as a document and return its id; "" where the daemon takes none of that size."""
+    """Store a text as a document and return its id; "" if the daemon refuses it, for example for its size."""
     try:
         made = client.document_create(content=text, title="output of a command", idempotency_key=key)
     except MuxError as error:

@@ -1,7 +1,7 @@
-"""Start an MCP server over stdio as a client would, and list its tools: the proof that a configuration works.
+"""Starts an MCP server over stdio as a client would, and lists its tools: the proof that a configuration works.
 
-The server gets the few variables that the strictest clients pass on, so what it lacks is missed here and not later.
-Everything is bounded: time by a deadline, a line by its size.
+The server gets only the few variables that the strictest clients pass on, so a missing variable is noticed here and not
+later. Everything is bounded: time by a deadline, a line by its size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stonemux.errors import MuxError
 
 PATIENCE_MS = 15_000
 FAREWELL_S = 2
-"""A server has this long to end when its input does."""
+"""How long a server may take to exit after its input ends."""
 MAX_LINE_BYTES = 4 * 1024 * 1024
 TAIL_LINES = 12
 PASSED_ON = ("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER")
@@ -30,7 +30,7 @@ PROTOCOL = "2025-11-25"
 
 
 def bare(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of an environment every client hands to its servers."""
+    """The part of an environment that every client passes on to its servers."""
     return {name: environ[name] for name in PASSED_ON if name in environ}
 
 
@@ -39,9 +39,9 @@ def list_tools(
 ) -> list[str]:
     """The names of the tools that `command` offers, started in `folder` with `environ` and nothing else.
 
-    Raises `client_check_failed`, with what went wrong and the end of the command's standard error, when it cannot be
-    started, ends early, refuses, writes other things than the protocol, or is not done after `patience_ms`. Its fact
-    `refused` is the code of what stonemux refused, else "".
+    Raises `client_check_failed`, with what went wrong and the end of the command's standard error, if the command
+    cannot be started, exits early, refuses a request, writes anything but the protocol, or is not done after
+    `patience_ms`. Its fact `refused` is stonemux's error code if stonemux refused a request, else "".
     """
     with tempfile.TemporaryFile() as errors:
         try:
@@ -53,7 +53,7 @@ def list_tools(
 
 
 class _Trouble(Exception):
-    """Why the talk ended; `is_late` when only time ran out, `code` that of stonemux for what it refused."""
+    """Why the session ended; `is_late` if only time ran out, `code` is stonemux's error code for a refusal."""
 
     def __init__(self, why: str, *, is_late: bool = False, code: str = "") -> None:
         super().__init__(why)
@@ -82,7 +82,7 @@ def _talk(
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     into, out = _pipes(child)
-    with contextlib.suppress(OSError):  # what it no longer reads
+    with contextlib.suppress(OSError):  # buffered input that it no longer reads
         into.close()
     for act in (child.terminate, child.kill):
         try:
@@ -95,14 +95,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
-    """Its standard input and output."""
+    """The child's standard input and output."""
     assert child.stdin is not None
     assert child.stdout is not None
     return child.stdin, child.stdout
 
 
 class _Session:
-    """Requests to a child, one at a time, and their answers; what else it says is passed over."""
+    """Requests to a child, one at a time, and their answers; other messages from it are ignored."""
 
     def __init__(self, child: subprocess.Popen[bytes], deadline: int) -> None:
         self._child = child
@@ -142,7 +142,7 @@ class _Session:
         return result
 
     def _write(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it ended; reading tells
+        with contextlib.suppress(BrokenPipeError):  # it exited, which the next read reports
             self._into.write(json.dumps(message).encode() + b"\n")
             self._into.flush()
 
@@ -178,14 +178,14 @@ class _Session:
 
 
 def _code(error: Any) -> str:
-    """The code of stonemux in an error of JSON-RPC; "" in that of another server."""
+    """stonemux's error code in a JSON-RPC error; "" if the error is another server's."""
     data = error.get("data") if isinstance(error, dict) else None
     code = data.get("code") if isinstance(data, dict) else None
     return code if isinstance(code, str) else ""
 
 
 def _tail(errors: IO[bytes]) -> str:
-    """The last lines of what a command wrote to standard error, set off from the sentence before."""
+    """The last lines that a command wrote to standard error, as text to append to a message."""
     size = errors.seek(0, os.SEEK_END)
     errors.seek(max(0, size - 4000))
     lines = errors.read().decode(errors="replace").rstrip().splitlines()[-TAIL_LINES:]

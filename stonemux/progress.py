@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on the standard error of a terminal, and nothing anywhere else."""
+"""Progress of long work: a bar on standard error if that is a terminal, and nothing otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CELLS = 24
 
 
 class Progress:
-    """One line that is drawn anew, at most ten times a second, and wiped away at the end."""
+    """One line that is redrawn at most ten times a second and erased at the end."""
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
         self._label = label
@@ -49,7 +49,7 @@ class Progress:
         self._drawn = True
 
     def line(self, done: int, note: str, spent_ms: int) -> str:
-        """The bar as text; `note` says what is not in the numbers."""
+        """The bar as text; `note` adds what the numbers do not say."""
         if self._total <= 0:
             return f"{self._label}  {note or done}  {screen.age(spent_ms)}"
         share = min(1.0, done / self._total)
@@ -61,7 +61,7 @@ class Progress:
 
 @contextmanager
 def growing(label: str, folder: Path, pattern: str, total: int) -> Iterator[None]:
-    """Show how a file grows that somebody else writes: the one in `folder` that `pattern` finds."""
+    """Show the growth of a file that someone else writes: the one in `folder` that matches `pattern`."""
     progress = Progress(label, total)
     if not progress.visible:
         yield

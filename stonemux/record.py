@@ -1,9 +1,9 @@
 """Frozen records with named fields, such as the settings and the rows of the table of operations.
 
-They are written like a frozen dataclass and checked like one, but made without `dataclasses`: that module brings
-`inspect` along, and writes each class's functions as text that is compiled at every start. Together that was an eighth
-of what the daemon imports before its first answer, and more of what a command does. A `NamedTuple` is compiled, too
-(an eighth of a millisecond each): it is for what is unpacked, or made for every request.
+They are written and type-checked like frozen dataclasses, but made without `dataclasses`: that module imports `inspect`
+and generates the functions of each class as source text, which is compiled at every start. Together that was an eighth
+of the time that the daemon's imports take before its first answer, and more for a command. A `NamedTuple` is compiled,
+too (an eighth of a millisecond each): use it for what is unpacked, or made for every request.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class _Field(NamedTuple):
 
 
 def field(*, default: Any = _NONE, init: bool = True, metadata: Mapping[str, Any] = NOTHING) -> Any:
-    """A field of which more is to be said; one without `init` is set by the record's `derive`."""
+    """A field with options; one without `init` is set by the record's `derive`."""
     return _Field(default, init, metadata)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 class Record:
-    """A class's annotations are its fields, in their order; they are given by place or by name, and never change."""
+    """A class whose annotations are its fields, in order; they are given by position or by name, and never change."""
 
     fields: ClassVar[dict[str, Mapping[str, Any]]]
-    """The fields that are given, with their metadata."""
+    """The fields that the constructor takes, with their metadata."""
     _defaults: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls) -> None:
@@ -58,7 +58,7 @@ class Record:
         self.derive()
 
     def derive(self) -> None:
-        """Set the fields that follow from the others, in `__dict__`."""
+        """Set the fields that are computed from the others, in `__dict__`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} cannot change; replace() makes another one")
@@ -71,5 +71,5 @@ class Record:
 
 
 def replace(record: _R, **changes: Any) -> _R:
-    """A record like this one, but for these fields."""
+    """A copy of a record with some fields changed."""
     return type(record)(**{name: getattr(record, name) for name in record.fields} | changes)
