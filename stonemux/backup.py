@@ -15,13 +15,13 @@ from stonemux.transaction import Tx
 
 
 class _Fresh(Exception):
-    """The call's idempotency key was not used before."""
+    """The call's idempotency key has not been used before."""
 
 
 def take(mux: Mux, caller: Caller, *, path: str | None) -> dict[str, Any]:
-    """Make a copy; `path` is its name in the folder. Blocks for as long as reading the database takes.
+    """Make a copy; `path` is its name in the folder. Blocks for as long as it takes to read the database.
 
-    Raises `backup_exists`, `storage_full`, `backup_failed`, or `storage_busy` while another copy is made.
+    Raises `backup_exists`, `storage_full`, `backup_failed`, or `storage_busy` while another copy is being made.
     """
     if path is not None and not re.fullmatch(copies.NAME, path):
         raise MuxError(
@@ -66,7 +66,7 @@ def _take(mux: Mux, name: str | None) -> dict[str, Any]:
 
 
 def _target(folder: Path, name: str | None, now: int) -> Path:
-    """Where the copy goes; without a name, one that is free."""
+    """The copy's path; without a name, one that is not taken."""
     if name is not None:
         return folder / name
     target = folder / copies.default_name(now)

@@ -1,8 +1,8 @@
-"""A file that takes space so that it can be given back: on a full disk, what settles and ends things must still work.
+"""Ballast: a file that reserves disk space, so that work can still be settled and ended when the disk is full.
 
-An inbox is emptied and a task completed by writing. So while there is room, 1 MiB is put by; when SQLite finds the disk
-full it is given back, and only what frees or settles something may use it until there is room again (`store`).
-The file itself is the state: whoever finds it of full size has ballast.
+Emptying an inbox or completing a task means writing. So while there is room, 1 MiB is set aside; when SQLite finds the
+disk full, the ballast is released, and only jobs that free or settle something may use its space until there is room
+again (see `store`). The file itself is the state: if it has its full size, the ballast is there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 BYTES = 1024 * 1024
 ROOM_BYTES = 2 * BYTES
-"""Free space beyond which the ballast is made, and changes of all kinds go on."""
+"""With at least this much free space, the ballast is created and changes of all kinds are accepted."""
 SCARCE_BYTES = BYTES // 2
-"""Free space below which a start would fail."""
+"""With less free space than this, a start would fail."""
 
 
 class Ballast:
@@ -27,14 +27,14 @@ class Ballast:
 
     @property
     def held(self) -> bool:
-        """Whether there is something to give back."""
+        """Whether there is ballast to release."""
         try:
             return self._file.stat().st_size == BYTES
         except OSError:
             return False
 
     def free(self) -> int:
-        """Bytes that this process may still take on the disk."""
+        """How many bytes this process may still allocate on the disk."""
         try:
             found = os.statvfs(self._directory)
         except OSError:
@@ -42,11 +42,11 @@ class Ballast:
         return found.f_bavail * found.f_frsize
 
     def has_room(self) -> bool:
-        """Whether the disk is not full any more."""
+        """Whether the disk is no longer full."""
         return self.free() >= ROOM_BYTES
 
     def keep(self) -> None:
-        """Put the ballast by, if it is not and there is room."""
+        """Create the ballast, if it is missing and there is room."""
         if self.held or not self.has_room():
             return
         try:
@@ -55,11 +55,11 @@ class Ballast:
                 _take(fd)
             finally:
                 os.close(fd)
-        except OSError:  # no room after all
+        except OSError:  # there was no room after all
             self.drop()
 
     def drop(self) -> bool:
-        """Give the space back; False if there was none."""
+        """Release the space; False if there was none to release."""
         held = self.held
         with contextlib.suppress(OSError):
             self._file.unlink()
@@ -67,7 +67,7 @@ class Ballast:
 
 
 def _take(fd: int) -> None:
-    """Let the file have its blocks, not only its size."""
+    """Allocate the file's blocks, not only its size."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, BYTES)
     else:  # macOS

@@ -1,8 +1,8 @@
 """The Python client: `from stonemux import Client`.
 
-Each operation is a method (`methods`, generated from the table), called as `calls` says; what stands here makes the
-common loops short: messages and tasks that are extended while one works on them and settled afterwards (`consume`),
-keys and events that are followed over restarts of the daemon (`follow`).
+Each operation is a method (see `methods`, which is generated from the table of operations; `calls` explains retries).
+This module adds short forms for common loops: messages and tasks whose leases are extended during the work and that are
+settled afterwards (see `consume`), and keys and events that are followed across daemon restarts (see `follow`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from stonemux.methods import Names, Record, StateWatchAnswer
 
 
 class Client(Calls):
-    """A connection to a daemon, for any number of threads.
+    """A connection to a daemon, usable from any number of threads.
 
     `url` is `http://HOST:PORT`, or just `HOST:PORT`, or `https://HOST:PORT` for a daemon with the certificate that
-    STONEMUX_TLS_CERT or the settings file names; without one, STONEMUX_HOST and STONEMUX_PORT, then the settings
-    file decide, as they do for every command. `agent` is who acts where a call does not say (STONEMUX_AGENT), `token`
-    what shows that one may (STONEMUX_TOKEN), or a function that gets one, called again when a token has run out.
-    `timeout` is how many seconds a call may take, trying again included, beyond the time that it is asked to wait; 0
-    tries once.
+    STONEMUX_TLS_CERT or the settings file names. Without `url`, STONEMUX_HOST and STONEMUX_PORT and then the settings
+    file apply, as for every command. `agent` is the agent that acts where a call names none (STONEMUX_AGENT). `token`
+    is the bearer token (STONEMUX_TOKEN), or a function that gets one and is called again when a token has expired.
+    `timeout` is how many seconds a call may take, including retries, in addition to the time that it is asked to wait;
+    0 tries once.
 
-    Each operation is a method, `client.msg_send(to="writer", content="hi")`, which answers a dict or raises `MuxError`.
-    `close`, or leaving the `with` block, ends the calls that are running in other threads. A process that was forked
-    may go on with its copy.
+    Each operation is a method, `client.msg_send(to="writer", content="hi")`, which returns a dict or raises `MuxError`.
+    `close`, or leaving the `with` block, ends the calls that are running in other threads. A forked process may
+    continue to use its copy.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Client(Calls):
         self.close()
 
     def close(self) -> None:
-        """Close the connections; calls that run in other threads end with `unreachable`."""
+        """Close the connections; calls running in other threads end with `unreachable`."""
         self._keeper.close()
         super().close()
 
     def forget(self) -> None:
-        """In a process that was forked, where this is called by itself: go on without what is the parent's."""
+        """Drop what belongs to the parent process; called automatically in a forked process."""
         self._keeper.forget()
         super().forget()
 
@@ -82,11 +82,11 @@ class Client(Calls):
         timeout: float | None = None,
         stop: threading.Event | None = None,
     ) -> Messages:
-        """Loop over an agent's messages, each acknowledged when the loop's body is done with it.
+        """Loop over an agent's messages; each is acknowledged when the loop's body is done with it.
 
-        While the body works, the lease of `lease` seconds is extended. An exception, or `break`, puts the message back,
-        to be delivered again at once; what was delivered too often becomes a dead letter. The loop ends when nothing
-        came for `timeout` seconds, or within a second of `stop` being set; otherwise never.
+        While the body runs, the lease of `lease` seconds is extended. An exception or `break` puts the message back, to
+        be delivered again at once; a message that was delivered too often becomes a dead letter. The loop ends when
+        nothing has come for `timeout` seconds, or within a second after `stop` is set; otherwise never.
         """
         return Messages(
             self, self._keeper, agent, channel=channel, types=types, lease=lease, timeout=timeout, stop=stop
@@ -101,11 +101,12 @@ class Client(Calls):
         task_id: str | None = None,
         retry: bool = False,
     ) -> AbstractContextManager[Claim | None]:
-        """Claim a task for the length of a `with` block; None when there is none, after waiting `timeout` seconds.
+        """Claim a task for the length of a `with` block; None if there is none after waiting `timeout` seconds.
 
-        While the block runs, the claim is extended. At its end the task is completed with `task.result`; an exception
-        fails it with the exception's text (with `retry`, puts it back to be tried again after a while) and goes on; an
-        interruption (KeyboardInterrupt, SystemExit) gives it back. `task.cancelled` says that nobody wants it any more.
+        While the block runs, the claim is extended. At its end, the task is completed with `task.result`. An exception
+        fails the task with the exception's text (with `retry`, the task is tried again after a delay) and propagates;
+        an interruption (KeyboardInterrupt, SystemExit) gives the task back. `task.cancelled` is true once its poster
+        has cancelled it.
         """
         return consume.claimed(
             self, self._keeper, agent, channel=channel, timeout=timeout, task_id=task_id, retry=retry
@@ -120,20 +121,20 @@ class Client(Calls):
         timeout: float | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[StateWatchAnswer]:
-        """The versions of a key as they are written, the one after `after_version` first; quick ones may be skipped.
+        """Yield a key's versions after `after_version` as they are written; some in quick succession may be skipped.
 
-        Ends when nothing changed for `timeout` seconds, or within a second of `stop` being set; otherwise never. A
-        version with `reset` says that the daemon's counting is behind what was known, as after a restore.
+        Ends when nothing has changed for `timeout` seconds, or within a second after `stop` is set; otherwise never. A
+        version with `reset` means that the daemon's version is behind the one already known, as after a restore.
         """
         return follow.watch(self, key, channel=channel, after_version=after_version, timeout=timeout, stop=stop)
 
     def update(
         self, key: str, function: Callable[[str | None], str | None], *, channel: str = "default"
     ) -> Record | None:
-        """Change a key to what the function makes of its value, so that no other change is lost; the new record.
+        """Change a key to `function(value)` by compare-and-set, so that no change is lost; returns the new record.
 
-        The function gets None where the key does not exist, is called again when somebody else was faster, and
-        returns None to leave the key alone, which answers None.
+        The function gets None if the key does not exist, is called again if another writer was faster, and may return
+        None to leave the key alone; `update` then returns None.
         """
         return follow.update(self, key, function, channel=channel)
 
@@ -147,11 +148,11 @@ class Client(Calls):
         timeout: float | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[StreamedEvent]:
-        """Events as they happen, those after the id `after` first (0: all that are kept).
+        """Yield events as they happen, starting after the id `after` (0: from the oldest that is kept).
 
-        Goes on where it was when the daemon restarts. `gap` is an event that says what is no longer kept, `reset` one
-        that says that the id lies in the future; read everything anew then. Ends when nothing came for `timeout`
-        seconds, or within a second of `stop` being set; otherwise never.
+        Continues where it was when the daemon restarts. A `gap` event names the events that are no longer kept; a
+        `reset` event means that the id lies in the future: read everything anew then. Ends when nothing has come for
+        `timeout` seconds, or within a second after `stop` is set; otherwise never.
         """
         return follow.events(self, after, types=types, channel=channel, agent_id=agent_id, timeout=timeout, stop=stop)
 

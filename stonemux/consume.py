@@ -1,10 +1,10 @@
-"""What an agent takes in hand through the Python client: messages one after the other, and a task.
+"""Work that an agent takes through the Python client: messages, one after the other, and tasks.
 
-Both are on a lease that is extended while the work goes on (`keeper`), are settled when it has ended well, and go back
-when it has not. So what a process held that was killed is delivered again when the lease runs out, and work may be done
-twice, but is never lost.
+Both are held on a lease that is extended while the work continues (see `keeper`). They are settled when it succeeds,
+and go back when it does not. If a process is killed, its work is delivered again when the lease expires: work may be
+done twice, but is never lost.
 
-`Messages` is driven by one thread. `Claim` may be looked at by any.
+`Messages` is for one thread at a time. `Claim` may be read from any thread.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from stonemux.keeper import Keeper
 from stonemux.methods import MsgPollAnswerMessage, Names, Task
 
 SHARE = 3
-"""A lease is extended so many times while it would run."""
+"""How many times a lease is extended during its term."""
 WAIT_S = 60
 """How long one poll of the loop waits."""
 STOP_S = 1
-"""How long one poll waits where a stop event is looked at between polls."""
+"""How long one poll waits when a stop event must be checked between polls."""
 MOST_RESULT = 4000
-"""Characters of an exception that a failed task's result has."""
+"""Maximum number of characters of an exception in a failed task's result."""
 
 
 class _Letter:
@@ -46,7 +46,7 @@ class _Letter:
 
     def renew(self) -> None:
         if (message_id := self.message_id) is not None:
-            with contextlib.suppress(MuxError):  # settled meanwhile; or out of reach, then it is delivered again
+            with contextlib.suppress(MuxError):  # settled by now, or unreachable: then it is delivered again
                 self._calls.msg_extend(agent_id=self._agent_id, id=message_id, lease=self._lease)
 
     def settle(self) -> None:
@@ -57,16 +57,16 @@ class _Letter:
     def put_back(self, delay: int = 0) -> None:
         if (message_id := self.message_id) is not None:
             self.message_id = None
-            with contextlib.suppress(MuxError):  # then its lease runs out
+            with contextlib.suppress(MuxError):  # otherwise its lease expires
                 self._calls.msg_nack(agent_id=self._agent_id, id=message_id, delay=delay)
 
 
 class Messages:
-    """An agent's messages, to loop over; made by `Client.messages`.
+    """A loop over an agent's messages; made by `Client.messages`.
 
-    A message is acknowledged when the loop asks for the next one. It is put back, and delivered again at once, when the
-    loop is left by an exception or by `break`; `ack()` before a `break` settles it. Use it in a `with` block where the
-    name outlives the loop, so that leaving the block puts back what is in hand.
+    A message is acknowledged when the loop asks for the next one. If an exception or `break` leaves the loop, the
+    message is put back and delivered again at once; call `ack()` before a `break` to settle it. If the object outlives
+    the loop, use it in a `with` block: leaving the block puts back the message in hand.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Messages:
         self._kept = False
 
     def __iter__(self) -> Messages:
-        self._hand.put_back()  # an earlier loop was left with it
+        self._hand.put_back()  # an earlier loop was left with a message in hand
         return self
 
     def __next__(self) -> MsgPollAnswerMessage:
@@ -132,7 +132,7 @@ class Messages:
         self._hand.put_back(delay)
 
     def close(self) -> None:
-        """Put back what is in hand, and end the loop."""
+        """Put back the message in hand, and end the loop."""
         self._ended = True
         self._hand.over = True
         self._hand.put_back()
@@ -151,7 +151,7 @@ class Messages:
 
 
 def waits(calls: Calls, timeout: float | None, stop: threading.Event | None) -> Iterator[int]:
-    """How long to wait in each round, in whole seconds; ends when `timeout` is over or `stop` is set."""
+    """How long each round should wait, in whole seconds; ends when `timeout` is over or `stop` is set."""
     most = WAIT_S if stop is None else STOP_S
     begun = calls.ticks_ms()
     first = True
@@ -166,8 +166,8 @@ def waits(calls: Calls, timeout: float | None, stop: threading.Event | None) -> 
 class Claim:
     """A task in hand; made by `Client.claimed`.
 
-    Set `result` to what came of it. `cancelled` becomes true when its poster no longer wants it, `lost` when another
-    agent has it; both are noticed when the claim is extended, or at once by `check()`.
+    Set `result` to the outcome. `cancelled` becomes true when the task's poster has cancelled it, `lost` when the claim
+    is no longer valid; both are noticed when the claim is extended, or at once by `check()`.
     """
 
     def __init__(self, calls: Calls, agent_id: str | None, task: Task, claim_token: str) -> None:
@@ -200,7 +200,7 @@ class Claim:
         return not (self.cancelled or self.lost)
 
     def complete(self, result: str | None = None) -> None:
-        """End the task now, with this result or what `result` was set to."""
+        """Complete the task now, with this result or else the one in `result`."""
         self.over = True
         try:
             self._calls.task_complete(**self._who, result=self.result if result is None else result)
@@ -210,7 +210,7 @@ class Claim:
             self.cancelled = True
 
     def fail(self, reason: str, *, retry: bool = False) -> None:
-        """End the task as failed; with `retry` it goes back to the pool after a while."""
+        """End the task as failed; with `retry`, it goes back to the pool after a delay."""
         self.over = True
         self._calls.task_complete(**self._who, result=reason, status="failed", retry=retry)
 
@@ -222,24 +222,24 @@ class Claim:
     def hand_off(
         self, note: str, *, branch: str | None = None, worktree: str | None = None, waiting_on: int | None = None
     ) -> None:
-        """Give the task back with a note for whoever goes on; with `waiting_on` not before that message is answered."""
+        """Give the task back with a note for the next agent; with `waiting_on`, not before that message is answered."""
         self.over = True
         self._calls.task_handoff(**self._who, note=note, branch=branch, worktree=worktree, waiting_on=waiting_on)
 
     def renew(self) -> None:
         """Extend the claim in the background."""
-        with contextlib.suppress(MuxError):  # out of reach; the next time may be better, or the claim runs out
+        with contextlib.suppress(MuxError):  # unreachable; the next attempt may succeed, else the claim expires
             self.check()
 
     def put_back(self) -> None:
-        """Nothing: its `with` block says how it ends."""
+        """Do nothing: the `with` block decides how the task ends."""
 
 
 @contextmanager
 def claimed(
     calls: Calls, keeper: Keeper, agent_id: str | None, *, channel: str, timeout: int, task_id: str | None, retry: bool
 ) -> Iterator[Claim | None]:
-    """Claim a task, keep the claim while the block runs, and end the task with it."""
+    """Claim a task, keep the claim while the block runs, and end the task with the block."""
     answer = calls.task_claim(agent_id=agent_id, channel=channel, timeout=timeout, task_id=task_id)
     if answer["task"] is None:
         yield None
@@ -252,7 +252,7 @@ def claimed(
             claim.complete()
     except Exception as error:
         if not claim.over:
-            with contextlib.suppress(MuxError):  # the exception says more; the claim runs out
+            with contextlib.suppress(MuxError):  # the original exception says more; the claim will expire
                 claim.fail(f"{type(error).__name__}: {error}"[:MOST_RESULT], retry=retry)
         raise
     except BaseException as error:

@@ -1,12 +1,13 @@
-"""Copies of the database: made in one step while it is written to, looked at, and put in its place.
+"""Copies of the database: made in one step while it is in use, inspected, and restored.
 
-A copy is made with `VACUUM INTO` on a connection of its own: one snapshot, compact, without a write-ahead log, while
-everybody goes on reading and writing. (SQLite's page-wise backup begins anew with every write, thousands of times on a
-busy database.) It gets its name only when it is whole, checked and on the disk; what an interruption leaves has a name
-that nobody takes for a copy.
+A copy is made with `VACUUM INTO` on a separate connection: one snapshot, compact, without a write-ahead log, while
+other connections continue to read and write. (SQLite's page-wise backup starts over at every write, thousands of times
+on a busy database.) The copy gets its final name only when it is complete, checked and on disk; an interruption leaves
+a file whose name cannot be mistaken for a copy.
 
-A restored database begins a new epoch: ids go on a million beyond all that were ever seen, in the copy, in what it
-replaces, and by the directory's sidecar; so none is dealt twice, and whoever resumes from an old one is told of a gap.
+A restored database begins a new epoch: its ids continue a million beyond the highest ever seen in the copy, in the
+database it replaces, and in the directory's `head.json`. So no id is assigned twice, and a reader that resumes from an
+old one gets a gap.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from stonemux.record import Record
 FOLDER = "backups"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 SPARE_BYTES = 2 * 1024 * 1024
-"""Space that must be left when a copy is made, so that the daemon beside it can go on writing."""
+"""Disk space that must remain when a copy is made, so that a running daemon can continue to write."""
 
 
-# -- making one
+# -- making a copy
 
 
 def folder(directory: Path) -> Path:
-    """Where a data directory keeps its copies, made if need be; what an interrupted one left is removed."""
+    """The folder for a data directory's copies, created if missing; removes what an interrupted copy has left."""
     kept = directory / FOLDER
     kept.mkdir(mode=0o700, exist_ok=True)
     for left in kept.glob(".*.new"):
@@ -44,19 +45,19 @@ def folder(directory: Path) -> Path:
 
 
 def default_name(now: int) -> str:
-    """The name of a copy that was given none."""
+    """The name of a copy for which the caller gave none."""
     return f"stonemux-{stamp(now)}.db"
 
 
 def stamp(now: int) -> str:
-    """A time as names of files carry it."""
+    """A time in the form used in file names."""
     return rfc3339(now).replace(":", "")
 
 
 def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> tuple[int, int]:
     """Copy the database that `connect` opens, of about `size` bytes, to a new file, mode 0600.
 
-    Returns the copy's bytes and the last event in it. Raises `backup_exists`, `storage_full` or `backup_failed`.
+    Returns the copy's size in bytes and its last event's id. Raises `backup_exists`, `storage_full` or `backup_failed`.
     """
     temporary = target.with_name(f".{target.name}.new")
     if os.path.lexists(target):
@@ -75,7 +76,7 @@ def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> 
 
 
 def _vacuum(connect: Callable[[], sqlite3.Connection], into: Path) -> None:
-    """Write what the database that `connect` opens holds into a new file, mode 0600, in place of an old one."""
+    """Write the contents of the database that `connect` opens into a file, mode 0600, replacing an old one."""
     into.unlink(missing_ok=True)
     os.close(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with contextlib.closing(connect()) as db:
@@ -98,7 +99,7 @@ def _mib(size: int) -> str:
 
 
 def _checked(copy: Path) -> int:
-    """The last event of a copy that is sound; raises sqlite3.DatabaseError for one that is not."""
+    """The last event's id in a sound copy; raises sqlite3.DatabaseError for a damaged one."""
     with contextlib.closing(open_unchanged(copy)) as db:
         if (problem := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"the copy is damaged: {problem}")
@@ -111,7 +112,7 @@ def _failed(target: Path, trouble: OSError | sqlite3.Error) -> MuxError:
 
 
 def settle(temporary: Path, target: Path) -> None:
-    """Give a finished file its name, so that a power cut leaves either all of it or nothing."""
+    """Rename a finished file into place, so that a power failure leaves either all of it or nothing."""
     _sync(temporary)
     os.replace(temporary, target)
     _sync(target.parent)
@@ -126,7 +127,7 @@ def _sync(path: Path) -> None:
 
 
 def move(made: Path, target: Path) -> None:
-    """Move a copy to another place, which may be another disk. Raises `backup_exists` or `backup_failed`."""
+    """Move a copy to another place, which may be on another disk; raises `backup_exists` or `backup_failed`."""
     if os.path.lexists(target):
         raise MuxError("backup_exists", f"{target} already exists; the copy stays at {made}")
     temporary = target.with_name(f".{target.name}.new")
@@ -142,11 +143,11 @@ def move(made: Path, target: Path) -> None:
         ) from trouble
 
 
-# -- looking at one
+# -- inspecting a copy
 
 
 class Contents(Record):
-    """What a database holds."""
+    """What a database contains."""
 
     agents: int
     messages: int
@@ -155,13 +156,13 @@ class Contents(Record):
     stands: Head
 
     def told(self) -> dict[str, Any]:
-        """For people and programs."""
+        """The contents as JSON-ready values, for display and for programs."""
         counts = {name: getattr(self, name) for name in ("agents", "messages", "tasks", "keys")}
         return counts | {"newest": rfc3339(self.stands.at), "events_head": self.stands.event_seq}
 
 
 def contents(db: sqlite3.Connection) -> Contents:
-    """Count what a database holds."""
+    """Count what a database contains."""
 
     def count(what: str) -> int:
         return int(db.execute(f"select count(*) from {what}").fetchone()[0])
@@ -176,9 +177,9 @@ def contents(db: sqlite3.Connection) -> Contents:
 
 
 def inspect(file: Path) -> Contents:
-    """What a copy holds, after a full check.
+    """What a copy contains, after a full check.
 
-    Raises `not_found`, or `data_refused` for a file that is no sound stonemux database or is of a newer version.
+    Raises `not_found`, or `data_refused` for a file that is not a sound stonemux database or is of a newer version.
     """
     if not file.is_file():
         raise MuxError("not_found", f"{file}: no such file")
@@ -194,7 +195,7 @@ def inspect(file: Path) -> Contents:
 
 
 def present(directory: DataDir) -> Contents | None:
-    """What the directory's own database holds; None if there is none or it cannot be read."""
+    """What the directory's own database contains; None if there is none or it cannot be read."""
     if not directory.database.exists():
         return None
     try:
@@ -204,14 +205,14 @@ def present(directory: DataDir) -> Contents | None:
         return None
 
 
-# -- putting one in place
+# -- restoring a copy
 
 
 def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head]:
-    """Replace the directory's database, which nobody may be using, by a copy.
+    """Replace the directory's database, which must not be in use, by a copy.
 
-    Returns where the present one was kept (None if there was none), and where ids go on. Raises `storage_full` or
-    `backup_failed`; the database is then as it was.
+    Returns where the replaced database is kept (None if there was none), and the head from which ids continue. Raises
+    `storage_full` or `backup_failed`; the database is then unchanged.
     """
     old = present(directory)
     work = directory.path / ".restore.new"
@@ -234,9 +235,9 @@ def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head
 
 
 def _keep_old(directory: DataDir, now: int) -> Path | None:
-    """Let the present database keep existing under another name, too; returns that name.
+    """Keep the present database under another name, too; returns that path, or None if there is no database.
 
-    A log that cannot be folded in goes with it: SQLite finds it by the name.
+    A write-ahead log that cannot be checkpointed is moved along with it: SQLite finds the log by the database's name.
     """
     database, log = directory.database, Path(f"{directory.database}-wal")
     if not database.exists():
@@ -257,7 +258,7 @@ def _keep_old(directory: DataDir, now: int) -> Path | None:
 
 
 def _fold(directory: DataDir) -> None:
-    """Fold the write-ahead log into the database, if both are sound."""
+    """Checkpoint the write-ahead log into the database, if both are sound."""
     with contextlib.closing(open_unchanged(directory.database)) as db:
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             return

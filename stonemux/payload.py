@@ -1,7 +1,7 @@
-"""What requests carry: JSON bodies and query strings, read so strictly that no two readers could see two values.
+"""What requests carry: JSON bodies and query strings, parsed so strictly that no two parsers could disagree.
 
-Only `MuxError` leaves this module because of what a client sent; `ValueError` from `write_json` means that stonemux
-itself is wrong. Nothing is replaced, dropped or repaired.
+Client input raises only `MuxError`; a `ValueError` from `write_json` is a bug in stonemux. Nothing is replaced, dropped
+or repaired.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from stonemux.errors import MuxError
 from stonemux.schema import shown
 
 MAX_DEPTH = 64
-"""Most levels of lists and objects in a body."""
+"""Maximum nesting depth of lists and objects in a body."""
 MAX_QUERY_FIELDS = 32
-"""Most parameters in a query string."""
+"""Maximum number of parameters in a query string."""
 
 _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _UNSAFE = re.compile("[\x00-\x1f\x7f]")
@@ -29,9 +29,9 @@ _CACHED_QUERY = 256
 
 # --- JSON
 #
-# The scanner of the standard library is fast and forgiving. What it forgives is caught at three places: the hooks
-# see each object, integer, fraction and constant while it reads; a look at the text says whether depth (before) or
-# surrogates (after) can be a problem at all, and only then is the value walked.
+# The standard library's scanner is fast but lenient. Three checks catch what it lets through: its hooks see each
+# object, integer, fraction and constant during the scan; a quick look at the text before the scan finds possible depth
+# problems, and one after it possible surrogate problems. Only then is the value walked.
 
 _BRACKET = re.compile(r"[\[\]{}]")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -40,11 +40,11 @@ _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**63 - 1
 
 
 class _Outside(Exception):
-    """An integer beyond 64 bits was met; the hook that saw it does not know its key."""
+    """An integer exceeds 64 bits; raised by a hook that does not know the integer's key."""
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """Read a body that is one JSON object.
+    """Parse a body that is one JSON object.
 
     Raises what `read_value` raises, and `invalid_json` for anything but an object.
     """
@@ -55,7 +55,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def read_calls(body: bytes) -> dict[str, Any] | list[Any]:
-    """Read a body that is one JSON object, or a list; raises what `read_json` raises."""
+    """Parse a body that is one JSON object or a list; raises what `read_json` raises."""
     value = read_value(body)
     if type(value) not in (dict, list):
         raise MuxError(
@@ -66,7 +66,7 @@ def read_calls(body: bytes) -> dict[str, Any] | list[Any]:
 
 
 def read_value(body: bytes) -> Any:
-    """Read a body of any JSON value (RFC 8259), without the liberties that let two readers see two values.
+    """Parse a body of any JSON value (RFC 8259), without the leniencies that let two parsers see two values.
 
     Limits: `MAX_DEPTH` levels, integers of 64 bits, finite numbers.
 
@@ -79,13 +79,13 @@ def read_value(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise _not_utf8(body, f"byte 0x{body[error.start]:02x} at offset {error.start}") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        # A hostile body mostly shows itself in its first page.
+        # A hostile body usually shows itself in its first page.
         _check_depth(text[:4096])
         _check_depth(text)
     try:
         value = _decode(body, text, _DECODER)
     except _Outside:
-        # Read again, slowly, to say which key holds it.
+        # Parse again, slowly, to find out which key holds it.
         _decode(body, text, _NAMING_DECODER)
         raise _beyond("the body") from None
     if "\\u" in text and _HALF.search(text):
@@ -99,7 +99,7 @@ def _decode(body: bytes, text: str, decoder: json.JSONDecoder) -> Any:
             value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
         except StopIteration:
             end = -1
-        # `decode` looks for blanks at both ends, which costs as much as reading a small body.
+        # `decode` skips whitespace at both ends, which costs as much as parsing a small body.
         return value if end == len(text) else decoder.decode(text)
     except json.JSONDecodeError as error:
         raise _not_json(body, text, error) from None
@@ -150,7 +150,7 @@ def _repeated(pairs: list[tuple[str, Any]]) -> MuxError:
 
 
 def _fact(name: str) -> str:
-    """A key as a fact of an error: short, and without halves of surrogate pairs, which no answer could carry."""
+    """A key as a fact of an error: short, and without half surrogate pairs, which no answer could carry."""
     return name[:128].encode("utf-8", "replace").decode()
 
 
@@ -205,7 +205,7 @@ _NAMING_DECODER = json.JSONDecoder(
 
 
 def _check_depth(text: str) -> None:
-    """Refuse deep nesting before it is read: the scanner recurses, and a thread with a small stack would die of it."""
+    """Refuse deep nesting before the scan: the scanner recurses, and would overflow a thread's small stack."""
     # Without escaped backslashes and escaped quotes, every other piece between quotes is a string.
     outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
     if outside.count("[") + outside.count("{") <= MAX_DEPTH:
@@ -253,27 +253,27 @@ def _half_pair(name: str, verb: str) -> MuxError:
 
 
 def encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
-    """What writes a value as compact JSON text; ValueError for what JSON cannot say (NaN)."""
+    """A function that writes a value as compact JSON text; it raises ValueError for what JSON cannot express (NaN)."""
     stock = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     make, quote = c_make_encoder, json.encoder.encode_basestring
-    if make is None:  # another Python than CPython
+    if make is None:  # not CPython
         return stock.encode
-    # `JSONEncoder.encode` makes this anew for each call, which costs as much as encoding a message does.
+    # `JSONEncoder.encode` creates this anew for each call, which costs as much as encoding a message.
     pieces = make(None, stock.default, quote, None, ":", ",", sort_keys, False, False)
     return lambda value: "".join(pieces(value, 0))
 
 
 dumps = encoder()
-"""A value as compact JSON text, as it is stored and sent; ValueError for what JSON cannot say (NaN)."""
+"""A value as compact JSON text, as stored and sent; raises ValueError for what JSON cannot express (NaN)."""
 
 
 def write_json(value: Any) -> bytes:
-    """`value` as compact JSON in UTF-8; raises ValueError for what JSON cannot say (NaN, half a surrogate pair)."""
+    """`value` as compact JSON in UTF-8; raises ValueError for what JSON cannot express (NaN, half a surrogate pair)."""
     return dumps(value).encode()
 
 
 def write_line(value: Any) -> bytes:
-    """The same with a line end, for whom a terminal shows it."""
+    """The same, ending in a newline for display in a terminal."""
     return (dumps(value) + "\n").encode()
 
 
@@ -281,13 +281,13 @@ def write_line(value: Any) -> bytes:
 
 
 def read_query(query: str) -> dict[str, str]:
-    """Read a query string (without `?`) as form fields: `name=value&name=value`, `+` for a blank, `%XX` for UTF-8.
+    """Parse a query string (without `?`) as form fields: `name=value&name=value`, `+` for a space, `%XX` for UTF-8.
 
     Limits: `MAX_QUERY_FIELDS` fields. An empty query has none; `a=` is the empty text.
 
     Raises `invalid_query` for a field without `=` or without a name, an empty field (`a=1&&b=2`), a repeated name, bad
-    percent-encoding, bytes that are not UTF-8, and raw text that is not printable ASCII. Nothing is
-    replaced or dropped, so no two values can be taken for one.
+    percent-encoding, bytes that are not UTF-8, and raw text that is not printable ASCII. Nothing is replaced or
+    dropped, so no two different queries yield the same values by accident.
     """
     if not query:
         return {}
@@ -327,7 +327,7 @@ def _bad_query(problem: str, **facts: Any) -> MuxError:
 
 
 def percent_decode(text: str) -> str | None:
-    """The text meant by printable ASCII with `%XX`, or None if it is not valid UTF-8 (RFC 3986 section 2.1)."""
+    """Decode printable ASCII with `%XX` (RFC 3986 section 2.1); None if the result is not valid UTF-8."""
     if _BAD_PERCENT.search(text):
         return None
     try:

@@ -1,8 +1,8 @@
-"""A caller's side of the HTTP face.
+"""The client side of the HTTP connection.
 
-A `Pool` keeps connections to one daemon. A `RoundTrip` is one request and its answer; leaving it normally is the
-receipt that the daemon waits for before it settles what it handed out, and `abort` takes the call back at any time,
-from any thread: the daemon then puts back what was on its way.
+A `Pool` keeps connections to one daemon. A `RoundTrip` is one request and its answer. Leaving it normally gives the
+receipt that the daemon waits for before it settles what it handed out. `abort` cancels the call at any time, from any
+thread; the daemon then puts back what was in flight.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from stonemux.trust import Trust
 
 KEPT = 8
-"""Most idle connections in a pool."""
+"""Maximum number of idle connections in a pool."""
 KEPT_MS = 10_000
-"""How long an idle connection is trusted; the daemon closes it after 15 s."""
+"""How long an idle connection is reused; the daemon closes it after 15 s."""
 CONNECT_S = 5.0
 HEAD_S = 30.0
-"""How long a stream's head may take."""
+"""How long to wait for the head of a stream's answer."""
 RECEIVE = 64 * 1024
 
 
 class Aborted(Exception):
-    """The call was taken back."""
+    """The call was cancelled by `abort`."""
 
 
 class NoAnswer(Exception):
-    """Nobody could be reached, or the connection ended before the answer did: what became of the call is unknown."""
+    """No daemon could be reached, or the connection ended before the answer did; the call's outcome is unknown."""
 
 
 class Pool:
     """Connections to one daemon, for any number of threads. `_lock` guards the idle ones."""
 
     def __init__(self, host: str, port: int, tls_cert: str = "") -> None:
-        """`tls_cert` is a file with the certificate of a daemon that speaks TLS."""
+        """`tls_cert` is a file with the certificate of a daemon that uses TLS."""
         self.host = host
         self.port = port
         self.authority = authority(host, port)
@@ -65,14 +65,14 @@ class Pool:
         return RoundTrip(self)
 
     def unreachable(self, trouble: Exception) -> MuxError:
-        """The refusal of a command that finds no daemon here."""
+        """The error of a command that finds no daemon."""
         return MuxError(
             "unreachable",
             f"no stonemux daemon answers at {self.authority} ({trouble}); start one with: {launch.serving(self.port)}",
         )
 
     def take(self) -> socket.socket:
-        """An open connection: an idle one if there is one that can be trusted. Raises NoAnswer."""
+        """An open connection, preferably an idle one that is still usable; raises NoAnswer."""
         now = self._clock.ticks_ms()
         while True:
             with self._lock:
@@ -83,7 +83,7 @@ class Pool:
                 return sock
             sock.close()
         try:
-            # as bytes: Python takes a text for a name in any script, and loads what that needs
+            # as bytes: for a str, Python loads the IDNA codec, in case the name is not ASCII
             host: Any = self.host.encode() if self.host.isascii() else self.host
             sock = socket.create_connection((host, self.port), timeout=CONNECT_S)
             try:
@@ -103,7 +103,7 @@ class Pool:
         return self._trust.secure(sock)
 
     def keep(self, sock: socket.socket) -> None:
-        """Take an idle connection back."""
+        """Take back a connection that is now idle."""
         with self._lock:
             if len(self._idle) < KEPT:
                 self._idle.append((self._clock.ticks_ms(), sock))
@@ -111,12 +111,12 @@ class Pool:
         sock.close()
 
     def forget(self) -> None:
-        """In a process that was forked: the connections are its parent's, and a lock may have been held."""
+        """Drop what belongs to the parent of a forked process: its connections, and a lock that may have been held."""
         self._lock = threading.Lock()
         self.close()
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         with self._lock:
             idle, self._idle = self._idle, []
         for _, sock in idle:
@@ -156,8 +156,8 @@ class RoundTrip:
     ) -> None:
         """Send a request and read its answer into `status`, `headers` (lower-case names) and `body`.
 
-        `timeout` bounds each wait for bytes; None waits for ever. May be called again after it has failed. Raises
-        Aborted, or NoAnswer.
+        `timeout` limits each wait for bytes, in seconds; None waits forever. May be called again after it has failed.
+        Raises Aborted, or NoAnswer.
         """
         sock = self._connect(timeout)
         try:
@@ -169,9 +169,9 @@ class RoundTrip:
         self._check()
 
     def stream(self, path: str, headers: Mapping[str, str], *, timeout: float | None = None) -> Iterator[bytes]:
-        """Send a GET, read the head of its answer, and return what yields its body as it comes. Raises as `request`.
+        """Send a GET, read the head of its answer, and return an iterator over its body; raises like `request`.
 
-        With a timeout, an empty piece says that nothing came for so many seconds.
+        With a timeout, an empty chunk means that nothing has come for that many seconds.
         """
         sock = self._connect(HEAD_S)
         try:
@@ -184,9 +184,9 @@ class RoundTrip:
         return self._pieces(sock, data, wanted)
 
     def received(self) -> None:
-        """Say that the answer is here without waiting for the next request: whoever says more has received it.
+        """Confirm receipt of the answer without waiting for the next request: any further bytes are a receipt.
 
-        An empty line is no request (the daemon refuses it), so the connection ends with this round trip.
+        An empty line is not a request (the daemon refuses it), so the connection ends with this round trip.
         """
         self.part()
         with self._lock:
@@ -227,7 +227,7 @@ class RoundTrip:
         return sock
 
     def _receive(self, sock: socket.socket) -> None:
-        """Read an answer whose end a Content-Length tells, or the end of the connection (RFC 9112 section 6.3)."""
+        """Read an answer that ends by Content-Length or with the connection (RFC 9112 section 6.3)."""
         body, wanted = self._receive_head(sock)
         if wanted is not None:
             self.body = _until(sock, body, lambda got: len(got) >= wanted)[:wanted]
@@ -237,7 +237,7 @@ class RoundTrip:
         self._reusable = wanted is not None and not closing
 
     def _receive_head(self, sock: socket.socket) -> tuple[bytes, int | None]:
-        """Read the head; returns what came of the body with it, and how long the body is if that is told."""
+        """Read the head; returns the part of the body that came with it, and the body's length if stated."""
         data = _until(sock, b"", lambda got: b"\r\n\r\n" in got)
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -257,21 +257,21 @@ class RoundTrip:
             raise Aborted
 
     def check_daemon(self) -> None:
-        """Raises NoAnswer when the answer is not a daemon's."""
+        """Raise NoAnswer if the answer is not from a stonemux daemon."""
         if "x-request-id" not in self.headers:
             raise NoAnswer("it is another server")
 
     def part(self) -> None:
-        """Let the connection end with this round trip: so the daemon hears at once that the answer arrived."""
+        """Close the connection after this round trip, which tells the daemon at once that the answer arrived."""
         self._reusable = False
 
     def abort(self) -> None:
-        """Take the call back, whether its answer is awaited, on its way or here; any thread may do so."""
+        """Cancel the call, whether its answer is awaited, in transit or here; any thread may do so."""
         with self._lock:
             self._aborted = True
             if self._sock is not None:
                 with contextlib.suppress(OSError):
-                    # What follows is a reset: an answer that was not received, in the daemon's eyes.
+                    # This causes a reset, which tells the daemon that the answer was not received.
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -299,13 +299,13 @@ def _request(authority: str, method: str, path: str, body: bytes | None, headers
 
 
 def with_query(path: str, given: Mapping[str, Any]) -> str:
-    """A path with these parameters as its query, without those that are None. Raises `invalid_field`."""
+    """A path with these parameters as its query, leaving out those that are None; raises `invalid_field`."""
     query = urlencode({name: in_query(name, value) for name, value in given.items() if value is not None})
     return f"{path}?{query}" if query else path
 
 
 def in_query(name: str, value: Any) -> str:
-    """A parameter's value as a query string has it, before it is encoded. Raises `invalid_field`."""
+    """A parameter's value as text for a query string, before percent-encoding; raises `invalid_field`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, list | tuple):
@@ -337,16 +337,16 @@ def _rest(sock: socket.socket, data: bytes) -> bytes:
 
 
 def _is_quiet(sock: socket.socket) -> bool:
-    """Whether an idle connection is still open: one that has something to say has been closed."""
+    """Whether an idle connection is still open: if it is readable, the daemon has closed it."""
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return not poller.poll(0)
 
 
 def health(host: str, port: int, *, tls_cert: str = "", timeout: float = 10.0) -> dict[str, Any]:
-    """What the daemon at an address says of itself; `timeout` bounds each wait for bytes, in seconds.
+    """The answer of a daemon's health check; `timeout` limits each wait for bytes, in seconds.
 
-    Raises `unreachable` when none answers, or what it refuses with.
+    Raises `unreachable` if no daemon answers, or the daemon's own error.
     """
     pool = Pool(host, port, tls_cert)
     try:
@@ -367,7 +367,7 @@ def health(host: str, port: int, *, tls_cert: str = "", timeout: float = 10.0) -
 
 
 def answers(settings: Settings, *, timeout: float) -> bool:
-    """Whether a daemon answers at the address in the settings; `timeout` as in `health`."""
+    """Whether a daemon answers at the configured address; `timeout` as in `health`."""
     try:
         health(settings.host, settings.port, tls_cert=settings.tls_cert, timeout=timeout)
     except MuxError:

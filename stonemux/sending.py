@@ -1,6 +1,6 @@
-"""Who a message goes to: one agent, a role, a group, a capability, a channel; and what it says.
+"""Who receives a message (one agent, a role, a group, a capability, a channel), and what it contains.
 
-Content is text, or a document (`content_ref`): its text if that fits into a message, else a preview of it.
+The content is text or a document (`content_ref`): the document's text if it fits into a message, else a preview.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def send(
         channel = _shared_channel(tx, to, channel)
         recipients = [to]
         addressed_to_one = True
-    if suppress_inbox and not addressed_to_one:  # the one it is addressed to gets it all the same
+    if suppress_inbox and not addressed_to_one:  # an agent addressed by name gets it anyway
         recipients = []
     text, truncated = _said(tx, content, content_ref)
-    message_id = messages.post(  # each by name: collecting them in a dictionary costs as much as storing them
+    message_id = messages.post(  # a dictionary of arguments would cost as much as storing them
         tx,
         sender=sender,
         to=to,
@@ -78,7 +78,7 @@ def send(
 
 
 def _said(tx: Tx, content: str | None, content_ref: str | None) -> tuple[str, bool]:
-    """What a message says: the text that was given, or what it carries of a document; and whether that is cut."""
+    """A message's text (given, or taken from the document), and whether that is truncated."""
     if content is not None:
         return content, False
     assert content_ref is not None
@@ -86,18 +86,18 @@ def _said(tx: Tx, content: str | None, content_ref: str | None) -> tuple[str, bo
 
 
 def _mentioned(tx: Tx, channel: str, sender: str, text: str) -> Sequence[str]:
-    """The other members of the channel that a post to it mentions."""
+    """The other members of the channel whom the text mentions."""
     if "@" not in text:
         return ()
     return [name for name in mentions.find(text, directory.member_set(tx, channel)) if name != sender]
 
 
 def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
-    """The name of a direct message's channel, of which the recipient must be a member."""
+    """The name of a direct message's channel; raises `not_in_channel` unless the recipient is a member."""
     directory.agent(tx, agent_id, "to")
     if directory.is_member(tx, channel, agent_id):
         return channel
-    name: str = directory.channel(tx, channel)["name"]  # it may have been named by its id
+    name: str = directory.channel(tx, channel)["name"]  # the caller may have given its id
     if directory.is_member(tx, name, agent_id):
         return name
     theirs = directory.channels_of(tx, agent_id)
@@ -110,7 +110,7 @@ def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
 
 
 def _routed(tx: Tx, type: str | None) -> str:
-    """Where a message without `to` goes: to the role that the routing table names for its type."""
+    """The address of a message without `to`: the role that the routing table names for its type."""
     routing = tx.mux.settings.routing
     if type is None:
         raise MuxError(
@@ -127,7 +127,7 @@ def _routed(tx: Tx, type: str | None) -> str:
 
 
 def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_only: bool) -> list[str]:
-    """The members of a channel that an address names, without the sender."""
+    """The members of a channel whom an address matches, without the sender; raises `no_recipient` if there are none."""
     active_only = active_only or pick == "one"
     sort, _, name = to.partition(":")
     everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
@@ -181,7 +181,7 @@ def broadcast(
     suppress_inbox: bool,
     **optional: Any,
 ) -> dict[str, Any]:
-    """Put one message into the inbox of each member of a channel (or of a group in it) but the sender: all or none."""
+    """Put a message into the inbox of every other member of a channel (or of a group in it): all of them or none."""
     directory.agent(tx, sender, "from")
     channel = directory.channel(tx, channel)["name"]
     if group is None:
