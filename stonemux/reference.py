@@ -1,6 +1,6 @@
-"""The reference of the interface, as Markdown, rendered from the operation table.
+"""The reference of the interface as Markdown, rendered from the operation table.
 
-Pure functions of the table, the settings and `FAILURES`; nothing here is written by hand twice.
+These are pure functions of the table, the settings, and `FAILURES`, so the reference never states a fact of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STREAM_EVENTS: Mapping[str, str] = {
     "upgrade_required": "the stream: the daemon's tier no longer includes streams",
     "shutdown": "the stream: the daemon is stopping; reconnect later",
 }
-"""What happens by itself: events that no operation emits, or not alone."""
+"""Events that no operation emits, or not only operations, each with its source."""
 
 SETTINGS_HEAD = """\
 ## Settings
@@ -167,7 +167,7 @@ def _default(param: Param) -> str:
 
 
 def limits(param: Param, settings: Settings) -> str:
-    """The limits of a parameter in words, the settings that decide them included."""
+    """The limits of a parameter in words, including the settings that decide them."""
     most = _most(param, settings)
     told = []
     if param.choices:
@@ -194,7 +194,7 @@ def _integer_limits(param: Param, most: str) -> list[str]:
 
 
 def _most(param: Param, settings: Settings) -> str:
-    """The upper limit in words; one that the settings decide is named too."""
+    """The upper limit in words, with the name of the setting that decides it, if any."""
     limit = param.upper(settings)
     if limit is None or limit == MOST_INTEGER:
         return ""
@@ -215,7 +215,7 @@ _WIDTH = 100
 
 
 def sketch(shape: Any, depth: int = 0) -> str:
-    """An answer's shape as people read it; on one line where it fits."""
+    """An answer's shape in readable form; on one line if it fits."""
     short = _short(shape)
     if len(short) + 2 * depth <= _WIDTH or not isinstance(shape, dict | list | tuple):
         return short

@@ -1,4 +1,4 @@
-"""What an operation may be refused with: the codes of every call, and those that a row of the table adds."""
+"""The error codes that an operation may be refused with: those of every call, and those that its row adds."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ ALWAYS = (
     "unknown_field",
     "uri_too_long",
 )
-"""Codes that any call may be answered with."""
+"""Codes that any call may be refused with."""
 
 ON_GET = ("invalid_query",)
-"""Further codes of every GET."""
+"""Additional codes of every GET."""
 
 ON_POST = (
     "content_type",
@@ -56,7 +56,7 @@ ON_POST = (
     "json_too_deep",
     "storage_full",
 )
-"""Further codes of every POST."""
+"""Additional codes of every POST."""
 
 
 def own_errors(operation: Operation) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def own_errors(operation: Operation) -> tuple[str, ...]:
 
 
 def all_errors(operation: Operation) -> dict[int, list[str]]:
-    """Every code that a call of the operation may be answered with, by HTTP status."""
+    """Every code that a call of the operation may be refused with, by HTTP status."""
     shared = ALWAYS + (ON_POST if operation.changes else ON_GET)
     by_status: dict[int, list[str]] = {}
     for code in sorted({*own_errors(operation), *shared}, key=lambda code: (FAILURES[code].http, code)):
@@ -88,6 +88,6 @@ def all_errors(operation: Operation) -> dict[int, list[str]]:
 
 
 def sent(operations: Iterable[Operation]) -> list[str]:
-    """The codes that are seen over HTTP; with status 500, only those that an operation names are."""
+    """The codes that can occur over HTTP; those with status 500 only if they are listed for a call."""
     named = {*ALWAYS, *(code for operation in operations for code in own_errors(operation))}
     return [code for code, failure in FAILURES.items() if failure.http != 500 or code in named]

@@ -1,21 +1,23 @@
-"""What is handed out: one runnable file, a wheel and a source archive. `make pyz`, `make release`, and what pip asks.
+"""Builds what is distributed (one runnable file, a wheel, a source archive) for `make pyz`, `make release`, and pip.
 
-pip finds the functions of PEP 517 and PEP 660 here (`build_wheel`, `build_sdist`, `build_editable`): a machine that
-reaches no index can install from these files alone. They are called in the folder that holds `pyproject.toml`.
+pip finds the functions of PEP 517 and PEP 660 here (`build_wheel`, `build_sdist`, `build_editable`), so a machine
+without access to an index can install from these files alone. They are called in the folder that holds
+`pyproject.toml`.
 
-The same files give the same bytes: names are sorted, dates and modes fixed, and nothing of the machine goes in. (Only
-another version of zlib may pack otherwise.)
+The build is reproducible: names are sorted, dates and modes are fixed, and nothing about the machine is included. (Only
+a different version of zlib may compress differently.)
 
-The runnable file is to be small. So it holds the modules as text, without comments and each line where it was, packed
-together (`onefile` finds them there): a third smaller than a zip file of them. Bytecode beside it would serve one
-version of Python only and make it more than three times as large, to save a tenth of a second at a start.
+The runnable file should be small. So it holds the modules as source, without comments but with every line at its
+original number, packed together (`onefile` finds them there): a third smaller than a zip file of them. Including
+bytecode would serve only one version of Python and make the file more than three times as large, to save a tenth of a
+second at startup.
 """
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - told to make and pip before the rest asks for what an older one lacks
+if sys.version_info < (3, 11):  # noqa: UP036 - checked for make and pip before importing what an older Python lacks
     sys.exit("stonemux needs Python 3.11 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 import base64
@@ -36,24 +38,24 @@ from stonemux import VERSION, onefile
 DIST = Path("dist")
 SHEBANG = b"#!/usr/bin/env python3\n"
 DATE = (1980, 1, 1, 0, 0, 0)
-"""The first that a zip file can state."""
+"""The earliest date that a zip file can state."""
 SECONDS = 315_532_800
-"""The same date, as tar states it."""
+"""The same date for tar."""
 FOLDERS = ("bench", "docs", "stonemux", "tests")
 FILES = ("CHANGELOG.md", "Makefile", "README.md", "pyproject.toml", "stonemux.toml.example")
-"""What a source archive holds."""
+"""The contents of a source archive."""
 NAME = f"stonemux-{VERSION}"
 TAG = "py3-none-any"
 
 Config = Mapping[str, Any] | None
-"""What pip was told with --config-settings; nothing can be set here."""
+"""pip's --config-settings; there is nothing to set."""
 
 
 # -- the runnable file
 
 
 def build_pyz(folder: Path) -> Path:
-    """Make `stonemux.pyz`: `python stonemux.pyz serve`, or `./stonemux.pyz serve`."""
+    """Make `stonemux.pyz`, which runs as `python stonemux.pyz serve` or `./stonemux.pyz serve`."""
     modules = {name: _bare(name, data) for name, data in sorted(_package().items())}
     files = {"__main__.py": modules.pop("stonemux/onefile.py"), onefile.PACKED: marshal.dumps(modules, 2)}
     made = folder / "stonemux.pyz"
@@ -63,7 +65,7 @@ def build_pyz(folder: Path) -> Path:
 
 
 def _bare(name: str, data: bytes) -> bytes:
-    """A module without comments and docstrings, every line in its place; what the commands say of themselves stays."""
+    """A module without comments and docstrings, line numbers unchanged; a command's docstring stays as its help."""
     if not name.endswith(".py"):
         return data
     lines = data.decode().splitlines(keepends=True)
@@ -87,7 +89,7 @@ def _bare(name: str, data: bytes) -> bytes:
     return "".join(lines).encode()
 
 
-# -- what pip asks (PEP 517, PEP 660)
+# -- the hooks that pip calls (PEP 517, PEP 660)
 
 
 def build_wheel(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
@@ -96,7 +98,7 @@ def build_wheel(wheel_directory: str, config_settings: Config = None, metadata_d
 
 
 def build_editable(wheel_directory: str, config_settings: Config = None, metadata_directory: str | None = None) -> str:
-    """Make a wheel that leads to this folder; returns its name."""
+    """Make a wheel that points to this folder; returns its name."""
     return _wheel(wheel_directory, {"stonemux.pth": f"{Path.cwd()}\n".encode()})
 
 
@@ -135,7 +137,7 @@ def _digest(data: bytes) -> str:
 
 
 def _metadata() -> str:
-    """What `pyproject.toml` and README say, as the core metadata of Python packages."""
+    """The core metadata of the package, from `pyproject.toml` and the README."""
     project = _project()
     lines = [
         "Metadata-Version: 2.1",
@@ -165,7 +167,7 @@ def _package() -> dict[str, bytes]:
 
 
 def _files(part: Path) -> dict[str, bytes]:
-    """The files of a part by their names, without what Python, editors and tools leave behind."""
+    """The files of a part by name, without what Python, editors, and tools leave behind."""
     if part.is_file():
         return {part.as_posix(): part.read_bytes()}
     found = (path for path in part.rglob("*") if path.is_file())
@@ -179,18 +181,18 @@ def _zip(files: Mapping[str, bytes], head: bytes = b"") -> bytes:
     with zipfile.ZipFile(made, "w") as archive:
         for name, data in sorted(files.items()):
             entry = zipfile.ZipInfo(name, DATE)
-            entry.create_system, entry.external_attr = 3, 0o100644 << 16  # as on Unix, wherever it is made
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16  # as on Unix, on every system
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED, 9)
     return made.getvalue()
 
 
 def _checksums(made: Iterable[Path]) -> str:
-    """As `sha256sum --check` reads them."""
+    """Checksums in the format of `sha256sum --check`."""
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(made))
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m stonemux.release [--into FOLDER] [pyz]`, where `pyproject.toml` is: all of it, or one file."""
+    """Run `python -m stonemux.release [--into FOLDER] [pyz]` beside `pyproject.toml`: build all, or one file."""
     folder, what = (Path(arguments[1]), arguments[2:]) if arguments[:1] == ["--into"] else (DIST, arguments)
     folder.mkdir(exist_ok=True)
     made = [build_pyz(folder)]

@@ -1,6 +1,6 @@
-"""A daemon as a command talks to it: one operation after the other, over a connection that is kept.
+"""A command's connection to a daemon: one operation after another, over a connection that is kept open.
 
-Nothing is tried again here: whoever types a command sees what happened and decides.
+Nothing is retried here: the user sees what happened and decides.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from stonemux.config import Settings
 
 PATIENCE_S = 30.0
-"""How long a call may take beyond the time that it is asked to wait."""
+"""How long a call may take beyond the wait that it asks for."""
 ACT_S = 3600.0
 """How long an act, such as a backup, may take."""
 
 
 class Remote:
-    """A daemon, and the token to show it, if any. `replayed`: whether the last answer was that of an earlier call."""
+    """A daemon, and the token to use, if any. `replayed` says whether the last answer was that of an earlier call."""
 
     def __init__(self, settings: Settings, token: str | None, *, owned: Path | None = None) -> None:
-        """`owned` is the data directory whose owner the token shows."""
+        """`owned` is the data directory whose owner token this is."""
         self._pool = Pool(settings.host, settings.port, settings.tls_cert)
         self._token = token
         self._owned = owned
@@ -44,7 +44,7 @@ class Remote:
         self._pool.close()
 
     def ask(self, operation: Operation, given: Mapping[str, Any]) -> Any:
-        """Call an operation and return its answer: text, if it answers with text, else an object.
+        """Call an operation and return its answer: text if it answers with text, else an object.
 
         Raises the MuxError that the daemon answered, or `unreachable`.
         """
@@ -53,7 +53,7 @@ class Remote:
 
     @contextmanager
     def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
-        """Call an operation; what it handed out has arrived when the block ends, and goes back when the block fails."""
+        """Call an operation; what it delivers counts as received when the block ends, and goes back if it fails."""
         path, body, headers = self._request(operation, given)
         with self._pool.round_trip() as trip:
             try:
@@ -113,7 +113,7 @@ class Remote:
 
 
 def of_user(settings: Settings, environ: Mapping[str, str]) -> Remote:
-    """The daemon that a command talks to, shown the token of whoever typed it."""
+    """The daemon for a user's command, with the token from the user's environment."""
     return Remote(settings, environ.get("STONEMUX_TOKEN"))
 
 

@@ -1,20 +1,20 @@
-"""`stonemux run`: a command is started for each task that an agent claims, or each message that it gets.
+"""`stonemux run`: starts a command for each task that an agent claims, or for each message that it gets.
 
-This is how a worker that lives only while there is work comes to be: the runner waits, the command works. Whatever
-happens to either, the task stays with the daemon:
+This gives you a worker that lives only while there is work: the runner waits, the command works. Whatever happens to
+either, the task is safe with the daemon:
 
-* A command that runs keeps its lease: the runner extends it. When the runner dies, the lease runs out and somebody else
-  gets the task; when the daemon goes away, the runner waits for it to come back.
-* A command ends with 0: the task is complete, and its output is the result. With `LATER` (75): the task goes back to
-  the pool. With anything else: it failed, and the end of what the command wrote to standard error says why.
-* The poster cancels the task: the command is stopped. The command gave the task away itself (released, handed off,
-  completed): that is its right, and there is nothing left to say when it ends.
-* The runner is told to stop: it takes nothing more, stops its commands and gives their tasks back.
+- While a command runs, the runner renews its lease. If the runner dies, the lease expires and another agent gets the
+  task; if the daemon goes away, the runner waits for it to come back.
+- If the command exits with 0, the task is complete, and its output is the result. With `LATER` (75), the task goes back
+  to the pool. With any other status it failed, and the end of the command's standard error says why.
+- If the poster cancels the task, the command is stopped. If the command itself gave the task away (released it, handed
+  it off, completed it), which it may do, nothing is reported when it ends.
+- If the runner is told to stop, it takes no more work, stops its commands, and gives their tasks back.
 
-Stopping means SIGTERM to the command and all that it started, SIGKILL when its grace is over.
+Stopping means SIGTERM to the command and everything it started, and SIGKILL after a grace period.
 
-One thread takes what there is to do, and one watches for cancellations. Each command has two: one waits for its end,
-the other keeps its lease. `Runner._lock` guards who runs; `_Job._lock` what is known about one command.
+One thread takes work, and one watches for cancellations. Each command has two threads: one waits for its end, the other
+renews its lease. `Runner._lock` guards the list of running commands; `_Job._lock` guards the state of one command.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from stonemux.record import Record
 from stonemux.screen import counted
 
 LATER = 75
-"""The exit status (EX_TEMPFAIL) of a command that wants its task to go back to the pool."""
+"""The exit status (EX_TEMPFAIL) with which a command asks for its task to go back to the pool."""
 LATER_S = 30
-"""How long a task that was given back so is not claimable, or it would come right back."""
+"""How long such a task cannot be claimed; without this delay it would come right back."""
 WAIT_S = 30
-"""How long one call waits for work, at most."""
+"""How long one call waits for work at most."""
 AGAIN_MS = 2000
-"""Pause before asking again a daemon that does not answer, or that has no seat free."""
+"""The pause before retrying a daemon that does not answer, or that has no room for another waiting call."""
 PATIENCE_S = 60.0
-"""How long a call to a daemon that went away is tried again."""
+"""How long a call to a daemon that went away is retried."""
 KEEPING_S = 5.0
-"""The same for the extension of a lease; it is short, since the command cannot be killed meanwhile."""
+"""The same for renewing a lease; short, because the command cannot be killed meanwhile."""
 MOST_OUTPUT = 10 * 1024 * 1024
-"""Bytes of a command's output that are kept."""
+"""How many bytes of a command's output are kept."""
 TAIL_BYTES = 4000
-"""How much of the end of standard error tells why a command failed."""
+"""How many bytes from the end of standard error are used to explain a failure."""
 MOST_REASON = 1000
 OVER = ("stale_claim", "already_complete", "not_claim_owner", "task_conflict", "task_not_found")
-"""Refusals that mean: the task is no longer ours."""
+"""Refusals that mean that the runner no longer holds the task."""
 SETTLED = ("message_not_found", "not_delivered")
 """The same for a message."""
 
@@ -74,11 +74,11 @@ class Orders(Record):
     once: bool = False
     retry: bool = False
     lease_s: int = 60
-    """Of messages; a task brings its own."""
+    """For messages only; a task has its own lease."""
     grace_s: int = 10
     beat_ms: int = 60_000
-    """How often the agent shows at least that it lives (`coordination.heartbeat_interval`): by waiting for work, and by
-    extending a lease, which otherwise happens after a third of its time."""
+    """How often the agent shows that it is alive (`coordination.heartbeat_interval`): by waiting for work, and by
+    renewing a lease, which otherwise happens after a third of its duration."""
 
     @property
     def wait_s(self) -> int:
@@ -87,7 +87,7 @@ class Orders(Record):
 
 
 class Runner:
-    """A runner: `run` works until `stop` is called, from any thread."""
+    """A runner: `run` works until another thread calls `stop`."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class Runner:
         say: Callable[[str], None],
         emit: Callable[[str], None],
     ) -> None:
-        """`say` is told what happens, `emit` gets the output of commands that nobody else wants.
+        """`say` reports what happens, `emit` gets the output of commands that goes nowhere else.
 
-        Raises `not_found` for a command that does not exist, and what a Client raises.
+        Raises `not_found` for a command that does not exist, and whatever a Client raises.
         """
         self.orders = orders
         self.environ = dict(environ) | {"STONEMUX_AGENT": orders.agent}
@@ -136,9 +136,9 @@ class Runner:
         return self._status
 
     def stop(self, *, now: bool = False) -> None:
-        """Take nothing more, stop the commands and give their work back.
+        """Take no more work, stop the commands, and give their work back.
 
-        `now` leaves them no grace, and the daemon is not told: their leases end by themselves.
+        With `now`, commands get no grace period and the daemon is not told: the leases expire on their own.
         """
         with self._lock:
             first, self.stopping = not self.stopping, True
@@ -152,7 +152,7 @@ class Runner:
             self._taking.close()
             self._watching.close()
         if now:
-            self.client.close()  # a daemon that is away need not be waited for: the leases end
+            self.client.close()  # do not wait for a daemon that is away: the leases expire
 
     def _await_all(self) -> None:
         with self._lock:
@@ -161,7 +161,7 @@ class Runner:
             thread.join()
 
     def _register(self) -> None:
-        """Make the agent known, and leave what is known of it: only what was asked for changes."""
+        """Register the agent if it is unknown; of a known agent, change only what was asked for."""
         orders = self.orders
         try:
             known = self.client.agent_get(agent_id=orders.agent)["agent"]
@@ -199,7 +199,7 @@ class Runner:
                 return
 
     def _has_room(self) -> bool:
-        """Wait until another command may run; False when nothing more is to be taken."""
+        """Wait until another command may run; False if no more work is to be taken."""
         with self._lock:
             while len(self._jobs) >= self.orders.parallel and not self.stopping:
                 self._changed.wait()
@@ -216,7 +216,7 @@ class Runner:
         return ClaimedTask(claim, retry=orders.retry) if claim["task_id"] else None
 
     def _begin(self, piece: Piece) -> bool:
-        """Start the command; False when nothing more is to be taken."""
+        """Start the command; False if no more work is to be taken."""
         job = _Job(self, piece)
         thread = threading.Thread(target=self._see_through, args=(job,), name=piece.name)
         with self._lock:
@@ -251,9 +251,9 @@ class Runner:
     # -- cancellations
 
     def _watch(self) -> None:
-        """Stop the commands of tasks that are cancelled, as soon as that happens.
+        """Stop the commands of cancelled tasks as soon as they are cancelled.
 
-        Without it, a cancellation is noticed when the lease is next extended: so whatever refuses is no trouble.
+        Without this, a cancellation is noticed when the lease is next renewed, so a refusal here does no harm.
         """
         after: int | None = None
         while not self.stopping:
@@ -276,7 +276,7 @@ class Runner:
 
 
 class _Job:
-    """One command on its way. `_lock` guards what is known about it; `_turn` tells its keeper of a change."""
+    """One running command. `_lock` guards its state; `_turn` notifies its keeper thread of a change."""
 
     def __init__(self, runner: Runner, piece: Piece) -> None:
         self.piece = piece
@@ -286,15 +286,15 @@ class _Job:
         self._turn = threading.Condition(self._lock)
         self._process: subprocess.Popen[bytes] | None = None
         self._why = ""
-        """Why the command is stopped: "cancelled", "stopped" or "lost"."""
+        """Why the command is stopped: "cancelled", "stopped", or "lost"."""
         self._kill_at: int | None = None
-        """When the command's grace is over (ticks)."""
+        """When the command's grace period ends (ticks)."""
         self._held = True
 
     def run(self) -> bool:
-        """Run the command to its end and tell the daemon; returns whether all went well.
+        """Run the command to its end and report to the daemon; returns whether all went well.
 
-        Raises `not_found` when the command cannot be started; its work was given back then.
+        Raises `not_found` if the command cannot be started; its work has then been given back.
         """
         runner, piece = self._runner, self.piece
         begun = runner.clock.ticks_ms()
@@ -318,7 +318,7 @@ class _Job:
             keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
             with self._lock:
                 self._process = process
-                if self._why:  # it was stopped before it had begun
+                if self._why:  # stopped before the process existed
                     signals.to_session(process.pid, signal.SIGTERM)
             keeper.start()
             status = process.wait()
@@ -328,13 +328,13 @@ class _Job:
                 self._turn.notify_all()
             keeper.join()
             if why:
-                signals.to_session(process.pid, signal.SIGKILL)  # what it left behind
+                signals.to_session(process.pid, signal.SIGKILL)  # processes that it left behind
             outcome = self._settle(status, why, held, output, errors)
         runner.say(f"{piece.name}: {outcome} after {(runner.clock.ticks_ms() - begun) / 1000:.1f} s")
         return status == 0 and not why
 
     def stop(self, why: str, *, now: bool = False) -> None:
-        """Stop the command; `now` leaves it no grace."""
+        """Stop the command; `now` skips its grace period."""
         with self._lock:
             self._why = self._why or why
             ticks = self._runner.clock.ticks_ms()
@@ -349,7 +349,7 @@ class _Job:
     # -- the lease
 
     def _keep(self, process: subprocess.Popen[bytes]) -> None:
-        """Extend the lease while the command runs, and kill it when its grace is over."""
+        """Renew the lease while the command runs, and kill the command when its grace period ends."""
         clock = self._runner.clock
         extend_at = clock.ticks_ms() + self._pace()
         while True:
@@ -387,7 +387,7 @@ class _Job:
             self.stop("cancelled")
 
     def _lose(self) -> None:
-        """Somebody else may be at it: the command may end by itself, but not go on for long."""
+        """Another agent may have the task now: let the command end on its own, but only for its grace period."""
         grace_ms = self._runner.orders.grace_s * 1000
         deadline = self._runner.clock.ticks_ms() + grace_ms
         with self._lock:
@@ -398,7 +398,7 @@ class _Job:
     # -- the end
 
     def _settle(self, status: int, why: str, held: bool, output: IO[bytes], errors: IO[bytes]) -> str:
-        """Tell the daemon what became of it; returns that in a word."""
+        """Report the outcome to the daemon; returns it in one word."""
         if why == "cancelled":
             return "cancelled"
         if not held or why == "lost":
@@ -422,7 +422,7 @@ class _Job:
             return f"ended with status {status}, which could not be told: {error.message}"
 
     def _told(self, tell: Callable[[], str]) -> str:
-        """Tell the daemon, also one that comes back only later; the runner's end bounds the patience."""
+        """Report to the daemon, retrying until a daemon that went away is back or the runner stops."""
         while True:
             try:
                 return tell()
@@ -432,13 +432,13 @@ class _Job:
                 self._runner.say(f"{self.piece.name}: ended; {error.message}; trying again")
 
     def give_back(self, why: str, delay_s: int) -> None:
-        """Let somebody else do it; if the daemon cannot be told, the lease's end does that."""
+        """Let another agent do it; if the daemon cannot be told, the lease expires instead."""
         with contextlib.suppress(MuxError):
             self.piece.give_back(self._client, why, delay_s)
 
 
 def _program(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """The command with the path of its program. Raises `not_found` before anything is taken."""
+    """The command with the full path of its program. Raises `not_found` before any work is taken."""
     found = shutil.which(command[0], path=environ.get("PATH", os.defpath))
     if found is None:
         raise MuxError("not_found", f"there is no command {command[0]!r}, or it may not be run; nothing was taken")

@@ -1,14 +1,13 @@
-"""What an operation and its parameters are, and how given values become checked ones.
+"""What operations and their parameters are, and how given values are checked.
 
-`Operation` is a row of the table in `operations.py`; `Param` one of its parameters. `bind` turns what a face received
-into the keyword arguments of the row's function, or refuses with a message that names the parameter, the limit and
-the remedy. Everything that describes the interface (routes, JSON Schema, OpenAPI, reference, command line) is
-rendered from these two.
+`Operation` is a row of the table in `operations.py`; `Param` is one of its parameters. `bind` turns the values that a
+face received into the keyword arguments of the row's function, or refuses them with a message that names the parameter,
+the limit, and the remedy. Everything that describes the interface (routes, JSON Schema, OpenAPI, reference, command
+line) is rendered from these two.
 
-Shapes of answers are written in a small notation:
-`"string"`, `"integer"`, `"boolean"`, `"number"`, `"time"`, `"object"` (any JSON object), `[shape]` a list,
-`{"field": shape}` an object with these fields, `(shape, shape)` one of these shapes. A field name ending in `?` may be
-absent; a type ending in `|null` may be null.
+Shapes of answers are written in a small notation: `"string"`, `"integer"`, `"boolean"`, `"number"`, `"time"`,
+`"object"` (any JSON object), `[shape]` for a list, `{"field": shape}` for an object with these fields, `(shape, shape)`
+for one of these shapes. A field whose name ends in `?` may be absent; a type that ends in `|null` may be null.
 """
 
 from __future__ import annotations
@@ -23,30 +22,30 @@ from stonemux.errors import MuxError, did_you_mean, guess
 from stonemux.record import Record, field
 
 REQUIRED: Any = object()
-"""The default of a parameter that has none."""
+"""The default of a required parameter."""
 
 MOST_TOGETHER = 1000
-"""Calls in one request."""
+"""The most calls in one request."""
 
 MOST_WAIT = 31_536_000
-"""Seconds: to wait longer than this year is the same as to wait this long."""
+"""The longest wait, in seconds (one year); a longer one is shortened to this."""
 
 BODY_LIMIT = 1024 * 1024
-"""The most bytes of a request's body, unless its operation takes more."""
+"""The most bytes in a request's body, unless its operation allows more."""
 
 TARGETS = ("task_id", "to", "group", "key", "name", "id", "path", "jti", "lic_id", "agent_id")
-"""What a call acts on: the first of these that its parameters hold, or else its answer."""
+"""The target of a call for the audit log: the first of these among its parameters, or else in its answer."""
 
 TIERS = ("free", "pro", "enterprise")
 
 MOST_INTEGER = 2**63 - 1
 MOST_NAME, MOST_NAMES, MOST_INTEGERS = 128, 256, 1000
-"""Characters of a name, and entries of a list of names or of integers, where a parameter does not say."""
+"""The most characters in a name, and entries in a list of names or integers, unless a parameter says otherwise."""
 _DECIMAL = re.compile(r"-?[0-9]{1,19}\Z")
 _UNSAFE_NAME = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 IDEMPOTENCY_KEY = "^[!-~]{1,128}$"
-"""What an idempotency key looks like: visible ASCII without blanks, because a header loses its outer ones."""
+"""A pattern for idempotency keys: visible ASCII without spaces, because a header value loses its outer spaces."""
 
 OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "message": ("content",),
@@ -68,19 +67,19 @@ OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "wait": ("timeout",),
     "query": ("q",),
 }
-"""What callers write who do not know the parameters, and what they may mean: the first one that the operation has."""
+"""Wrong parameter names that callers may try, and what they may mean: the first one that the operation has."""
 
 Limits = Any
-"""The settings record; a limit given as text is read from it by that name."""
+"""The settings record; a limit given as a string is the name of a setting."""
 
 
 class Param(Record):
     """One parameter.
 
-    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes or
-    a list's length (a limit that is a text names a setting); `into` is the argument's name in Python where the wire
-    name is a keyword there; `code` is the error code of a bad value, and `too_large` that of a text that is too long,
-    if it has one of its own; `tier` is the tier that a value other than the default needs.
+    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes, or
+    a list's length (a limit that is a string names a setting); `into` is the argument's name in Python if the wire name
+    is a keyword there; `code` is the error code for a bad value, and `too_large` the one for a text that is too long,
+    if that differs; `tier` is the tier that a value other than the default needs.
     """
 
     name: str
@@ -95,29 +94,29 @@ class Param(Record):
     too_large: str = ""
     tier: str = "free"
     longest: int = MOST_NAME
-    """The most characters of each entry of a list of names."""
+    """The most characters in each entry of a list of names."""
     either: str = ""
-    """The other parameter of which exactly one, this or that, must be given."""
+    """The other parameter of a pair of which exactly one must be given."""
     clamp: bool = False
-    """A number above `most` is taken as `most` instead of being refused."""
+    """Whether a number above `most` is reduced to `most` instead of being refused."""
     brief: str = ""
-    """What a tool's schema says of it, besides its limits; models pay for every word."""
+    """What a tool's schema says about it, besides its limits; models pay for every word."""
     listed: bool = True
-    """Whether a tool's schema has it; a tool takes it either way."""
+    """Whether a tool's schema lists it; a tool accepts it either way."""
     acts: bool = False
-    """Whether it says who acts; a token that is bound to an agent fits no other value."""
+    """Whether it says who acts; a token that is bound to an agent allows no other value."""
     argument: str = field(init=False)
     """The name of the function's argument."""
     check: Callable[[Param, Any, Limits], Any] = field(init=False)
-    """Makes a given value a checked one, or raises."""
+    """Returns the checked value, or raises."""
 
     def derive(self) -> None:
-        """What it is called in Python, and what checks it."""
+        """Set the argument's name and the function that checks values."""
         self.__dict__.update(argument=self.into or self.name, check=KINDS[self.kind])
 
     @cached_property
     def entry(self) -> Param:
-        """What an entry of a list of names is, as a parameter of its own."""
+        """An entry of a list of names, as a parameter of its own."""
         return Param(f"each of {self.name}", code=self.code, most=self.longest)
 
     @property
@@ -130,7 +129,7 @@ class Param(Record):
         return getattr(limits, self.most) if isinstance(self.most, str) else self.most
 
     def default_within(self, limits: Limits) -> Any:
-        """The default; never more than the upper limit that the settings give."""
+        """The default, but never more than the upper limit from the settings."""
         most = self.upper(limits)
         return min(self.default, most) if self.clamp and self.default is not None and most is not None else self.default
 
@@ -142,17 +141,17 @@ class Param(Record):
 class Operation(Record):
     """A row of the operation table.
 
-    `handler` names the function that runs, as `module.function`: the table is read by programs that never run one.
-    `kind` says how it is called (the head of `operations` has the list); `waiter` is what runs instead of a change
-    when it is given a timeout, and `nothing` what a change answers that found nothing to do. `slow` says that it may
-    take long, so that a face does not let others wait for it. `actor` names the parameter that holds the acting agent.
-    `frees` says that a change settles or ends something, so that it must go on when the disk is full. `many` says that
-    its body over HTTP may be a list of up to `MOST_TOGETHER` calls, which are one transaction. `most_body` is
-    the most bytes that its body may have over HTTP. `open` says that it never needs a token, `owner` that it needs the
-    one of the machine's owner.
+    `handler` names the function that runs, as `module.function`, because some programs read the table and never run a
+    function. `kind` says how it is called (the head of `operations` lists the kinds); `waiter` runs instead of a change
+    that is given a timeout, and `nothing` is the answer of a change that found nothing to do. `slow` marks an operation
+    that may take long, so that a face does not make others wait for it. `actor` names the parameter that holds the
+    acting agent. `frees` marks a change that settles or ends something, so it must work even when the disk is full.
+    `many` allows the HTTP body to be a list of up to `MOST_TOGETHER` calls, which form one transaction. `most_body` is
+    the most bytes that the HTTP body may have. `open` marks an operation that never needs a token, `owner` one that
+    needs the token of the machine's owner.
 
-    Of a tool: `brief` describes it to a model; `takes` says that a GET hands something out for good, `repeatable` that
-    a POST made twice is as good as one.
+    For tools: `brief` describes the operation to a model; `takes` marks a GET that hands something out for good,
+    `repeatable` a POST that has the same effect when it is made twice.
     """
 
     name: str
@@ -187,17 +186,17 @@ class Operation(Record):
     needed: tuple[Param, ...] = field(init=False)
     clamped: tuple[Param, ...] = field(init=False)
     either: tuple[tuple[Param, Param], ...] = field(init=False)
-    """Pairs of which exactly one must be given."""
+    """Pairs of parameters of which exactly one must be given."""
     acting: tuple[Param, ...] = field(init=False)
     tiered: tuple[Param, ...] = field(init=False)
-    """Those of which a value may need another tier."""
+    """Parameters of which some values need a higher tier."""
     targets: tuple[str, ...] = field(init=False)
-    """The parameters that may hold what a call acts on, the first one first."""
+    """The parameters that may hold the target of a call, in order of preference."""
     changes: bool = field(init=False)
-    """Whether a call may change something, so that it takes an idempotency key."""
+    """Whether a call may change something, and so accepts an idempotency key."""
 
     def derive(self) -> None:
-        """What `bind` and `door` would otherwise work out for every call."""
+        """Compute what `bind` and `door` would otherwise compute for every call."""
         by_name = {param.name: param for param in self.params}
         self.__dict__.update(
             by_name=by_name,
@@ -214,21 +213,21 @@ class Operation(Record):
 
     @property
     def area(self) -> str:
-        """What it belongs to: the first part of its name."""
+        """The group of operations that it belongs to: the first part of its name."""
         return self.name.partition(".")[0]
 
     @property
     def typed(self) -> str:
-        """How it is typed on a command line."""
+        """The operation as a command line."""
         return f"stonemux {self.name.replace('.', ' ')}"
 
     @property
     def summary(self) -> str:
-        """The first sentence of `doc`, without its end."""
+        """The first sentence of `doc`, without its period."""
         return self.doc.partition(". ")[0].strip().rstrip(".")
 
     def asked_wait(self, given: Mapping[str, Any]) -> int:
-        """How many seconds such a call asks to wait, a year at most; 0 for what cannot wait, or asks for no number."""
+        """The seconds that such a call asks to wait, at most a year; 0 if it cannot wait or gives no integer."""
         wait = given.get("timeout", self.by_name["timeout"].default) if "timeout" in self.by_name else 0
         return min(max(0, wait), MOST_WAIT) if type(wait) is int else 0
 
@@ -258,9 +257,9 @@ def _function(name: str) -> Callable[..., Any]:
 def bind(operation: Operation, given: Mapping[str, Any], limits: Limits, *, textual: bool = False) -> dict[str, Any]:
     """Check `given` against the operation's parameters.
 
-    `textual` says that the values come from a query string, where everything is text: integers are written in
-    decimal, booleans as true or false, lists separated by commas. Returns the keyword arguments for `run`.
-    Raises `unknown_field`, `missing_field` or the parameter's own code.
+    `textual` says that the values come from a query string, where everything is text: integers in decimal, booleans as
+    true or false, lists separated by commas. Returns the keyword arguments for `run`. Raises `unknown_field`,
+    `missing_field`, or the parameter's own code.
     """
     values = dict(operation.defaults)
     for clamped in operation.clamped:
@@ -312,7 +311,7 @@ def _unknown(operation: Operation, name: str) -> MuxError:
 
 
 def malformed_key() -> MuxError:
-    """The refusal of what is no idempotency key."""
+    """The refusal of a malformed idempotency key."""
     return MuxError(
         "invalid_idempotency_key",
         "an idempotency key must have 1 to 128 printable ASCII characters, without blanks",
@@ -321,18 +320,18 @@ def malformed_key() -> MuxError:
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """The parameter that was meant by a name that does not exist, or "" when there is nothing to propose."""
+    """The parameter that an unknown name probably means, or "" if there is no good guess."""
     words = OTHER_WORDS.get(name, ())
     return next((word for word in words if word in known), "") or guess(name, known)
 
 
 def shown(text: str) -> str:
-    """`text` quoted for a message, cut so that nobody can fill a log with one bad name."""
+    """`text` quoted for a message, truncated so that one bad name cannot fill a log."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def from_decimal(text: str) -> int | str:
-    """The integer that a text is; any other text as it is, for `bind` to refuse."""
+    """The integer that a text denotes; any other text unchanged, for `bind` to refuse."""
     return int(text) if _DECIMAL.match(text) else text
 
 
@@ -382,7 +381,7 @@ def _text(param: Param, value: Any, limits: Limits) -> str:
     if type(value) is not str:
         raise param.refuse("must be a string")
     most = param.upper(limits)
-    # A character is at most four bytes, so most texts are cleared without being encoded.
+    # A character is at most four bytes, so most texts pass without being encoded.
     if most is not None and len(value) * 4 > most and (size := len(value.encode())) > most:
         remedy = "send less"
         if param.most == "max_message_size":
@@ -457,4 +456,4 @@ KINDS: dict[str, Callable[[Param, Any, Limits], Any]] = {
     "integers": _integers,
     "object": _object,
 }
-"""What checks a value of each kind. Each face has a table with the same keys: what a kind means to it."""
+"""The functions that check a value of each kind. Each face has a table with the same keys for its own handling."""

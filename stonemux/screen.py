@@ -1,7 +1,7 @@
-"""Answers as people read them: aligned tables, records, letters.
+"""Answers in readable form: aligned tables, records, letters.
 
-Pure functions of an answer and its shape (`schema` has the notation); what the outside is like stands in `Look`. What
-agents wrote is shown with its control characters spelled out, so that no message can play with a terminal.
+These are pure functions of an answer and its shape (`schema` explains the notation); `Look` describes the output
+stream. Control characters in what agents wrote are spelled out, so that no message can tamper with a terminal.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from stonemux.schema import Operation
 
 GAP = "  "
 MOST = 100
-"""What a column has at most where there is no terminal."""
+"""The widest that a column may be if the output is not a terminal."""
 LEAST = 12
-"""Columns narrower than this are not cut any further, as long as fewer of them give room."""
+"""Columns are cut to no less than this; if that is not enough, the last columns are dropped."""
 WHOLE = 40
-"""What a first column that holds ids may take before it is cut: the next command needs the id, and a UUID has 36."""
+"""A first column of ids is not cut up to this width: the next command needs the id, and a UUID has 36 characters."""
 
 CHOSEN: Mapping[str, tuple[str, ...]] = {
     "agents": ("id", "role", "status", "activity", "capabilities", "group", "channel", "last_heartbeat"),
@@ -33,7 +33,7 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
     "channels": ("id", "name", "members", "description", "created_at"),
     "items": ("id", "from", "channel", "status", "preview", "content", "received_at"),
 }
-"""The columns of lists that have more than a line holds; the others are shown with all that they have."""
+"""The columns of lists whose records have more fields than fit on a line; other lists show all fields."""
 
 TONES: Mapping[str, str] = {
     "active": "32",
@@ -48,26 +48,26 @@ TONES: Mapping[str, str] = {
     "dead": "31",
     "cancelled": "2",
 }
-"""Colors of statuses, as ANSI writes them."""
+"""The colors of statuses, as ANSI codes."""
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Look(NamedTuple):
-    """What the outside is like: the width of a terminal (None: it is none), color, and the time in milliseconds."""
+    """The output: the width of the terminal (None if it is none), color, and the current time in milliseconds."""
 
     width: int | None = None
     color: bool = False
     now_ms: int = 0
 
     def tone(self, code: str, text: str) -> str:
-        """`text` in an ANSI tone, where there is color."""
+        """`text` in an ANSI color, if the output has color."""
         return f"\x1b[{code}m{text}\x1b[0m" if self.color and text else text
 
 
 def look(stream: TextIO, environ: Mapping[str, str], now_ms: int) -> Look:
-    """What a stream is like. NO_COLOR and TERM=dumb take the color away."""
+    """The properties of a stream. NO_COLOR and TERM=dumb turn the color off."""
     if stream is None or not stream.isatty():
         return Look(None, False, now_ms)
     try:
@@ -78,22 +78,22 @@ def look(stream: TextIO, environ: Mapping[str, str], now_ms: int) -> Look:
 
 
 def as_json(value: Any, stream: TextIO) -> str:
-    """JSON on one line; beyond ASCII only where the stream can say it."""
+    """JSON on one line; non-ASCII characters only if the stream can encode them."""
     return json.dumps(value, ensure_ascii=(getattr(stream, "encoding", None) or "").lower() not in ("utf-8", "utf8"))
 
 
 def safe(text: str) -> str:
-    """`text` with control characters spelled out, except line ends and tabs."""
+    """`text` with control characters spelled out, except line feeds and tabs."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def counted(number: int, what: str) -> str:
-    """So many of something: `1 key`, `2 keys`."""
+    """A number with its noun: `1 key`, `2 keys`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def age(ms: int) -> str:
-    """A span of time in its largest unit, such as `3 min`."""
+    """A duration in its largest unit, such as `3 min`."""
     seconds = abs(ms) // 1000
     for size, unit in _UNITS:
         if seconds >= size:
@@ -102,7 +102,7 @@ def age(ms: int) -> str:
 
 
 def span(seconds: int) -> str:
-    """A span of time in its two largest units, such as `3 d 4 h`."""
+    """A duration in its two largest units, such as `3 d 4 h`."""
     for (size, unit), (smaller, other) in pairwise(_UNITS):
         if seconds >= size:
             rest = seconds % size // smaller
@@ -111,7 +111,7 @@ def span(seconds: int) -> str:
 
 
 def relative(time: str, now_ms: int) -> str:
-    """A time of the wire as people say it: `3 min ago`, `in 2 h`."""
+    """A time from an answer, relative to now: `3 min ago`, `in 2 h`."""
     try:
         ms = moment(time)
     except ValueError:
@@ -125,7 +125,7 @@ def relative(time: str, now_ms: int) -> str:
 
 
 def answer(operation: Operation, told: Mapping[str, Any], look: Look) -> str:
-    """An answer of the operation: records and tables in their order, and plain fields between them."""
+    """An answer of the operation: its records and tables in order, with plain fields between them."""
     shape = _inner(operation.returns)
     inner = [value for value in told.values() if isinstance(value, dict) and value]
     thing = inner[0] if len(inner) == 1 else None
@@ -158,7 +158,7 @@ def _is_list(value: Any) -> bool:
 
 
 def ids(told: Mapping[str, Any]) -> list[str]:
-    """The ids in an answer: its own, else those of the records that it holds."""
+    """The ids in an answer: its own, or else those of the records in it."""
     for name, value in told.items():
         if (name in ("id", "key", "path", "token") or name.endswith("_id")) and value is not None:
             return [str(value)]
@@ -169,11 +169,11 @@ def ids(told: Mapping[str, Any]) -> list[str]:
     return []
 
 
-# --- their parts
+# --- parts of answers
 
 
 def record(shape: Mapping[str, Any], told: Mapping[str, Any], look: Look) -> str:
-    """One thing: a line per field; a value of several lines stands below its name."""
+    """One record: a line per field; a value of several lines goes below its name."""
     shown = {name: value for name, value in told.items() if value not in (None, [], {})}
     width = max((len(_label(name)) for name in shown), default=0)
     lines = []
@@ -193,7 +193,7 @@ def record(shape: Mapping[str, Any], told: Mapping[str, Any], look: Look) -> str
 
 
 def letters(messages: Sequence[Mapping[str, Any]], look: Look) -> str:
-    """Messages as letters: a line of who, where and when, then all of the text."""
+    """Messages as letters: a line with sender, recipient, channel, and time, then the full text."""
     return "\n\n".join(letter(message, look) for message in messages)
 
 
@@ -212,7 +212,7 @@ def letter(message: Mapping[str, Any], look: Look) -> str:
 
 
 def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], look: Look) -> str:
-    """Aligned columns under their headings; empty text without rows."""
+    """Aligned columns under their headings; an empty string without rows."""
     if not rows:
         return ""
     columns = [
@@ -242,9 +242,9 @@ def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 
 
 def fitted(widths: Sequence[int], room: int, *, whole: bool = False) -> list[int]:
-    """`widths` cut down to the room of a line: the widest first, and where that is not enough the last columns go.
+    """`widths` cut to fit a line: the widest first; if that is not enough, the last columns are dropped.
 
-    `whole`: the first column is not cut while the room holds it.
+    `whole`: the first column is not cut as long as it fits.
     """
     kept_whole = 1 if whole else 0
     first, rest = list(widths[:kept_whole]), list(widths[kept_whole:])
@@ -257,7 +257,7 @@ def fitted(widths: Sequence[int], room: int, *, whole: bool = False) -> list[int
 
 
 def _cut(widths: Sequence[int], room: int) -> list[int]:
-    """`widths` cut to `room` altogether, none below LEAST; nothing when that is not enough."""
+    """`widths` cut to a total of `room`, none below LEAST; an empty list if that is not enough."""
     kept = list(widths)
     while (spare := room - sum(kept)) < 0:
         widest = max(kept)
@@ -270,7 +270,7 @@ def _cut(widths: Sequence[int], room: int) -> list[int]:
 
 
 def fill(text: str, width: int, *, right: bool = False) -> str:
-    """`text` cut and padded to a width in columns of a terminal."""
+    """`text` cut or padded to a width in terminal columns."""
     wide = measure(text)
     if wide > width:
         while measure(text) > max(0, width - 1):
@@ -281,7 +281,7 @@ def fill(text: str, width: int, *, right: bool = False) -> str:
 
 
 def measure(text: str) -> int:
-    """How many columns a text takes on a terminal."""
+    """How many terminal columns a text takes."""
     if text.isascii():
         return len(text)
     import unicodedata
@@ -292,7 +292,7 @@ def measure(text: str) -> int:
 
 
 def _inner(shape: Any) -> Mapping[str, Any]:
-    """The fields of a shape, of what a list holds, or of the first of several shapes."""
+    """The fields of a shape, of a list's entries, or of the first of several shapes."""
     while isinstance(shape, list | tuple):
         shape = shape[0]
     return {name.rstrip("?"): inner for name, inner in shape.items()} if isinstance(shape, dict) else {}

@@ -1,8 +1,8 @@
 """Full-text search over messages, with SQLite's FTS5.
 
-Sending does not pay for the index: a search first takes in what was sent since the last one, a page at a time, and
-then asks. The index stores no contents of its own; it refers to the messages. Of a message that carries the preview of
-a document, the document's first million characters are searched.
+Sending does not pay for the index: a search first indexes what was sent since the last one, a page at a time, and then
+runs the query. The index stores no contents of its own; it refers to the messages. For a message that carries the
+preview of a document, the document's first million characters are searched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stonemux.transaction import Snapshot, Tx
 
 PAGE = 2000
 PAGE_BYTES = 4_000_000
-"""Messages and bytes taken into the index by one transaction, so that no sender waits long behind it."""
+"""How many messages and bytes one transaction indexes at most, so that no sender waits long behind it."""
 
 _WORD = r'"([^"]*)"|(\S+)'
 
@@ -30,7 +30,7 @@ _WORD = r'"([^"]*)"|(\S+)'
 def search(
     mux: Mux, caller: Caller, *, q: str, channel: str | None, agent_id: str | None, limit: int
 ) -> dict[str, Any]:
-    """Messages in which all words occur, best match first, with an excerpt."""
+    """Messages that contain all words, best match first, with an excerpt."""
     with mux.store.read() as rx:
         if channel is not None:
             channel = directory.channel(rx, channel)["name"]
@@ -54,7 +54,7 @@ def search(
 
 
 def _shorten(results: list[dict[str, Any]], room: int) -> None:
-    """Leave only the beginning of what does not fit into so many characters, but the best match whole."""
+    """Truncate results so that they fit into `room` characters, but keep the best match whole."""
     for shown in results:
         room -= len(shown["content"])
         if room < 0 and shown is not results[0] and len(shown["content"]) > PREVIEW:
@@ -62,7 +62,7 @@ def _shorten(results: list[dict[str, Any]], room: int) -> None:
 
 
 def _text(rx: Snapshot, row: Any) -> str:
-    """What the index knows of a message."""
+    """The indexed text of a message."""
     if not row["truncated"]:
         return str(row["content"])
     return str(rx.one("select content from message_text where id = ?", row["id"])[0])
@@ -83,7 +83,7 @@ def _make_index(tx: Tx) -> None:
             "create virtual table if not exists message_words using fts5(content, subject, content='message_text', "
             "content_rowid='id')"
         )
-        tx.run("update searched set through = 0")  # a change that counts, so that the new table is committed
+        tx.run("update searched set through = 0")  # counts as a change, so that the new table is committed
     except sqlite3.OperationalError as error:
         if "no such module" not in str(error):
             raise
@@ -93,7 +93,7 @@ def _make_index(tx: Tx) -> None:
 
 
 def _take_in(tx: Tx) -> bool:
-    """Take one page of new messages into the index; True when there may be more."""
+    """Index one page of new messages; returns True if there may be more."""
     through = tx.one("select through from searched")[0]
     newest = tx.one("select coalesce(max(id), 0) from message")[0]
     if through == 0:
@@ -112,7 +112,7 @@ def _take_in(tx: Tx) -> bool:
 
 
 def _page(tx: Tx, through: int) -> int:
-    """The last message of the page after `through`."""
+    """The id of the last message of the page after `through`."""
     last, size = through, 0
     for row in tx.sql(
         "select id, case when truncated then (select size from document where id = content_ref) else length(content) "

@@ -1,14 +1,14 @@
-"""`stonemux service`: let the system start the daemon at login, and again when it has failed.
+"""`stonemux service`: let the system start the daemon at login, and restart it after a failure.
 
-One file is written, a unit of the user's systemd or an agent of launchd, and the system's own command does the rest.
-Nothing needs root. A file that stonemux did not write is never replaced or removed; what an owner wants otherwise goes
-into a drop-in beside it (`stonemux.service.d/`), which stays.
+It writes one file, a systemd user unit or a launchd agent, and the system's own command does the rest. Nothing needs
+root. A file that stonemux did not write is never replaced or removed; an owner's changes go into a drop-in beside it
+(`stonemux.service.d/`), which stays.
 
-Logs go where the system puts them: to the journal, and on macOS to `daemon.log` in the data directory. Both may be
-rotated by the host; the daemon only appends.
+Logs go where the system puts them: to the journal, or on macOS to `daemon.log` in the data directory. The host may
+rotate both; the daemon only appends.
 
-What an installed service was told of address and places counts wherever neither a flag nor the environment says
-otherwise: so a second installation, after an upgrade, does not lead the daemon away from its data.
+The address and the paths of an installed service apply wherever neither a flag nor the environment overrides them, so
+reinstalling it after an upgrade does not lead the daemon away from its data.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from stonemux.setup import HANDED_ON, handed_on
 
 NAME = "stonemux"
 MARK = "Written by: stonemux service install"
-"""What a file must say to be replaced or removed."""
+"""The text that a file must contain to be replaced or removed."""
 START_MS = 15_000
 LOOK_MS = 50
 SETTLE_MS = 500
-"""How long to leave a system alone that is still taking out an earlier service: launchd may need some seconds."""
+"""How long to wait while the system still removes an earlier service: launchd may need a few seconds."""
 PATIENCE_S = 60
 STOP_S = 30
-"""How long a daemon may take to answer what waits and to commit; then the system kills it."""
+"""How long a daemon may take to answer waiting calls and commit; then the system kills it."""
 
-# Restarting does not help against these ends: bad usage or setting, directory held by another daemon, unsafe
+# Restarting does not help after these exits: bad usage or setting, directory held by another daemon, unsafe
 # environment, data refused.
 LASTING_STATUSES = (2, 4, 5, 78)
 
-# Without namespaces (ProtectSystem, PrivateTmp and the like): a user's systemd has them only where the kernel lets
-# users make namespaces, and a unit that asks for them elsewhere does not start.
+# Without namespaces (ProtectSystem, PrivateTmp, and the like): systemd has them for users only if the kernel lets users
+# create namespaces, and a unit that asks for them elsewhere does not start.
 UNIT = """\
 # {mark}
 # Change it with a drop-in: systemctl --user edit stonemux
@@ -79,8 +79,8 @@ RestrictNamespaces=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 """
-# What a doorbell starts is bound by all that binds the daemon, and would end with it. Node cannot run where no memory
-# may become code, agents' sandboxes need namespaces, and work goes on while the daemon is started anew.
+# A doorbell's command inherits all of the daemon's restrictions, and would end with the daemon. But Node cannot run
+# without memory that becomes code, agents' sandboxes need namespaces, and work continues while the daemon restarts.
 WITH_COMMANDS = """\
 # Less than without webhooks.exec: commands as doorbells are bound by it, too
 KillMode=process
@@ -88,23 +88,23 @@ KillMode=process
 
 
 class Service(NamedTuple):
-    """What one system needs to be told: a file, and commands to load, unload and ask."""
+    """One system's service: a file, and the commands to load, unload, and query it."""
 
     file: Path
     text: str
     renew: tuple[tuple[str, ...], ...]
-    """What may fail before `load`: it takes an earlier one out."""
+    """Commands that remove an earlier service before `load`; they may fail."""
     load: tuple[tuple[str, ...], ...]
     unload: tuple[tuple[str, ...], ...]
     ask: tuple[str, ...]
-    """Ends with 0 when the service runs."""
+    """Exits with 0 if the service runs."""
     logs: str
-    """What shows its log."""
+    """The command that shows its log."""
     note: str
 
 
 def describe(words: Sequence[str], settings: Settings, environ: Mapping[str, str], system: str) -> Service:
-    """The service that runs `words` on this system (as `sys.platform` names it)."""
+    """The service that runs `words` on this system (a name as in `sys.platform`)."""
     if any(not word.isprintable() for word in words):
         raise MuxError("bad_setting", "a path with control characters cannot stand in a service; choose another")
     file = file_of(environ, system)
@@ -112,7 +112,7 @@ def describe(words: Sequence[str], settings: Settings, environ: Mapping[str, str
 
 
 def file_of(environ: Mapping[str, str], system: str) -> Path:
-    """Where the service is written on this system."""
+    """The path of the service's file on this system."""
     if system == "darwin":
         return home(environ) / f"Library/LaunchAgents/{NAME}.plist"
     return Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config") / f"systemd/user/{NAME}.service"
@@ -139,7 +139,7 @@ def _systemd(words: Sequence[str], settings: Settings, file: Path) -> Service:
 
 
 def _for_systemd(word: str, *, variables: bool = True) -> str:
-    """A word of a command line as a unit writes it; `variables`: systemd replaces them there, all but in the first."""
+    """A word of a command line in a unit's syntax; `variables`: systemd expands them in every word but the first."""
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$" if variables else "$")
     return f'"{word}"' if not word or any(c in word for c in " '\";") else word
 
@@ -157,7 +157,7 @@ def _launchd(words: Sequence[str], settings: Settings, file: Path) -> Service:
         "StandardOutPath": log,
         "StandardErrorPath": log,
     }
-    if not settings.webhooks_exec:  # which would bind what a doorbell starts, too
+    if not settings.webhooks_exec:  # with it, it would also apply to what a doorbell starts
         told["Umask"] = 0o077
     text = plistlib.dumps(told).decode().replace("<plist", f"<!-- {MARK} -->\n<plist", 1)
     domain = f"gui/{os.getuid()}"
@@ -175,9 +175,9 @@ def _launchd(words: Sequence[str], settings: Settings, file: Path) -> Service:
 
 
 def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path) -> list[str]:
-    """The command of the daemon, with the address and place that flags or the environment name.
+    """The daemon's command, with the address and paths that flags or the environment name.
 
-    A service has neither this folder nor this environment, so it is told of them in words (`setup.handed_on`).
+    A service has neither this folder nor this environment, so they go into the command (`setup.handed_on`).
     """
     words = [*launch.command(), "serve"]
     for name, value in handed_on(environ, given, folder).items():
@@ -186,7 +186,7 @@ def words_for(environ: Mapping[str, str], given: Mapping[str, str | None], folde
 
 
 def kept(environ: Mapping[str, str], system: str) -> dict[str, str]:
-    """Address and places that the installed service was told, by setting; none where no service of ours is."""
+    """The address and paths of the installed service, by setting; none if there is no service of ours."""
     try:
         text = file_of(environ, system).read_text(encoding="utf-8")
         if MARK not in text:
@@ -207,7 +207,7 @@ def _of_systemd(text: str) -> list[str]:
 
 
 class Installer:
-    """Installs, removes and looks at one service; `say` is told each step."""
+    """Installs, removes, and queries one service; reports each step to `say`."""
 
     def __init__(
         self, service: Service, settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]
@@ -220,10 +220,10 @@ class Installer:
         self._pause = threading.Condition()
 
     def install(self, *, dry_run: bool, started: bool) -> None:
-        """Write the file, load it and wait until the daemon answers.
+        """Write the file, load it, and wait until the daemon answers.
 
-        Raises `service_foreign` for a file of somebody else, `data_dir_locked` while a daemon runs that the system did
-        not start, `service_failed` when the system refuses, `unreachable` when the daemon does not come up.
+        Raises `service_foreign` for a file that stonemux did not write, `data_dir_locked` while a daemon runs that the
+        system did not start, `service_failed` if the system refuses, `unreachable` if the daemon does not come up.
         """
         service, text = self._service, self._read()
         commands = service.load if started else ()
@@ -251,7 +251,7 @@ class Installer:
         self._say(service.note)
 
     def remove(self, *, dry_run: bool) -> None:
-        """Stop the service and take its file away, also where the system refuses; the data stay.
+        """Stop the service and remove its file, even if the system refuses; the data stays.
 
         Raises `service_foreign`.
         """
@@ -270,7 +270,7 @@ class Installer:
         self._say(f"removed {service.file}; the data in {self._settings.data_dir} stay")
 
     def status(self) -> dict[str, object]:
-        """What is there: the file, whether it is current, whether the service runs, whether its daemon answers."""
+        """The status: the file, whether it is current, whether the service runs, and whether its daemon answers."""
         text = self._read()
         return {
             "file": str(self._service.file),
@@ -281,7 +281,7 @@ class Installer:
         }
 
     def _read(self) -> str | None:
-        """The file's text, None when there is none."""
+        """The file's text; None if there is no file."""
         file = self._service.file
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -306,7 +306,7 @@ class Installer:
             )
 
     def _make_place(self) -> None:
-        """Make the data directory: the system opens the log in it before the daemon could."""
+        """Make the data directory, because the system opens the log in it before the daemon starts."""
         place = self._settings.data_dir
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -354,7 +354,7 @@ class Installer:
 
 
 def as_text(found: Mapping[str, object]) -> str:
-    """A status for people."""
+    """A status in readable form."""
     if not found["installed"]:
         return f"not installed ({found['file']}); install it with: stonemux service install"
     lines = [str(found["file"])]
@@ -366,7 +366,7 @@ def as_text(found: Mapping[str, object]) -> str:
 
 
 def _outcome(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
-    """None when a command succeeds, else what it said or why it could not be run."""
+    """None if a command succeeds, else what it printed or why it could not be run."""
     try:
         done = subprocess.run(
             command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S

@@ -1,9 +1,9 @@
-"""`stonemux setup CLIENT`: write stonemux into a client's own MCP configuration, and prove that it works there.
+"""`stonemux setup CLIENT`: writes stonemux into a client's own MCP configuration, and proves that it works there.
 
-Rules: only the entry named `stonemux` changes, every other byte stays; what the owner added to that entry (timeouts,
-approvals, `STONEMUX_TOKEN`) stays too. A file that cannot be read as what it is is refused, never replaced. Before a
-change the old file goes into a backup beside it; the new one takes its place in one step. Each edit is read again
-before it is written: it must say what the old file said, plus or minus the entry.
+Rules: only the entry named `stonemux` changes, and every other byte stays; what the owner added to that entry
+(timeouts, approvals, `STONEMUX_TOKEN`) stays as well. A file that cannot be parsed is refused, never replaced. Before a
+change, the old file is backed up beside it; the new one replaces it atomically. Each edit is parsed before it is
+written: it must contain what the old file contained, plus or minus the entry.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ NAME = "stonemux"
 SYNTAXES: Mapping[str, Any] = {"json": jsonc, "toml": tomltext}
 ADDRESS = ("host", "port")
 HANDED_ON = (*ADDRESS, "data_dir", "config", "tls_cert", "tls_key")
-"""Settings that a daemon is told of which is started from anywhere. All but the address are paths."""
+"""Settings passed on to a daemon that may be started from any folder. All but the address are paths."""
 VARIABLES = {name: f"STONEMUX_{name.upper()}" for name in HANDED_ON}
-"""The variables in the environment that say them."""
+"""The environment variables of these settings."""
 OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *VARIABLES.values())
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
-"""Fields of an entry that reached stonemux over HTTP; beside a command they would contradict it."""
+"""Fields of an entry that reached stonemux over HTTP; they would contradict a command."""
 ATTEMPTS = 5
-"""Clients write their files too; an edit that was overtaken begins anew."""
+"""How often to try: clients write their files too, and an edit that was overtaken starts over."""
 
 
 class Launch(NamedTuple):
-    """A command as a configuration states it."""
+    """A command in the form that a configuration uses."""
 
     command: str
     args: tuple[str, ...]
@@ -48,33 +48,33 @@ class Launch(NamedTuple):
 
 
 class Job(Record):
-    """What one run is to do: for which client, in which scope, and with which command. None removes the entry."""
+    """What one run is to do: for which client, in which scope, and with which command (None removes the entry)."""
 
     client: Client
     scope: str
     wanted: Launch | None
     environ: Mapping[str, str]
     folder: Path
-    """The project in project scope."""
+    """The project's folder, in project scope."""
 
     @property
     def file(self) -> Path:
-        """The configuration file that it concerns."""
+        """The configuration file to edit."""
         return self.client.file(self.scope, self.environ, self.folder)
 
 
 def preview(job: Job) -> str:
-    """What `write` would change, as a unified diff; empty when nothing. Raises what `write` raises on reading."""
+    """What `write` would change, as a unified diff; empty if nothing. Raises the read errors of `write`."""
     old, new = _edit(job)
     diff = difflib.unified_diff(_lines(old or ""), _lines(new), str(job.file), str(job.file))
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in diff)
 
 
 def write(job: Job) -> tuple[bool, Path | None]:
-    """Edit the client's file; returns whether that changed anything, and the backup that it made, if any.
+    """Edit the client's file; returns whether that changed anything, and the backup that was made, if any.
 
-    Raises `client_config_broken` for a file that is no JSON or TOML of the expected shape, and
-    `client_config_unwritable` for one that cannot be read or written; in both cases the file is as it was.
+    Raises `client_config_broken` for a file that is not JSON or TOML of the expected shape, and
+    `client_config_unwritable` for one that cannot be read or written; in both cases the file is unchanged.
     """
     for _ in range(ATTEMPTS):
         old, new = _edit(job)
@@ -91,12 +91,12 @@ def write(job: Job) -> tuple[bool, Path | None]:
 
 
 def entry(job: Job) -> Any:
-    """Our entry as the file states it, or None. Raises what `write` raises on reading."""
+    """Our entry in the file, or None. Raises the read errors of `write`."""
     return _entry(job.client, _syntax(job).read(_read(job.file) or ""))
 
 
 def entry_of_folder(job: Job) -> Any:
-    """What stands in the user's file for this folder alone, or None. Raises what `write` raises on reading."""
+    """The entry in the user's file for this folder alone, or None. Raises the read errors of `write`."""
     found = _syntax(job).read(_read(job.file) or "").get(job.client.by_folder)
     for name in (str(job.folder), job.client.table, NAME) if job.scope == "user" else ("",):
         found = found.get(name) if isinstance(found, dict) else None
@@ -104,10 +104,10 @@ def entry_of_folder(job: Job) -> Any:
 
 
 def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, str], Path]:
-    """Command, environment and folder with which the client starts what an entry says.
+    """The command, environment, and folder with which the client starts an entry's server.
 
-    Raises `client_config_broken` for an entry that says it in no such way, `client_check_failed` for one that names a
-    variable which is not set.
+    Raises `client_config_broken` for an entry without a usable command, and `client_check_failed` for one that names an
+    unset variable.
     """
     command, args, env = found.get("command"), found.get("args") or [], found.get("env") or {}
     listed = isinstance(args, list) and all(isinstance(word, str) and "\0" not in word for word in [command, *args])
@@ -125,7 +125,7 @@ def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, st
 
 
 def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
-    """Start the command as the file now states it, and return the names of the tools that answer.
+    """Start the command that the file now contains, and return the names of its tools.
 
     Raises `client_check_failed`; the file stays as it is.
     """
@@ -141,9 +141,10 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
 
 
 def handed_on(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path) -> dict[str, str]:
-    """Where a daemon is that is started from anywhere, by setting (`HANDED_ON`).
+    """The settings that a daemon needs when it may be started from any folder, by name (`HANDED_ON`).
 
-    What is None in `given` comes from the environment, if that has it. Paths become absolute, counted from `folder`.
+    A value that is None in `given` comes from the environment, if it is there. Relative paths are resolved from
+    `folder`.
     """
     found = {name: value for name in HANDED_ON if (value := given.get(name) or environ.get(VARIABLES[name]))}
     return {
@@ -153,21 +154,21 @@ def handed_on(environ: Mapping[str, str], given: Mapping[str, str | None], folde
 
 
 def launch_for(environ: Mapping[str, str], given: Mapping[str, str | None], folder: Path, agent: str | None) -> Launch:
-    """The command and environment that start `stonemux mcp` from anywhere.
+    """The command and environment that start `stonemux mcp` from any folder.
 
-    `given` holds flags by setting, see `handed_on`. Raises `invalid_field` for an agent name that no agent may have.
+    `given` holds flags by setting, see `handed_on`. Raises `invalid_field` for an invalid agent name.
     """
     env = {VARIABLES[name]: value for name, value in handed_on(environ, given, folder).items()}
     if agent is not None:
         env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
     command, *args = launch.command()
-    if _is_installed(environ):  # the module's name outlives the path to it, when another Python is put underneath
+    if _is_installed(environ):  # the module's name survives when another Python replaces this one, a path does not
         args = ["-P", "-m", "stonemux"]
     return Launch(command, (*args, "mcp"), env)
 
 
 def _is_installed(environ: Mapping[str, str]) -> bool:
-    """Whether this interpreter finds this very package without being told where, as a client will start it."""
+    """Whether this interpreter, started as a client will start it, finds this very package without being told where."""
     asked = "import importlib.util as u; s = u.find_spec('stonemux'); print(s.origin if s else '')"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = [sys.executable, "-P", "-c", asked]
@@ -180,7 +181,7 @@ def _is_installed(environ: Mapping[str, str]) -> bool:
 
 
 def _edit(job: Job) -> tuple[str | None, str]:
-    """The file's text (None: there is no file) and what it is to become."""
+    """The file's text (None if there is no file), and the text that replaces it."""
     old = _read(job.file)
     try:
         return old, _edited(job, old or "")
@@ -198,7 +199,7 @@ def _edited(job: Job, old: str) -> str:
     if had == wanted:
         return old
     new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
-    if any("\ud800" <= character <= "\udfff" for character in new):  # a path, or what the entry had, is no text
+    if any("\ud800" <= character <= "\udfff" for character in new):  # a path or an old value is not valid text
         raise MuxError("client_config_broken", f"the entry {NAME!r} would hold text that UTF-8 cannot write")
     after = syntax.read(new)
     if _entry(job.client, after) != wanted or _others(job.client, after) != _others(job.client, before):
@@ -207,7 +208,7 @@ def _edited(job: Job, old: str) -> str:
 
 
 def _others(client: Client, document: Mapping[str, Any]) -> dict[str, Any]:
-    """All but our entry; a table that it leaves empty counts as absent."""
+    """Everything except our entry; a table that is empty without it counts as absent."""
     table = document.get(client.table, {})
     others = {name: entry for name, entry in table.items() if name != NAME} if isinstance(table, dict) else table
     rest = {key: value for key, value in document.items() if key != client.table}
@@ -221,7 +222,7 @@ def _entry(client: Client, document: Mapping[str, Any]) -> Any:
 
 
 def _merged(had: Any, client: Client, wanted: Launch) -> dict[str, Any]:
-    """The entry for `wanted`, with what its owner added to the one that stands there."""
+    """The entry for `wanted`, including what the owner added to the existing entry."""
     old = had if isinstance(had, dict) else {}
     added = old["env"] if isinstance(old.get("env"), dict) else {}
     env = dict(wanted.env) | {name: value for name, value in added.items() if name not in OUR_ENVIRONMENT}
@@ -244,7 +245,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _read(path: Path) -> str | None:
-    """The file's text, line ends as they are; None when there is none."""
+    """The file's text, line endings unchanged; None if there is no file."""
     try:
         if path.exists() and not path.is_file():
             raise _unwritable(path, "it is not a regular file")
@@ -260,13 +261,13 @@ def _read(path: Path) -> str | None:
 
 
 def _refuse_read_only(path: Path) -> None:
-    """Replacing a file asks its folder only; that its owner made it read-only counts all the same."""
+    """Refuse a file that its owner made read-only: replacing it would need only the folder's permission."""
     if path.exists() and (not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK)):
         raise _unwritable(path, "it is read-only; allow writing (chmod u+w), or change it where it is generated")
 
 
 def _back_up(path: Path, text: str) -> Path:
-    """A copy of the file beside it, in the first name that is free or holds the same text already."""
+    """Back the file up beside it, under the first name that is free or already holds the same text."""
     data = text.encode()
     number = 1
     while True:
@@ -304,7 +305,7 @@ def _replace(path: Path, old: str | None, new: str, fresh_mode: int) -> bool:
 
 
 def _take_after(real: Path, copied: Path, fresh_mode: int) -> None:
-    """Give the new file owner and mode of the one that it will replace."""
+    """Give the new file the owner and mode of the one that it will replace."""
     try:
         was = real.stat()
     except FileNotFoundError:
@@ -319,11 +320,11 @@ def _unwritable(path: Path, why: str) -> MuxError:
     return MuxError("client_config_unwritable", f"{path}: {why}; nothing was changed", file=str(path))
 
 
-# --- what the command says
+# --- running a job
 
 
 def run(job: Job, *, dry_run: bool, checked: bool, say: Callable[[str], None]) -> None:
-    """Do a job and tell its steps through `say`. Raises what `preview`, `write` and `check` raise."""
+    """Do a job and report its steps through `say`. Raises what `preview`, `write`, and `check` raise."""
     where = f"{job.client.title}, {job.scope} scope: {job.file}"
     if dry_run:
         say(preview(job).rstrip("\n") or f"{where}: {_unchanged(job)}")

@@ -1,7 +1,7 @@
-"""Signatures of deliveries, as Standard Webhooks 1.0.0 has them, so that any of its libraries verifies them.
+"""Signatures of deliveries, following Standard Webhooks 1.0.0, so that any of its libraries can verify them.
 
-`webhook-signature` is a list, separated by blanks, of `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body` with
-the secret's bytes. While a secret is being replaced the list has one entry for the new and one for the old.
+`webhook-signature` is a space-separated list; an entry is `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`,
+keyed with the secret's bytes. While a secret is being replaced, the list has an entry for the new and one for the old.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ LEAST_BYTES, MOST_BYTES = 24, 64
 
 
 def make_secret(random_hex: str) -> str:
-    """A secret of these random bytes."""
+    """A secret made from these random bytes."""
     return PREFIX + base64.b64encode(bytes.fromhex(random_hex)).decode()
 
 
 def secret_bytes(secret: str) -> bytes | None:
-    """The bytes of a secret; None if it is none: `whsec_` and the base64 of 24 to 64 bytes."""
+    """The bytes of a secret; None unless it is `whsec_` and the base64 of 24 to 64 bytes."""
     if not secret.startswith(PREFIX) or not secret.isascii():
         return None
     text = secret.removeprefix(PREFIX)
@@ -34,7 +34,7 @@ def secret_bytes(secret: str) -> bytes | None:
 
 def headers(secrets: Iterable[str], wire_id: str, seconds: int, body: bytes) -> dict[str, str]:
     """The three headers of one attempt."""
-    import hmac  # loads OpenSSL, which a start need not wait for
+    import hmac  # loads OpenSSL, which startup does not need
 
     signed = f"{wire_id}.{seconds}.".encode() + body
     found = []

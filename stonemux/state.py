@@ -1,7 +1,7 @@
-"""Shared state: keys with versions that only rise, compare-and-set, and watching.
+"""Shared state: keys with versions that only increase, compare-and-set, and watches.
 
 A version counts every successful set *and* delete of its key. Deleting leaves a tombstone that keeps the counter, so a
-key that was deleted and made anew never repeats a version, and a compare-and-set with an old one cannot succeed.
+key that is deleted and created again never repeats a version, and a compare-and-set with an old version cannot succeed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def _record(row: Any) -> dict[str, Any]:
 
 
 def get(rx: Snapshot, *, key: str, channel: str) -> dict[str, Any]:
-    """The key's record; `key_not_found` carries the version of its tombstone, or 0."""
+    """The key's record; the `key_not_found` error carries the version of its tombstone, or 0."""
     row = _row(rx, channel, key)
     if row is None:
-        channel = directory.channel(rx, channel)["name"]  # it may have been named by its id
+        channel = directory.channel(rx, channel)["name"]  # the channel may have been given by its id
         row = _row(rx, channel, key)
     if row is None or row["deleted"]:
         version = row["version"] if row is not None else 0
@@ -52,7 +52,7 @@ def get(rx: Snapshot, *, key: str, channel: str) -> dict[str, Any]:
 def put(
     tx: Tx, *, key: str, value: str, channel: str, expected_version: int | None, updated_by: str | None
 ) -> dict[str, Any]:
-    """Set a key; with `expected_version` only if it is live at exactly that version, 0 meaning "does not exist"."""
+    """Set a key; with `expected_version`, only if it exists at exactly that version (0 means "does not exist")."""
     return _record(_change(tx, key, value, channel, expected_version, updated_by))
 
 
@@ -137,7 +137,7 @@ def _conflict(row: Any, key: str, expected: int, live: int) -> MuxError:
 def watch(
     mux: Mux, caller: Caller, *, key: str, channel: str, after_version: int, timeout: int, agent_id: str | None
 ) -> Wait:
-    """Wait until the key's version passes `after_version`; answers its latest state, not every step on the way."""
+    """Wait until the key's version exceeds `after_version`; answers with the latest state, not every step."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
     with mux.store.read() as rx:
         channel = directory.channel(rx, channel)["name"]
@@ -151,7 +151,7 @@ def watch(
         row, version = look()
         if version > after_version:
             return _watched(row, changed=True)
-        if version < after_version:  # a restored database, or the wrong daemon: never a hang
+        if version < after_version:  # a restored database, or the wrong daemon; never hang
             return _watched(row, changed=False, key=key, channel=channel) | {"reset": True}
         return None
 
@@ -168,7 +168,7 @@ def _watched(row: Any, *, changed: bool, key: str = "", channel: str = "") -> di
 
 
 def listed(rx: Snapshot, *, channel: str, prefix: str | None, limit: int, after: str | None) -> dict[str, Any]:
-    """Live keys of a channel in the order of their names, with their records."""
+    """The existing keys of a channel in order, with their records."""
     channel = directory.channel(rx, channel)["name"]
     rows = rx.sql(
         "select * from state where channel = ? and not deleted and key > ? and substr(key, 1, ?) = ? "
@@ -186,7 +186,7 @@ def listed(rx: Snapshot, *, channel: str, prefix: str | None, limit: int, after:
 
 
 def history(rx: Snapshot, *, key: str, channel: str, limit: int) -> dict[str, Any]:
-    """The last versions of a key, newest first, tombstones included."""
+    """The latest versions of a key, newest first, including tombstones."""
     channel = directory.channel(rx, channel)["name"]
     rows = rx.sql(
         "select * from state_version where channel = ? and key = ? order by version desc limit ?", channel, key, limit

@@ -1,7 +1,7 @@
-"""The end of the event log, for commands: batch after batch, also over restarts of the daemon.
+"""The tail of the event log, for commands: batch after batch, even across restarts of the daemon.
 
-Each batch begins where the one before ended, so nothing is missed while the daemon is away; what it no longer keeps it
-says itself, as a gap.
+Each batch begins where the previous one ended, so nothing is missed while the daemon is away; a gap reports events that
+the daemon no longer keeps.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from stonemux.schema import Operation
 
 WAIT_S = 25
 AWAY_MS = 500
-"""How often a daemon that went away is looked for."""
+"""The interval between attempts to reach a daemon that went away."""
 AWAY = ("unreachable", "shutting_down")
 
 
 class Tail:
-    """A place in the event log; `after` is the last id that was seen.
+    """A position in the event log; `after` is the last id that was seen.
 
-    `anew` says that the log began anew before what `next` returned last: ids of before, of any kind, mean nothing now.
+    `anew` says that the log started over before the events that `next` returned last: earlier ids of any kind are void.
     """
 
     def __init__(self, remote: Remote, given: Mapping[str, Any]) -> None:
@@ -38,12 +38,12 @@ class Tail:
         self._away = False
 
     def begin(self, after: int | None = None, *, back: int = 0) -> None:
-        """Begin after an id, else `back` ids before the newest."""
+        """Start after an id, or else `back` ids before the newest."""
         self.head = self._remote.ask(BY_NAME["events.list"], {"limit": 1})["head"]
         self.after = after if after is not None else max(0, self.head - back)
 
     def next(self, timeout: int = WAIT_S) -> list[dict[str, Any]]:
-        """The events after the last ones; waits for the first of them, and returns none when none came in time."""
+        """The events after the previous ones; waits for the first, and returns an empty list if none came in time."""
         answer = self.ask(
             BY_NAME["events.list"], self._given | {"after": self.after, "timeout": timeout, "limit": 1000}
         )
@@ -56,7 +56,7 @@ class Tail:
         return found
 
     def ask(self, operation: Operation, given: Mapping[str, Any]) -> Any:
-        """Ask, as long as it takes for a daemon that went away to come back."""
+        """Call an operation, waiting as long as it takes for a daemon that went away to come back."""
         while True:
             try:
                 answer = self._remote.ask(operation, given)
