@@ -1,4 +1,4 @@
-"""Putting a license in its place and taking it out, from the command line."""
+"""Activating and deactivating a license from the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stonemux.screen import counted
 
 
 def activate(settings: Settings, key: str | None, file: str | None) -> dict[str, Any]:
-    """Find the license of a key (or in a file), check it, and write it where the settings want it; returns it.
+    """Find the license for a key (or in a file), check it, and write it to the configured path; returns it.
 
     Raises `license_malformed`, `license_checksum`, `license_unknown`, `license_invalid`, or `unreachable`.
     """
@@ -70,7 +70,7 @@ def _refused(settings: Settings, trouble: licenseclient.NoUse) -> MuxError:
 
 
 def deactivate(settings: Settings) -> Path:
-    """Move the license out of its place; returns where it is kept. Raises `license_unknown` when there is none."""
+    """Rename the active license file; returns its new path. Raises `license_unknown` if there is none."""
     kept = settings.license_key_file.with_name(settings.license_key_file.name + ".deactivated")
     try:
         os.replace(settings.license_key_file, kept)
@@ -80,10 +80,10 @@ def deactivate(settings: Settings) -> Path:
 
 
 def take_up(settings: Settings) -> str:
-    """Let a running daemon read the license anew; what it says to that, in words."""
+    """Have a running daemon read the license again; returns the outcome in words."""
     if read_owner_token(settings.data_dir) is None:
         return "no daemon is running here; the next one will start with it"
-    from stonemux import owner  # brings all of the program
+    from stonemux import owner  # imports the whole program
 
     told = owner.call(settings, "license.reload", {})
     problem = f" ({told['problem']})" if "problem" in told else ""
@@ -98,7 +98,7 @@ def words(document: dict[str, Any]) -> str:
 
 
 def standing(settings: Settings) -> dict[str, Any]:
-    """What the license in its place grants, as a daemon would see it that starts now."""
+    """What the active license grants, as a daemon that starts now would see it."""
     entitlement = Entitlement(settings, Clock(read_head(settings.data_dir).at))
     entitlement.look()
     granted = entitlement.license

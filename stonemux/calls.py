@@ -1,15 +1,15 @@
-"""How the Python client calls a daemon: one request, sent again while that helps.
+"""How the Python client calls a daemon: each call is one request, retried while that can help.
 
-Every changing call carries an idempotency key, so sending it again is safe. When the connection breaks, or the daemon
-answers 429 or 503, the same request goes out after a growing, scattered pause (`Retry-After` at the least) until the
-time for it is used up; so a daemon that restarts is not noticed. A client that has never reached a daemon gives up
-after two seconds: then nobody is restarting, nobody is there.
+Every change carries an idempotency key, so it is safe to repeat. When the connection breaks, or the daemon answers 429
+or 503, the same request is sent again after a growing, jittered pause (at least `Retry-After`) until its time is used
+up; so callers do not notice a daemon's restart. A client that has never reached a daemon gives up after two seconds,
+since then there is probably no daemon, rather than one that is restarting.
 
-Waiting calls (`WAITING`) wait as long as they are asked to, also beyond the daemon's maximum: an answer with nothing in
-it before the time is over leads to another request. Those are rounds of one call; a claim's further rounds have keys of
-their own, because the empty answer of the first is remembered, too.
+Waiting calls (`WAITING`) wait as long as they are asked to, even beyond the daemon's maximum: after an empty answer
+before the time is over, the client sends another request. These are rounds of one call; the further rounds of a claim
+have idempotency keys of their own, because the daemon may have recorded the first round's empty answer.
 
-`_lock` guards the round trips that run and whether the client is closed.
+`_lock` guards the set of running round trips, and whether the client is closed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, with_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, malformed_key, shown
 
 FIRST_CONTACT_MS = 2000
-"""How long a client that never had an answer tries."""
+"""How long a client that has never had an answer keeps trying."""
 PAUSES_MS = (0, 50, 100, 200, 400, 800, 1000)
-"""Pauses before trying again; an idle connection that was just closed costs none. The last one repeats."""
+"""Pauses between retries; the first is 0, for an idle connection that was just closed. The last one repeats."""
 ACT_MS = 600_000
 """How long an act, such as a backup, may take."""
 WAITING = {"msg.poll": "messages", "task.claim": "task_id", "state.watch": "changed", "events.list": "events"}
-"""The calls that wait, and the field of the answer that says whether something came."""
+"""The calls that wait, and the field of the answer that shows whether anything came."""
 Answer = TypeVar("Answer")
 _KEY = re.compile(IDEMPOTENCY_KEY)
 
@@ -50,11 +50,11 @@ class _Request(NamedTuple):
     body: bytes | None
     headers: dict[str, str]
     receipt: bool = False
-    """Whether the daemon waits to hear that the answer arrived."""
+    """Whether the daemon waits for a receipt of the answer."""
 
 
 class Calls(Methods):
-    """A client's calls; `client.Client` says what its parameters mean."""
+    """A client's calls; `client.Client` explains the parameters."""
 
     def __init__(
         self,
@@ -80,22 +80,22 @@ class Calls(Methods):
 
     @property
     def url(self) -> str:
-        """Where the daemon is."""
+        """The daemon's base URL."""
         return f"{self._pool.scheme}://{self._pool.authority}"
 
     def forget(self) -> None:
-        """In a process that was forked: nothing of the parent's goes on here."""
+        """Drop what belongs to the parent of a forked process."""
         self._lock = threading.Lock()
         self._closing = threading.Condition(self._lock)
         self._running = set()
         self._pool.forget()
 
     def ticks_ms(self) -> int:
-        """What the waits are measured with."""
+        """The clock by which waits are measured."""
         return self._clock.ticks_ms()
 
     def close(self) -> None:
-        """Close the connections; calls that run in other threads end with `unreachable`."""
+        """Close the connections; calls running in other threads end with `unreachable`."""
         with self._lock:
             self._closed = True
             self._closing.notify_all()
@@ -109,10 +109,10 @@ class Calls(Methods):
     def call(
         self, operation: str, given: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Any:
-        """Call an operation by its name in the reference, with the wire's names: `call("msg.send", {"from": ...})`.
+        """Call an operation by its name in the reference, with API field names: `call("msg.send", {"from": ...})`.
 
-        For programs that choose operations at run time. It tries again as the typed methods do, but a wait ends when
-        the daemon ends it.
+        For programs that choose operations at run time. It retries as the typed methods do, but a wait ends when the
+        daemon ends it.
         """
         row = BY_NAME.get(operation)
         if row is None or row.kind == "stream":
@@ -126,10 +126,10 @@ class Calls(Methods):
         return self._round(row, told, self._key(row, told, idempotency_key), 1000 * row.asked_wait(told))
 
     def call_all(self, operation: str, calls: Iterable[Mapping[str, Any]]) -> list[Any]:
-        """Make many calls of an operation that takes a list over HTTP (`msg.send`), each given by the wire's names.
+        """Make many calls of an operation that takes a list over HTTP (`msg.send`), each with the API's field names.
 
-        Up to 1,000 go into one request, which is one transaction. Answers come in the order of the calls; what was
-        refused has a `MuxError` in its place. Each call gets an idempotency key, so the request may be sent again.
+        Up to 1,000 go into one request, which is one transaction. Answers come in the order of the calls; a refused
+        call has a `MuxError` in its place. Each call gets an idempotency key, so the request may be sent again.
         """
         row = BY_NAME.get(operation)
         if row is None or not row.many:
@@ -179,7 +179,7 @@ class Calls(Methods):
                 return answer
             told["timeout"] = wait
             number += 1
-            key = first and f"{first}.{number}"  # an answer with nothing in it is remembered, too
+            key = first and f"{first}.{number}"  # the daemon may have recorded the empty answer
 
     def _completed(self, operation: Operation, given: dict[str, Any]) -> dict[str, Any]:
         if self.agent is not None and operation.actor and given.get(operation.actor) is None:
@@ -190,13 +190,13 @@ class Calls(Methods):
         return self._clock.new_id() if key is None and operation.changes and "idempotency_key" not in given else key
 
     def _round(self, operation: Operation, given: Mapping[str, Any], key: str | None, wait_ms: int) -> Any:
-        """One request, sent again while that helps and there is time."""
+        """Send one request, retried while that can help and there is time."""
         request = self._request(operation, given, key)
         patience_ms = wait_ms + (max(self._budget_ms, ACT_MS) if operation.kind == "act" else self._budget_ms)
         return self.persist(operation.name, key, wait_ms, lambda: self._once(operation, request, patience_ms))
 
     def persist(self, name: str, key: str | None, wait_ms: int, attempt: Callable[[], Answer]) -> Answer:
-        """Attempt until there is an answer or a refusal that stays; what may pass is tried again for a while."""
+        """Call `attempt` until it returns or fails for good; transient errors are retried for a limited time."""
         begun = self._clock.ticks_ms()
         deadline = None
         renewed = False
@@ -239,7 +239,7 @@ class Calls(Methods):
 
     @contextmanager
     def round_trip(self) -> Iterator[RoundTrip]:
-        """A round trip that ends when the client is closed."""
+        """A round trip that is aborted when the client is closed."""
         trip = self._pool.round_trip()
         with self._lock:
             if self._closed:
@@ -253,7 +253,7 @@ class Calls(Methods):
                 self._running.discard(trip)
 
     def headers(self) -> dict[str, str]:
-        """What every request says: the token, made by the caller's function when there is one."""
+        """The headers of every request: the token, from the caller's function if there is one."""
         if self._token is None and self._fresh_token is not None:
             self._token = self._fresh_token()
         return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
@@ -276,7 +276,7 @@ class Calls(Methods):
         return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
 
     def _read(self, operation: Operation, trip: RoundTrip) -> Any:
-        """The answer, or the refusal, of a round trip that has ended."""
+        """The answer, or the error, of a completed round trip."""
         if trip.status != 200:
             return self.refusal(trip, operation.name)
         plain = operation.kind in ("text", "lines")
@@ -287,7 +287,7 @@ class Calls(Methods):
         return answer
 
     def refusal(self, trip: RoundTrip, name: str) -> MuxError:
-        """The error that the daemon answered."""
+        """The error that the daemon answered with."""
         try:
             told = self._decoded(trip, name)["error"]
             row = BY_NAME[name]
@@ -322,11 +322,11 @@ class Calls(Methods):
         return MuxError("unreachable", "this client is closed; create a new one")
 
     def _scattered(self, pause_ms: int) -> int:
-        """Between half of a pause and all of it, so that many clients do not come back at once."""
+        """A random time between half of `pause_ms` and all of it, so that many clients do not retry at once."""
         return pause_ms - int(self._clock.token(2), 16) * pause_ms // 0x1FFFF
 
     def pause(self, ms: int) -> None:
-        """Do nothing for so long, or until the client is closed."""
+        """Sleep for this time, or until the client is closed."""
         until = self._clock.ticks_ms() + ms
         with self._lock:
             while not self._closed and self._clock.ticks_ms() < until:
@@ -334,7 +334,7 @@ class Calls(Methods):
 
 
 def _address(url: str | None, environ: Mapping[str, str]) -> tuple[str, int, str]:
-    """Host, port, and the file with the certificate, "" for a daemon without TLS."""
+    """Host, port, and certificate file ("" for a daemon without TLS)."""
     if url is None:
         settings = load(None, environ, {})
         return settings.host, settings.port, settings.tls_cert

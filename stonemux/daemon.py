@@ -1,11 +1,12 @@
-"""The life of a daemon: open the data directory, serve until told to stop, leave everything in good order.
+"""The life cycle of a daemon: open the data directory, serve until told to stop, and shut down in order.
 
-Order of the start: settings, data directory (locked), store (checked, migrated), boot (leases renewed), socket, then
-the banner. The stop goes backwards: no new connections, parked calls answered, streams told, queued changes committed,
-write-ahead log folded in, lock given back.
+It starts in this order: settings, data directory (locked), store (checked, migrated), boot (leases renewed), socket,
+then the banner. It stops in reverse: no new connections, parked calls answered, streams notified, queued changes
+committed, write-ahead log checkpointed, lock released.
 
-A signal only writes to a pipe that the main thread reads (`signals`); everything else happens in order, on that thread.
-SIGTERM and SIGINT end the daemon, SIGHUP lets it read its settings again, or ends it when its terminal is gone.
+A signal handler only writes to a pipe that the main thread reads (see `signals`); everything else happens in sequence
+on that thread. SIGTERM and SIGINT end the daemon; SIGHUP makes it read its settings again, or ends it when its terminal
+is gone.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class Daemon:
     """A running daemon; `serve` blocks until `stop` is called or a signal arrives."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, accept_rollback: bool = False) -> None:
-        """Start everything up to the listening socket. Raises MuxError with the exit status of what is in the way."""
+        """Start everything, including the listening socket; raises MuxError, with an exit status, if that fails."""
         check_safe(settings)
         _allow_files(settings.open_files)
         threading.stack_size(STACK_BYTES)
         clock = clock or Clock()
         self.settings = settings
         self.failure: MuxError | None = None
-        self._signals = Signals()  # never closed, so that a late `stop` cannot write anywhere else
+        self._signals = Signals()  # never closed, so that a late `stop` cannot write to a reused descriptor
         with contextlib.ExitStack() as undo:
             self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
             undo.callback(self._directory.close)
@@ -63,7 +64,7 @@ class Daemon:
         self._timekeeper.start()
         self._outbound = Outbound(self.mux)
         self._outbound.start()
-        self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a tier may go now
+        self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
         self._telemetry = Telemetry(self.mux, self._directory)
         self._telemetry.start()
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
@@ -71,17 +72,17 @@ class Daemon:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address it listens on."""
         return f"{self.settings.scheme}://{authority(self.settings.host, self.server.port)}"
 
     def _fail(self, error: MuxError) -> None:
-        """The storage can no longer be trusted: stop, with its exit status."""
+        """Stop with the error's exit status: the storage can no longer be trusted."""
         log.critical("%s", error.message)
         self.failure = error
         self.stop()
 
     def stop(self) -> None:
-        """Ask `serve` to end; any thread may."""
+        """Make `serve` return; any thread may call this."""
         self._signals.put(signals.NONE)
 
     def heed_signals(self) -> None:
@@ -89,7 +90,7 @@ class Daemon:
         self._signals.listen(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def serve(self, reread: Callable[[], Settings] | None = None) -> int:
-        """Wait for the end, then shut down in order; returns the exit status. `reread` gives the settings anew."""
+        """Wait for the end, then shut down in order; returns the exit status. `reread` returns the current settings."""
         while self._signals.next() == signal.SIGHUP and not _terminal_is_gone():
             if reread is not None:
                 self.reload(reread)
@@ -97,11 +98,11 @@ class Daemon:
         return self.failure.failure.exit if self.failure is not None else 0
 
     def reload(self, reread: Callable[[], Settings]) -> None:
-        """Take over changed settings and the certificate; the log says what changed and what waits for a restart."""
+        """Apply changed settings and a new certificate; logs what has changed and what requires a restart."""
         old = self.mux.settings
         try:
             wanted = reread()
-            check_safe(wanted)  # what the next start would refuse is told now
+            check_safe(wanted)  # report now what the next start would refuse
             settings, live, waiting = config.reread(old, wanted)
         except MuxError as error:
             log.error("the settings stay as they were: %s", error.message)
@@ -121,7 +122,7 @@ class Daemon:
         log.warning("the settings were read again: %d changed, %d at the next start", len(live), len(waiting))
 
     def close(self) -> None:
-        """Shut down: answers what waits, commits what is queued, and gives the data directory back."""
+        """Shut down: answer waiting calls, commit what is queued, and unlock the data directory."""
         self.server.stop()
         self._door.join()
         self.server.server_close()
@@ -140,17 +141,17 @@ def serve(
     say: Callable[[Daemon], None],
     reread: Callable[[], Settings] | None = None,
 ) -> int:
-    """Run a daemon until SIGTERM or SIGINT and return the exit status.
+    """Run a daemon until SIGTERM or SIGINT, and return the exit status.
 
-    `say` is called once it listens, `reread` at SIGHUP for the settings as they stand then.
+    `say` is called once the daemon listens; `reread` is called at SIGHUP, for the settings as they are then.
     """
     daemon = Daemon(settings, accept_rollback=accept_rollback)
     _calm_collector()
     daemon.heed_signals()
     try:
         say(daemon)
-    except OSError:  # nobody hears it, or the disk behind it is full: no reason not to serve
-        from stonemux import output  # for this alone
+    except OSError:  # nobody reads it, or the disk behind it is full: no reason not to serve
+        from stonemux import output  # needed only here
 
         output.mute()
     log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
@@ -160,7 +161,7 @@ def serve(
 
 
 def _terminal_is_gone() -> bool:
-    """Whether this ran in a terminal that was closed: that sends SIGHUP, too, and means the end."""
+    """Whether this process ran in a terminal that was closed: that, too, sends SIGHUP, and means the end."""
     for fd in range(3):
         try:
             os.tcgetpgrp(fd)
@@ -171,10 +172,11 @@ def _terminal_is_gone() -> bool:
 
 
 def _calm_collector() -> None:
-    """Let the collector of cycles look at what is new, and less often.
+    """Exempt what exists from garbage collection, and collect cycles less often.
 
-    With its defaults it went through everything that a thousand parked calls hold, several milliseconds each time,
-    which was the slowest wake-up in a hundred and a tenth of all sends. Requests leave hardly any cycles behind.
+    With the default settings, the collector scanned everything that a thousand parked calls hold, which took several
+    milliseconds each time and caused the slowest percent of wake-ups and a tenth of all sends. Requests create hardly
+    any cycles.
     """
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
@@ -182,7 +184,7 @@ def _calm_collector() -> None:
 
 
 def banner(daemon: Daemon) -> str:
-    """What a person wants to know when it has started, and what to type next."""
+    """What the user needs to know after the start, and what to type next."""
     run = launch.typed()
     rows = [
         ("listening", daemon.url),
@@ -196,7 +198,7 @@ def banner(daemon: Daemon) -> str:
 
 
 def _allow_files(needed: int) -> None:
-    """Raise the soft limit of open files to what the settings ask for; say so when the system does not allow it."""
+    """Raise the soft limit of open files to what the settings need; raises `bad_setting` if the system forbids it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, needed)
     if hard != resource.RLIM_INFINITY:

@@ -1,10 +1,10 @@
-"""The data directory: held by one process, and the same one as last time.
+"""The data directory: held by one process, and verified to be the same one as last time.
 
-It is held by `flock` on the directory itself: a lock *file* can be unlinked and made anew by a
-second daemon, and `fcntl` locks vanish when any descriptor of the file is closed. Beside the database lie `CREATED`
-(this directory once held a database, so an empty one is a loss and not a beginning), `head.json` (how far the event
-log, the messages and the audit log had come, so that a database that went back in time is noticed, and no id is dealt
-again) and, once something was purged, `audit.key`.
+The lock is an `flock` on the directory itself: a lock *file* can be unlinked and recreated by a second daemon, and
+`fcntl` locks vanish when any descriptor of the file is closed. Next to the database there are `CREATED` (this directory
+once held a database, so a missing database is a loss and not a beginning), `head.json` (how far the event log, the
+messages and the audit log had come, so that a database that went back in time is noticed and no id is assigned twice),
+and, once audit records were purged, `audit.key`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ OWNER_TOKEN = "owner.token"
 
 
 class Head(NamedTuple):
-    """How far a database had come, as its directory remembers it; zeros where it does not."""
+    """How far a database had come, as its directory remembers it; zeros where unknown."""
 
     event_seq: int = 0
     message_seq: int = 0
     at: int = 0
-    """When that was noted (`Clock.now_ms`)."""
+    """When this was recorded (`Clock.now_ms`)."""
     audit_seq: int = 0
-    """The last record of the audit log."""
+    """The number of the last audit record."""
     audit_head: str = ""
-    """Its hash; "" where there is none."""
+    """The hash of that record; "" if there is none."""
 
 
 class DataDir:
-    """A locked data directory. `close` gives it back."""
+    """A locked data directory; `close` unlocks it."""
 
     def __init__(self, path: Path, *, allow_network_fs: bool = False, mounts: Path = Path("/proc/mounts")) -> None:
-        """Make (mode 0700), check and lock the directory.
+        """Create (mode 0700), check and lock the directory.
 
-        Raises `unsafe_environment` when others may write there, it is not ours, or it lies on a network file system;
-        `data_dir_locked` when another daemon holds it.
+        Raises `unsafe_environment` when others may write there, it belongs to another user, or it is on a network file
+        system; `data_dir_locked` when another daemon holds it.
         """
         self.path = path
         self.database = path / DATABASE
@@ -79,19 +79,19 @@ class DataDir:
                 "--data-dir",
                 pid=holder or None,
             ) from None
-        with contextlib.suppress(OSError):  # told to whoever finds it locked; on a full disk it can be missed
+        with contextlib.suppress(OSError):  # only for the message above; may be missing if the disk is full
             self.write_passing(PID, f"{os.getpid()}\n")
 
     def write_file(self, name: str, text: str) -> None:
-        """Replace a small file in one step, mode 0600: a reader finds the old text or the new one, never half."""
+        """Atomically replace a small file, mode 0600: a reader sees the old text or the new one, never a part."""
         write_private(self.path / name, text)
 
     def write_passing(self, name: str, text: str) -> None:
-        """The same for what means nothing once this process has ended: it need not outlive the machine's power."""
+        """The same, for a file that is meaningless after this process ends: it need not survive a power failure."""
         write_private(self.path / name, text, lasting=False)
 
     def audit_key(self) -> bytes:
-        """What signs the checkpoints of the audit log: outside of the database, mode 0600, made when first needed."""
+        """The key that signs checkpoints of the audit log: outside of the database, mode 0600, created on first use."""
         try:
             return read_audit_key(self.path / AUDIT_KEY)
         except FileNotFoundError:
@@ -99,32 +99,32 @@ class DataDir:
             return read_audit_key(self.path / AUDIT_KEY)
 
     def read_head(self) -> Head:
-        """What the sidecar remembers."""
+        """The head that `head.json` remembers."""
         return read_head(self.path)
 
     def write_head(self, head: Head) -> None:
-        """Remember how far the event log and the messages have come."""
+        """Record how far the event log, the messages and the audit log have come."""
         self.write_file(HEAD, json.dumps(head._asdict()) + "\n")
 
     @property
     def marked(self) -> bool:
-        """Whether a database was ever made here."""
+        """Whether a database was ever created here."""
         return (self.path / MARKER).exists()
 
     def mark(self) -> None:
-        """Remember that a database was made here."""
+        """Record that a database was created here."""
         if not self.marked:
             self.write_file(MARKER, "This directory contains a stonemux database. Do not delete this file.\n")
 
     def close(self) -> None:
-        """Give the directory back."""
+        """Unlock the directory."""
         with contextlib.suppress(OSError):
             (self.path / PID).unlink()
         os.close(self._fd)
 
 
 def write_private(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Replace a small file in one step, mode 0600; `lasting`: it is on the disk before it takes the place."""
+    """Atomically replace a small file, mode 0600; if `lasting`, it is on disk before it replaces the old one."""
     temporary = path.with_name(f".{path.name}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
@@ -136,7 +136,7 @@ def write_private(path: Path, text: str, *, lasting: bool = True) -> None:
 
 
 def read_owner_token(path: Path) -> str | None:
-    """What shows the daemon that holds this directory that one is its owner; None without one, or if it is not ours."""
+    """The owner token of the daemon that holds this directory; None if there is no such daemon or it is unreadable."""
     try:
         if is_held(path):
             return (path / OWNER_TOKEN).read_text().strip()
@@ -146,7 +146,7 @@ def read_owner_token(path: Path) -> str | None:
 
 
 def read_install(path: Path, new_id: Callable[[], str]) -> tuple[str, int]:
-    """The installation's id, a random one that says nothing else, and when it last told anybody that it runs."""
+    """The installation's id (random, without other meaning), and the time of its last heartbeat."""
     try:
         found = json.loads((path / INSTALL).read_bytes())
         return str(found["install_id"])[:64], int(found["beat_at"])
@@ -157,12 +157,12 @@ def read_install(path: Path, new_id: Callable[[], str]) -> tuple[str, int]:
 
 
 def note_install(path: Path, install_id: str, beat_at: int) -> None:
-    """Remember both."""
+    """Record both."""
     write_private(path / INSTALL, json.dumps({"install_id": install_id, "beat_at": beat_at}) + "\n")
 
 
 def read_audit_key(file: Path) -> bytes:
-    """The key in a file; raises OSError, or ValueError for a file that holds none."""
+    """The key in a file; raises OSError, or ValueError if the file contains none."""
     key = bytes.fromhex(file.read_text().strip())
     if len(key) != 32:
         raise ValueError(f"{file} does not contain a 32-byte key")
@@ -170,12 +170,12 @@ def read_audit_key(file: Path) -> bytes:
 
 
 def read_head(path: Path) -> Head:
-    """What the sidecar in a data directory remembers, which need not be locked."""
-    return told_head(path) or Head()  # it is a second witness only: torn, it says nothing
+    """The head that a data directory remembers; the directory need not be locked."""
+    return told_head(path) or Head()  # only a second witness: a torn file counts as empty
 
 
 def told_head(path: Path) -> Head | None:
-    """The same; None for a torn one. One that is missing remembers nothing."""
+    """The same, but None if the file is torn; a missing file remembers nothing."""
     try:
         found = json.loads((path / HEAD).read_text())
         return Head(
@@ -192,7 +192,7 @@ def told_head(path: Path) -> Head | None:
 
 
 def check_usable(path: Path) -> None:
-    """Raise `unsafe_environment` when this process may not write in a directory, or not use a file that it needs."""
+    """Raise `unsafe_environment` if this process cannot write to the directory, or cannot use a file that it needs."""
     needed = [(path, os.W_OK | os.X_OK, "written to")]
     needed += [(path / f"{DATABASE}{end}", os.R_OK | os.W_OK, "read and written") for end in ("", "-wal", "-shm")]
     needed += [(path / name, os.R_OK, "read") for name in (HEAD, AUDIT_KEY)]
@@ -213,7 +213,7 @@ def check_usable(path: Path) -> None:
 
 
 def noted_pid(path: Path) -> str:
-    """The process that holds a data directory, as far as it could note that; else ""."""
+    """The process id of the directory's holder, if it was recorded; else ""."""
     try:
         return (path / PID).read_text().strip()
     except OSError:
@@ -221,12 +221,12 @@ def noted_pid(path: Path) -> str:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a daemon holds a data directory."""
+    """Whether a daemon holds the data directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)  # which unlocks it
+        os.close(fd)  # which also unlocks it
     return False

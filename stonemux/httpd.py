@@ -17,7 +17,7 @@ Which thread does what, and what it must never do:
   (see `parking`).
 * Streams belong to the streamer (see `sse`).
 
-An idle daemon does nothing at all: deadlines exist only for connections that are idle or half-way through a request.
+Without connections, all these threads sleep: deadlines exist only for connections that are idle or in mid-request.
 """
 
 from __future__ import annotations

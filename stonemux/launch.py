@@ -1,6 +1,6 @@
-"""How this very stonemux is started anew, from any folder: for what clients are told to run, and for a daemon.
+"""How to start this same copy of stonemux again, from any folder: for the commands clients are given, and for a daemon.
 
-It runs from a folder or from an archive (`stonemux.pyz`). Nothing else in the package may ask where its files lie.
+It runs from a folder or from an archive (`stonemux.pyz`). No other module in the package may ask where its files are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ DEFAULT_PORT = 3392
 
 
 def command() -> list[str]:
-    """The command without its verb: `[*command(), "serve"]` starts what is running now.
+    """The command without its verb: `[*command(), "serve"]` starts the program that is running now.
 
-    An archive is started by its path; a package by that of its `__main__.py`, which finds the rest by itself. Neither
-    needs anything of the environment: clients pass on little of theirs, and Gemini CLI refuses a PYTHONPATH. `-P` keeps
-    the modules of the folder in which it is started from replacing those of the standard library. Whoever
-    started this one with `-I` or `-S` wants neither the environment nor installed packages in the next one.
+    An archive is started by its path; a package by that of its `__main__.py`, which finds the rest itself. Neither
+    needs the environment: clients pass on little of theirs, and Gemini CLI refuses a PYTHONPATH. `-P` prevents modules
+    in the start folder from shadowing the standard library. If this process was started with `-I` or `-S`, the new one
+    should not use the environment or installed packages either, so these flags are kept.
     """
     kept = [flag for flag, given in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if given]
     python = [os.path.abspath(sys.executable), *kept]
@@ -29,24 +29,24 @@ def command() -> list[str]:
 
 
 def typed() -> str:
-    """The command as a person types it, likewise without its verb."""
+    """The command as a person types it, also without its verb."""
     if archive() is not None:
         return f"python3 {sys.argv[0]}"
     return "python3 -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
 
 
 def serving(port: int) -> str:
-    """What a person types to start a daemon that listens at this port."""
+    """The command that a person types to start a daemon on this port."""
     return f"{typed()} serve" + at(port)
 
 
 def at(port: int) -> str:
-    """The flag that names a port, where it is needed."""
+    """The `--port` flag, if the port is not the default; else ""."""
     return "" if port == DEFAULT_PORT else f" --port {port}"
 
 
 def archive() -> str | None:
-    """The archive that this runs from, if it does."""
+    """The archive that this process runs from, or None."""
     file = getattr(stonemux.__loader__, "archive", None)
     return None if file is None else os.path.abspath(file)
 

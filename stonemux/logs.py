@@ -1,4 +1,4 @@
-"""Log lines, as text for people or JSON for programs, on standard error. Contents and tokens are never logged."""
+"""Log lines on standard error: text for people, or JSON for programs. Message contents and tokens are never logged."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class _Json(logging.Formatter):
 
 
 def _one_line(text: str) -> str:
-    """Control characters escaped, so that nobody writes a second log line by way of a name."""
+    """Escape control characters, so that a name cannot forge a second log line."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class _StandardError(logging.Handler):
-    """Each line in one write, past Python's buffer.
+    """Writes each line with one system call, bypassing Python's buffer.
 
-    A line that a full disk refuses would stay in the buffer and turn the exit status into 120.
+    A line that a full disk refuses would stay in that buffer and turn the exit status into 120.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -47,7 +47,7 @@ class _StandardError(logging.Handler):
 
 
 def set_up(level: str, form: str) -> None:
-    """Log to standard error; a full disk behind it does not disturb the daemon."""
+    """Log to standard error; write failures, as on a full disk, do not disturb the daemon."""
     handler = _StandardError()
     handler.setFormatter(_Json() if form == "json" else _Text())
     logger = logging.getLogger("stonemux")

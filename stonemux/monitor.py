@@ -1,4 +1,4 @@
-"""Watching the program: the event log as JSON, counts, health, and Prometheus metrics."""
+"""Monitoring: the event log as JSON, counts, health, and Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stonemux.transaction import Event, Snapshot
 from stonemux.vocabulary import TASK_STATUSES
 
 SCAN = 1000
-"""How many events one look at the database reads while it searches for those that pass a filter."""
+"""How many events one database read examines while looking for those that pass a filter."""
 
 
 def event_filter(mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None) -> Filter:
-    """A checked filter; raises for unknown channels and agents."""
+    """A validated filter; raises for unknown channels and agents."""
     if channel is not None or agent_id is not None:
         with mux.store.read() as rx:
             if channel is not None:
@@ -38,7 +38,7 @@ def list_events(
     limit: int,
     timeout: int,
 ) -> Wait:
-    """The event log after an id, as JSON; with `timeout` it waits for the first event that passes."""
+    """The event log after an id, as JSON; with `timeout`, waits for the first event that passes the filter."""
     wanted = event_filter(mux, types=types, channel=channel, agent_id=agent_id)
     deadline = mux.clock.ticks_ms() + timeout * 1000
     cursor = after
@@ -76,14 +76,14 @@ def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str,
                         break
     answer["events"] = [event_view(event) for event in found]
     answer["next"] = after
-    answer["head"] = max(head, after)  # what came meanwhile is in the pages already
+    answer["head"] = max(head, after)  # the pages may include events that came meanwhile
     if len(found) == limit and after < head:
         answer["more"] = True
     return answer
 
 
 def gap_after(rx: Snapshot, after: int) -> dict[str, Any] | None:
-    """What a reader at `after` has missed because it is no longer kept; None when nothing is missing."""
+    """What a reader at `after` has missed because it is no longer stored; None if nothing is missing."""
     first = events.oldest(rx)
     if after + 1 >= first:
         return None
@@ -97,7 +97,7 @@ def gap_after(rx: Snapshot, after: int) -> dict[str, Any] | None:
 
 
 def event_view(event: Event) -> dict[str, Any]:
-    """An event as JSON shows it."""
+    """An event in its JSON form."""
     return {
         "id": event.id,
         "type": event.kind,
@@ -115,7 +115,7 @@ _UNREAD = (
 
 
 def stats(rx: Snapshot) -> dict[str, Any]:
-    """Counts of what there is."""
+    """Counts of everything there is."""
     mux = rx.mux
     active, stale = mux.presence.counts()
     by_status = dict.fromkeys(TASK_STATUSES, 0)
@@ -129,7 +129,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
         "agents": {"active": active, "stale": stale, "total": active + stale},
         "messages": {
             "stored": stored,
-            "sent": max(stored, last - mux.store.skipped),  # ids leap when a database goes back in time
+            "sent": max(stored, last - mux.store.skipped),  # ids jump when a database goes back in time
             "unread": rx.one(_UNREAD)[0],
         },
         "tasks": by_status,
@@ -148,7 +148,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
 
 
 def health(mux: Mux, caller: Caller) -> dict[str, Any]:
-    """Whether the daemon serves; asks nothing of the disk, so that it answers when the disk does not."""
+    """Whether the daemon works; does not touch the disk, so that it answers even when the disk does not."""
     return {
         "status": "failing" if mux.store.fatal is not None or mux.store.damage else "ok",
         "version": VERSION,

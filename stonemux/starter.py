@@ -1,8 +1,8 @@
 """Starting the daemon for a client that finds none.
 
-Any number of clients may do so at once: each starts a daemon of its own, the lock on the data directory lets one of
-them live, and all wait until somebody answers. The daemon is in a session of its own, so it outlives the client and
-whatever ends the client's process group. What it says goes into `daemon.log` in the data directory.
+Any number of clients may do so at once: each starts a daemon, the lock on the data directory lets only one of them
+live, and all clients wait until one answers. The daemon gets its own session, so it outlives the client and whatever
+kills the client's process group. Its output goes to `daemon.log` in the data directory.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from stonemux.errors import EXIT_LOCKED, MuxError
 
 LOG = "daemon.log"
 MOST_LOG_BYTES = 4 * 1024 * 1024
-"""A larger log is set aside (as `daemon.log.1`) before the next start."""
+"""A larger log is renamed to `daemon.log.1` before the next start."""
 START_MS = 10_000
 HELD_MS = 2_000
-"""How long a daemon that has held the directory since before START_MS may take to answer: it is not starting."""
+"""How long to wait for a daemon that has held the directory for more than START_MS: it is not just starting."""
 LOOK_MS = 20
 HEALTH_S = 2.0
 
 
 class Starter:
-    """Sees to it that a daemon answers. `_lock` lets one thread of this process start one at a time."""
+    """Makes sure that a daemon answers. `_lock` lets only one thread of this process start a daemon at a time."""
 
     def __init__(self, settings: Settings, config: Path | None, environ: Mapping[str, str]) -> None:
         self._settings = settings
@@ -39,13 +39,14 @@ class Starter:
         self._environ = environ
         self._clock = Clock()
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None  # kept, or Python would complain that it still runs
+        self._child: subprocess.Popen[bytes] | None = None  # kept, or Python would warn that it is still running
         self._pause = threading.Condition()
 
     def ensure(self) -> None:
         """Return once a daemon answers; start one if none does.
 
-        Raises `unreachable`, with what the daemon said last, when there is none after 10 s or it ended by itself.
+        Raises `unreachable`, with the daemon's last line of output, if none answers within 10 s or the new one has
+        exited.
         """
         with self._lock:
             if pool.answers(self._settings, timeout=HEALTH_S):
@@ -63,7 +64,7 @@ class Starter:
                     self._clock.wait(self._pause, self._clock.ticks_ms() + LOOK_MS)
 
     def _is_held_for_long(self) -> bool:
-        """Whether the daemon that holds the directory does so at another address, rather than being on its way here."""
+        """Whether the directory's holder has run long enough to be serving another address, rather than starting up."""
         try:
             noted = os.stat(self._settings.data_dir / PID).st_mtime
         except OSError:

@@ -1,11 +1,11 @@
 """The daily heartbeat to a license server, which is telemetry and nothing else.
 
-It is sent only where a license server is set, a license is in its place, and `license.heartbeat` is not false. The body
-holds what `body` puts there, which docs/license.md lists. Of the answer one thing counts: a command that the licensor
-has signed, and that is judged like one out of a file (`license.command`). A server that is down, slow, wrong or lying
-changes nothing, however long.
+It is sent only if a license server is set, a license is active, and `license.heartbeat` is not false. Its content is
+what `body` returns, which docs/license.md lists. Only one part of the answer matters: a command that the licensor has
+signed, which is judged like one from a file (`license.command`). A server that is down, slow, wrong or lying changes
+nothing, for however long.
 
-A thread of its own sends; nobody waits for it, and it sleeps until the next is due.
+It is sent by a separate thread, which nobody waits for and which sleeps until the next heartbeat is due.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("stonemux")
 
 
 class Telemetry:
-    """The thread; `beat` sends one if it is time, for tests to call."""
+    """The thread; `beat` sends a heartbeat if one is due, which tests may call."""
 
     def __init__(self, mux: Mux, directory: DataDir) -> None:
         self._mux = mux
@@ -34,17 +34,17 @@ class Telemetry:
         self._condition = threading.Condition()
         self._stopping = self._stirred = False
         self.last = 0
-        """When the last one was sent (`Clock.now_ms`), whether anybody heard it or not."""
+        """When the last one was sent (`Clock.now_ms`), whether or not it arrived."""
 
     def start(self) -> None:
-        """Begin, if there is anybody to tell."""
+        """Start the thread, if heartbeats are to be sent."""
         settings = self._mux.settings
         if settings.license_server and settings.license_heartbeat:
             self._mux.entitlement.watchers.append(self._wake)
             threading.Thread(target=self._run, name="telemetry", daemon=True).start()
 
     def stop(self) -> None:
-        """End; one that is under way is left to itself."""
+        """End the thread; a heartbeat in progress is abandoned."""
         self._stopping = True
         self._wake()
 
@@ -56,7 +56,7 @@ class Telemetry:
     def _run(self) -> None:
         clock = self._mux.clock
         while not self._stopping:
-            self._stirred = False  # before looking, so that what changes meanwhile is looked at again
+            self._stirred = False  # cleared first, so that changes during the work cause another round
             try:
                 self.beat()
             except Exception:
@@ -68,7 +68,7 @@ class Telemetry:
                     clock.wait(self._condition, clock.ticks_ms() + left if left > 0 else None)
 
     def beat(self) -> bool:
-        """Send a heartbeat if one is due; whether it was."""
+        """Send a heartbeat if one is due; returns whether it was."""
         mux = self._mux
         settings = mux.settings
         if not settings.license_server or not settings.license_heartbeat or mux.entitlement.license is None:
@@ -98,7 +98,7 @@ class Telemetry:
 
 
 def body(mux: Mux, install_id: str) -> dict[str, Any]:
-    """All that a license server is told."""
+    """Everything that a license server is told."""
     return {
         "install_id": install_id,
         "version": VERSION,

@@ -1,6 +1,6 @@
-"""What must happen by itself: leases that run out, agents that go stale, records that grow old.
+"""Scheduled work: leases that expire, agents that go stale, old records to be purged.
 
-One thread sleeps until the next thing is due and no longer; nothing is swept on a period while nothing is due.
+One thread sleeps exactly until the next item is due; apart from housekeeping once a minute, nothing is polled.
 `Alarm.set` moves the moment forward when something earlier comes up.
 """
 
@@ -37,28 +37,28 @@ log = logging.getLogger("stonemux")
 
 HOUSEKEEPING_MS = MINUTE_MS
 PURGED_AT_ONCE = 1000
-"""Rows forgotten by one transaction, so that no sender waits long behind the purge."""
+"""Maximum number of rows deleted by one transaction, so that no sender waits long behind the purge."""
 LEAST_EVENTS = 1000
 NOTE_HEAD_MS = 5_000
-"""How long after a commit the sidecar follows. Writing it makes the file system flush its journal, and whoever commits
-at that moment waits for it: once a second, that was one wake-up in a hundred."""
+"""How long after a commit `head.json` is updated. Writing it makes the file system flush its journal, which delays any
+commit at that moment: when written once a second, that affected one wake-up in a hundred."""
 LARGE_LOG_BYTES = 16 * 1024 * 1024
-"""A write-ahead log that has grown beyond this, because of a long read or a large write, is cut when all is quiet."""
+"""A write-ahead log larger than this, after a long read or a large write, is truncated when the store is idle."""
 CHECK_MS = 7 * DAY_MS
-"""How often every page of the database is read, if anything has happened since."""
+"""How often every page of the database is checked, if anything has happened since."""
 CUT_S = 0.05
-"""How often a check is told to end until it does."""
+"""How often a check is interrupted until it ends."""
 
 DUE = (
     (tasks.next_due, tasks.settle_due),
     (leases.next_due, leases.settle_due),
     (licensing.next_due, licensing.settle_due),
 )
-"""What runs out by itself: when the next does, and what is to be done then."""
+"""What expires: when the next item is due, and how to settle what is due."""
 
 
 def boot(mux: Mux) -> None:
-    """After a start: the default channel, everybody's grace period and doorbell, a full term for every live lease."""
+    """Prepare for serving: default channel, presence of all agents, webhooks, and a full term for every live lease."""
 
     def start(tx: Tx) -> list[tuple[str, str]]:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
@@ -78,13 +78,13 @@ def boot(mux: Mux) -> None:
 
 
 class Timekeeper:
-    """The thread; `tick` is one round of it, for tests to call."""
+    """The thread; `tick` is one round of it, which tests may call."""
 
     def __init__(self, mux: Mux) -> None:
         self._mux = mux
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
-        self._run_out_from = self._run_out_to = 0  # mail that ran out between these is written down as dead
+        self._run_out_from = self._run_out_to = 0  # times of the last full scan and of the last scan for expired mail
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
@@ -93,7 +93,7 @@ class Timekeeper:
         self._checker: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._mux.blotter.note(Entry("daemon.start", target=f"{VERSION} {self._mux.tier}"))
         self._mux.entitlement.watchers.append(self._note_tier)
         autodispatch.follow(self._mux)
@@ -101,7 +101,7 @@ class Timekeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and write down what is only in memory."""
+        """End the thread, and write what is only in memory."""
         self._stopping = True
         self._mux.alarm.set(0)
         self._thread.join()
@@ -110,17 +110,17 @@ class Timekeeper:
         self._note_heartbeats()
 
     def _note_tier(self) -> None:
-        """A change of the tier is no call: a license expired, was put in its place, or was ended by a command."""
+        """Audit a change of the tier, which is not a call: a license expired, was replaced, or a command ended it."""
         tier = self._mux.tier
         if tier != self._tier:
             self._tier = tier
             self._mux.blotter.note(Entry("license.tier", target=tier))
 
     def end_check(self) -> None:
-        """Cut a running check of the database short, and wait for its end."""
+        """Interrupt a running check of the database, and wait for its end."""
         while self._is_checking():
             assert self._checker is not None
-            self._mux.store.cut_check()  # again and again: one that comes before the check reads is not felt
+            self._mux.store.cut_check()  # repeatedly: an interrupt before the check reads has no effect
             self._checker.join(CUT_S)
 
     def _run(self) -> None:
@@ -175,10 +175,10 @@ class Timekeeper:
         return self._checker is not None and self._checker.is_alive()
 
     def _check(self) -> None:
-        """Read the whole database, on a thread of its own: leases do not wait for it."""
+        """Check the whole database on a separate thread, so that leases need not wait for it."""
         try:
             self._mux.store.check()
-        except MuxError as error:  # the daemon stops, or the disk is full
+        except MuxError as error:  # the daemon is stopping, or the disk is full
             log.info("the check of the database was not noted: %s", error.message)
         except Exception:
             log.exception("the database could not be checked")
@@ -194,12 +194,12 @@ class Timekeeper:
 
     def _note_head(self, now: int) -> None:
         head = (self._mux.store.head, self._mux.store.audited)
-        # Records of refusals alone can wait: flushing the sidecar after each would hold up whoever commits.
+        # The audit records of refusals can wait: flushing the file after each would delay commits.
         if head[0] != self._noted[0] or (head != self._noted and now >= self._noted_at + NOTE_HEAD_MS):
             try:
                 self._mux.store.note_head()
                 self._noted, self._noted_at = head, now
-            except OSError as error:  # the sidecar is a second witness only; what frees space must go on
+            except OSError as error:  # `head.json` is only a second witness; work that frees space must go on
                 log.warning("the head of the event log could not be noted: %s", error.strerror)
 
     def _set_alarm(self, now: int) -> None:
@@ -207,7 +207,7 @@ class Timekeeper:
             due = [at for next_due, _ in DUE if (at := next_due(rx)) is not None]
         stale = self._mux.presence.next_stale()
         moments = [self._housekeeping_at, *due]
-        # Agents are told stale in batches: with a thousand of them, one wake-up each would be a thousand.
+        # Stale agents are reported in batches: a thousand of them would otherwise cause a thousand wake-ups.
         moments += [max(stale, now + 1000)] if stale is not None else []
         moments += [now + 1000] if self._mux.flights.owed else []
         moments += [at] if (at := self._mux.blotter.next_due()) is not None else []
@@ -227,7 +227,7 @@ class Timekeeper:
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
-        # Once a day all of it is looked at: what was marked as unread again may have run out long ago.
+        # Once a day, scan all of it: a message that was marked as unread again may have expired long ago.
         since = self._run_out_to if now < self._run_out_from + DAY_MS else 0
         self._run_out_from = self._run_out_from if since else now
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, since))
@@ -248,7 +248,7 @@ class Timekeeper:
         self._in_pages(lambda tx: audit.purge(tx, before, PURGED_AT_ONCE, key))
 
     def _tell_audit(self, now: int) -> None:
-        """Once a day, let the log carry where the audit log stands: outside of the database it is a witness."""
+        """Once a day, write the audit log's head to the daemon's log: a witness outside of the database."""
         if now >= self._told_audit_at + DAY_MS:
             self._told_audit_at = now
             log.info("audit_head %d %s", *self._mux.store.audited)

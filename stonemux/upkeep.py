@@ -1,7 +1,7 @@
 """What an operator does to a data directory from the command line: `backup` and `restore`.
 
-Whoever holds the directory's lock is the only one to write there. So a backup is made by the daemon if one runs, else
-here; and a restore waits until no daemon runs.
+Only the process that holds the directory's lock may write there. So if a daemon runs, it makes the backup; otherwise
+this process does. A restore is refused while a daemon runs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from stonemux.screen import counted
 
 
 def backup(settings: Settings, output: Path | None) -> dict[str, Any]:
-    """Copy the database of the data directory, to `output` if given; returns what `admin.backup` answers.
+    """Copy the data directory's database, to `output` if given; returns what `admin.backup` answers.
 
     Raises `not_found` without a database, `unreachable` when a daemon holds the directory but does not answer at the
-    address in the settings, and what `copies.make` raises.
+    configured address, and what `copies.make` raises.
     """
     if not (settings.data_dir / DATABASE).exists():
         raise MuxError("not_found", f"{settings.data_dir} has no database; pass its directory as --data-dir")
@@ -70,9 +70,9 @@ def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, An
 def restore(
     settings: Settings, file: Path, *, say: Callable[[str], None], agreed: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Put a copy in the place of the data directory's database, after a preview that somebody has to agree to.
+    """Replace the data directory's database by a copy, after a preview that the user must confirm.
 
-    Returns the file's contents, where the replaced database was kept, and where ids go on. Raises `data_dir_locked`
+    Returns the file's contents, where the replaced database is kept, and where ids continue. Raises `data_dir_locked`
     while a daemon runs, `not_found` or `data_refused` for the file, `not_confirmed`, `storage_full`, `backup_failed`.
     """
     named = next((place for place in (file, settings.data_dir / copies.FOLDER / file) if place.exists()), None)
@@ -99,7 +99,7 @@ def restore(
 
 
 def anchor(settings: Settings) -> dict[str, Any]:
-    """The newest record of the audit log: its number, its hash, and when that was asked.
+    """The newest record of the audit log: its number, its hash, and the current time.
 
     Raises `not_found` without a database, and `data_refused` for one that cannot be read.
     """
@@ -111,7 +111,7 @@ def anchor(settings: Settings) -> dict[str, Any]:
 
 
 def preview(file: Path, found: Contents, directory: DataDir, now: int) -> str:
-    """What a restore would put where, for a person to agree to."""
+    """What a restore would replace by what, for a person to confirm."""
     lines = [f"{file} holds", *_listed(found, now)]
     old = copies.present(directory)
     if old is not None:
