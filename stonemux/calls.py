@@ -6,8 +6,8 @@ up; so callers do not notice a daemon's restart. A client that has never reached
 since then there is probably no daemon, rather than one that is restarting.
 
 Waiting calls (`WAITING`) wait as long as they are asked to, even beyond the daemon's maximum: after an empty answer
-before the time is over, the client sends another request. These are rounds of one call; the further rounds of a claim
-have idempotency keys of their own, because the daemon may have recorded the first round's empty answer.
+before the time is over, the client sends another request. These are rounds of one call; each further round of a claim
+has an idempotency key of its own, because its body (the `timeout`) differs from the first round's.
 
 `_lock` guards the set of running round trips, and whether the client is closed.
 """
@@ -179,7 +179,7 @@ class Calls(Methods):
                 return answer
             told["timeout"] = wait
             number += 1
-            key = first and f"{first}.{number}"  # the daemon may have recorded the empty answer
+            key = first and f"{first}.{number}"  # its body differs, so it is another request
 
     def _completed(self, operation: Operation, given: dict[str, Any]) -> dict[str, Any]:
         if self.agent is not None and operation.actor and given.get(operation.actor) is None:

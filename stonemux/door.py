@@ -34,8 +34,7 @@ _KEY = re.compile(IDEMPOTENCY_KEY)
 class Call:
     """An operation with checked arguments, ready to run.
 
-    There are three ways to run it, and only one is right for each call: `queue` if `work` is set, else `start` (or the
-    blocking `answer`).
+    `answer` runs any call, blocking. Without blocking, `queue` the call if `work` is set, else `start` it.
     """
 
     __slots__ = ("_args", "_audited", "_caller", "_digest", "_done", "_mux", "operation", "work")

@@ -11,7 +11,7 @@ A topic is a tuple, from the general to the specific. Each waiter has a Conditio
 change would wake every waiter to look for nothing. The writer calls `wake` after the commit and outside its lock, so
 that a woken waiter sees the change.
 
-`self._lock` guards the two registries; a watch's condition guards its own flags. Lock order: registry, then watch.
+`Hub._lock` guards the registry; a watch's own lock guards its flags. Lock order: registry, then watch.
 """
 
 from __future__ import annotations

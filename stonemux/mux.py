@@ -23,7 +23,7 @@ from stonemux.tokens import TOPIC, Principal, Tokens
 from stonemux.transaction import Event, Work
 
 TRIES_A_MINUTE = 10
-"""How many times a minute a license key may be used to ask for a token."""
+"""How many times a minute callers, all together, may ask for a token with a license key."""
 
 
 class Flight(Protocol):

@@ -279,9 +279,9 @@ def _way_back(path: Path) -> str:
 
 
 def check_sound(db: sqlite3.Connection, path: Path, marked: bool) -> int:
-    """Refuse what is not ours or not whole; returns the schema's version, 0 for a new database.
+    """Refuse a database that is not ours or is damaged; returns the schema's version, 0 for a new database.
 
-    `marked` says that `path` is known to have been one of ours.
+    `marked`: a stonemux database is known to have been at `path`.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     owner = db.execute("PRAGMA application_id").fetchone()[0]
