@@ -1,18 +1,18 @@
 """`stonemux mcp`: MCP over standard input and output, for clients that start their servers.
 
-A thin pipe: each line is handed to the daemon's `POST /mcp`, and the answer becomes a line. What it adds is who this
-session is. The daemon is started if none answers, and found again when it was restarted; each request carries an
-idempotency key, so one that was cut off is sent again without happening twice. While no daemon can be started, the
-messages are answered here, and tools say why.
+It is a thin pipe: each line goes to the daemon's `POST /mcp`, and the answer becomes a line. It adds the identity of
+this session. It starts the daemon if none answers, and reconnects after a restart; each request carries an idempotency
+key, so one that was cut off is sent again without taking effect twice. As long as no daemon can be started, messages
+are answered here, and tools say why they fail.
 
-Transports, "stdio" (2025-11-25) and 2026-07-28: one message per line, nothing else on standard output, the end of the
-input ends the program.
+Transports, "stdio" (2025-11-25) and 2026-07-28: one message per line, nothing else on standard output, and the end of
+the input ends the program.
 
-The main thread reads and never blocks on a call; each request has a thread, which then waits for the next one. They
-run at the same time, except that a tool waits for a mux_register that was asked for before it, whose name it may need.
-`_lock` guards the calls that run, and is held while a line is written, so a call is either answered or cancelled.
+The main thread reads and never blocks on a call; each request runs in a thread, which then waits for the next request.
+Requests run concurrently, except that a tool waits for any mux_register requested before it, because it may need that
+name. `_lock` guards the running calls, and is held while a line is written, so a call is either answered or cancelled.
 
-When the input ends, what need not wait for anything is still answered, so a session may be piped in as a whole.
+When the input ends, calls that do not wait for an event are still answered, so a whole session may be piped in.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip
 from stonemux.starter import Starter
 
 TRIES = 5
-"""How often a request is sent that a daemon began and did not answer."""
+"""How often to send a request that a daemon accepted but did not answer."""
 END_MS = 15_000
-"""How long calls may take to end after the end of the input; the daemon may have to be started for them."""
+"""How long calls may take after the end of the input; the daemon may have to be started for them."""
 GRACE_MS = 500
-"""The same for a call that waits for something to happen, once the daemon is there."""
+"""The same for a call that waits for an event, once the daemon is running."""
 MOST_LINE = 1024 * 1024
 
 _FROM_ENVIRONMENT = {"session_id": "CLAUDE_CODE_SESSION_ID", "project_dir": "CLAUDE_PROJECT_DIR"}
 
 
 class _Call:
-    """A request on its way."""
+    """A request in progress."""
 
     __slots__ = ("after", "line", "request", "trip")
 
@@ -57,7 +57,7 @@ class _Call:
         self.line = line
         self.trip = trip
         self.after = after
-        """The registration that it waits for, if any."""
+        """The registration that it must wait for, if any."""
 
     @property
     def key(self) -> tuple[type, mcp.RequestId]:
@@ -66,7 +66,7 @@ class _Call:
 
     @property
     def tool(self) -> str:
-        """The tool that is called; "" for any other request."""
+        """The name of the called tool; "" for any other request."""
         return str(self.request.params.get("name", "")) if self.request.method == "tools/call" else ""
 
 
@@ -90,7 +90,7 @@ class Pipe:
         self._idle = 0
 
     def run(self, lines: BinaryIO) -> None:
-        """Serve until the input ends; then let running calls end, and take back those that go on waiting."""
+        """Serve until the input ends; then let running calls finish, and abort those that are still waiting."""
         starting = threading.Thread(target=self._start_daemon, daemon=True)
         starting.start()
         while line := lines.readline():
@@ -107,7 +107,7 @@ class Pipe:
             call.trip.abort()
 
     def _await(self, wanted: Callable[[_Call], bool], most_ms: int) -> None:
-        """Return when none of these calls runs any more, or after so long."""
+        """Wait until none of these calls is running, or `most_ms` have passed."""
         deadline = self._clock.ticks_ms() + most_ms
         with self._lock:
             while any(map(wanted, self._calls.values())) and self._clock.ticks_ms() < deadline:
@@ -122,7 +122,7 @@ class Pipe:
     # -- reading
 
     def _take(self, line: bytes) -> None:
-        """Look at one line; nothing that it holds can end the session."""
+        """Handle one line; nothing in it can end the session."""
         try:
             request = mcp.read(_parsed(line))
         except Fault as fault:
@@ -184,10 +184,10 @@ class Pipe:
         except Aborted:
             pass
         except BrokenPipeError:
-            os._exit(0)  # nobody reads any more
+            os._exit(0)  # nobody reads the output any more
 
     def _post(self, request: Request, line: bytes, trip: RoundTrip) -> None:
-        """Send the message to the daemon, once more when the daemon went away; raises `unreachable`."""
+        """Send the message to the daemon, again if the daemon went away; raises `unreachable`."""
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",
@@ -209,7 +209,7 @@ class Pipe:
                 self._starter.ensure()
 
     def _answer(self, request: Request, trip: RoundTrip) -> bytes:
-        """The daemon's answer as a line; what is no JSON-RPC response to this request is made one."""
+        """The daemon's answer as a line; anything but a JSON-RPC response to this request is turned into one."""
         if trip.status == 200:
             if request.method == "tools/call" and request.params.get("name") == "mux_register":
                 self._remember(trip.body)
@@ -224,13 +224,13 @@ class Pipe:
         return payload.write_json({"jsonrpc": "2.0", "id": request.request_id, "error": error})
 
     def _remember(self, body: bytes) -> None:
-        """The name that this session registered stands for it from now on, unless it was given one."""
+        """Use the name that this session registered from now on, unless the environment gave it one."""
         result = json.loads(body).get("result", {})
         if not self._named and not result.get("isError") and "structuredContent" in result:
             self._agent = result["structuredContent"]["agent"]["id"]
 
     def _answer_alone(self, request: Request, error: MuxError) -> bytes:
-        """Answer without a daemon: everything can be listed, and whatever needs one says what is wrong."""
+        """Answer without a daemon: lists work, and everything that needs a daemon is refused with the reason."""
         from stonemux import offer
 
         layer = mcp.Layer(offer.registry(self._settings))
@@ -256,7 +256,7 @@ class Pipe:
 
 
 class _Closed:
-    """An `mcp.Desk` with nobody behind it: every call is refused with `error`."""
+    """An `mcp.Desk` without a daemon: every call is refused with `error`."""
 
     def __init__(self, error: MuxError) -> None:
         self._error = error
@@ -278,8 +278,8 @@ def _parsed(line: bytes) -> Any:
 
 
 def _waits(call: _Call) -> bool:
-    """Whether the call may wait for something to happen."""
-    from stonemux.operations import OPERATIONS  # which most sessions end without
+    """Whether the call may wait for an event."""
+    from stonemux.operations import OPERATIONS  # most sessions end without needing it
 
     operation = next((one for one in OPERATIONS if one.tool == call.tool), None)
     if not call.tool or operation is None or "timeout" not in operation.by_name:
@@ -295,7 +295,7 @@ def _has_key(request: Request) -> bool:
 
 
 def _told_headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the environment tells of the client's program, and the token, as headers."""
+    """Headers with what the environment says about the client program, and with the token."""
     headers = {
         mcp.CLIENT_HEADERS[name]: mcp.encode_header(environ[variable])
         for name, variable in _FROM_ENVIRONMENT.items()
@@ -309,7 +309,7 @@ def _told_headers(environ: Mapping[str, str]) -> dict[str, str]:
 def serve(settings: Settings, config: Path | None, environ: Mapping[str, str]) -> int:
     """Run a session on standard input and output; returns the exit status."""
     output = sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever prints must not end up between the messages
+    sys.stdout = sys.stderr  # anything printed must stay out of the message stream
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
     try:

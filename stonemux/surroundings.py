@@ -1,8 +1,8 @@
-"""What `stonemux doctor` looks at around the data: Python, SQLite, settings, limits, clients, doorbells, the service.
+"""The checks of `stonemux doctor` beyond the data: Python, SQLite, settings, limits, clients, doorbells, the service.
 
-A client's MCP configuration is tried as the client does it, by starting its command; but where no daemon answers, that
-would start one, so there the command only has to say its version. A doorbell is not rung: somebody would come. It is
-looked whether anybody listens there.
+A client's MCP configuration is tested as the client uses it, by starting its command. If no daemon answers, that would
+start one, so the command is only asked for its version. A doorbell is not rung, because that would wake its agent; the
+check only tests whether something listens there.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] = (
     ((3, 11, 0), (3, 11, 5), "a TLS server may accept data sent before the handshake (CVE-2023-40217)"),
 )
-"""Known bugs of Python that concern stonemux: first version with it, first without, and what it does."""
+"""Known Python bugs that affect stonemux: the first version with the bug, the first without, and its effect."""
 
 WAL_RESET_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-"""SQLite from 3.7.0 on can lose pages when one connection starts the log anew while another checkpoints; fixed in the
-first of these and, within their minor versions, in the others."""
+"""SQLite from 3.7.0 on can lose pages when one connection restarts the log while another checkpoints. The first of
+these versions fixes it, and so do the others within their minor versions."""
 LEAST_SQLITE = (3, 37, 0)
-"""The first with strict tables."""
+"""The first version with strict tables."""
 WITHDRAWN_SQLITE = (3, 52, 0)
 LEAST_TIME = 1_735_689_600_000
-"""2025: a clock before that was never set."""
+"""The beginning of 2025: a clock that shows an earlier time was never set."""
 CLIENT_MS = 8_000
 """How long a client's command may take."""
 TOKEN_REMEDY = "set STONEMUX_TOKEN in the env of its entry; make a token with: stonemux token --agent NAME"
 BELL_S = 1.0
 MOST_BELLS = 20
 OTHERS = ("STONEMUX_AGENT", "STONEMUX_TOKEN", "STONEMUX_CONFIG", "STONEMUX_CLI", "STONEMUX_SEED", "STONEMUX_SOAK")
-"""Variables that mean something and set no setting; the last two are the tests'."""
+"""Variables that have a meaning but set no setting; the tests use the last two."""
 GIVEN = ("TASK_ID", "CLAIM_TOKEN", "MESSAGE_ID", "FROM", "CHANNEL", "UNREAD", "WEBHOOK_ID")
-"""What commands are given that stonemux starts."""
+"""Variables that stonemux sets for the commands it starts."""
 
 
 # -- the machine
 
 
 def python(patient: Patient) -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the interpreter."""
     found = f"{platform.python_version()}, {sys.executable}"
     bugs = [bug for first, fixed, bug in PYTHON_BUGS if first <= sys.version_info[:3] < fixed]
     for bug in bugs:
@@ -64,18 +64,18 @@ def python(patient: Patient) -> Iterator[Finding]:
     if platform.python_implementation() != "CPython":
         yield Finding("python", NOTE, f"{found} is {platform.python_implementation()}", "stonemux is tested on CPython")
     elif not bugs:
-        yield Finding("python", OK, found)  # an older one could not even have come here
+        yield Finding("python", OK, found)  # an older Python would have failed before this check
 
 
 def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite can damage a database that several connections write to."""
+    """Whether this SQLite can corrupt a database that several connections write to."""
     newest = WAL_RESET_FIXED[0]
     backported = any(version[:2] == fixed[:2] and version >= fixed for fixed in WAL_RESET_FIXED[1:])
     return (3, 7, 0) <= version < newest and not backported
 
 
 def sqlite(patient: Patient) -> Iterator[Finding]:
-    """The library, and what it can do."""
+    """Check the SQLite library and its features."""
     version, number = sqlite3.sqlite_version, sqlite3.sqlite_version_info
     if number < LEAST_SQLITE:
         yield Finding("sqlite", PROBLEM, f"{version} is too old", "use a Python whose SQLite is 3.37 or newer")
@@ -102,7 +102,7 @@ def sqlite(patient: Patient) -> Iterator[Finding]:
 
 
 def limits(patient: Patient) -> Iterator[Finding]:
-    """Open files, and the clock."""
+    """Check the open-file limit and the clock."""
     needed = patient.settings.open_files
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -122,7 +122,7 @@ def limits(patient: Patient) -> Iterator[Finding]:
 
 
 def settings(patient: Patient) -> Iterator[Finding]:
-    """What could not be read, what has no effect, and what is misspelled."""
+    """Report settings that cannot be read, have no effect, or are misspelled."""
     for trouble in patient.troubles:
         yield Finding("settings", PROBLEM, trouble.message, "correct it; the other checks ran without it")
     if not patient.troubles:
@@ -138,9 +138,9 @@ def settings(patient: Patient) -> Iterator[Finding]:
 
 
 def _overridden(patient: Patient) -> Iterator[Finding]:
-    """Settings of the file that the environment or a flag replaces."""
+    """Settings in the file that the environment or a flag overrides."""
     kept = {name: patient.environ[name] for name in ("HOME", "STONEMUX_CONFIG") if name in patient.environ}
-    kept["STONEMUX_DATA_DIR"] = str(patient.path)  # where the file is looked for
+    kept["STONEMUX_DATA_DIR"] = str(patient.path)  # the file is looked for in this folder
     alone = config.load(patient.config, kept, {})
     usual = config.load(Path(os.devnull), kept, {})
     for setting in SETTINGS:
@@ -168,7 +168,7 @@ def _misspelled(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def clients(patient: Patient) -> Iterator[Finding]:
-    """Each client that is configured for stonemux: does what it starts work?"""
+    """Test what each client that is configured for stonemux starts."""
     seen = False
     for client in CLIENTS.values():
         for scope in SCOPES:
@@ -221,13 +221,13 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
 
 
 def _url(entry: Mapping[str, Any]) -> str | None:
-    """Where an entry without a command reaches stonemux, as each client calls that."""
+    """The URL of an entry without a command, under any client's name for that field."""
     named = (entry[name] for name in ("url", "httpUrl", "serverUrl") if "command" not in entry and name in entry)
     return next((url for url in named if isinstance(url, str)), None)
 
 
 def _over_http(patient: Patient, where: str, url: str, remedy: str) -> Finding:
-    """A client that starts nothing: does a daemon answer there?"""
+    """Check that a daemon answers, for a client that connects over HTTP and starts nothing."""
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -254,7 +254,7 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
 
 
 def _around(command: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the word `mcp`, and after it; nothing when it does not occur."""
+    """The words before and after the word `mcp`; two empty lists if it does not occur."""
     if "mcp" not in command:
         return [], []
     at = len(command) - command[::-1].index("mcp")
@@ -262,7 +262,7 @@ def _around(command: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _place(command: list[str]) -> dict[str, str]:
-    """What the flags after `mcp` say of address and places: where a daemon would be started if none answers there."""
+    """The address and paths from the flags after `mcp`: where a daemon would be started if none answers."""
     words = iter(_around(command)[1])
     known = {flag.typed: flag.name for flag in flags.PLACE}
     place = {}
@@ -274,7 +274,7 @@ def _place(command: list[str]) -> dict[str, str]:
 
 
 def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], folder: Path) -> str:
-    """Start the command for its version only, which starts no daemon."""
+    """Start the command only for its version, which does not start a daemon."""
     start, _ = _around(command)
     if not start:
         return "not tested, because no daemon answers"
@@ -301,7 +301,7 @@ def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], fol
 
 
 def doorbells(patient: Patient) -> Iterator[Finding]:
-    """Does anybody listen where agents want to be rung, and events forwarded to?"""
+    """Check that something listens at each doorbell and forwarding endpoint."""
     with patient.open() as db:
         if not db.execute("select 1 from sqlite_master where name = 'webhook'").fetchone():
             return
@@ -331,7 +331,7 @@ def doorbells(patient: Patient) -> Iterator[Finding]:
 
 
 def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
-    """Why a delivery would not arrive, and what to do about it; None if somebody listens there."""
+    """Why a delivery would not arrive, and what to do about it; None if something listens there."""
     if url.startswith(bellcommand.SCHEME):
         try:
             command = bellcommand.check(url, settings.webhooks_exec)[0]
@@ -355,7 +355,7 @@ def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
 
 
 def system_service(patient: Patient) -> Iterator[Finding]:
-    """The installed service, if there is one: is it what this version writes, and does it run?"""
+    """Check the installed service, if there is one: is it what this version writes, and does it run?"""
     words = service.words_for(patient.environ, service.kept(patient.environ, sys.platform), patient.folder)
     described = service.describe(words, patient.settings, patient.environ, sys.platform)
     if not described.file.exists():
@@ -379,4 +379,4 @@ ALWAYS: tuple[tuple[str, Check], ...] = (
 )
 AFTERWARDS: tuple[tuple[str, Check], ...] = (("service", system_service), ("clients", clients))
 WITH_DATABASE: tuple[tuple[str, Check], ...] = (("doorbells", doorbells),)
-"""Checks by the name that a failing one is reported under."""
+"""Checks, each with the name under which its failure is reported."""

@@ -1,6 +1,7 @@
-"""Tasks as they are kept and shown: the row, the moves it can make, its view, lists and history.
+"""Task rows: the row itself, its state transitions, its view, and the lists and history of tasks.
 
-What may happen is data. `delayed` is a pending task that nobody may claim before `due_at`; on the wire it is `pending`.
+The transitions are data. `delayed` is a pending task that nobody may claim before `due_at`; answers show it as
+`pending`.
 
     post ──> pending ──claim──> claimed ──complete──> complete
                ^  ^               │  │
@@ -22,7 +23,7 @@ from stonemux.transaction import Snapshot
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
     ("claimed", "complete"): "complete",
-    ("pending", "complete"): "complete",  # its lease ran out, but nobody else has claimed it
+    ("pending", "complete"): "complete",  # its lease expired, but no other agent has claimed it
     ("claimed", "fail"): "failed",
     ("pending", "fail"): "failed",
     ("claimed", "extend"): "claimed",
@@ -41,13 +42,13 @@ MOVES: dict[tuple[str, str], str] = {
     ("failed", "requeue"): "pending",
     ("cancelled", "requeue"): "pending",
 }
-"""(status, act) -> next status; whatever is not here is a conflict."""
+"""(status, act) -> next status; any other combination is a conflict."""
 
 FINAL = ("complete", "failed", "cancelled")
 
 
 class Task(NamedTuple):
-    """A row of the table, column by column: reading one by its name costs more than most of what is done with it."""
+    """A row of the table as a tuple, because column access by name costs more than most of what is done with a row."""
 
     seq: int
     id: str
@@ -76,7 +77,7 @@ class Task(NamedTuple):
 
 
 def rows(rx: Snapshot, query: str, *values: Any) -> list[Task]:
-    """The tasks that a statement selects or returns with `*`."""
+    """The tasks of a statement that selects or returns `*`."""
     return [Task(*row) for row in rx.sql(query, *values)]
 
 
@@ -86,12 +87,12 @@ def claim_token(row: Task) -> str:
 
 
 def status(row: Task) -> str:
-    """A task's status as it is shown: that it is delayed says `available_at`."""
+    """A task's status in answers, where `available_at` shows that it is delayed."""
     return "pending" if row.status == "delayed" else row.status
 
 
 def view(row: Task) -> dict[str, Any]:
-    """A task as it is shown."""
+    """A task as answers show it."""
     shown_status = status(row)
     shown: dict[str, Any] = {
         "task_id": row.id,
@@ -137,7 +138,7 @@ def find(rx: Snapshot, task_id: str, parameter: str = "task_id") -> Task:
 
 
 def move(row: Task, act: str) -> str:
-    """The status after an act; raises `task_conflict` where there is none."""
+    """The status after an act; raises `task_conflict` if the act is not possible."""
     after = MOVES.get((row.status, act))
     if after is None:
         how, facts = _standing(row)
@@ -153,7 +154,7 @@ def move(row: Task, act: str) -> str:
 
 
 def lack(row: Task, agent: Any) -> str:
-    """Why this agent cannot do the task, as the rest of a sentence; "" if it can."""
+    """Why this agent cannot do the task, as the end of a sentence; "" if it can."""
     wanted = row.required_capability
     if wanted is None or wanted in json.loads(agent["capabilities"]):
         return ""
@@ -161,7 +162,7 @@ def lack(row: Task, agent: Any) -> str:
 
 
 def _standing(row: Task) -> tuple[str, dict[str, Any]]:
-    """How things stand with a task, in words, and what a program can go by."""
+    """The state of a task in words, and as facts for programs."""
     until = rfc3339(row.due_at) if row.due_at else None
     if row.status == "claimed":
         return f"claimed by {row.owner!r} until {until}", {"claimed_by": row.owner, "lease_expires_at": until}
@@ -174,7 +175,7 @@ def _standing(row: Task) -> tuple[str, dict[str, Any]]:
     return row.status + " for tasks that it depends on (task.get)" * (row.status == "waiting"), {}
 
 
-# -- looking
+# -- reading
 
 
 def listed(
@@ -216,7 +217,7 @@ def listed(
 
 
 def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:
-    """A task with what happened to it."""
+    """A task with its dependencies and history."""
     row = find(rx, task_id)
     shown = view(row)
     needs = rx.sql(

@@ -1,18 +1,18 @@
-"""Tasks: work that exactly one agent holds at a time. What a task can become is said in `taskrows`.
+"""Tasks: work that exactly one agent holds at a time. `taskrows` has the state transitions.
 
-A claim has a **fence**: a number that rises with every claim of the task and is never reset or reused. The claim token
-is `<task id>.<fence>`; whoever completes with an older one was overtaken and is refused. `attempts` is another
-number: it counts the tries that ended in expiry or retry, against `max_attempts`, and starts anew when a failed task is
-requeued. What was given back on purpose does not count.
+A claim has a **fence**: a number that increases with every claim of the task and is never reset or reused. The claim
+token is `<task id>.<fence>`; an agent that completes with an older token was overtaken and is refused. `attempts` is a
+different number: it counts the tries that ended in expiry or retry, against `max_attempts`, and restarts when a failed
+task is requeued. Tasks given back on purpose do not count.
 
-A **lease** that ran out makes the task claimable for somebody else; it takes nothing from its holder until somebody
-does. So a late completion is accepted as long as the fence has not moved. Whoever gives a task back (release, retry) or
-loses it for good (requeue) is no longer its owner. Leases run on the program's clock, which never steps, and each
-restart gives the live ones a full term: nobody is late because the daemon was away.
+An expired **lease** makes the task claimable for other agents; it takes nothing from its holder until one of them
+claims it. So a late completion is accepted as long as the fence has not changed. An agent that gives a task back
+(release, retry), or loses it for good (requeue), is no longer its owner. Leases run on the program's clock, which never
+steps, and each restart gives live leases a full term, so nobody is late because the daemon was away.
 
-Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first. To spare
-looks, claims remember when something will be due next (`_DUE`) and for whom there is no task (`has_none`). Whoever sets
-an earlier end, or makes a task claimable (`offer`), corrects what is remembered.
+Whatever is due (leases, delays) is settled by the next claim or by the timekeeper, whichever comes first. To avoid
+needless queries, claims remember when something will next be due (`_DUE`) and for which topics there is no task
+(`has_none`). Code that sets an earlier deadline, or makes a task claimable (`offer`), updates what is remembered.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ EXHAUSTED = "max_attempts_exceeded"
 _TOKEN = re.compile(r"(.{36})\.([1-9][0-9]{0,18})\Z")
 
 _DUE = ("tasks due",)
-"""Where a transaction remembers a moment before which no lease and no delay ends."""
+"""The cache key for a time before which no lease and no delay ends."""
 
 _NEVER = 2**62
 
 
 def note_down(tx: Tx, seq: int, act: str, agent_id: str | None, fence: int, note: str | None = None) -> None:
-    """Put a line into the task's history."""
+    """Add a line to the task's history."""
     tx.insert("task_history", (seq, tx.now, act, agent_id, fence, note))
 
 
 def offer(tx: Tx, row: Task) -> None:
-    """Wake one of those who could claim this task; whoever makes a task claimable says so here."""
+    """Wake one of the agents that could claim this task; call this whenever a task becomes claimable."""
     topic: Topic = ("task", row.channel, row.required_capability)
     if row.assigned_to is not None:
         topic = ("task-for", row.channel, row.assigned_to)
@@ -56,12 +56,12 @@ def offer(tx: Tx, row: Task) -> None:
 
 
 def has_none(tx: Tx, topic: Topic) -> bool:
-    """Whether there is known to be no task for those who wait for this topic."""
+    """Whether this topic is known to have no task."""
     return topic in tx.cache
 
 
 def note_none(tx: Tx, topic: Topic) -> None:
-    """Remember that there is no task for those who wait for this topic, until one is offered."""
+    """Remember that this topic has no task, until one is offered."""
     tx.cache[topic] = True
 
 
@@ -82,7 +82,7 @@ def post(
     claim_timeout: int | None,
     max_attempts: int,
 ) -> dict[str, Any]:
-    """Put a task into a channel's pool; one that depends on unfinished ones waits for them."""
+    """Add a task to a channel's pool; a task that depends on unfinished ones waits for them."""
     directory.agent(tx, posted_by, "posted_by")
     channel = directory.channel(tx, channel)["name"]
     if assigned_to is not None:
@@ -90,7 +90,7 @@ def post(
     needs = [find(tx, task_id, "depends_on") for task_id in depends_on or ()]
     unmet = [need.seq for need in needs if need.status != "complete"]
     task = Task(
-        0,  # dealt when it is written
+        0,  # the database assigns it
         tx.mux.clock.new_ordered_id(),
         channel,
         description,
@@ -131,9 +131,9 @@ def about(*agents: str | None) -> tuple[str, ...]:
 
 
 def take(tx: Tx, which: str, agent_id: str, *values: Any) -> Task | None:
-    """Claim a pending task for an agent: the fence rises, and the lease begins.
+    """Claim a pending task for an agent: the fence increases, and the lease begins.
 
-    `which` is SQL for its seq, where `values` are ?4 and so on. Returns the task, or None if that is no pending one.
+    `which` is SQL for its seq, in which `values` are ?4 and so on. Returns the task, or None if it is not pending.
     """
     lease = tx.mux.settings.task_claim_timeout * 1000
     for row in rows(
@@ -162,7 +162,7 @@ def _tell_claimed(tx: Tx, row: Task, act: str) -> None:
 
 
 def _set_alarm(tx: Tx, row: Task) -> None:
-    """After the commit, let the timekeeper know when this task wants it."""
+    """After the commit, set the timekeeper's alarm for this task."""
     due_at = row.due_at
     if due_at is not None:
         if due_at < tx.cache.get(_DUE, 0):
@@ -171,7 +171,7 @@ def _set_alarm(tx: Tx, row: Task) -> None:
 
 
 def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
-    """The task's row, if this agent (or this token) has the latest claim of it."""
+    """The task's row, if this agent (or this token) has its latest claim."""
     directory.agent(tx, agent_id)
     row = find(tx, task_id)
     if token is not None:
@@ -199,11 +199,11 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
 
 
 def _fence(task_id: str, token: str) -> int | None:
-    """The fence that a claim token tells, or None if the token is not one of this task."""
+    """The fence in a claim token, or None if the token does not belong to this task."""
     match = _TOKEN.match(token)
     if match is None or match[1] != task_id:
         return None
-    return min(int(match[2]), _NEVER)  # more than the database can hold is nobody's
+    return min(int(match[2]), _NEVER)  # larger than any fence that the database can hold
 
 
 def _stale(row: Task) -> MuxError:
@@ -220,12 +220,12 @@ def _stale(row: Task) -> MuxError:
 def complete(
     tx: Tx, *, task_id: str, agent_id: str, result: str | None, status: str, retry: bool, claim_token: str | None
 ) -> dict[str, Any]:
-    """End a claimed task as complete or failed; a failed one with `retry` goes back to the pool after a while."""
+    """End a claimed task as complete or failed; a failed one with `retry` goes back to the pool after a delay."""
     if status == "failed" and retry:
         return _retry(tx, held(tx, task_id, agent_id, claim_token), agent_id, result)
     directory.agent(tx, agent_id)
     whose, holds = ("owner", agent_id) if claim_token is None else ("fence", _fence(task_id, claim_token))
-    # nearly always the claim stands, and one statement sees that and ends the task
+    # nearly always the claim is still valid, and a single statement checks that and ends the task
     standing = f"id = ?6 and status = 'claimed' and {whose} = ?7"
     for row in _end(tx, standing, task_id, holds, status=status, by=agent_id, result=result):
         return {"task_id": task_id, "status": status, "task": view(row)}
@@ -270,7 +270,7 @@ def _end(
     error: str | None = None,
     note: str | None = None,
 ) -> list[Task]:
-    """End the task that `which` says, an SQL condition where `values` are ?6 and so on; none if that is no task."""
+    """End the tasks that match `which`, an SQL condition in which `values` are ?6 and so on; returns them."""
     ended = []
     for *row, needed in tx.sql(
         "update task set status = ?1, result = ?2, error = ?3, attempts = attempts + ?4, completed_at = ?5, "
@@ -299,7 +299,7 @@ def _end(
 
 
 def _free_dependents(tx: Tx, seq: int) -> None:
-    """Tasks that waited only for this one become pending."""
+    """Make the tasks that waited only for this one pending."""
     dependents = [row[0] for row in tx.sql("delete from task_need where needs = ? returning task", seq)]
     for dependent in sorted(dependents):
         if tx.one("select 1 from task_need where task = ?", dependent) is None:
@@ -307,7 +307,7 @@ def _free_dependents(tx: Tx, seq: int) -> None:
 
 
 def resume(tx: Tx, seq: int, why: str) -> None:
-    """What a task waited for has come, or its time is up: it is pending again, unless it was cancelled meanwhile."""
+    """Make a waiting task pending, because its wait is over or timed out; a cancelled one stays cancelled."""
     for row in rows(
         tx,
         "update task set status = 'pending', due_at = null, waiting_thread = null "
@@ -351,8 +351,8 @@ def put_back(
 ) -> Task:
     """End a claim without finishing the task; returns the row.
 
-    An assignment stays, unless the task is handed off or the assignment was the daemon's own. A task with a `thread`
-    waits for somebody to answer in it.
+    An assignment stays, unless the task is handed off or the daemon made the assignment. A task with a `thread` waits
+    for an answer in it.
     """
     (after,) = rows(
         tx,
@@ -383,7 +383,7 @@ def put_back(
 def assign(
     tx: Tx, row: Task, agent_id: str, *, priority: int | None = None, by: str | None = None, auto: bool = False
 ) -> Task:
-    """Let only this agent claim a task; returns the row. A holder goes on holding it."""
+    """Let only this agent claim a task; returns the row. A current holder keeps its claim."""
     (after,) = rows(
         tx,
         "update task set assigned_to = ?, priority = coalesce(?, priority), auto = ? where seq = ? returning *",
@@ -401,7 +401,7 @@ def assign(
 
 
 def unassign(tx: Tx, row: Task, why: str) -> None:
-    """Let everybody claim a task again that was assigned to one agent and not claimed."""
+    """Let every agent claim a task again that was assigned to one agent and not claimed."""
     agent_id = row.assigned_to
     (row,) = rows(tx, "update task set assigned_to = null, auto = null where seq = ? returning *", row.seq)
     note_down(tx, row.seq, "unassigned", agent_id, row.fence, why)
@@ -412,7 +412,7 @@ def unassign(tx: Tx, row: Task, why: str) -> None:
 
 
 def extend(tx: Tx, *, task_id: str, agent_id: str, claim_token: str | None) -> dict[str, Any]:
-    """Restart the full lease; the answer says `cancelled` when the poster no longer wants the work."""
+    """Renew the full lease; the answer says `cancelled` if the poster no longer wants the work."""
     row = held(tx, task_id, agent_id, claim_token)
     if row.status == "cancelled":
         return {"task_id": task_id, "cancelled": True, "task": view(row)}
@@ -451,7 +451,7 @@ def release(
 
 
 def release_all(tx: Tx, agent_id: str, reason: str) -> int:
-    """Give back everything an agent holds; returns how many."""
+    """Give back everything that an agent holds; returns how many tasks."""
     held_ones = rows(tx, "select * from task where owner = ? and status = 'claimed' order by seq", agent_id)
     for row in held_ones:
         put_back(tx, row, "pending", note=reason)
@@ -462,7 +462,7 @@ def release_all(tx: Tx, agent_id: str, reason: str) -> int:
 
 
 def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
-    """Withdraw a task; its holder learns of it when it extends or completes."""
+    """Withdraw a task; its holder learns of it on the next extend or complete."""
     row = find(tx, task_id)
     if by is not None:
         directory.agent(tx, by, "by")
@@ -480,7 +480,7 @@ def cancel(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
 
 
 def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
-    """Put a failed or cancelled task back into the pool with its attempts counted anew; the fence goes on rising."""
+    """Put a failed or cancelled task back into the pool with its attempts reset; the fence keeps increasing."""
     if by is not None:
         directory.agent(tx, by, "by")
     row = find(tx, task_id)
@@ -506,11 +506,11 @@ def requeue(tx: Tx, *, task_id: str, by: str | None) -> dict[str, Any]:
     return {"task_id": task_id, "status": after, "task": view(row)}
 
 
-# -- what happens by itself
+# -- what happens without a call
 
 
 def settle_due(tx: Tx) -> None:
-    """Leases that ran out and delays that ended: their tasks go back to the pool, or fail when they had their tries."""
+    """Settle expired leases and ended delays: tasks go back to the pool, or fail when their attempts are used up."""
     if tx.now < tx.cache.get(_DUE, 0):
         return
     for row in rows(tx, "select * from task where due_at <= ? order by due_at limit 500", tx.now):
@@ -536,7 +536,7 @@ def next_due(rx: Snapshot) -> int | None:
 
 
 def renew_leases(tx: Tx) -> None:
-    """After a restart: every live lease gets its full term, durably, before anybody is answered."""
+    """After a restart, give every live lease its full term, durably, before any call is answered."""
     tx.cache.pop(_DUE, None)
     tx.run(
         "update task set due_at = ? + coalesce(claim_timeout_ms, ?) where status = 'claimed'",
@@ -546,7 +546,7 @@ def renew_leases(tx: Tx) -> None:
 
 
 def purge(tx: Tx, before: int, most: int) -> int:
-    """Forget up to `most` tasks that ended before a time; returns how many. Tasks that others wait for are kept."""
+    """Delete up to `most` tasks that ended before a time; returns how many. Tasks that others depend on are kept."""
     doomed = [
         row[0]
         for row in tx.sql(

@@ -1,4 +1,4 @@
-"""A limit on how often something may be tried."""
+"""A rate limit."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from stonemux.errors import MuxError
 
 
 class Throttle:
-    """At most `most` tries a minute, all callers together. `_lock` guards the moments of the last ones."""
+    """At most `most` tries a minute by all callers together. `_lock` guards the times of the latest tries."""
 
     def __init__(self, most: int, remedy: str) -> None:
-        """`remedy` is what to do instead of trying again."""
+        """`remedy` says what to do instead of trying again."""
         self._most = most
         self._remedy = remedy
         self._lock = threading.Lock()
         self._tries: deque[int] = deque(maxlen=most)
 
     def take(self, ticks: int) -> None:
-        """Count a try at this moment; raises `rate_limited`, and does not count it, when there were too many."""
+        """Count a try at this time; if there were too many, raises `rate_limited` and does not count it."""
         with self._lock:
             left = self._tries[0] + MINUTE_MS - ticks if len(self._tries) == self._most else 0
             if left <= 0:

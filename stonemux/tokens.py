@@ -1,15 +1,16 @@
-"""Agent tokens: what they say, how one is made, and whether one is good.
+"""Agent tokens: what they contain, how they are made, and how they are verified.
 
-A token has the shape of a JWT signed with HMAC-SHA256. Its header is one of a few constant texts, one for each key,
-compared byte for byte, so there is no algorithm to choose and none to confuse. The signature is compared as text: other
-spellings of the same bytes (base64 has some) are no signature. Claims: `sub` (the agent, or `*`), `lic` (the license it
-was obtained with, or `local`), `tier`, `iat`, `exp`, `jti`, and `epoch`, the agent's at that time.
+A token has the shape of a JWT signed with HMAC-SHA256. Its header is one of a few constant texts, one per key, compared
+byte for byte, so there is no algorithm to choose or confuse. The signature is compared as text, so other encodings of
+the same bytes (base64 allows some) are rejected. Claims: `sub` (the agent, or `*`), `lic` (the license it was obtained
+with, or `local`), `tier`, `iat`, `exp`, `jti`, and `epoch`, the agent's epoch at that time.
 
-Whoever can read the data directory needs no license: the owner's token lies there, made anew at each start.
+Anyone who can read the data directory needs no license: the owner's token is there, made anew at each start.
 
-Everything is judged in memory. A verified token is remembered by its text until something is revoked; then all of that
-is forgotten (`_seen` is replaced, so a verification that is under way cannot put back what it found before). Time is
-`Clock.now_ms`, which never goes back, so neither does an expiry. `_lock` guards the tables that revocations change.
+Everything is verified in memory. A verified token is cached by its text until anything is revoked; then the whole cache
+is dropped (`_seen` is replaced, so a verification in progress cannot put an outdated result back). Time is
+`Clock.now_ms`, which never goes back, so an expired token stays expired. `_lock` guards the tables that revocations
+change.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from stonemux.record import Record, replace
 MOST_TOKEN = 1024
 MOST_SEEN = 4096
 SKEW_MS = MINUTE_MS
-"""How far ahead of us the clock may be that made a token."""
+"""How far ahead of ours the issuing machine's clock may be."""
 LONGEST_MS = 30 * DAY_MS
-"""No token lasts longer (the most that `auth.token_ttl` may be), so a revocation need not."""
+"""No token lasts longer (the maximum of `auth.token_ttl`), so no revocation needs to."""
 ROTATED_MS = DAY_MS
-"""How long the tokens of a replaced key stay good."""
+"""How long the tokens of a replaced key stay valid."""
 EVERYBODY, LOCAL = "*", "local"
 TOPIC: Topic = ("auth",)
-"""Touched when a token that was good may no longer be."""
+"""Touched when a valid token may have become invalid."""
 _OWNER_PREFIX = "owner_"
 _SCHEME = "bearer "
 
 
 class Principal(NamedTuple):
-    """Who a good token belongs to."""
+    """The owner of a valid token."""
 
     agent: str
     """The one agent that it may act as; "" for any."""
@@ -55,18 +56,18 @@ class Principal(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How records name whoever it is."""
+        """The name of the owner in audit records."""
         if self.agent:
             return self.agent
         return "owner" if self.lic == LOCAL and not self.kid else f"license:{self.lic}"
 
 
 OWNER = Principal("", LOCAL, "", "", 0, 2**62)
-"""Whoever can read the data directory."""
+"""The principal of anyone who can read the data directory."""
 
 
 class Key(Record):
-    """A secret that tokens are signed with; `until` is when a replaced one ends."""
+    """A secret that signs tokens; `until` is when a replaced one expires."""
 
     kid: str
     secret: bytes
@@ -74,7 +75,7 @@ class Key(Record):
 
 
 class Made(Record):
-    """A fresh token."""
+    """A new token."""
 
     token: str
     jti: str
@@ -82,7 +83,7 @@ class Made(Record):
 
 
 class Tokens:
-    """The keys, what was revoked, and the judgment. `asks` and `required` are read on every call."""
+    """The keys, the revocations, and the verification. Every call reads `asks` and `required`."""
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock
@@ -97,25 +98,25 @@ class Tokens:
         self._licenses: frozenset[str] = frozenset()
         self._seen: dict[str, Principal] = {}
         self.owner = _OWNER_PREFIX + clock.token(32)
-        """What the machine's owner shows."""
+        """The token of the machine's owner."""
         self.asks = settings.auth_tokens != "off"
-        """Whether a token that is shown gets looked at."""
+        """Whether a presented token is verified."""
         self.required = self._is_required(False)
-        """Whether every call must show one."""
+        """Whether every call must present one."""
         self.listeners: list[Callable[[], None]] = []
-        """Called when a token that was good may no longer be."""
+        """Called when a valid token may have become invalid."""
 
     # -- what the owner decides
 
     def load(self, keys: Iterable[Key], revoked: Mapping[str, int], epochs: Mapping[str, int]) -> None:
-        """Take over what the database holds."""
+        """Load the keys and revocations from the database."""
         with self._lock:
             self._keys = {_header(key.kid): key for key in keys}
             self._revoked, self._epochs = dict(revoked), dict(epochs)
         self._forget()
 
     def entitle(self, licenses: Iterable[str], *, asked_for: bool) -> None:
-        """Only tokens of these licenses (and local ones) are good; `asked_for`: in mode auto, every call needs one."""
+        """Accept only tokens of these licenses (and local ones); `asked_for`: in mode auto, every call needs one."""
         self._licenses = frozenset(licenses)
         self.required = self._is_required(asked_for)
         self._forget()
@@ -124,7 +125,7 @@ class Tokens:
         return self._mode == "required" or (self._mode == "auto" and (asked_for or self._beyond))
 
     def rotate(self, key: Key, *, now: bool) -> None:
-        """Sign with this key from here on. The tokens of the others are good for another day, or no longer."""
+        """Sign with this key from now on. Tokens of the old keys stay valid for another day, or end now if `now`."""
         end = self._clock.now_ms() + ROTATED_MS
         with self._lock:
             kept = {} if now else {header: _ending(old, end) for header, old in self._keys.items()}
@@ -132,14 +133,14 @@ class Tokens:
         self._forget()
 
     def revoke(self, jti: str, until: int) -> None:
-        """This token is good no longer; it runs out at `until`."""
+        """Revoke this token, which expires at `until`."""
         with self._lock:
             now = self._clock.now_ms()
             self._revoked = {old: end for old, end in self._revoked.items() if end > now} | {jti: until}
         self._forget()
 
     def raise_epoch(self, agent_id: str, epoch: int) -> None:
-        """No token that the agent got in an earlier epoch is good."""
+        """Revoke every token that the agent got in an earlier epoch."""
         with self._lock:
             self._epochs = self._epochs | {agent_id: epoch}
         self._forget()
@@ -153,10 +154,10 @@ class Tokens:
         for listener in self.listeners:
             listener()
 
-    # -- making one
+    # -- making a token
 
     def make(self, agent_id: str | None, *, lic: str, tier: str) -> Made:
-        """A token for one agent, or for any."""
+        """Make a token for one agent, or for any."""
         at = self._clock.now_ms() // 1000
         key = next(reversed(self._keys.values()))
         sub = agent_id or EVERYBODY
@@ -167,12 +168,12 @@ class Tokens:
         signed = f"{_header(key.kid)}.{body}"
         return Made(f"{signed}.{_signature(key.secret, signed)}", jti, expires * 1000)
 
-    # -- judging one
+    # -- verifying a token
 
     def admit(self, authorization: str | None) -> Principal | None:
-        """Whose token an Authorization header carries; None where it carries none and none is needed.
+        """The principal of an Authorization header's token; None if there is no token and none is required.
 
-        Raises `token_missing`, `token_invalid`, `token_expired`, `token_revoked` or `token_not_yet_valid`.
+        Raises `token_missing`, `token_invalid`, `token_expired`, `token_revoked`, or `token_not_yet_valid`.
         """
         if authorization is None or authorization[:7].lower() != _SCHEME:
             if self.required:
@@ -194,7 +195,7 @@ class Tokens:
         return authorization is not None and authorization[:7].lower() == _SCHEME and self._owns(authorization[7:])
 
     def check(self, principal: Principal) -> None:
-        """Raise if a token that was good is not any more."""
+        """Raise if a token that was valid is no longer valid."""
         if principal is OWNER:
             return
         if self.ends_at(principal) <= self._clock.now_ms():
@@ -203,7 +204,7 @@ class Tokens:
             raise _revoked()
 
     def ends_at(self, principal: Principal) -> int:
-        """When its token runs out: by itself, or with its key, which may have been replaced since it was shown."""
+        """When its token expires: at its own time, or with its key, which may have been replaced since."""
         key = self._keys.get(_header(principal.kid))
         if key is None or key.until is None:
             return principal.expires_at
@@ -264,7 +265,7 @@ def _header(kid: str) -> str:
 
 
 def _signature(secret: bytes, text: str) -> str:
-    from hmac import digest  # loads OpenSSL, which calls without a token need not wait for
+    from hmac import digest  # loads OpenSSL, which calls without a token do not need
 
     return _encoded(digest(secret, text.encode(), "sha256"))
 

@@ -1,9 +1,9 @@
-"""TOML edited as text: one table goes in or out, every other byte stays.
+"""TOML edited as text: one table is inserted or removed, and every other byte stays.
 
-The standard library reads TOML and does not write it, and a file printed anew would lose its comments. So the text is
-cut into statements (a header, or a key with its value), each knows the full path that it sets, and an edit takes out
-the statements below one path and puts a new block in their place, or at the end of the file. Whatever comes out is
-read again by the caller.
+The standard library reads TOML but does not write it, and a file printed again would lose its comments. So the text is
+split into statements (a header, or a key with its value), each knows the full path that it sets, and an edit removes
+the statements below one path and puts a new block in their place, or at the end of the file. The caller parses every
+result again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stonemux.errors import MuxError
 
 
 class Statement(NamedTuple):
-    """Whole lines of text that say one thing: `path` is what a header opens, or what a key sets."""
+    """Whole lines that form one statement: `path` is the table that a header opens, or what a key sets."""
 
     start: int
     end: int
@@ -28,7 +28,7 @@ class Statement(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Neighboring statements of our table; only one with a header may be replaced where it stands."""
+    """Adjacent statements of our table; only a run with a header may be replaced in place."""
 
     start: int
     end: int
@@ -47,10 +47,10 @@ def read(text: str) -> dict[str, Any]:
 
 
 def put(text: str, path: tuple[str, str], entry: dict[str, Any]) -> str:
-    """The text with the table `path` holding `entry`, in place of what stood there, else at the end.
+    """The text with `entry` as the table `path`, in place of the old table, or at the end.
 
-    Raises `client_config_broken` when the text cannot be read or the outer table is written in a form that takes no
-    further table (inline, or an array).
+    Raises `client_config_broken` if the text cannot be read, or if the outer table has a form that allows no further
+    table (inline, or an array).
     """
     runs = _runs(text, path)
     newline = "\r\n" if "\r\n" in text else "\n"
@@ -65,7 +65,7 @@ def put(text: str, path: tuple[str, str], entry: dict[str, Any]) -> str:
 
 
 def drop(text: str, path: tuple[str, str]) -> str:
-    """The text without the table `path` and the tables below it. Raises what `put` raises."""
+    """The text without the table `path` and the tables below it. Raises the same errors as `put`."""
     for run in reversed(_runs(text, path)):
         text = _cut(text, run)
     return text
@@ -91,14 +91,14 @@ def _runs(text: str, path: tuple[str, str]) -> list[Run]:
 
 
 def _cut(text: str, run: Run) -> str:
-    """The text without a run; of the two blank lines that would then meet, one goes with it."""
+    """The text without a run; where two blank lines would then meet, one is removed."""
     before, after = text[: run.start], text[run.end :]
     if re.match(r"[ \t]*(\r?\n|\Z)", after):
         before = re.sub(r"(^|\n)[ \t]*\r?\n\Z", r"\1", before)
     return before + after
 
 
-# --- cutting into statements; the text is known to be valid
+# --- splitting into statements; the text is known to be valid
 
 _QUOTED = r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'"
 _PART = rf"(?:[A-Za-z0-9_-]+|{_QUOTED})"
@@ -125,7 +125,7 @@ def _statements(text: str) -> Iterator[Statement]:
 
 
 def _parts(key: str) -> tuple[str, ...]:
-    """A dotted key as names; the standard reader knows the quoting."""
+    """A dotted key as a tuple of names; `tomllib` handles the quoting."""
     parts = []
     table = tomllib.loads(f"{key} = 0")
     while isinstance(table, dict):
@@ -140,13 +140,13 @@ def _after(pattern: re.Pattern[str], text: str, place: int) -> int:
 
 
 def _value_end(text: str, place: int) -> int:
-    """The end of the line on which the rest of a statement closes its strings and brackets."""
+    """The end of the line on which a statement's strings and brackets are all closed."""
     depth = 0
     for token in _TOKEN.finditer(text, place):
         if token[0] in "[{":
             depth += 1
         elif token[0] in "]}":
-            depth = max(0, depth - 1)  # those of a header were opened before `place`
+            depth = max(0, depth - 1)  # a header's brackets were opened before `place`
         elif token[0] == "\n" and not depth:
             return token.end()
     return len(text)

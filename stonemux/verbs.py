@@ -1,10 +1,9 @@
-"""Operations as words of a command line, and back.
+"""The mapping between operations and command lines.
 
-`msg.send` is typed `stonemux msg send`, its parameter `reply_to` as `--reply-to`. What an operation requires, and a
-content, may also stand without its flag, in the order of the table with the acting agent last: `stonemux state set KEY
-VALUE`. A flag that takes a value takes the next word whatever it is, so that a content may begin with a dash. What is
-refused here is what cannot be called at all (an unknown flag, a value without its flag's form); limits are the daemon's
-to check.
+`msg.send` is called with `stonemux msg send`, and its parameter `reply_to` with `--reply-to`. Required parameters, and
+a content, may also be given without their flags, in the order of the table with the acting agent last: `stonemux state
+set KEY VALUE`. A flag that takes a value takes the next word whatever it is, so a content may begin with a dash. Only
+what cannot be called at all is refused here (an unknown flag, a malformed value); the daemon checks limits.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from stonemux.flags import PLACE, Flag, typed
 from stonemux.schema import Operation, Param, from_decimal, meant, shown
 
 ALIASES: Mapping[str, str] = {"message": "msg"}
-"""Other spellings of areas, as documents write them."""
+"""Other spellings of areas, as used in documents."""
 
 SYNONYMS = (
     {"create", "post", "register", "new", "add"},
@@ -34,7 +33,7 @@ SYNONYMS = (
     {"update", "archive"},
     {"set", "put", "write", "update"},
 )
-"""Verbs that people take for each other."""
+"""Verbs that people confuse with each other."""
 
 OUTPUT = (
     Flag("json", "", "the daemon's answer as it is, for programs; a refusal, too"),
@@ -52,19 +51,19 @@ WIDTH = 100
 
 
 class Typed(NamedTuple):
-    """A command line that was understood."""
+    """A parsed command line."""
 
     operation: Operation
     given: dict[str, Any]
     options: Any
-    """The flags that are no parameters, by name."""
+    """The flags that are not parameters, by name."""
 
 
 # --- which operation
 
 
 def areas(operations: Iterable[Operation]) -> dict[str, dict[str, Operation]]:
-    """Area, verb, operation; the verb of an operation with one name is empty."""
+    """A map from area to verb to operation; an operation with a one-part name has an empty verb."""
     found: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         area, _, verb = operation.name.partition(".")
@@ -73,14 +72,14 @@ def areas(operations: Iterable[Operation]) -> dict[str, dict[str, Operation]]:
 
 
 def unknown(area: str, verb: str, here: Iterable[str]) -> str:
-    """What to say of a verb that an area does not have."""
+    """The message for a verb that an area does not have."""
     known = [known for known in here if known]
     same = [one for one in known for words in SYNONYMS if verb in words and one in words]
     close = same[0] if same else guess(verb, known)
     return f"{area} has no verb {shown(verb)}" + did_you_mean(close, f"It has: {', '.join(known)}")
 
 
-# --- what is given
+# --- parsing
 
 
 def flag(param: Param) -> str:
@@ -89,19 +88,19 @@ def flag(param: Param) -> str:
 
 
 def slots(operation: Operation) -> list[Param]:
-    """The parameters that may stand without their flag, in order; a sender or poster may not."""
+    """The parameters that may be given without their flags, in order; a sender or poster may not."""
     loose = [param for param in operation.params if param.required or param.name == "content"]
     acting = [param for param in loose if param.name == operation.actor == "agent_id"]
     return [param for param in loose if param.name != operation.actor] + acting
 
 
 def common(operation: Operation) -> tuple[Flag, ...]:
-    """The flags of an operation that are no parameters."""
+    """The flags of an operation that are not parameters."""
     return (*([KEY] if operation.changes else []), *OUTPUT, *(WATCH if _is_look(operation) else ()), *PLACE)
 
 
 def _is_look(operation: Operation) -> bool:
-    """Whether asking again and again makes sense: it neither takes nor waits."""
+    """Whether repeating the call makes sense, because it neither takes anything nor waits."""
     return (
         operation.method == "GET"
         and operation.kind in ("read", "wait")
@@ -118,11 +117,11 @@ def read(
     token: str | None = None,
     stdin: Callable[[], str] = lambda: "",
 ) -> Typed:
-    """Understand the words after the verb.
+    """Parse the words after the verb.
 
-    `agent` is the acting agent where none is named; with a `token`, which may say who that is, the daemon decides. A
-    text that is `-` is what `stdin` returns. Raises `unknown_field`, `missing_field`, `invalid_field` or
-    `not_understood`.
+    `agent` is the acting agent if the words name none; with a `token`, which may identify the agent, the daemon
+    decides. A text that is `-` is replaced by what `stdin` returns. Raises `unknown_field`, `missing_field`,
+    `invalid_field`, or `not_understood`.
     """
     line = _Line(operation, stdin)
     line.take(words)
@@ -138,7 +137,7 @@ def read(
 
 
 class _Line:
-    """Words on their way into `given` and `options`."""
+    """Sorts words into `given` and `options`."""
 
     def __init__(self, operation: Operation, stdin: Callable[[], str]) -> None:
         self.given: dict[str, Any] = {}
@@ -153,7 +152,7 @@ class _Line:
         self._stdin_of = ""
 
     def take(self, words: Iterable[str]) -> None:
-        """Take every flag with its value, and keep the words that are none."""
+        """Take every flag with its value, and keep the words that are not flags."""
         rest = iter(words)
         for word in rest:
             if word == "--":
@@ -164,7 +163,7 @@ class _Line:
                 self._loose.append(word)
 
     def place(self) -> None:
-        """Hand the words without a flag to the parameters that are required and not given yet."""
+        """Assign the words without a flag to the parameters in `slots` that are not given yet."""
         words = iter(self._loose)
         for param in slots(self._operation):
             if param.name not in self.given and (word := next(words, None)) is not None:
@@ -230,11 +229,11 @@ def _next(name: str, rest: Iterator[str]) -> str:
     raise MuxError("invalid_field", f"{name} needs a value", parameter=name.removeprefix("--").replace("-", "_"))
 
 
-# --- values, one function a kind of parameter
+# --- values, one function per kind of parameter
 
 
 def _integer(param: Param, text: str) -> Any:
-    return from_decimal(text)  # what is no integer is the daemon's to refuse
+    return from_decimal(text)  # the daemon refuses what is not an integer
 
 
 def _boolean(param: Param, text: str) -> Any:
@@ -289,7 +288,7 @@ METAVARS: Mapping[str, str] = {
 }
 
 
-# --- for people
+# --- help texts
 
 
 def example(operation: Operation) -> str:
@@ -307,7 +306,7 @@ def _example_words(param: Param, value: Any) -> list[str]:
         value = ",".join(str(entry) for entry in value)
     elif isinstance(value, dict):
         value = json.dumps(value)
-    from shlex import quote  # for documents; no call needs it
+    from shlex import quote  # only used in documents
 
     return [flag(param), quote(str(value))]
 
@@ -319,7 +318,7 @@ def listed(area: str, here: Mapping[str, Operation]) -> str:
 
 
 def verb_help(operation: Operation) -> str:
-    """How an operation is typed, and what each flag means."""
+    """How to call an operation, and what each flag means."""
     loose = "".join(f" [{param.name.upper()}]" for param in slots(operation))
     rows = [(_shape(param), _meaning(operation, param)) for param in operation.params]
     short = {long: f"{letter}, " for letter, long in SHORT.items()}
@@ -360,7 +359,7 @@ def _meaning(operation: Operation, param: Param) -> str:
 
 
 def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Two columns; the right one is wrapped, and begins a line further down when the left one is too long."""
+    """Two columns; the right one is wrapped, and begins on the next line if the left one is too long."""
     rows = list(rows)
     width = min(28, max(len(left) for left, _ in rows) + 4)
     lines = []

@@ -1,4 +1,4 @@
-"""Words of the wire that both the table of operations and its handlers say."""
+"""Constants of the interface that both the table of operations and its handlers use."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ EVENT_KINDS = (
 TASK_STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
 
 ITEM_STATUSES = ("unread", "read", "archived")
-"""What an inbox's item may be."""
+"""The statuses of an inbox item."""
 
 AGENT_CHANNEL_PREFIX = "agent-"
-"""How the names of the agents' own channels begin."""
+"""The prefix of the names of agents' own channels."""
 
 
 def generate_agent_channel_name(agent_id: str) -> str:
@@ -49,7 +49,7 @@ def parse_agent_channel_name(name: str) -> str | None:
 
 
 SYSTEM = "stonemux"
-"""The sender of what the daemon itself says; no agent has this id."""
+"""The sender of the daemon's own messages; no agent has this id."""
 
 EVERYBODY = "*"
 """The recipient of a broadcast."""
