@@ -1,7 +1,7 @@
-"""Make a license key count: fetch the signed license behind it, check it, and put it in its place.
+"""Activate a license key: fetch the signed license behind it, verify it, and install it.
 
-A typo in the key is told at once. The license comes from this machine's own issuer, else from the license server in the
-settings. A running daemon takes it up without a restart.
+A typo in the key is detected at once. The license comes from this machine's own issuer, or else from the license server
+in the settings. A running daemon applies it without a restart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Activate, and say what holds from now on."""
+    """Activate, and print what applies from now on."""
     from stonemux import activation
 
     settings = flags.settings(options, environ)

@@ -1,8 +1,8 @@
-"""Check an exported audit log, or note where the log stands now.
+"""Verify an exported audit log, or print an anchor for the log as it is now.
 
 "verify FILE" reads what "stonemux audit export > FILE" wrote ("-": standard input) and names the first line that is
-wrong. "anchor" prints the number and the hash of the newest record: keep that where nobody who can write the data
-directory can change it, and verify later exports with --from-anchor. Exit status of "verify": 0 whole, 1 not.
+wrong. "anchor" prints the number and the hash of the newest record: keep it where nobody who can write to the data
+directory can change it, and verify later exports with --from-anchor. Exit status of "verify": 0 intact, 1 not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and what a file is held against."""
+    """The action, and what to verify a file against."""
     parser.add_argument("action", choices=("verify", "anchor"), help="what to do")
     parser.add_argument("file", nargs="?", metavar="FILE", help="the export to verify, or - for standard input")
     parser.add_argument("--head", metavar="HASH", help="the hash that the export must end with")

@@ -1,4 +1,4 @@
-"""Copy the database into the data directory's backups folder: through the daemon if one runs there, else directly."""
+"""Copy the database into the data directory's backups folder, through the daemon if one is running there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stonemux.errors import EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Settings, the place, and the form of the answer."""
+    """Settings, the target file, and the output format."""
     flags.add_settings(parser)
     parser.add_argument("--output", metavar="FILE", type=Path, help="put the copy here instead")
     parser.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Make the copy and say where it is."""
+    """Make the copy and print where it is."""
     from stonemux import progress, upkeep
     from stonemux.copies import FOLDER
     from stonemux.datadir import DATABASE

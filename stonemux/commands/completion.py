@@ -1,4 +1,4 @@
-"""Print what makes a shell complete commands, areas, verbs, flags and known values.
+"""Print a script that makes a shell complete commands, areas, verbs, flags, and known values.
 
 bash, in ~/.bashrc:  eval "$(stonemux completion bash)"
 zsh, in ~/.zshrc:    eval "$(stonemux completion zsh)"
@@ -20,11 +20,11 @@ from stonemux.parser import Parser
 from stonemux.schema import Operation, Param
 
 FILES = ("FILE", "DIR")
-"""What a flag's value is called that is a path."""
+"""The metavars of flags whose value is a path."""
 
 
 class Word(NamedTuple):
-    """What may be typed next. `takes` is, of a flag with a value, the values that are known, or FILE or DIR."""
+    """A word that may be typed next. `takes`, for a flag with a value, is the known values, or FILE or DIR."""
 
     text: str
     help: str
@@ -32,7 +32,7 @@ class Word(NamedTuple):
 
 
 Tree = Mapping[str, list[Word]]
-"""What may follow on the words that were typed, joined by blanks."""
+"""The words that may follow the words typed so far (joined by spaces)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def _of_command(row: cli.Command) -> list[Word]:
     return found
 
 
-# --- bash and zsh: the same two functions say what is known, each shell asks them in its own way
+# --- bash and zsh: the same two functions return the known words, and each shell uses them in its own way
 
 
 def _known(tree: Tree) -> str:

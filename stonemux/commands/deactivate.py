@@ -1,4 +1,4 @@
-"""Take the license out again; what the daemon then may do, the settings say. Nothing that is stored is touched."""
+"""Deactivate the license; the settings then decide what the daemon may do. No stored data is touched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Take it out, and say what holds from now on."""
+    """Deactivate, and print what applies from now on."""
     from stonemux import activation
 
     settings = flags.settings(options, environ)

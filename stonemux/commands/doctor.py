@@ -1,6 +1,6 @@
-"""Check Python, SQLite, settings, the data directory, the database, backups, the daemon, doorbells and clients.
+"""Check Python, SQLite, settings, the data directory, the database, backups, the daemon, doorbells, and clients.
 
-Says what to do about each finding. Changes nothing; the daemon may be running, and none is started. Exits with 1 on a
+Says what to do about each finding. Changes nothing; works while the daemon runs, and starts none. Exits with 1 on a
 problem.
 """
 
@@ -15,14 +15,14 @@ from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Settings, how deep to look, and the form of the findings."""
+    """Settings, how thoroughly to check, and the output format."""
     flags.add_settings(parser)
     parser.add_argument("--full", action="store_true", help="check the whole database, not only its structure")
     parser.add_argument("--json", action="store_true", help="the findings as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Examine and tell."""
+    """Run the checks and print the findings."""
     from stonemux import doctor
     from stonemux.config import here
 

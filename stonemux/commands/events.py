@@ -1,4 +1,4 @@
-"""Print the newest events, a line each; --follow goes on with what happens.
+"""Print the newest events, one per line; --follow continues with new ones.
 
 examples:
   stonemux events --follow
@@ -26,7 +26,7 @@ EMPTY: tuple[Any, ...] = (None, [], {})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which events, and how."""
+    """Which events, and in which form."""
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until interrupted")
     parser.add_argument("--types", metavar="TYPE,...", help="only events of these types")
     parser.add_argument("--channel", metavar="NAME", help="only events of this channel")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Print what there is, and follow if asked to."""
+    """Print the existing events, and follow if asked to."""
     given = {name: value for name in ("types", "channel", "agent_id") if (value := getattr(options, name)) is not None}
     with of_user(flags.settings(options, environ), environ) as remote:
         tail = Tail(remote, given)

@@ -1,6 +1,6 @@
-"""Write messages as JSON, one a line, the oldest first; `stonemux import` reads them.
+"""Write messages as JSON, one per line, oldest first; `stonemux import` reads them.
 
-A content that lies in a document is written whole.
+A content that is stored in a document is written in full.
 
 examples:
   stonemux export > messages.jsonl
@@ -56,19 +56,19 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def messages(remote: Remote, given: Mapping[str, Any], after: int, head: int) -> Iterator[dict[str, Any]]:
-    """The messages with ids above `after` and up to `head`, the oldest first."""
+    """The messages with ids above `after` and up to `head`, oldest first."""
     window = PAGE
     while after < head:
         page = {**given, "after": after, "before": min(after + window, head) + 1, "limit": PAGE}
         answer = remote.ask(BY_NAME["msg.list"], page)
-        if "more" in answer:  # the window holds more than a page, and a page would be its newest
+        if "more" in answer:  # the window holds more than a page, and the page would be its newest part
             window = max(PAGE, window // 2)
             continue
         for message in reversed(answer["messages"]):
             yield _whole(remote, message)
         after += window
         if not answer["messages"]:
-            window *= 2  # ids that are no longer kept, or that a restore skipped
+            window *= 2  # a range of ids that are no longer kept, or that a restore skipped
 
 
 def _whole(remote: Remote, message: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _whole(remote: Remote, message: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name when it is whole."""
+    """Standard output, or a file that appears under its name only when it is complete."""
     if name == "-":
         yield sys.stdout
         return

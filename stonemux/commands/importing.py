@@ -1,9 +1,9 @@
-"""Send the messages of a file: JSON objects, one a line, with the parameters of msg.send.
+"""Send the messages in a file: JSON objects, one per line, with the parameters of msg.send.
 
-A line without `to`, or to *, goes to all members of its channel. What `stonemux export` wrote is understood: replies
-stay replies, long contents become documents. A line that is refused is reported by its number, and the others go on.
+A line without `to`, or to *, goes to all members of its channel. It accepts what `stonemux export` writes: replies stay
+replies, long contents become documents. A refused line is reported by its number, and the import continues.
 
-Doing it again is safe: for 24 hours, a line that was sent is not sent again.
+Repeating an import is safe: for 24 hours, a line that was sent is not sent again.
 
 examples:
   stonemux import messages.jsonl
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from stonemux.config import Settings
 
 MOST_TOLD = 20
-"""Refused lines that are told one by one."""
+"""How many refused lines are reported one by one."""
 OF_A_LINE = (EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND)
-"""How a refusal ends that may be one line's own."""
+"""Exit statuses of refusals that may concern a single line only."""
 SEND, BROADCAST, NOTIFY = BY_NAME["msg.send"], BY_NAME["msg.broadcast"], BY_NAME["agent.notify"]
 MADE = frozenset(name.rstrip("?") for name in BY_NAME["msg.list"].returns["messages"][0]) - frozenset(SEND.by_name)
-"""What an exported message has that sending makes anew."""
+"""The fields of an exported message that sending creates anew."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, and the form of the outcome."""
+    """The file, and the output format."""
     parser.add_argument("file", metavar="FILE", help="the file; -: standard input")
     parser.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the ids of the messages only")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Send line by line, and say what became of each."""
+    """Send line by line, and report the outcome."""
     settings = flags.settings(options, environ)
     with _opened(options.file) as lines, of_user(settings, environ) as remote:
         total = _size(lines)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 class Import:
-    """Lines that become messages; `refused` are those that did not."""
+    """Turns lines into messages; `refused` holds the lines that were refused."""
 
     def __init__(self, remote: Remote, settings: Settings, *, ids: bool) -> None:
         self.refused: list[dict[str, Any]] = []
@@ -76,10 +76,10 @@ class Import:
         self._most = settings.max_message_size
         self._ids = ids
         self._anew: dict[int, int] = {}
-        """Ids as they were exported, and as they are here."""
+        """The new ids of messages by their exported ids."""
 
     def take(self, number: int, line: bytes) -> None:
-        """Send one line. Raises what no other line would survive either."""
+        """Send one line. Raises errors that would affect every other line, too."""
         if not line.strip():
             return
         key = f"import-{number}-{sha256(line).hexdigest()[:40]}"
@@ -119,10 +119,10 @@ class Import:
         return made
 
     def _translate(self, given: dict[str, Any]) -> None:
-        """Let a reply name the message that it answers by the id that it has here."""
+        """Replace the exported ids in a reply by the new ids of the messages that it refers to."""
         if "reply_to" in given:
             given["reply_to"] = self._anew.get(given["reply_to"], given["reply_to"])
-            given.pop("thread", None)  # it joins that message's
+            given.pop("thread", None)  # the reply joins that message's thread
         elif str(given.get("thread", "")).isdecimal():
             number = int(given["thread"])
             given["thread"] = str(self._anew.get(number, number))
@@ -133,7 +133,7 @@ class Import:
             print(f"stonemux: line {number}: {screen.safe(output.as_typed(error.message))}", file=sys.stderr)
 
     def report(self, *, as_json: bool, quiet: bool) -> None:
-        """Say what became of the lines."""
+        """Print the outcome."""
         if as_json:
             told = {"imported": self.imported, "repeated": self.repeated, "refused": self.refused}
             print(screen.as_json(told, sys.stdout))
@@ -164,7 +164,7 @@ def _opened(name: str) -> BinaryIO:
 
 
 def _size(lines: BinaryIO) -> int:
-    """How many bytes there are; 0 where that cannot be known."""
+    """The size in bytes; 0 if it cannot be known."""
     try:
         size = lines.seek(0, 2)
         lines.seek(0)

@@ -1,4 +1,4 @@
-"""Look at an agent's inbox. Takes nothing and marks nothing as read: `stonemux inbox update` does that.
+"""Show an agent's inbox. Takes nothing and marks nothing as read: `stonemux inbox update` does that.
 
 examples:
   stonemux inbox writer
@@ -22,7 +22,7 @@ from stonemux.tail import Tail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Whose inbox, what of it, and how."""
+    """Whose inbox, which items, and in which form."""
     parser.add_argument("agent", metavar="AGENT", nargs="?", help="whose inbox (STONEMUX_AGENT, unless given)")
     parser.add_argument("--full", action="store_true", help="whole contents in place of previews")
     parser.add_argument("--status", help="unread (default; of what arrives while --follow: all), read, archived, all")
@@ -60,7 +60,7 @@ def _text(answer: Mapping[str, Any], options: argparse.Namespace, environ: Mappi
 
 
 def _follow(remote: Remote, given: dict[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> NoReturn:
-    """Show each item once, the oldest first: those that are there, and then all that arrive."""
+    """Show each item once, oldest first: the existing ones, and then all that arrive."""
     tail = Tail(remote, {"agent_id": given["agent_id"], "types": ["message"]})
     tail.begin()
     while True:
@@ -70,15 +70,16 @@ def _follow(remote: Remote, given: dict[str, Any], options: argparse.Namespace, 
 
 
 def _arriving(tail: Tail, given: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """What is there, then what arrives, each time the newest first; ends when the daemon has begun anew.
+    """Yield the existing items, then those that arrive, newest first each time; ends if the daemon's log started over.
 
-    That is with other data, as from a copy: its ids may begin lower, and one of before may be another message's.
+    The daemon then has other data, for example from a backup: its ids may start lower, and an earlier id may belong to
+    another message.
     """
     agent = {"agent_id": given["agent_id"]}
     newest = max(_ids(tail.ask(BY_NAME["inbox.list"], agent | {"status": "all", "limit": 1})["items"]), default=0)
     items = tail.ask(BY_NAME["inbox.list"], given)["items"]
     shown = _ids(items)
-    # One that the agent's own poll takes at once has been read by the time that it is looked for.
+    # An item that the agent's own poll takes at once is already read when we look for it, so look at all of them.
     later = agent | {"status": given.get("status", "all"), "full": True}
     while True:
         yield items
@@ -90,7 +91,7 @@ def _arriving(tail: Tail, given: dict[str, Any]) -> Iterator[list[dict[str, Any]
 
 
 def _after(tail: Tail, given: dict[str, Any], newest: int) -> list[dict[str, Any]]:
-    """The items of messages that are newer, the newest first, however many there are."""
+    """All items of messages newer than `newest`, newest first."""
     items: list[dict[str, Any]] = []
     before: dict[str, int] = {}
     while True:

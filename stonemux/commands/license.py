@@ -1,10 +1,10 @@
-"""Be your own licensor: give out licenses, look at them, and serve them to other machines.
+"""Be your own licensor: issue licenses, list them, and serve them to other machines.
 
-    stonemux license issue --tier pro     print a new key; makes the issuer's keys at first use
-    stonemux license show                 what is active here, and what was given out
+    stonemux license issue --tier pro     print a new key; creates the issuer's keys on first use
+    stonemux license show                 what is active here, and what was issued
     stonemux license server               answer activations and heartbeats (POST /activate, /heartbeat)
 
-A license documents what somebody is entitled to. It is no copy protection: docs/license.md says what it is and is not.
+A license documents an entitlement. It is not copy protection: docs/license.md explains what it is and what it is not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_DAYS = 36_500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and what the license grants."""
+    """The action, and what the license grants."""
     parser.add_argument("action", choices=("issue", "show", "server"), help="what to do")
     flags.add_settings(parser)
     parser.add_argument("--tier", choices=("pro", "enterprise"), help="issue: what it grants")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Do it."""
+    """Run the action."""
     if options.action == "server":
         return _serve(options, environ)
     settings = flags.settings(options, environ)

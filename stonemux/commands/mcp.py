@@ -1,6 +1,6 @@
 """Serve the Model Context Protocol on standard input and output, for clients that start their servers.
 
-Starts the daemon if none answers. STONEMUX_AGENT names the agent that this session speaks for.
+Starts the daemon if none answers. STONEMUX_AGENT names the agent for which this session acts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One operation of the table, called on the daemon: `stonemux AREA VERB`."""
+"""Calls one operation of the table on the daemon: `stonemux AREA VERB`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Call an operation with what the words say, and print the answer."""
+    """Call the operation that the words describe, and print the answer."""
     try:
         agent, token = environ.get("STONEMUX_AGENT"), environ.get("STONEMUX_TOKEN")
         typed = as_broadcast(verbs.read(operation, words, agent=agent, token=token, stdin=standard_input))
@@ -31,7 +31,7 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
         return EXIT_OK
     settings = flags.settings(typed.options, environ)
     if typed.operation.owner:
-        from stonemux import owner  # brings all of the program, which other commands need not wait for
+        from stonemux import owner  # loads the whole program, which other commands do not need
 
         with owner.desk(settings, environ.get("STONEMUX_TOKEN")) as desk:
             return _ask(desk, typed, environ)
@@ -42,7 +42,7 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
 
 
 def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
-    """A message to a channel that names no recipient is for all of its members, unless its type finds one."""
+    """Turn a message to a channel without a recipient into a broadcast, unless its type determines the recipient."""
     operation, given, options = typed
     if operation.name != "msg.send" or "channel" not in given or "to" in given or "type" in given:
         return typed
@@ -77,7 +77,7 @@ def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) 
                 sys.stdout.write("\x1b[H\x1b[2J")
             if text and text != before:
                 print(text)
-            sys.stdout.flush()  # what was taken is only gone when it could be written
+            sys.stdout.flush()  # messages count as received only once they could be written
         if remote.replayed:
             print("stonemux: this was done before; here is the first answer again", file=sys.stderr)
         if not options.watch:
@@ -95,7 +95,7 @@ def _copy(pieces: Iterable[bytes]) -> int:
 
 
 def _interval(text: str | None) -> int:
-    """Milliseconds between two questions."""
+    """The milliseconds between two calls."""
     try:
         seconds = float(text or 2)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Show what a backup holds and what it would replace, ask, and put it in place.
+"""Show what a backup contains and what it would replace, ask for confirmation, and restore it.
 
-The daemon must be stopped. The replaced database is kept beside it.
+The daemon must be stopped. The replaced database is kept beside the restored one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stonemux.errors import EXIT_OK, MuxError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The copy, settings, and whether to ask."""
+    """The backup, settings, and whether to ask."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the copy; also by its name in the backups folder")
     flags.add_settings(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")

@@ -1,10 +1,10 @@
 """Start a command for each task that an agent claims, or for each message that it gets.
 
-The task's JSON comes on standard input, the essentials in the environment: STONEMUX_TASK_ID, STONEMUX_CLAIM_TOKEN,
-STONEMUX_CHANNEL, STONEMUX_FROM, STONEMUX_AGENT; for a message STONEMUX_MESSAGE_ID. Its lease is kept while the command
-runs. Exit status 0: complete, with the output as the result. 75: back to the pool. Anything else: failed, with the end
-of what the command wrote to standard error. Stopped with SIGTERM or SIGINT, the runner stops its commands and gives
-their work back; a second signal does not wait.
+The command gets the task's JSON on standard input and the essentials in the environment: STONEMUX_TASK_ID,
+STONEMUX_CLAIM_TOKEN, STONEMUX_CHANNEL, STONEMUX_FROM, STONEMUX_AGENT; for a message STONEMUX_MESSAGE_ID. The runner
+renews the lease while the command runs. Exit status 0: complete, with the output as the result. 75: back to the pool.
+Anything else: failed, with the end of the command's standard error. On SIGTERM or SIGINT, the runner stops its commands
+and gives their work back; a second signal does not wait.
 
   stonemux run --agent coder --capability python -- ./work.sh
   stonemux run --agent helper --messages --reply -- python3 answer.py
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the commands: they find the same daemon."""
+    """The environment for the commands, so that they find the same daemon."""
     found = dict(environ) | {"STONEMUX_HOST": settings.host, "STONEMUX_PORT": str(settings.port)}
     for name in ("data_dir", "config"):
         if value := getattr(options, name):
@@ -96,7 +96,7 @@ def _environ(options: argparse.Namespace, settings: Settings, environ: Mapping[s
 
 
 def _until_signal(runner: Runner) -> int:
-    """Let it work in a thread, while this one hears signals; what it raises is raised here."""
+    """Run the runner in a thread, while this thread handles signals; re-raises what the runner raises."""
     ended: list[int | BaseException] = []
     heard: list[int] = []
     signals = Signals()

@@ -11,7 +11,7 @@ from stonemux import flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Settings, the log, and what may be accepted."""
+    """Settings, the log, and what to allow."""
     flags.add_settings(parser)
     parser.add_argument("--tls-cert", metavar="FILE", help="file with the certificate, as PEM: the port speaks TLS")
     parser.add_argument("--tls-key", metavar="FILE", help="file with its key, as PEM, when it is not in the same one")
@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until a signal."""
-    # Python's own answer to SIGHUP is to end, and systemd takes that for an orderly stop: a reload just after the start
-    # would leave nobody running. One that comes too early is heeded once the daemon can.
+    # By default, SIGHUP ends Python, which systemd takes for a normal stop: a reload just after the start would leave
+    # no daemon running. A signal that comes too early is handled once the daemon is ready.
     early: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _: early.append(number))
-    gc.disable()  # until it serves: what is loaded here stays, and going through it time and again costs 5 ms
+    gc.disable()  # until it serves: what is loaded here stays, and scanning it again and again costs 5 ms
     from stonemux import daemon, logs
 
     def say(running: daemon.Daemon) -> None:

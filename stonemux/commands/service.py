@@ -1,9 +1,8 @@
-"""Let the system run the daemon: at login, and again when it has failed.
+"""Let the system run the daemon: start it at login, and restart it after a failure.
 
-Writes a unit of the user's systemd, or an agent of launchd on macOS, loads it, and waits until the daemon answers.
-After an upgrade, install again: that restarts it. Address and places that it was told stay, unless flags or the
-environment name others. Exit status of "status": 0 it answers, 3 not installed, 6 installed,
-but no daemon answers.
+Writes a systemd user unit, or a launchd agent on macOS, loads it, and waits until the daemon answers. After an upgrade,
+install it again: that restarts the daemon. The service keeps its address and paths, unless flags or the environment
+override them. Exit status of "status": 0 the daemon answers, 3 not installed, 6 installed, but no daemon answers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do, and with how much of it."""
+    """The action and its extent."""
     parser.add_argument("action", choices=("install", "remove", "status"), help="what to do")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written and run, and do nothing")
     parser.add_argument("--no-start", action="store_true", help="write the file only; nothing is loaded or started")
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Install, remove, or look."""
+    """Install, remove, or print the status."""
     from stonemux import service, setup
     from stonemux.config import here
 
@@ -36,7 +35,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if not getattr(options, name, None) and not environ.get(setup.VARIABLES[name]):
             setattr(options, name, value)
     if options.action == "remove":
-        options.config = os.devnull  # a file that is gone or broken keeps nobody from it
+        options.config = os.devnull  # a missing or broken settings file must not prevent a removal
     settings = flags.settings(options, environ)
     given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
     words = service.words_for(environ, given, here())

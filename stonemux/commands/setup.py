@@ -1,7 +1,7 @@
-"""Write stonemux into a client's MCP configuration, then start the command and list its tools.
+"""Add stonemux to a client's MCP configuration, then start the configured command and list its tools.
 
-The command starts a daemon where none runs, which stays. Address, data directory and settings file, by flag or from the
-environment, are handed on.
+The command starts a daemon if none is running, and that daemon keeps running. The address, the data directory, and the
+settings file, given by flag or environment, go into the configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stonemux.errors import EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The client, and what is written for it."""
+    """The client, and what to write for it."""
     parser.add_argument("client", choices=CLIENTS, help="the client to configure")
     parser.add_argument("--scope", choices=SCOPES, default="user", help="for all of this user's work, or this folder's")
     parser.add_argument("--agent", metavar="NAME", help="the agent that this client speaks for (STONEMUX_AGENT)")
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write the entry, or take it out."""
+    """Write the entry, or remove it."""
     from stonemux import setup
     from stonemux.config import here
 
     wanted, folder = None, here()
     if not options.remove:
-        flags.settings(options, environ)  # refuses what the configured command would refuse
+        flags.settings(options, environ)  # refuses settings that the configured command would refuse
         given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
         wanted = setup.launch_for(environ, given, folder, options.agent)
     job = setup.Job(CLIENTS[options.client], options.scope, wanted, environ, folder)

@@ -1,6 +1,6 @@
 """Show one thing by its id; takes nothing and marks nothing as read.
 
-Ids are numbers (messages), UUIDs (tasks), inbox-... (items), doc-... (documents) and ch-... (channels).
+Ids are numbers (messages), UUIDs (tasks), inbox-... (items), doc-... (documents), and ch-... (channels).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ KINDS = (
     (re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"), "task.get", "task_id"),
     (re.compile(r"[0-9]{1,19}"), "msg.status", "id"),
 )
-"""What an id looks like, the operation that shows it, and the parameter that takes it."""
+"""The pattern of an id, the operation that shows it, and the parameter that takes it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The id, and the form of the answer."""
+    """The id, and the output format."""
     parser.add_argument("id", metavar="ID", help="what to show")
     parser.add_argument("--json", action="store_true", help="the daemon's answer, for programs")
     parser.add_argument("--raw", action="store_true", help="nothing but the content, as it is")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Ask, and print."""
+    """Fetch it, and print it."""
     found = next(((name, param) for form, name, param in KINDS if form.fullmatch(options.id)), None)
     if found is None:
         raise MuxError(

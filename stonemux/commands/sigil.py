@@ -1,7 +1,7 @@
-"""The licensor's commands: `die` ends a license and leaves the free tier, `live` brings it back; nothing is lost.
+"""The licensor's commands: `die` ends a license and leaves the free tier, `live` restores it; no data is lost.
 
-stonemux sigil issue die --license lic-...   print a signed command; a license server hands it out, too
-stonemux sigil apply FILE                    obey a command that the licensor has sent
+stonemux sigil issue die --license lic-...   print a signed command; a license server delivers it, too
+stonemux sigil apply FILE                    apply a command that the licensor has sent
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stonemux.errors import EXIT_OK, MuxError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do and with what."""
+    """The action and its argument."""
     parser.add_argument("action", choices=("issue", "apply"), help="what to do")
     parser.add_argument("what", metavar="die|live|FILE", help="issue: the command; apply: the file that holds it")
     flags.add_settings(parser)
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Do it."""
+    """Run the action."""
     settings = flags.settings(options, environ)
     return _issue(options, settings) if options.action == "issue" else _apply(options, settings)
 

@@ -1,4 +1,4 @@
-"""Ask the running daemon how it is."""
+"""Show the state of the running daemon."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Settings and the form of the answer."""
+    """Settings and the output format."""
     flags.add_settings(parser)
     parser.add_argument("--json", action="store_true", help="the daemon's own answers, for programs")
     parser.add_argument("--check", action="store_true", help="exit with 6 when no daemon answers")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Ask, and print what was answered; that nobody answered is an answer, too."""
+    """Ask, and print the answers; the absence of a daemon is an answer, too."""
     settings = flags.settings(options, environ)
     try:
         health, stats, license = _answers(settings, environ.get("STONEMUX_TOKEN"))
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _answers(settings: Settings, token: str | None) -> list[Any]:
-    """Health, stats and license. The owner's token is shown where none is given; another daemon may need none."""
+    """Health, stats, and license. Uses the owner's token if no token is given; another daemon may need none."""
     from stonemux.datadir import read_owner_token
     from stonemux.remote import Remote
 

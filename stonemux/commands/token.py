@@ -1,6 +1,6 @@
-"""Make a token for one agent, or for any: put it into STONEMUX_TOKEN, or into the header Authorization: Bearer TOKEN.
+"""Make a token for one agent, or for any: set it as STONEMUX_TOKEN, or send it as Authorization: Bearer TOKEN.
 
-Whoever can read the data directory may do so, with and without a running daemon.
+Anyone who can read the data directory may do this, whether or not a daemon is running.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Watch agents, their queues, tasks and rates, live. q or Ctrl-C ends it.
+"""Watch agents, their queues, tasks, and rates live. q or Ctrl-C ends it.
 
-Where there is no terminal that it could draw on, it prints one view and ends.
+Without a terminal to draw on, it prints one view and ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stonemux.screen import Look
 
 MOST_AGENTS = 50
 SLICE_MS = 200
-"""How often the terminal is asked for its size."""
+"""How often to check for a changed terminal size."""
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 AGENTS = ("id", "role", "status", "unread", "claimed", "activity", "channel", "last_heartbeat")
@@ -41,14 +41,14 @@ class View(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How often, and where."""
+    """The interval, and which daemon."""
     parser.add_argument("--interval", metavar="SECONDS", type=float, default=1.0, help="between two looks (default 1)")
     parser.add_argument("--once", action="store_true", help="print one view and end")
     flags.add_settings(parser)
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Draw until somebody ends it."""
+    """Draw until the user ends it."""
     if not 0.1 <= options.interval <= 3600:
         raise MuxError("invalid_field", f"--interval is {options.interval}; it must be 0.1 to 3600 seconds")
     settings, clock = flags.settings(options, environ), Clock()
@@ -65,12 +65,12 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def look_around(remote: Remote, clock: Clock) -> View:
-    """Ask for everything that is shown. What the tier does not allow is left out."""
+    """Fetch everything that is shown, except what the tier does not allow."""
     stats = remote.ask(BY_NAME["stats"], {})
     agents = remote.ask(BY_NAME["agent.discover"], {"include_stale": True})["agents"]
     agents.sort(key=lambda agent: agent["last_heartbeat"], reverse=True)
     for agent in agents[:MOST_AGENTS]:
-        with contextlib.suppress(MuxError):  # it may have left meanwhile
+        with contextlib.suppress(MuxError):  # the agent may have left meanwhile
             whole = remote.ask(BY_NAME["agent.get"], {"agent_id": agent["id"]})["agent"]
             agent |= {"unread": whole["unread"], "claimed": whole["claimed_tasks"]}
     tasks: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ def look_around(remote: Remote, clock: Clock) -> View:
 
 
 def frame(place: str, view: View, before: View | None, look: Look, height: int) -> list[str]:
-    """The lines of a view, as many as fit; rates are told by the one before."""
+    """The lines of a view, as many as fit; rates are computed against the view before."""
     stats = view.stats
     tasks = ", ".join(f"{count} {status}" for status, count in stats["tasks"].items() if count) or "none"
     sent, events = stats["messages"]["sent"], stats["events"]["head"]
@@ -133,7 +133,7 @@ def _is_drawable(environ: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """The terminal's other screen, without a cursor, keys as they are pressed; all as it was in the end."""
+    """Use the terminal's alternate screen, without a cursor and with unbuffered keys; restore all at the end."""
     import termios
     import tty
 
