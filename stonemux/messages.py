@@ -258,7 +258,7 @@ def _full(tx: Tx, agent_id: str) -> MuxError:
     limit = tx.mux.settings.inbox_limit
     return MuxError(
         "inbox_full",
-        f"the inbox of {agent_id!r} has {limit} unread messages, the limit (coordination.inbox_limit); nothing was "
+        f"the inbox of {agent_id!r} has {limit} queued messages, the limit (coordination.inbox_limit); nothing was "
         "sent. Send again after it polls",
         retry_after=5,
         agent_id=agent_id,

@@ -110,6 +110,7 @@ def event_view(event: Event) -> dict[str, Any]:
 _UNREAD = (
     "select (select count(*) from delivery indexed by delivery_open where state = 0 and priority = 0) "
     "+ (select count(*) from delivery indexed by delivery_urgent where state = 0 and priority <> 0) "
+    "+ (select count(*) from delivery indexed by delivery_leased where state = 1) "
     f"+ (select count(*) from delivery where message_id > {trays.FILED} and state = -1)"
 )
 

@@ -247,6 +247,8 @@ def test_stats_count_what_there_is(face, clock):
     stats = face.call("stats")
     assert stats["agents"] == {"active": 2, "stale": 1, "total": 3}
     assert stats["messages"] == {"stored": 1, "sent": 1, "unread": 1}
+    face.call("msg.poll", agent_id="bob", ack="manual", timeout=0)
+    assert face.call("stats")["messages"]["unread"] == 1, "what is leased is not settled"
     assert stats["tasks"] == {"pending": 2, "waiting": 0, "claimed": 1, "complete": 0, "failed": 0, "cancelled": 0}
     assert (stats["state_keys"], stats["channels"], stats["waiters"], stats["uptime"]) == (1, 4, 0, 300)
     assert stats["events"] == {"head": events(face)["head"], "oldest": 1}
