@@ -1,11 +1,11 @@
-"""Settings: what the owner may decide, from a file, the environment and flags.
+"""Settings: what the owner can configure, with a file, the environment, and flags.
 
-`Settings` is the one list. Each field carries a `Setting` (section, key, limits, and a sentence with the reason for
+`Settings` is the only list. Each field carries a `Setting` (section, key, limits, and a sentence with the reason for
 the value), and everything else derives from the fields: parsing, and the documents (`configtext`).
 
-Rules: file < environment < flags. Nothing is guessed: an unknown name, a value of another type or beyond its limits
-is refused with one line that says where it stands, what it is and what it may be. A value in the file is checked even
-where the environment or a flag replaces it. A relative path in the file counts from the file's folder, elsewhere from
+Rules: file < environment < flags. Nothing is guessed: an unknown name, or a value with the wrong type or out of bounds,
+is refused with one line that says where it is, what it is, and what it may be. A value in the file is checked even if
+the environment or a flag overrides it. Relative paths in the file are resolved from the file's folder, all others from
 the working directory.
 """
 
@@ -41,19 +41,19 @@ DEFAULT_ROUTING: Mapping[str, str] = MappingProxyType(
 )
 
 SPARE_FILES = 128
-"""Descriptors beyond the connections: database, log, readers, the parts of the program."""
+"""File descriptors besides the connections: database, log, readers, and the program's own."""
 _MONTH, _YEAR, _DECADE = 2_592_000, 31_536_000, 315_360_000
 
 
 def _setting(
     default: Any, section: str, doc: str, *, key: str | None = None, kind: str = "integer", **more: Any
 ) -> Any:
-    """A field of `Settings`; its key in the file is the attribute's name unless given."""
+    """A field of `Settings`; its key in the file is the attribute's name unless `key` is given."""
     return field(default=default, metadata={"section": section, "doc": doc, "key": key, "kind": kind} | more)
 
 
 class Settings(Record):
-    """Every setting with its default; `load` makes the one a daemon runs with (there, `~` in paths is expanded)."""
+    """Every setting with its default; `load` returns a daemon's actual settings (with `~` in paths expanded)."""
 
     host: str = _setting(
         "127.0.0.1",
@@ -456,22 +456,22 @@ class Settings(Record):
 
     @property
     def scheme(self) -> str:
-        """How its addresses begin."""
+        """The URL scheme of its addresses."""
         return "https" if self.tls_cert else "http"
 
     @property
     def open_files(self) -> int:
-        """How many files a daemon must be able to open: its connections, and those of the program itself."""
+        """How many files a daemon must be able to open: for its connections and for the program itself."""
         return self.max_connections + self.max_waiters + SPARE_FILES
 
     @property
     def url(self) -> str:
-        """Where the daemon is."""
+        """The base URL of the daemon."""
         return f"{self.scheme}://{self.authority}"
 
     @property
     def authority(self) -> str:
-        """Host and port, as addresses and messages write them."""
+        """Host and port in URL syntax."""
         return authority(self.host, self.port)
 
 
@@ -492,7 +492,7 @@ SETTINGS = _settings()
 _BY_ATTRIBUTE = {setting.attribute: setting for setting in SETTINGS}
 _BY_PLACE = {(setting.section, setting.key): setting for setting in SETTINGS}
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
-"""Their sections, in that order, too."""
+"""The sections, in the same order."""
 
 
 def load(
@@ -503,11 +503,11 @@ def load(
 ) -> Settings:
     """The settings in force: defaults < file < environment < flags.
 
-    `path` names the file; without it `STONEMUX_CONFIG` does, else `config.toml` in the data directory is read if it
-    exists. `environ` is the environment; an empty variable counts as absent, and `HOME` says what `~` means. `flags`
-    maps attribute names to values, where None means not given and numbers may be text. Raises `bad_setting`, also for a
-    named file that is missing; with a list of `troubles`, what is wrong with the file and the environment is added
-    there instead, and left out.
+    `path` names the file; without it, `STONEMUX_CONFIG` does, or else `config.toml` in the data directory is read if it
+    exists. `environ` is the environment; an empty variable counts as absent, and `HOME` determines `~`. `flags` maps
+    attribute names to values, where None means not given and numbers may be text. Raises `bad_setting`, also for a
+    named file that is missing; with a list of `troubles`, errors in the file and the environment are added to the list
+    instead, and the bad values are left out.
     """
     home = environ.get("HOME") or os.path.expanduser("~")
     given = _from_environment(environ, home, troubles) | _from_flags(flags, home)
@@ -527,10 +527,10 @@ def load(
 
 
 def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[Setting]]:
-    """What a daemon that runs with `old` goes on with when its settings are read again as `new`.
+    """The settings with which a running daemon continues when its settings `old` are reread as `new`.
 
-    Returns that, what changes with it, and what waits for the next start. Raises `bad_setting` when the mixture of old
-    and new would contradict itself.
+    Returns them, the settings that change, and those that wait for the next start. Raises `bad_setting` if the mixture
+    of old and new would contradict itself.
     """
     changed = [setting for setting in SETTINGS if getattr(old, setting.attribute) != getattr(new, setting.attribute)]
     live = [setting for setting in changed if setting.live]
@@ -544,7 +544,7 @@ def reread(old: Settings, new: Settings) -> tuple[Settings, list[Setting], list[
 
 
 def here() -> Path:
-    """The working directory; "." where it was removed from under a shell, as happens to worktrees."""
+    """The working directory; "." if it was removed while in use, as happens with worktrees."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -552,9 +552,9 @@ def here() -> Path:
 
 
 def check_safe(settings: Settings) -> None:
-    """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) unprotected, with `unsafe_environment`.
+    """Refuse to listen beyond loopback (127.0.0.0/8, ::1, localhost) without protection, with `unsafe_environment`.
 
-    Tokens say who calls, and TLS keeps them, and all else that is said, between the two.
+    Tokens authenticate callers, and TLS keeps the tokens and all other traffic confidential.
     """
     if is_loopback(settings.host):
         return
@@ -577,17 +577,17 @@ def check_safe(settings: Settings) -> None:
 
 
 def bracketed(host: str) -> str:
-    """A host as addresses write it: an IPv6 one in brackets."""
+    """A host in URL syntax: an IPv6 address goes in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def authority(host: str, port: int) -> str:
-    """Host and port as addresses write them."""
+    """Host and port in URL syntax."""
     return f"{bracketed(host)}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine can reach this host."""
     if host.lower() == "localhost":
         return True
     try:
@@ -601,12 +601,12 @@ def is_loopback(host: str) -> bool:
 
 
 Troubles = list[MuxError] | None
-"""Where mistakes are noted; None: the first one is raised."""
+"""A list that collects errors; None means that the first one is raised."""
 
 
 @contextmanager
 def _noting(troubles: Troubles) -> Iterator[None]:
-    """Around each thing that may be wrong by itself."""
+    """Collect or raise the error of a block that can fail independently of the others."""
     try:
         yield
     except MuxError as error:
@@ -646,7 +646,7 @@ def _from_flags(flags: Mapping[str, Any], home: str) -> dict[str, Any]:
 
 
 def _typed(setting: Setting, value: Any) -> Any:
-    """What text from the environment or a flag stands for; what makes no sense is left for the check to refuse."""
+    """The value of a text from the environment or a flag; nonsense is returned unchanged, for the check to refuse."""
     if isinstance(value, Path | tuple):
         return str(value) if isinstance(value, Path) else list(value)
     if not isinstance(value, str):
@@ -660,7 +660,7 @@ def _typed(setting: Setting, value: Any) -> Any:
 
 def _read(path: Path, *, missing_ok: bool) -> str:
     try:
-        # Editors on some systems put a byte order mark first; it says nothing in UTF-8.
+        # Editors on some systems put a byte order mark first; it means nothing in UTF-8.
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -688,7 +688,7 @@ def _from_text(text: str, path: Path, home: str, troubles: Troubles) -> dict[str
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     if not text:
         return {}
-    import tomllib  # most commands find no file, and need not wait for what reads one
+    import tomllib  # most commands find no file, so they do not load the parser
 
     try:
         return tomllib.loads(text)
@@ -698,7 +698,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 
 
 def _entries(path: Path, section: str, table: Any, troubles: Troubles) -> list[tuple[str, Any]]:
-    """What a section holds by key; one that is a setting as a whole has it under ""."""
+    """The entries of a section by key; a section that is a single setting has the key ""."""
     with _noting(troubles):
         if section not in SECTIONS:
             raise _unknown_section(path, section)

@@ -1,8 +1,8 @@
-"""One exception and one table of failures.
+"""One exception class and one table of failures.
 
-Every refusal in stonemux is a `MuxError`: a code for programs, a sentence for people, and facts to retry with.
-`FAILURES` says once what each code means, in words and on each face (HTTP status, exit status of a command); no handler
-knows a status number, and no face invents a code.
+Every refusal in stonemux is a `MuxError`: a code for programs, a sentence for people, and facts for a retry. Only
+`FAILURES` says what each code means, in words and on each face (HTTP status, exit status of a command); handlers never
+use status numbers, and faces never invent codes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from stonemux.record import Record
 
 
 class Failure(Record):
-    """What one error code means on the faces."""
+    """The meaning of one error code, in words and on each face."""
 
     http: int
-    """HTTP status."""
+    """The HTTP status."""
     exit: int
-    """Exit status of a command that ends with it."""
+    """The exit status of a command that ends with it."""
     doc: str
-    """What it means, in one sentence."""
+    """The meaning, in one sentence."""
     lasting: bool = False
-    """True when the same request would be refused again, so that a stored idempotency record may replay it."""
+    """Whether the same request would be refused again, so that a stored idempotency record may replay the refusal."""
 
 
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -139,7 +139,7 @@ FAILURES: dict[str, Failure] = {
     "too_many_waiters": Failure(503, EXIT_REFUSED, "The maximum number of calls is already waiting."),
     "http_version": Failure(505, EXIT_USAGE, "Only HTTP/1.0 and HTTP/1.1 are supported."),
     "storage_full": Failure(507, EXIT_STORAGE, "The disk is full; nothing was changed, and reads still work."),
-    # start-up and the command line: never seen over HTTP
+    # startup and the command line: never sent over HTTP
     "address_in_use": Failure(500, EXIT_REFUSED, "Another program is listening on the port."),
     "client_check_failed": Failure(500, EXIT_REFUSED, "The command that setup configured does not answer correctly."),
     "client_config_broken": Failure(500, EXIT_USAGE, "A client's configuration file cannot be parsed."),
@@ -164,11 +164,11 @@ FAILURES: dict[str, Failure] = {
 
 
 class MuxError(Exception):
-    """A refusal: `code` from `FAILURES`, a message that names parameter, limit and remedy, and facts for programs.
+    """A refusal: `code` from `FAILURES`, a message that names parameter, limit, and remedy, and facts for programs.
 
-    A `remedy` that is given by itself ends the message, after a semicolon; `problem` is the message without it.
-    `retry_after` (seconds) becomes the `Retry-After` header; `close` tells the HTTP face that the connection's
-    framing can no longer be trusted. `status` is the HTTP status.
+    A `remedy` that is given separately is appended to the message after a semicolon; `problem` is the message without
+    it. `retry_after` (seconds) becomes the `Retry-After` header; `close` says that the framing of the HTTP connection
+    can no longer be trusted. `status` is the HTTP status.
     """
 
     def __init__(
@@ -194,11 +194,11 @@ class MuxError(Exception):
 
     @property
     def failure(self) -> Failure:
-        """This code's row of the table; a newer daemon may have codes that are not in it."""
+        """This code's row of the table; a newer daemon may send codes that are not in it."""
         return FAILURES.get(self.code) or Failure(500, EXIT_REFUSED, "A code of a newer version.")
 
     def body(self, request_id: str | None = None) -> dict[str, Any]:
-        """The error object as every face shows it."""
+        """The error object, the same on every face."""
         told: dict[str, Any] = {"code": self.code, "message": self.message}
         if request_id is not None:
             told["request_id"] = request_id
@@ -206,7 +206,7 @@ class MuxError(Exception):
 
 
 def read_error(told: Mapping[str, Any], retry_after: str = "") -> MuxError:
-    """The refusal that a daemon has told in an answer's `error`, and in the header Retry-After."""
+    """The refusal in the `error` of a daemon's answer, with its Retry-After header."""
     error = MuxError(told["code"], told["message"])
     error.facts = {name: value for name, value in told.items() if name not in ("code", "message")}
     error.retry_after = int(retry_after) if retry_after.isdecimal() else None
@@ -214,26 +214,26 @@ def read_error(told: Mapping[str, Any], retry_after: str = "") -> MuxError:
 
 
 CLOSE = 0.5
-"""How much of two names must be the same for one to be meant by the other."""
+"""How similar two names must be for one to be suggested for the other."""
 
 
 def nearest(wanted: str, known: Iterable[str], most: int = 5) -> list[str]:
-    """The known names closest to `wanted`; when nothing is close, the first few there are."""
+    """The known names closest to `wanted`; if none is close, the first few."""
     names = sorted(known)
     return _close(wanted, names, most, CLOSE) or names[:most]
 
 
 def guess(wanted: str, known: Iterable[str], *, least: float = CLOSE) -> str:
-    """The known name that was meant; "" when none is close, since to name just any leads astray."""
+    """The known name that was probably meant; "" if none is close, since a random suggestion would mislead."""
     return "".join(_close(wanted, sorted(known), 1, least))
 
 
 def did_you_mean(name: str, then: str = "") -> str:
-    """The end of a refusal: proposes a name, if there is one to propose, and goes on with `then`."""
+    """The end of a refusal: suggests `name`, unless it is empty, and continues with `then`."""
     return " ".join(filter(None, (f"; did you mean {name}?" if name else "." * bool(then), then)))
 
 
 def _close(wanted: str, names: list[str], most: int, least: float) -> list[str]:
-    import difflib  # only mistakes need it, and a start need not wait for it
+    import difflib  # only needed after a mistake, so startup does not load it
 
     return difflib.get_close_matches(wanted, names, n=most, cutoff=least)

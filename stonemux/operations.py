@@ -1,14 +1,14 @@
 """The table of operations.
 
-A row says everything about an operation, and nothing about it stands anywhere else: routes, schemas, OpenAPI, reference
-and test lists derive from here. Read it top down to learn what the program does.
+A row says everything about an operation, and no other place does: routes, schemas, OpenAPI, the reference, and test
+lists derive from here. Read it from top to bottom to learn what the program does.
 
-Kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write transaction,
-on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets the whole
-program and returns its answer, or what is to be waited for; a change that has a `waiter` does that when it is given
-a timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside of the database. *text* is a
-read that answers plain text; *lines* gets the whole program and returns the lines of its answer bit by bit; *stream*
-and *document* belong to the HTTP face.
+The kinds of rows differ in how they run. A *read* gets a snapshot of the store. A *change* runs inside a write
+transaction, on whichever thread leads the commit, so it must not block and must check before it writes. A *wait* gets
+the whole program and returns its answer, or what to wait for; a change that has a `waiter` works like this if it is
+given a timeout. An *act* gets the whole program, too; it takes long, and its effect lies outside the database. *text*
+is a read that answers plain text; *lines* gets the whole program and yields its answer line by line; *stream* and
+*document* are handled by the HTTP face.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _agent(
     *,
     acts: bool = True,
 ) -> Param:
-    """An agent's id. One that is only named, or narrows a list down, does not act."""
+    """An agent's id. `acts` is false if the agent is only mentioned, or only narrows a list."""
     return Param(name, "name", default, most=120, doc=doc, into=into, acts=acts)
 
 
@@ -1729,6 +1729,6 @@ BY_NAME: Mapping[str, Operation] = {operation.name: operation for operation in O
 
 
 def load() -> None:
-    """Import every handler, so that a daemon does so at its start and no call has to wait for it."""
+    """Import every handler at startup, so that no call has to wait for an import."""
     for operation in OPERATIONS:
         operation.load()

@@ -1,6 +1,6 @@
-"""One setting: what it is called, what values it takes, and how a given one is checked.
+"""A single setting: its name, the values it accepts, and how a value is checked.
 
-`config` has the list of them. A refusal is one line that says where the value stands, what it is and what it may be.
+`config` lists all settings. A refusal is one line that says where the value is, what it is, and what it may be.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from stonemux.errors import MuxError, guess
 from stonemux.record import Record
 
 ANY_COMMAND = "*"
-"""What stands in `webhooks_exec` for every command."""
+"""The entry of `webhooks_exec` that allows every command."""
 
 
 class Setting(Record):
-    """What file, environment, flags and documents know about one field of `Settings`.
+    """The metadata of one field of `Settings`, for the file, the environment, flags, and documents.
 
-    `kind` is a key of `KINDS`; `least` and `most` bound an integer, in `unit`; `environment` is the variable that
-    sets it, if one does.
+    `kind` is a key of `KINDS`; `least` and `most` bound an integer, in `unit`; `environment` is the variable that sets
+    it, if there is one.
     """
 
     section: str
@@ -40,11 +40,11 @@ class Setting(Record):
     choices: tuple[str, ...] = ()
     environment: str = ""
     live: bool = False
-    """Whether a running daemon takes a new value over; the others wait for its next start."""
+    """Whether a running daemon applies a new value; other settings wait for its next start."""
 
     @property
     def name(self) -> str:
-        """Section and key, as messages and documents write it."""
+        """Section and key, as messages and documents show them."""
         return f"{self.section}.{self.key}" if self.key else self.section
 
     @property
@@ -54,7 +54,7 @@ class Setting(Record):
 
     @property
     def limits(self) -> str:
-        """What values it takes, in words."""
+        """The accepted values, in words."""
         if self.kind == "integer":
             return f"{self.least} to {self.most} {self.unit}".rstrip()
         if self.choices:
@@ -63,27 +63,27 @@ class Setting(Record):
 
 
 class Given(Record):
-    """A value on its way into a setting."""
+    """A value given for a setting, before it is checked."""
 
     setting: Setting
     value: Any
     label: str
-    """How a message names its place."""
+    """How a message refers to the value's source."""
     folder: Path
-    """Where a relative path starts."""
+    """The folder from which a relative path is resolved."""
     home: str
-    """What `~` stands for."""
+    """The folder that `~` stands for."""
 
     def refuse(self, problem: str, **facts: Any) -> MuxError:
         """The refusal of this value."""
         return MuxError("bad_setting", f"{self.label} {problem}", setting=self.setting.name, **facts)
 
     def checked(self) -> Any:
-        """The value as the setting has it. Raises `bad_setting`."""
+        """The checked value in its final form. Raises `bad_setting`."""
         return KINDS[self.setting.kind][0](self)
 
 
-# --- checks, one a kind
+# --- checks, one per kind
 
 
 def _integer(given: Given) -> int:
@@ -143,7 +143,7 @@ def expanded(path: Path, home: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-# A name or an address in brackets, as the Host header writes them. A `*` would let any web page in.
+# A name, or an address in brackets, as in the Host header. A `*` would let any web page in.
 _HOST = r"([A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(:[1-9][0-9]{0,4})?"
 
 
@@ -223,14 +223,14 @@ KINDS: Mapping[str, tuple[Callable[[Given], Any], str]] = {
     "commands": (_commands, "true, false, or a list of commands"),
     "routing": (_routing, "text"),
 }
-"""The kinds of settings: what checks a value, and what it may be, in words."""
+"""The kinds of settings: the function that checks a value, and the accepted values in words."""
 
 
-# --- values as they are shown
+# --- how values are shown
 
 
 def as_toml(value: Any) -> str:
-    """`value` as TOML writes it."""
+    """`value` in TOML syntax."""
     if isinstance(value, tuple | list):
         return "[" + ", ".join(as_toml(entry) for entry in value) + "]"
     if isinstance(value, bool | int | str | Path):
@@ -239,7 +239,7 @@ def as_toml(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A bad value in a message: as TOML, escaped, and cut."""
+    """A bad value for a message: in TOML syntax, escaped, and truncated."""
     try:
         text = as_toml(value)
     except ValueError:  # an integer of thousands of digits
