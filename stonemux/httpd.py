@@ -113,7 +113,8 @@ class Server(ThreadingHTTPServer):
         self._boot = mux.clock.token(4)
         self._ready: Readiness = readiness()
         self._bell, self._rope = os.pipe()
-        os.set_blocking(self._rope, False)
+        for end in (self._bell, self._rope):  # at a change of guard, two threads may have heard of one ring
+            os.set_blocking(end, False)
         self._revisits: deque[Connection] = deque()
         self._verdicts: deque[tuple[int, Connection]] = deque()
         self._next_sweep: int | None = None
@@ -232,8 +233,8 @@ class Server(ThreadingHTTPServer):
                         connection.stir(ready)
                     except Exception:
                         log.exception("a connection failed")
-                elif ready.fd == self._bell:
-                    with contextlib.suppress(OSError):
+                elif ready.fd == self._bell and not self._ended:  # that ring is for everybody
+                    with contextlib.suppress(BlockingIOError):
                         os.read(self._bell, 4096)
                 elif ready.fd in self._listeners:
                     knocks.append(self._listeners[ready.fd])
@@ -248,6 +249,7 @@ class Server(ThreadingHTTPServer):
             if not gathering:
                 self.mux.store.lead()
         self.mux.store.lead()  # what was gathered when the guard took over
+        self.ring()  # a ring that was heard here may have been for the other, who sleeps as long as was right before it
 
     def _stand_guard(self, me: int) -> None:
         """Sleep while there is no traffic; take over when the attending thread is held up."""

@@ -436,12 +436,17 @@ def test_what_is_pipelined_behind_a_change_outlives_a_change_of_guard(served):
 def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served, monkeypatch):
     """A call that waits was parked, or a client's end was seen, by a thread that was held up in its round."""
     server = served.server
-    attempt, ring, rung = served.mux.store._attempt, server.ring, []
+    attempt, ring, remind, rung = served.mux.store._attempt, server.ring, server.lot.remind, []
+    reminded: list[list[int]] = []
 
     def slow_disk(batch: Any, **more: Any) -> bool:
         held_up = threading.get_ident()
         eventually(lambda: server._attending not in (held_up, None))
         return bool(attempt(batch, **more))
+
+    def reminding(parked: Any) -> None:
+        remind(parked)
+        reminded.append(list(rung))
 
     def ringing() -> None:
         rung.append(threading.get_ident())
@@ -452,13 +457,62 @@ def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served
     attending = server._attending
     monkeypatch.setattr(served.mux.store, "_attempt", slow_disk)
     monkeypatch.setattr(server, "ring", ringing)
+    monkeypatch.setattr(server.lot, "remind", reminding)
     raw.send(post("/task/claim", {"agent_id": "bob", "timeout": 60}))
     served.clock.until_parked(1)
-    assert rung == [attending]
+    assert reminded == [[attending]]
     monkeypatch.setattr(served.mux.store, "_attempt", attempt)
     (ours,) = server._connections.values()
     server.await_verdict(ours)
-    assert rung == [attending, threading.get_ident()]
+    assert threading.get_ident() in rung
+
+
+def test_a_ring_that_another_thread_has_heard_already_holds_nobody_up(served, monkeypatch):
+    """At a change of guard two threads hear of one ring, and one of them finds nothing left to read."""
+    server, wait = served.server, served.server._ready.wait
+    raw = served.connect()
+
+    def wait_and_hear_a_ring(patience: int | None) -> list[Ready]:
+        return [Ready(server._bell, False, False), *wait(patience)]
+
+    monkeypatch.setattr(server._ready, "wait", wait_and_hear_a_ring)
+    for _ in range(3):
+        assert raw.ask(HEALTH).status == 200
+
+
+def test_who_was_relieved_has_the_other_look_again_how_long_to_sleep(served, monkeypatch):
+    """Both may have been asleep for a moment, and the ring that was meant for the other was heard by this one."""
+    server, store = served.server, served.mux.store
+    publish, lead, ring, held_up, did = store.publish, store.lead, server.ring, [], []
+
+    def slow_disk(*announced: Any) -> None:
+        held_up.append(threading.get_ident())
+        eventually(lambda: server._attending != held_up[0])
+        publish(*announced)
+
+    def leading() -> None:
+        lead()
+        did.append(("lead", threading.get_ident()))
+
+    def ringing() -> None:
+        did.append(("ring", threading.get_ident()))
+        ring()
+
+    monkeypatch.setattr(store, "publish", slow_disk)
+    monkeypatch.setattr(store, "lead", leading)
+    monkeypatch.setattr(server, "ring", ringing)
+    assert served.ask(message()).status == 200
+    eventually(lambda: ("lead", "ring") in itertools.pairwise([what for what, who in did if who == held_up[0]]))
+
+
+def test_the_ring_at_a_stop_is_left_for_the_other_to_hear(served, monkeypatch):
+    server = served.server
+    with monkeypatch.context() as deaf:
+        deaf.setattr(server, "ring", lambda: None)
+        server.stop()
+    server.ring()
+    served.face._door.join(PATIENCE_S)
+    assert os.read(server._bell, 16)
 
 
 @pytest.mark.parametrize("mode", ["ack=manual", "after=1", "redeliver=true"])
