@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 
 from stonemux.clock import rfc3339
 
@@ -36,18 +37,44 @@ def _one_line(text: str) -> str:
 
 
 class _StandardError(logging.Handler):
-    """Writes each line with one system call, bypassing Python's buffer.
+    """Writes each line at once, bypassing Python's buffer, and never waits for whoever reads it.
 
-    A line that a full disk refuses would stay in that buffer and turn the exit status into 120.
+    A line that a full disk refuses would stay in that buffer and turn the exit status into 120. A full pipe, or a
+    terminal that was stopped with Ctrl-S, would hold up the thread that logs, which may be the one at the door. Lines
+    that cannot be written at once are left out, and the next line that can be is preceded by their number.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out = 0
+        self._torn = False  # what was written last is the beginning of a line
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
-            os.write(STANDARD_ERROR, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+            if self._left_out and self._wrote(_left_out(self._left_out)):
+                self._left_out = 0
+            if self._left_out or not self._wrote(record):
+                self._left_out += 1
+
+    def _wrote(self, record: logging.LogRecord) -> bool:
+        line = f"{self.format(record)}\n"
+        rest = (f"\n{line}" if self._torn else line).encode(errors="backslashreplace")
+        while rest:
+            if not select.select((), (STANDARD_ERROR,), (), 0)[1]:
+                return False
+            # What is ready takes so much without waiting; a longer line needs several writes.
+            rest = rest[os.write(STANDARD_ERROR, rest[: select.PIPE_BUF]) :]
+            self._torn = bool(rest)
+        return True
+
+
+def _left_out(count: int) -> logging.LogRecord:
+    message = f"lines of the log that nobody took, and that are missing here: {count}"
+    return logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": message})
 
 
 def set_up(level: str, form: str) -> None:
-    """Log to standard error; write failures, as on a full disk, do not disturb the daemon."""
+    """Log to standard error; neither a full disk nor a stuck reader disturbs the daemon."""
     handler = _StandardError()
     handler.setFormatter(_Json() if form == "json" else _Text())
     logger = logging.getLogger("stonemux")

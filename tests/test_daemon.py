@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import http.server
 import json
+import logging
 import os
 import pty
 import re
@@ -27,12 +28,12 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, SERVE, ChildDaemon, free_port, running_daemon
+from daemons import ROOT, SERVE, ChildDaemon, free_port, running_daemon, spawn
 from faces import Direct
 from fake_clock import FakeClock
-from raw import Raw, eventually, get, post
+from raw import PATIENCE_S, Raw, eventually, get, post
 
-from stonemux import VERSION, cli, daemon, datadir, pool, timekeeper
+from stonemux import VERSION, cli, daemon, datadir, logs, pool, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -691,6 +692,76 @@ def test_the_level_silences_what_is_less_important(data):
         daemon.process.wait(STOP_S)
         assert daemon.process.stderr is not None
         assert daemon.process.stderr.read() == ""
+
+
+@pytest.fixture
+def stuck() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe that is full; reading from it does not wait."""
+    heard, told = os.pipe()
+    os.set_blocking(heard, False)
+    fill(told)
+    yield heard, told
+    os.close(heard)
+    os.close(told)
+
+
+def fill(told: int) -> None:
+    os.set_blocking(told, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(told, b"." * size)
+    os.set_blocking(told, True)
+
+
+def logger_to(fd: int, monkeypatch: Any) -> logging.Handler:
+    monkeypatch.setattr(logs, "STANDARD_ERROR", fd)
+    handler = logs._StandardError()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up_and_says_what_is_missing(stuck, monkeypatch, background):
+    heard, told = stuck
+    handler = logger_to(told, monkeypatch)
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            handler.handle(logging.makeLogRecord({"msg": line}))
+
+    background(say, "one", "two", "three").result(PATIENCE_S)
+    assert os.read(heard, 1 << 20).strip(b".") == b""
+    say("four", "five")
+    assert os.read(heard, 1 << 20).splitlines()[1:] == [b"four", b"five"]
+    say("six")
+    assert os.read(heard, 1 << 20) == b"six\n"
+
+
+def test_a_long_line_whose_rest_nobody_took_is_ended_before_the_next(stuck, monkeypatch, background):
+    heard, told = stuck
+    handler = logger_to(told, monkeypatch)
+    os.read(heard, 4096)  # room for its beginning
+    background(handler.handle, logging.makeLogRecord({"msg": "x" * 10_000})).result(PATIENCE_S)
+    os.read(heard, 1 << 20)
+    handler.handle(logging.makeLogRecord({"msg": "whole"}))
+    assert [line[-3:] for line in os.read(heard, 1 << 20).splitlines()] == [b"", b": 1", b"ole"]
+
+
+def test_a_daemon_whose_log_nobody_reads_serves_and_stops(data, stuck):
+    _, told = stuck
+    port = free_port()
+    with open(told, "w", closefd=False) as full:
+        process = spawn(data, port=port, stderr=full)
+    try:
+        daemon = ChildDaemon(process, port, "")
+        assert any(line.strip().startswith("stop") for line in process.stdout)
+        process.send_signal(signal.SIGHUP)
+        assert ask(daemon, get("/health")).status == 200
+        process.terminate()
+        assert process.wait(STOP_S) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")

@@ -161,7 +161,7 @@ ONLY = {
     },
     "ssl": {"oneshot", "tls", "trust"},
     "socketserver": {"httpd"},
-    "select": {"pool", "readiness", "sse", "probe", "commands.top"},
+    "select": {"logs", "pool", "readiness", "sse", "probe", "commands.top"},
     "http.server": {"httpd"},
     "http.client": set(),
     "urllib.request": set(),
