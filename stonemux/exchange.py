@@ -294,6 +294,7 @@ class Exchange(Caller):
         mux.waiters.take()
         opening = self._open_head(*EVENT_STREAM) + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
         try:
+            server.streamer.begin()
             permit = sse.Permit(operation.tier, self.principal)
             server.streamer.add(self._connection.detach(), wanted, after, opening, permit)
         except BaseException:

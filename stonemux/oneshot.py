@@ -243,9 +243,14 @@ class _LookUp:
 
     def run(self) -> None:
         try:
-            self._found = addresses.resolve(self._target)
+            found: list[str] | OSError = addresses.resolve(self._target)
         except OSError as error:
-            self._found = error
+            found = error
+        self.end(found)
+
+    def end(self, found: list[str] | OSError) -> None:
+        """Tell all who ask."""
+        self._found = found
         with _lock:
             _looking.pop((self._target.host, self._target.port), None)
         self._done.set()
@@ -267,5 +272,8 @@ def _look_up(target: Target, patience_s: float) -> list[str]:
         if question is None:
             question = _looking[(target.host, target.port)] = _LookUp(target)
     if fresh:
-        threading.Thread(target=question.run, name="look-up", daemon=True).start()
+        try:
+            threading.Thread(target=question.run, name="look-up", daemon=True).start()
+        except RuntimeError as trouble:  # else whoever asks for that name later would wait for nothing
+            question.end(OSError(f"the system has no thread left to look up its host name ({trouble})"))
     return question.get(patience_s)

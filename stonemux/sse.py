@@ -8,7 +8,8 @@ is disconnected, and can resume with its Last-Event-ID.
 
 The format is that of the WHATWG HTML standard, section "Server-sent events": `id`, `event` and one line of `data`.
 
-Threads: everything but `add`, `wake`, `doubt` and `close` runs on the streamer's thread. `_lock` guards the newcomers.
+Threads: everything but `begin`, `add`, `wake`, `doubt` and `close` runs on the streamer's thread. `_lock` guards the
+newcomers.
 """
 
 from __future__ import annotations
@@ -117,6 +118,22 @@ class Streamer:
     def __len__(self) -> int:
         return self._count
 
+    def begin(self) -> None:
+        """Start the thread if need be, before `add`; raises `too_many_waiters` if the system allows no more."""
+        with self._lock:
+            if self._thread is not None or self._closing:
+                return
+            thread = threading.Thread(target=self._run, name="streamer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as trouble:
+                raise MuxError(
+                    "too_many_waiters",
+                    "the system has no thread left for this stream; try again in a moment",
+                    retry_after=1,
+                ) from trouble
+            self._thread = thread
+
     def add(self, sock: Socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         """Take over a socket: write `greeting` (including the response head), then every matching event after `cursor`.
 
@@ -130,9 +147,6 @@ class Streamer:
                 return
             self._count += 1
             self._new.append(Stream(sock, wanted, cursor, greeting, permit))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="streamer", daemon=True)
-                self._thread.start()
             self._ring()
 
     def wake(self) -> None:

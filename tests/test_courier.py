@@ -247,6 +247,25 @@ def test_a_name_server_that_hangs_holds_no_longer(monkeypatch):
         time.sleep(0.002)
 
 
+def test_a_thread_that_cannot_be_started_costs_one_look_up_and_not_all_of_that_name(receive, monkeypatch):
+    receiver = receive()
+
+    def resolve(target, *, numeric=False):
+        if numeric:
+            raise OSError
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(addresses, "resolve", resolve)
+    with monkeypatch.context() as patched:
+
+        def no_thread(thread):
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(threading.Thread, "start", no_thread)
+        assert "no thread left" in post(f"http://agent.example:{receiver.port}/", total_ms=1000).error
+    assert post(f"http://agent.example:{receiver.port}/").status == 204
+
+
 def test_a_name_is_looked_up_once_and_the_judged_address_is_called(receive, monkeypatch):
     """A second look-up could answer another address than the one that was judged."""
     receiver, asked = receive(), []

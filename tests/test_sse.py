@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -561,6 +562,21 @@ def test_a_stream_that_comes_while_the_daemon_stops_is_closed(streaming):
         assert theirs.recv(10) == b""
     streaming.send()  # and nobody rings a bell that is gone
     assert len(streaming.streamer) == streaming.mux.waiters.count == 0
+
+
+def test_a_thread_that_cannot_be_started_costs_one_stream_and_not_all(streaming, monkeypatch):
+    assert streaming.refusal("/nowhere") == (404, "not_found")  # the threads that it needs to answer are there
+    with monkeypatch.context() as patched:
+
+        def no_thread(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(threading.Thread, "start", no_thread)
+        assert streaming.refusal("/events") == (503, "too_many_waiters")
+    assert len(streaming.streamer) == streaming.mux.waiters.count == 0
+    reader = streaming.read()
+    streaming.send("later")
+    assert reader.frame()[1] == "message"
 
 
 @pytest.mark.parametrize(
