@@ -10,6 +10,7 @@ from faces import join
 
 from stonemux import timekeeper
 from stonemux.timekeeper import CHECK_MS, HOUSEKEEPING_MS
+from stonemux.transaction import Tx
 
 
 @pytest.fixture
@@ -111,3 +112,21 @@ def test_health_tells_of_damage(face, program):
     assert face.call("health")["status"] == "ok"
     program.store.damage = "wrong # of entries in index member_agent"
     assert face.call("health")["status"] == "failing"
+
+
+def test_a_stop_does_not_wait_until_everything_old_is_forgotten(program, direct, monkeypatch):
+    """Each piece is a commit, and there may be thousands of them."""
+    join(direct, "ann")
+    keeper, forgotten = program.timekeeper, []
+
+    def forget_some(tx: Tx, most: int) -> int:
+        forgotten.append(most)
+        keeper._stopping = len(forgotten) == 3
+        assert len(forgotten) <= 3
+        return most
+
+    monkeypatch.setattr(timekeeper.door, "purge_idempotency", forget_some)
+    monkeypatch.setattr(timekeeper.documents, "purge", lambda tx, before: pytest.fail("it went on"))
+    program.clock.advance(HOUSEKEEPING_MS)
+    keeper.tick()
+    assert len(forgotten) == 3
