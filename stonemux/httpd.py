@@ -247,8 +247,8 @@ class Server(ThreadingHTTPServer):
             # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:
-                self.mux.store.lead()
-        self.mux.store.lead()  # what was gathered when the guard took over
+                self.mux.store.lead(until_empty=True)
+        self.mux.store.lead(until_empty=True)  # what was gathered when the guard took over
         self.ring()  # a ring that was heard here may have been for the other, who sleeps as long as was right before it
 
     def _stand_guard(self, me: int) -> None:

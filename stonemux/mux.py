@@ -17,7 +17,7 @@ from stonemux.events import EventLog
 from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
 from stonemux.presence import Presence
-from stonemux.store import Store
+from stonemux.store import Led, Store
 from stonemux.throttle import Throttle
 from stonemux.tokens import TOPIC, Principal, Tokens
 from stonemux.transaction import Event, Work
@@ -101,8 +101,11 @@ class Wait(NamedTuple):
     """`attempt` may write, and so have to wait for a commit that another thread leads."""
 
     def at_once(self, now: int) -> Any:
-        """Try without waiting, for a wait without `work`; returns None if the call has to wait."""
-        answer = self.attempt()
+        """Try without waiting; returns None if the call has to wait, if only for another thread's commit."""
+        try:
+            answer = self.attempt()
+        except Led:
+            return None
         return self.give_up() if answer is None and now >= self.deadline else answer
 
 

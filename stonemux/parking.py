@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from stonemux.errors import MuxError
 from stonemux.hub import Hangup, Watch
 from stonemux.mux import Mux, Wait
+from stonemux.store import Led
 from stonemux.transaction import Done, Job
 
 AT_ONCE = 64
@@ -154,16 +155,21 @@ class Parked(Watch):
         if self.wait.work is not None:
             self._lot.mux.store.submit(Job(self.wait.work, self._written, grows=True))
         elif self.wait.writes and self._lot.mux.store.led:
-            try:
-                self._lot.aside(self._attempt)
-            except MuxError as error:
-                self._end(None, error)
+            self._attempt_aside()
         else:
             self._attempt()
+
+    def _attempt_aside(self) -> None:
+        try:
+            self._lot.aside(self._attempt)
+        except MuxError as error:
+            self._end(None, error)
 
     def _attempt(self) -> None:
         try:
             answer = self.wait.attempt()
+        except Led:
+            self._attempt_aside()
         except Exception as error:
             self._end(None, error)
         else:

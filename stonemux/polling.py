@@ -50,11 +50,11 @@ def poll(
     def look() -> dict[str, Any] | None:
         nonlocal fresh
         if fresh:
-            fresh = False
             if redeliver:
                 mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
             if after is not None:
                 messages.acknowledge_through(mux, agent_id, after, channel)
+            fresh = False
         if after is not None:
             return messages.read_after(mux, agent_id, channel, limit, after, caller.room)
         if (ack or mux.presence.ack_mode(agent_id)) == "manual":

@@ -53,6 +53,10 @@ MOST_IN_A_BATCH = 256
 POOLED_READERS = 8
 
 
+class Led(Exception):
+    """Another thread leads a commit, for which a gatherer must not wait; nothing was queued."""
+
+
 def _tell(done: Done, value: Any, error: BaseException | None) -> None:
     """Deliver an outcome. A callback that fails must not cost the others their outcomes or the store its leader."""
     try:
@@ -190,12 +194,22 @@ class Store:
     # -- writing
 
     def write(self, work: Work, *, grows: bool = False) -> Any:
-        """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raises."""
+        """Run `work(tx)` in a write transaction and return its result after the commit; raises what `work` raises.
+
+        Raises `Led` in a gatherer that would have to wait for another thread.
+        """
         result = _Result()
-        job = Job(work, result, grows)
-        if not self._enqueue(job):
-            raise _stopping()
-        self.lead()
+        gathers = threading.get_ident() in self.gatherers
+        with self._gate:
+            if self._closed:
+                raise _stopping()
+            if gathers and self._leading:
+                raise Led
+            self._queue.append(Job(work, result, grows))
+            mine = not self._leading
+            self._leading = True
+        if mine:
+            self._lead_on()
         return result.get()
 
     def submit(self, job: Job) -> None:
@@ -223,16 +237,18 @@ class Store:
         """Whether a commit is in progress; a thread that writes now has to wait for it."""
         return self._leading
 
-    def lead(self) -> None:
-        """Commit what is queued, unless another thread is already doing so.
+    def lead(self, *, until_empty: bool = False) -> None:
+        """Commit one batch of what is queued, unless a thread is doing so already; the committer does the rest.
 
-        A gatherer continues until the queue is empty; any other thread commits one batch and leaves the rest to the
-        committer.
+        `until_empty`: do the rest here, too, even what is queued meanwhile; for a gatherer that has nothing else to do.
         """
         with self._gate:
             if self._leading or not self._queue:
                 return
             self._leading = True
+        self._lead_on(until_empty=until_empty)
+
+    def _lead_on(self, *, until_empty: bool = False) -> None:
         more = True
         while more:
             try:
@@ -242,7 +258,7 @@ class Store:
                 raise
             with self._gate:
                 more = self._leading = bool(self._queue)
-            if more and threading.get_ident() not in self.gatherers:
+            if more and not until_empty:
                 self._relay.release()
                 return
 

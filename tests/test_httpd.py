@@ -490,8 +490,8 @@ def test_who_was_relieved_has_the_other_look_again_how_long_to_sleep(served, mon
         eventually(lambda: server._attending != held_up[0])
         publish(*announced)
 
-    def leading() -> None:
-        lead()
+    def leading(**how: Any) -> None:
+        lead(**how)
         did.append(("lead", threading.get_ident()))
 
     def ringing() -> None:
@@ -536,6 +536,27 @@ def test_a_poll_that_writes_does_not_hold_up_the_door_behind_a_commit(served, mo
     assert sender.answer().status == 200
     wanted = ids[1:] if mode == f"after={ids[0]}" else ids
     assert [m["id"] for m in reader.answer().json["messages"]][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("timeout", [0, 30])
+def test_polls_that_write_do_not_wait_at_the_door_for_a_commit_that_began_meanwhile(
+    served, monkeypatch, held_commit, timeout
+):
+    """Each of them would hold up one of the two threads there."""
+    polls = [f"/msg/poll?agent_id={agent_id}&timeout={timeout}&redeliver=true" for agent_id in ("ann", "bob")]
+    readers = [served.connect() for _ in polls]
+    other = served.connect()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(served.mux.store), "led", False)  # it was looked at a moment too early
+        for reader, poll in zip(readers, polls, strict=True):
+            reader.send(get(poll))
+        for _ in range(3):
+            assert other.ask(HEALTH).status == 200
+    held_commit.set()
+    if timeout:
+        served.clock.until_parked(2)
+        served.pass_time(timeout * 1000)
+    assert [reader.answer().json["messages"] for reader in readers] == [[], []]
 
 
 def test_who_asks_during_a_round_shares_its_commit(served, monkeypatch):

@@ -371,6 +371,41 @@ def test_more_than_a_batch_is_finished_by_the_committer(opened, monkeypatch):
     assert len(notes(opened_store)) == 7
 
 
+def test_a_gatherer_that_writes_leads_its_own_batch_only(opened):
+    """What was read with its request still waits for it, and others may go on queueing for as long as they like."""
+    opened_store, leaders, ended = opened(), [], threading.Event()
+    opened_store.gatherers.add(threading.get_ident())
+
+    def queue_more(value: Any, error: BaseException | None) -> None:
+        leaders.append(threading.get_ident())
+        if len(leaders) < 20:
+            opened_store.submit(Job(note(f"n{len(leaders)}"), queue_more))
+        else:
+            ended.set()
+
+    opened_store.submit(Job(note("n0"), queue_more))
+    assert opened_store.write(note("mine")) == "mine"
+    assert ended.wait(5)
+    assert leaders.count(threading.get_ident()) == 1
+
+
+def test_a_gatherer_does_not_wait_for_another_leader(opened, background):
+    opened_store, begun, go_on = opened(), threading.Event(), threading.Event()
+
+    def work(tx: Tx) -> None:
+        begun.set()
+        assert go_on.wait(5)
+
+    other = background(opened_store.write, work)
+    assert begun.wait(5)
+    opened_store.gatherers.add(threading.get_ident())
+    with pytest.raises(store.Led):
+        opened_store.write(note("n0"))
+    go_on.set()
+    other.result(5)
+    assert notes(opened_store) == []
+
+
 def test_a_caller_that_fails_to_take_its_answer_costs_nobody_theirs(opened, caplog):
     store = opened()
 
