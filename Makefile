@@ -1,6 +1,6 @@
-# `make` prints this help. Tools go into .venv, which `make` makes by itself; the program itself needs none of them.
+# `make` prints this help. Tools go into .venv, which `make` creates; the program itself needs none of them.
 PYTHON ?= python3
-# A checkout that cannot be written keeps its tools and what it makes elsewhere, and remembers nothing of its tests.
+# A read-only checkout keeps its tools and build results elsewhere, and stores nothing about its tests.
 VENV := $(shell test -w . && echo .venv || echo $${TMPDIR:-/tmp}/stonemux-venv-$$(id -u))
 DIST := $(shell test -w . && echo dist || echo $${TMPDIR:-/tmp}/stonemux-dist-$$(id -u))
 export HYPOTHESIS_STORAGE_DIRECTORY := $(shell test -w . && echo .hypothesis || echo $(VENV)/hypothesis)
@@ -11,9 +11,9 @@ EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.t
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What each kind of work needs stands in pyproject.toml, under the extra of the same name.
+# pyproject.toml lists the packages for each kind of work, under the extra of the same name.
 $(VENV)/.%: pyproject.toml
-	@$(PYTHON) -m stonemux --version > /dev/null  # which says so where it is too old
+	@$(PYTHON) -m stonemux --version > /dev/null  # exits with a message if Python is too old
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(EXTRA) $*)
 	touch $@
@@ -21,48 +21,48 @@ $(VENV)/.%: pyproject.toml
 serve:  ## run the daemon in the foreground
 	$(PYTHON) -m stonemux serve
 
-test: $(VENV)/.test  ## all fast tests
+test: $(VENV)/.test  ## run all fast tests
 	$(PYTEST) -n auto --dist worksteal
 
-faces: $(VENV)/.test  ## the contract over every face, which `make test` takes in turn
+faces: $(VENV)/.test  ## run the contract tests over every face; `make test` alternates between the faces
 	STONEMUX_FACES=all $(PYTEST) -n auto --dist worksteal $$(grep -l '[(, ]face[,)]' tests/test_*.py)
 
-lint: $(VENV)/.check $(VENV)/.test  ## style and types
+lint: $(VENV)/.check $(VENV)/.test  ## check style and types
 	$(BIN)/ruff check stonemux tests bench
 	$(BIN)/ruff format --check stonemux tests bench
 	$(BIN)/mypy
 
-check: lint faces test  ## all that a commit must pass
+check: lint faces test  ## run everything that a commit must pass
 
-deep: $(VENV)/.test $(VENV)/.deep  ## long tests: fuzzing, crashes, full disks, schemathesis
+deep: $(VENV)/.test $(VENV)/.deep  ## run the long tests: fuzzing, crashes, full disks, schemathesis
 	HYPOTHESIS_PROFILE=deep $(PYTEST) tests/test_model.py tests/deep
 
-conformance:  ## the MCP conformance suite, from npm
+conformance:  ## run the MCP conformance suite (from npm)
 	PYTHON=$(PYTHON) tests/conformance/run.sh
 
-bench: $(VENV)/.bench  ## measure, side by side with the baseline
+bench: $(VENV)/.bench  ## measure against the baseline
 	$(BIN)/python -m bench.run
 
 PEERS := redis-server beanstalkd etcd-server nats-server
-# Installs nothing into a machine whose owner did not ask for it; a runner of CI (which sets CI) is there for that.
+# Installs packages only if asked to (BENCH_INSTALL), or on a CI runner (which sets CI).
 PEERS_READY := $(if $(BENCH_INSTALL)$(CI),$$(test "$$(id -u)" = 0 || echo sudo) apt-get install -qq -y \
 	--no-install-recommends $(PEERS),@echo "what is not installed is left out; BENCH_INSTALL=1 installs: $(PEERS)")
-bench-peers: $(VENV)/.bench  ## measure beside redis, etcd, ... (BENCH_INSTALL=1 installs them); writes docs/benchmarks.md
+bench-peers: $(VENV)/.bench  ## compare with redis, etcd, ... (BENCH_INSTALL=1 installs them); writes docs/benchmarks.md
 	$(PEERS_READY)
 	$(BIN)/python -m bench.against --runs 3 --report docs
 
-docs:  ## rewrite what is generated: docs/reference.md, stonemux.toml.example, stonemux/methods.py
+docs:  ## regenerate docs/reference.md, stonemux.toml.example, and stonemux/methods.py
 	$(PYTHON) -m stonemux reference > docs/reference.md
 	$(PYTHON) -m stonemux reference --config > stonemux.toml.example
 	$(PYTHON) -m stonemux reference --client > stonemux/methods.py
 
-pyz:  ## make dist/stonemux.pyz: all of it in one file, which any Python 3.11 runs
+pyz:  ## build dist/stonemux.pyz: everything in one file, for any Python 3.11 or newer
 	$(PYTHON) -m stonemux.release --into $(DIST) pyz
 
-release:  ## make dist/: the one file, wheel, source archive, and their checksums
+release:  ## build dist/: the single file, a wheel, a source archive, and their checksums
 	$(PYTHON) -m stonemux.release --into $(DIST)
 
-clean:  ## remove what was made
+clean:  ## remove everything that `make` created
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DIST) build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

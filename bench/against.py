@@ -1,16 +1,16 @@
-"""`python -m bench.against`: stonemux beside the programs that its users know, in one run.
+"""`python -m bench.against`: measure stonemux and the programs that users know in one run.
 
-    --report DIR  write `benchmarks.md` and `benchmarks.svg` there; what is written by hand below the figures,
-                  "Where a peer wins", stays: see whether it still holds
+    --report DIR  write `benchmarks.md` and `benchmarks.svg` there; the hand-written part below the figures, "Where a
+                  peer wins", is kept: check whether it still holds
     --json FILE   write every figure
     --seconds S   length of one measurement (default 2)
-    --rounds N    how often each is measured in a run (default 1); medians are shown
-    --runs N      so many runs, one after the other (default 1); the targets are told for each of them
-    --only NAME   these programs only (may be given again); stonemux is always measured
+    --rounds N    how often to measure each in a run (default 1); the report shows medians
+    --runs N      number of consecutive runs (default 1); the targets are reported for each
+    --only NAME   only these programs (repeatable); stonemux is always measured
 
 All programs run on 127.0.0.1 with an empty directory on the same file system and are driven by the same generator. In
-each round every program is measured once, one after the other, so the machine's mood falls on all. A ratio is the
-median over the rounds of stonemux's figure over the other's in the same round.
+each round every program is measured once, one after the other, so that fluctuations of the machine affect all of them.
+A ratio is the median over the rounds of stonemux's figure divided by the other's in the same round.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ CYCLES = (8, 64)
 CROWDS = (1, 100, 1000, 2000)
 WAKES = 60
 COMMENT = "\n## Where a peer wins, and why\n"
-"""Where in the report begins what a person has concluded from the figures."""
+"""The heading of the hand-written conclusions in the report."""
 
 Figures = dict[str, dict[str, list[float]]]
-"""Figures by measurement and program, one a round."""
+"""Figures by measurement and program, one per round."""
 
 
 class Target(NamedTuple):
-    """What stonemux aims at."""
+    """A target for stonemux."""
 
     what: str
     limit: float
     unit: str
     found: Callable[[Figures], float | None]
-    """What a run has measured of it."""
+    """Computes the value that a run measured for it."""
     least: bool = True
-    """Whether the limit is the least, or the most."""
+    """Whether the limit is a minimum; otherwise it is a maximum."""
 
     def told(self, figures: Figures) -> str:
-        """What a run has measured, and whether that misses the target."""
+        """The measured value of a run, and whether it misses the target."""
         value = self.found(figures)
         if value is None:
             return "-"
@@ -101,7 +101,7 @@ TARGETS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is installed, print it, and write the report if one is asked for."""
+    """Measure the installed programs, print the figures, and write the report if asked to."""
     parser = argparse.ArgumentParser(prog="python -m bench.against", description="Measure stonemux beside its peers.")
     parser.add_argument("--report", type=Path, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -142,7 +142,7 @@ def _run(chosen: list[Contender], rounds: int, seconds: float) -> Figures:
 
 
 def _together(runs: list[Figures]) -> Figures:
-    """The figures of all runs, as if they were rounds of one."""
+    """The figures of all runs, as if they were rounds of a single one."""
     together: Figures = {}
     for figures in runs:
         for what, by_name in figures.items():
@@ -155,7 +155,7 @@ def _together(runs: list[Figures]) -> Figures:
 
 
 def _measure(contender: Contender, seconds: float) -> Iterator[tuple[str, float]]:
-    """Every figure of one program in one round; a measurement that fails is told and left out."""
+    """Every figure of one program in one round; a failed measurement is reported and left out."""
     makers: list[tuple[str, Callable[[int], Peer | None], Sequence[int]]] = [
         ("put", contender.put, PUTS),
         ("put, take, acknowledge", contender.cycle, CYCLES),
@@ -166,7 +166,7 @@ def _measure(contender: Contender, seconds: float) -> Iterator[tuple[str, float]
         for connections in counts:
             what = f"{name}, {connections} connection{'s' if connections > 1 else ''}"
             try:
-                with running(contender) as server:  # a new one for each: what the last has left behind would slow it
+                with running(contender) as server:  # a new one for each: leftovers of the last would slow it
                     contender.prepare(server, [])
                     result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)  # type: ignore[arg-type]
                     server.check()
@@ -184,7 +184,7 @@ def _measure(contender: Contender, seconds: float) -> Iterator[tuple[str, float]
 
 
 def _waiting(contender: Contender) -> Iterator[tuple[str, float]]:
-    """Wake-ups with a growing crowd, and what a waiting client costs in memory."""
+    """Wake-ups with a growing crowd, and the memory that a waiting client costs."""
     for crowd in CROWDS:
         names = [f"waiting-{number:04}" for number in range(crowd)]
         with running(contender) as server, ExitStack() as stack:
@@ -203,7 +203,7 @@ def _waiting(contender: Contender) -> Iterator[tuple[str, float]]:
 
 
 def _wakes(contender: Contender, server: Server, name: str) -> Iterator[float]:
-    """Seconds from just before the put is written until the waiting client has it whole."""
+    """Seconds from just before the put is written until the waiting client has received it completely."""
     with ExitStack() as stack:
         peer = contender.wake(name)
         waker = stack.enter_context(socket.create_connection(server.address, timeout=10))
@@ -241,11 +241,11 @@ def _hear(sock: socket.socket, peer: Peer) -> None:
         heard += more
 
 
-# --- telling
+# --- reporting
 
 
 def ratios(figures: Figures, what: str, other: str) -> float | None:
-    """How many times the other's figure stonemux's is, as the median over the rounds."""
+    """The ratio of stonemux's figure to the other's, as the median over the rounds."""
     ours, theirs = figures[what].get("stonemux", []), figures[what].get(other, [])
     pairs = [mine / its for mine, its in zip(ours, theirs, strict=False) if its]
     return statistics.median(pairs) if pairs else None

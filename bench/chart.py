@@ -1,4 +1,4 @@
-"""A bar chart as SVG, drawn by hand: no library is needed for rectangles and words."""
+"""A bar chart as SVG, written directly: rectangles and text need no library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WIDTH, NAMES, BAR, GAP, HEAD = 760, 130, 18, 6, 34
 
 
 def bars(groups: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Groups of horizontal bars; the first name of each is drawn in the color that stands for us."""
+    """Groups of horizontal bars; the first name in each group is drawn in stonemux's color."""
     parts: list[str] = []
     y = 10
     for title, values in groups:

@@ -1,14 +1,15 @@
-"""The yardstick: durable send and poll as a plain FastAPI + aiosqlite application does them.
+"""The yardstick: durable send and poll as a plain FastAPI + aiosqlite application implements them.
 
-Written as an ordinary developer would, without tricks for or against it: typed models, one SQLite database in WAL mode
-with `synchronous=FULL` (an answered send is on disk, as in stonemux), one index for the poll, one commit per request.
-It does less than stonemux: no check that sender and recipient exist, no channels, events, waiting or idempotency.
+Written the way an ordinary developer would, without tricks for or against it: typed models, one SQLite database in WAL
+mode with `synchronous=FULL` (an answered send is on disk, as in stonemux), one index for the poll, one commit per
+request. It does less than stonemux: it does not check that sender and recipient exist, and it has no channels, events,
+waiting, or idempotency.
 
-Run with `uvicorn bench.fastapi_app:app` and in the environment
+Run it with `uvicorn bench.fastapi_app:app` and these environment variables:
 
 - `BENCH_DATABASE`: the path of the database,
 - `BENCH_CONNECTION`: `shared` (one aiosqlite connection for the whole application, so that commits of concurrent
-  requests fall together) or `request` (the common recipe of a dependency that opens and closes one a request).
+  requests are combined) or `request` (the common recipe of a dependency that opens and closes one per request).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ create index if not exists message_waiting on message (recipient, delivered, id)
 
 
 class Send(BaseModel):
-    """What a sender gives."""
+    """The body of a send."""
 
     sender: str = Field(alias="from", min_length=1, max_length=120)
     to: str = Field(min_length=1, max_length=120)
@@ -59,7 +60,7 @@ class Send(BaseModel):
 
 
 class Sent(BaseModel):
-    """What a sender is told."""
+    """The answer to a send."""
 
     message_id: int
     sent_at: str
@@ -75,7 +76,7 @@ async def _connect() -> aiosqlite.Connection:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Make the tables; hold the shared connection while the application runs."""
+    """Create the tables; hold the shared connection while the application runs."""
     database = await _connect()
     await database.execute("pragma journal_mode = wal")
     await database.executescript(TABLES)
@@ -105,7 +106,7 @@ Database = Annotated[aiosqlite.Connection, Depends(_shared if SHARED else _own)]
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """Say that the application runs."""
+    """Report that the application runs."""
     return {"status": "ok"}
 
 
@@ -134,7 +135,7 @@ async def send(message: Send, database: Database) -> Sent:
 
 @app.get("/msg/poll")
 async def poll(agent_id: str, database: Database, limit: int = 100) -> dict[str, list[dict[str, Any]]]:
-    """Take what an inbox holds."""
+    """Take the messages in an inbox."""
     found = list(
         await database.execute_fetchall(
             "select * from message where recipient = ? and delivered = 0 order by id limit ?", (agent_id, limit)

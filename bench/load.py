@@ -1,16 +1,16 @@
-"""A load generator: many connections, few processes, little work a request.
+"""A load generator: many connections, few processes, little work per request.
 
-What is measured: each connection sends a request, waits for the whole reply, and sends the next (a closed loop without
-pipelining). A *unit* is as many replies as the peer says (`steps`): one for a plain request, three for a task that is
-posted, claimed and completed. Units that end inside the window count; a unit's latency runs from just before its first
+Each connection sends a request, waits for the whole reply, and sends the next (a closed loop without pipelining). A
+*unit* consists of as many replies as the peer declares (`steps`): one for a plain request, three for a task that is
+posted, claimed, and completed. Units that end inside the window count; a unit's latency runs from just before its first
 byte is written (or its connection is opened) until its last byte is read.
 
 The generator must not be the bottleneck, so a process drives all its connections with one epoll loop, requests are
-bytes made beforehand, and of a reply only what the protocol needs is looked at. `python -m bench.load` says how many
-requests a second it makes against a server that does nothing.
+encoded in advance, and replies are parsed only as far as the protocol requires. `python -m bench.load` prints how many
+requests per second it makes against a server that does nothing.
 
-What is spoken is a `Peer`'s matter; `HttpPeer` is the one for HTTP. Any refusal, lost connection or missing reply makes
-`load` raise `LoadFailed`: a run with errors measured something else than it meant to.
+A `Peer` implements a protocol; `HttpPeer` is the one for HTTP. Any refusal, lost connection, or missing reply makes
+`load` raise `LoadFailed`: a run with errors did not measure what it was meant to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 STALL_S = 15.0
-"""A reply that takes longer is counted as missing."""
+"""A reply that takes longer counts as missing."""
 
 RECEIVE_BYTES = 16384
 
@@ -41,31 +41,31 @@ Address = tuple[str, int] | str
 
 
 class Peer(Protocol):
-    """The client's side of a protocol on one connection; it lives as long as the connection's slot."""
+    """The client side of a protocol on one connection; it lives as long as the connection's slot."""
 
     steps: int
-    """How many replies make a unit."""
+    """How many replies make up a unit."""
 
     last: bool
     """Whether the server closes the connection after the reply just completed."""
 
     def request(self) -> bytes:
-        """The next request, or nothing when this peer has said all it has to say."""
+        """The next request, or nothing if this peer is done."""
 
     def complete(self, buffer: bytes) -> int:
-        """The length of the reply at the start of `buffer`, 0 while it is not whole. Raises `Refused`."""
+        """The length of the reply at the start of `buffer`, or 0 while it is incomplete. Raises `Refused`."""
 
 
 class Refused(Exception):
-    """A reply that is not the success that was asked for."""
+    """A reply other than the expected success."""
 
 
 class LoadFailed(Exception):
-    """The run had errors, so that its figures mean nothing."""
+    """The run had errors, so its figures are meaningless."""
 
 
 class HttpPeer:
-    """HTTP/1.1 with bodies of a known length; sends `requests` in turn, for ever."""
+    """HTTP/1.1 with bodies of a known length; sends `requests` in turn, forever."""
 
     steps = 1
 
@@ -78,11 +78,11 @@ class HttpPeer:
         return self._next()
 
     def complete(self, buffer: bytes) -> int:
-        """The length of a whole 2xx reply; the body goes to `answered`."""
+        """The length of a complete 2xx reply; its body is passed to `answered`."""
         head = buffer.find(b"\r\n\r\n")
         if head < 0:
             return 0
-        # "Content-Length" or "content-length": the tail is found either way, without lowering the whole head.
+        # "Content-Length" or "content-length": searching for the common tail avoids lowercasing the whole head.
         found = buffer.find(b"ength: ", 0, head)
         if found < 0:
             raise Refused(f"a reply without Content-Length: {buffer[:head]!r}")
@@ -97,7 +97,7 @@ class HttpPeer:
         return whole
 
     def answered(self, buffer: bytes, start: int, end: int) -> None:
-        """Take what the next request needs from the body; here nothing."""
+        """Take what the next request needs from the body; nothing by default."""
 
 
 CLOSE = "Connection: close\r\n"
@@ -110,7 +110,7 @@ def excerpt(body: bytes) -> str:
 
 
 def http_request(method: str, path: str, body: bytes = b"", *, host: str = "127.0.0.1", headers: str = "") -> bytes:
-    """The bytes of one request, with the headers that a usual client sends."""
+    """The bytes of one request, with the headers that a typical client sends."""
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stonemux-bench\r\nAccept: */*\r\n{headers}"
     if method == "POST":
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -119,7 +119,7 @@ def http_request(method: str, path: str, body: bytes = b"", *, host: str = "127.
 
 @dataclass
 class Result:
-    """What a run measured. Latencies are in seconds, sorted."""
+    """The measurements of a run. Latencies are in seconds, sorted."""
 
     units: int = 0
     seconds: float = 0.0
@@ -127,11 +127,11 @@ class Result:
     errors: Counter[str] = field(default_factory=Counter)
     reconnects: int = 0
     busy: float = 0.0
-    """The largest share of one processor that a generator process used: near 1.0 the generator is the bottleneck."""
+    """The largest share of one processor that a generator process used; near 1.0, the generator is the bottleneck."""
 
     @property
     def rate(self) -> float:
-        """Units a second."""
+        """Units per second."""
         return self.units / self.seconds if self.seconds else 0.0
 
     def percentile(self, share: float) -> float:
@@ -156,8 +156,8 @@ def load(
 ) -> Result:
     """Drive `connections` peers, made by `make(0)`, `make(1)`, ..., for `seconds` after `warmup`.
 
-    Without `seconds` the run lasts until every peer has said all. `fresh` opens a connection for every request instead
-    of keeping one. Raises `LoadFailed` when there was any error.
+    Without `seconds`, the run lasts until every peer is done. `fresh` opens a connection for every request instead of
+    keeping one. Raises `LoadFailed` if there was any error.
     """
     raise_file_limit()
     processes = max(1, min(processes, connections))
@@ -202,7 +202,7 @@ def load(
 
 
 def raise_file_limit() -> None:
-    """Allow this process and its children as many open files as the system permits."""
+    """Raise the open-file limit of this process and its children to the system's maximum."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -237,7 +237,7 @@ def _work(
 
 
 def _leave_signals() -> None:
-    """In a child process: Ctrl-C reaches the whole group, but the parent ends its children itself."""
+    """In a child process: ignore Ctrl-C, which reaches the whole group, because the parent ends its children itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -274,7 +274,7 @@ class Driver:
                 self._open(link)
 
     def run(self, begin: float, end: float) -> Result:
-        """Keep every connection asking until `end` (by `time.perf_counter`); count what ends from `begin` on."""
+        """Keep every connection busy until `end` (by `time.perf_counter`); count units that end from `begin` on."""
         result, links, clock, poll = self.result, self._links, time.perf_counter, self._epoll.poll
         samples = result.latencies.append
         fresh = self._fresh
@@ -336,7 +336,7 @@ class Driver:
                         samples(now - link.began)
                 if fresh or peer.last:
                     self._close(link)
-                # Past the end a unit that was begun is finished, so that it leaves nothing behind on the server.
+                # After the end, a unit in progress is completed, so that it leaves nothing behind on the server.
                 if (now >= end and not link.step) or not self._ask(link, now):
                     busy -= 1
         self.finished = now
@@ -356,14 +356,14 @@ class Driver:
             if not self._fresh:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
-            sock.connect_ex(self._address)  # what goes wrong shows at the first write or read
+            sock.connect_ex(self._address)  # errors show up at the first write or read
         link.sock = sock
         link.replies = 0
         self._links[sock.fileno()] = link
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _ask(self, link: _Link, now: float) -> bool:
-        """Send the next request; False when there is none."""
+        """Send the next request; returns False if there is none."""
         wanted = link.peer.request()
         if not wanted:
             return False
@@ -383,7 +383,7 @@ class Driver:
         except BlockingIOError:
             sent = 0
         except OSError:
-            # Not connected yet (the write will be tried again), or reset (reading will say so).
+            # Not connected yet (the write will be retried), or reset (the next read will report it).
             sent = 0
         if sent < len(data):
             link.unsent = data[sent:]
@@ -402,10 +402,10 @@ class Driver:
             self._epoll.modify(sock.fileno(), select.EPOLLIN)
 
     def _lost(self, link: _Link, why: str) -> int:
-        """Handle a connection that broke: 1 when its slot is out of the run, 0 when the request goes out anew.
+        """Handle a broken connection: returns 1 if its slot leaves the run, 0 if the request is sent again.
 
-        A server may close a kept connection at any time; a client that finds it so before any byte of the reply came
-        asks again on a new one.
+        A server may close a kept connection at any time; a client that notices before the first byte of the reply
+        retries on a new connection.
         """
         kept = link.replies and not link.buffer
         self._close(link)
@@ -425,7 +425,7 @@ class Driver:
 
 
 def _idle_server(listener: socket.socket) -> None:
-    """Answer anything at once with the same few bytes: what is left is the cost of generating load."""
+    """Answer everything at once with the same few bytes, so that only the cost of generating load remains."""
     _leave_signals()
     reply = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
     socks = {listener.fileno(): listener}
@@ -449,7 +449,7 @@ def _idle_server(listener: socket.socket) -> None:
 
 
 def capacity(seconds: float = 2.0, *, connections: int = 64, fresh: bool = False) -> Result:
-    """What the generator reaches against a server that does nothing (itself a Python loop on another processor)."""
+    """The generator's rate against a server that does nothing (itself a Python loop on another processor)."""
     raise_file_limit()
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         server = multiprocessing.get_context("fork").Process(target=_idle_server, args=(listener,), daemon=True)

@@ -1,9 +1,8 @@
-"""The programs that users compare stonemux with: how each is started, and what a client of it says.
+"""The programs that users compare stonemux with: how each is started, and what its clients send.
 
-A `Contender` speaks for one program. `put` makes one thing durable; `cycle` puts, takes and acknowledges it; `wait` and
-`wake` are a client that waits for something of its own and one that brings it. All start on loopback, on an empty
-directory, with the strictest flushing that the program has (nats-server 2.9 has none for each message, which the
-report says).
+A `Contender` represents one program. `put` makes one thing durable; `cycle` puts, takes, and acknowledges it; `wait`
+and `wake` are a client that waits for something and one that delivers it. All start on loopback, in an empty directory,
+with the strictest flushing that the program offers (nats-server 2.9 cannot flush each message, as the report says).
 """
 
 from __future__ import annotations
@@ -45,43 +44,43 @@ class Contender:
 
     name = ""
     package = ""
-    """Where it comes from: a Debian package, or the extra `bench`."""
+    """Its source: a Debian package, or the extra `bench`."""
     flushes = "each put is flushed before it is answered"
 
     waits = True
-    """Whether a client can wait at all."""
+    """Whether its clients can wait at all."""
     greetings = 0
     """How many requests a waking client makes before its first put."""
 
     def version(self) -> str:
-        """What is installed, or an empty text."""
+        """The installed version, or an empty string."""
         raise NotImplementedError
 
     def server(self, directory: Path) -> Server:
-        """The program on this directory."""
+        """The program running on this directory."""
         raise NotImplementedError
 
     def prepare(self, server: Server, names: Sequence[str]) -> None:
-        """Make what the clients named so will need."""
+        """Set up what the clients with these names need."""
 
     def put(self, index: int) -> Peer:
-        """A client that puts, for ever."""
+        """A client that puts, forever."""
         raise NotImplementedError
 
     def cycle(self, index: int) -> Peer | None:
-        """A client that puts, takes and acknowledges, for ever; None where the program has no such thing."""
+        """A client that puts, takes, and acknowledges, forever; None if the program has no such cycle."""
         return None
 
     def wait(self, name: str) -> bytes:
-        """What a new connection says to wait for something under this name."""
+        """The bytes that a new connection sends to wait for something under this name."""
         raise NotImplementedError
 
     def wake(self, name: str) -> Peer:
-        """A client that brings it, each time it asks."""
+        """A client that puts something under this name with each request."""
         raise NotImplementedError
 
     def woken(self, heard: bytes) -> bool:
-        """Whether what the waiting connection has heard is the thing, whole."""
+        """Whether the waiting connection has received the thing completely."""
         raise NotImplementedError
 
 
@@ -102,7 +101,7 @@ def _first_line(*command: str) -> str:
 
 
 class _Native(Server):
-    """A server that is ready when it answers a greeting of its own protocol."""
+    """A server that counts as ready when it answers a greeting in its own protocol."""
 
     def __init__(self, directory: Path, argv: Callable[[int], list[str]], greeting: bytes, reply: bytes) -> None:
         super().__init__(argv(0)[0], directory)
@@ -131,7 +130,7 @@ class _Native(Server):
 
 
 class _Lines:
-    """A client of a protocol with requests in turn, whose replies `measure` (length, or 0 while not whole) knows."""
+    """A client that sends requests in turn; `measure` returns the length of a reply, or 0 while it is incomplete."""
 
     def __init__(self, requests: Sequence[bytes], measure: Callable[[bytes], int]) -> None:
         self.steps = len(requests)
@@ -148,7 +147,7 @@ class _Lines:
         return self._measure(buffer)
 
 
-# --- stonemux and the service that one would write instead
+# --- stonemux, and the service that one would otherwise write
 
 
 class Ours(Contender):
@@ -185,7 +184,7 @@ class Ours(Contender):
 
 
 class Service(Ours):
-    """FastAPI, uvicorn and aiosqlite with one connection that all requests share."""
+    """FastAPI, uvicorn, and aiosqlite with one connection that all requests share."""
 
     name = "FastAPI"
     package = "the extra `bench`"
@@ -218,7 +217,7 @@ def _resp(*words: str | bytes) -> bytes:
 
 
 def _resp_end(heard: bytes, at: int = 0) -> int:
-    """Where the value that begins at `at` ends, or 0 while it is not whole (RESP2)."""
+    """The end of the value that begins at `at`, or 0 while it is incomplete (RESP2)."""
     line = heard.find(b"\r\n", at)
     if line < 0:
         return 0
@@ -239,7 +238,7 @@ def _resp_end(heard: bytes, at: int = 0) -> int:
 
 
 class _StreamCycle(_Lines):
-    """Adds to a stream, reads as a member of its group, acknowledges."""
+    """Adds to a stream, reads as a member of its group, and acknowledges."""
 
     _ID = re.compile(rb"\$[0-9]+\r\n([0-9]+-[0-9]+)\r\n")
 
@@ -288,7 +287,7 @@ class Redis(Contender):
         return _Lines([_resp("LPUSH", RECIPIENTS[index % len(RECIPIENTS)], PAYLOAD)], _resp_end)
 
     def cycle(self, index: int) -> Peer | None:
-        """Without an acknowledgement, which lists do not have: what is taken is gone."""
+        """Without an acknowledgement, because lists have none: what is taken is gone."""
         return _Lines([_resp("LPUSH", "work", PAYLOAD), _resp("BRPOP", "work", "0")], _resp_end)
 
     def wait(self, name: str) -> bytes:
@@ -342,7 +341,7 @@ def _bean_end(heard: bytes) -> int:
 
 
 class _BeanCycle(_Lines):
-    """Puts, reserves, deletes."""
+    """Puts, reserves, and deletes."""
 
     def __init__(self) -> None:
         super().__init__([b"", b"", b""], _bean_end)
@@ -416,7 +415,7 @@ def _stored(key: str, value: bytes) -> dict[str, Any]:
 
 
 class _EtcdWriter(HttpPeer):
-    """Puts new keys, each only if it does not exist; with `cycle` also claims it by comparing and deletes it."""
+    """Puts new keys, each only if it does not exist; with `cycle`, also claims it by compare-and-set and deletes it."""
 
     def __init__(self, index: int, *, cycle: bool) -> None:
         super().__init__([])
@@ -438,7 +437,7 @@ class _EtcdWriter(HttpPeer):
 
 
 class Etcd(Contender):
-    """etcd over its JSON gateway: put with compare, watch."""
+    """etcd through its JSON gateway: put with compare, watch."""
 
     name = "etcd"
     package = "etcd-server"
@@ -477,7 +476,7 @@ class Etcd(Contender):
 
 
 class _NatsAsker:
-    """Asks by publishing, and takes the answer from its own inbox."""
+    """Sends requests by publishing, and receives the answers in its own inbox."""
 
     _HEAD = re.compile(rb"MSG (\S+) [0-9]+ +(?:(\S+) )?([0-9]+)\r\n")
 
@@ -495,7 +494,7 @@ class _NatsAsker:
         return greeting + self.asked(self._turn)
 
     def asked(self, turn: int) -> bytes:
-        """The publication of one turn."""
+        """The message to publish in one turn."""
         if turn == 1:
             return _publish(b"work.all", PAYLOAD, self._inbox)
         if turn == 2:

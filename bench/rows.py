@@ -1,9 +1,9 @@
-"""What is measured: one function a topic, each giving rows of the table. `ROWS` at the end is the list.
+"""What is measured: one function per topic, each yielding rows of the table. `ROWS` at the end lists them.
 
 Comparisons run in rounds that alternate between the two sides, on servers started for that row alone, and report the
-median over the rounds of both figures and of their ratio: the machine's mood then falls on both. A row whose ratio
-compares two times (or two states of stonemux) counts what is *more*, so small is good; a row of rates counts how many
-times the baseline stonemux is, so large is good. The target says which.
+medians over the rounds of both figures and of their ratio, so that fluctuations of the machine affect both. In a row
+that compares two times (or two states of stonemux), the ratio is the *extra cost*, so small is good; in a row of rates,
+it is how many times faster than the baseline stonemux is, so large is good. The target shows which.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bench.servers import (
 )
 
 CONTENT = "The build of branch feature/parser is green; please review the three commits on top before I merge. " * 2
-"""What a message says: 200 characters, as agents write."""
+"""The content of a message: 200 characters, similar to what agents write."""
 
 RECIPIENTS = tuple(f"agent-{number:02}" for number in range(32))
 
@@ -52,7 +52,7 @@ class Plan:
     seconds: float = 1.5
     warmup: float = 0.4
     samples: int = 100
-    """Single calls timed in a round, where one is timed at a time."""
+    """How many single calls are timed in a round, in rows that time one call at a time."""
     many: int = 1_000_000
     """The size of the large tables."""
     idle_s: float = 5.0
@@ -64,7 +64,7 @@ QUICK = Plan(rounds=2, seconds=0.5, warmup=0.2, samples=40, many=100_000, idle_s
 
 @dataclass
 class Row:
-    """A line of the table; `figures` has everything that was measured, for `--json`."""
+    """A line of the table; `figures` has all measurements, for `--json`."""
 
     name: str
     ours: str
@@ -80,7 +80,7 @@ class Row:
 
 
 class SendAndPoll(HttpPeer):
-    """Sends itself a message and polls for it; the poll must bring exactly one."""
+    """Sends itself a message and polls for it; each poll must return exactly one."""
 
     steps = 2
 
@@ -90,13 +90,13 @@ class SendAndPoll(HttpPeer):
         self._polled = itertools.cycle((False, True)).__next__
 
     def answered(self, buffer: bytes, start: int, end: int) -> None:
-        """Check what a poll brought."""
+        """Check what a poll returned."""
         if self._polled() and buffer.count(b'"content"', start, end) != 1:
             raise Refused(f"a poll after one send brought {excerpt(buffer[start:end])}")
 
 
 class TaskCycle(HttpPeer):
-    """Posts a task, claims one, completes it."""
+    """Posts a task, claims one, and completes it."""
 
     steps = 3
     _CLAIMED = re.compile(rb'"task_id": ?"([^"]+)", ?"claim_token": ?"([^"]+)"')
@@ -110,7 +110,7 @@ class TaskCycle(HttpPeer):
         super().__init__([])
 
     def request(self) -> bytes:
-        """The next of the three."""
+        """The next of the three requests."""
         self._turn = self._turn % 3 + 1
         if self._turn < 3:
             return self._post if self._turn == 1 else self._claim
@@ -119,7 +119,7 @@ class TaskCycle(HttpPeer):
         return post("/task/complete", done)
 
     def answered(self, buffer: bytes, start: int, end: int) -> None:
-        """Remember what was claimed."""
+        """Remember the claimed task."""
         if self._turn == 2:
             found = self._CLAIMED.search(buffer, start, end)
             if found is None:
@@ -128,7 +128,7 @@ class TaskCycle(HttpPeer):
 
 
 class CompareAndSet(HttpPeer):
-    """Sets one key again and again, each time expecting the version that the last answer gave."""
+    """Sets one key repeatedly, each time expecting the version from the last answer."""
 
     _VERSION = re.compile(rb'"version": ?([0-9]+)')
 
@@ -141,7 +141,7 @@ class CompareAndSet(HttpPeer):
         return post("/state/set", self._fields)
 
     def answered(self, buffer: bytes, start: int, end: int) -> None:
-        """Remember the version."""
+        """Check and remember the version."""
         found = self._VERSION.search(buffer, start, end)
         if found is None or int(found[1]) != int(str(self._fields["expected_version"])) + 1:
             raise Refused(f"a version that is not the next: {excerpt(buffer[start:end])}")
@@ -149,11 +149,11 @@ class CompareAndSet(HttpPeer):
 
 
 class KeyedSend(HttpPeer):
-    """Sends with a new idempotency key each time."""
+    """Sends each message with a new idempotency key."""
 
     def __init__(self, index: int, sender: str, recipients: Sequence[str]) -> None:
         numbers = itertools.count()
-        # Made beforehand around a field of fixed width: formatting whole requests would cost more than sending them.
+        # Made in advance around a field of fixed width: formatting whole requests would cost more than sending them.
         mark = "0" * 16
         made = [
             post("/msg/send", _message(sender, recipient), headers=f"Idempotency-Key: {mark}\r\n").split(mark.encode())
@@ -175,7 +175,7 @@ def _message(sender: str, recipient: str) -> dict[str, object]:
 
 
 def send_peer(*, headers: str = "") -> Callable[[int], Peer]:
-    """What makes peers that send one message to each of the recipients in turn."""
+    """A factory for peers that send one message to each of the recipients in turn."""
     made = [post("/msg/send", _message("sender", recipient), headers=headers) for recipient in RECIPIENTS]
 
     def make(index: int) -> Peer:
@@ -219,7 +219,7 @@ def _throughput(
     fresh: bool = False,
     more_agents: Sequence[str] = (),
 ) -> Row:
-    """Units a second of stonemux, and of the FastAPI baseline in the variant `against`."""
+    """Units per second of stonemux, and of the FastAPI baseline in the variant `against`."""
     missing = missing_for_fastapi() if against else []
     compared = bool(against) and not missing
     ours: list[Result] = []
@@ -254,7 +254,7 @@ def health(plan: Plan) -> Iterator[Row]:
 
 
 def send(plan: Plan) -> Iterator[Row]:
-    """POST /msg/send of 200 characters to 32 recipients in turn; answered means on disk."""
+    """POST /msg/send of 200 characters to 32 recipients in turn; an answered message is on disk."""
     wanted = {1: 1.5, 64: 4.0}
     for connections in (1, 8, 64, 512):
         name = f"durable send, {connections} connection{'s' * (connections > 1)}"
@@ -264,17 +264,17 @@ def send(plan: Plan) -> Iterator[Row]:
 
 
 def keyed_send(plan: Plan) -> Iterator[Row]:
-    """The same with an Idempotency-Key, which stonemux writes down with the answer and FastAPI ignores."""
+    """The same with an Idempotency-Key, which stonemux stores with the answer and FastAPI ignores."""
     name = "durable send with a key, 64 connections"
     yield _throughput(plan, name, lambda index: KeyedSend(index, "sender", RECIPIENTS), 64, against="shared")
 
 
 TOGETHER = 100
-"""Messages in one request."""
+"""Messages per request."""
 
 
 def sends_together(plan: Plan) -> Iterator[Row]:
-    """Lists of 100 messages, counted in messages, against as many single sends of the same daemon."""
+    """Lists of 100 messages, counted in messages, against single sends to the same daemon."""
     entries = [_message("sender", recipient) for recipient in itertools.islice(itertools.cycle(RECIPIENTS), TOGETHER)]
     body = json.dumps(entries, separators=(",", ":")).encode()
     lists = http_request("POST", "/msg/send", body)
@@ -296,24 +296,24 @@ def sends_together(plan: Plan) -> Iterator[Row]:
 
 
 def fresh_send(plan: Plan) -> Iterator[Row]:
-    """The same by 16 clients that connect anew for each request."""
+    """The same with 16 clients that open a new connection for each request."""
     name = "send, connecting anew, 16 clients"
     yield _throughput(plan, name, send_peer(headers=CLOSE), 16, against="shared", least=2.0, fresh=True)
 
 
 def round_trip(plan: Plan) -> Iterator[Row]:
-    """A send and the poll that takes it, by 8 agents, each with itself; the unit is both."""
+    """A send and the poll that takes it, by 8 agents, each sending to itself; the unit is both."""
     make = _by_agent(SendAndPoll)
     yield _throughput(plan, "send and poll, 8 connections", make, 8, against="shared")
 
 
 def tasks(plan: Plan) -> Iterator[Row]:
-    """Post, claim and complete by 8 agents from one pool; the unit is all three."""
+    """Post, claim, and complete by 8 agents from one pool; the unit is all three."""
     yield _throughput(plan, "post, claim, complete, 8 connections", _by_agent(TaskCycle), 8)
 
 
 def state(plan: Plan) -> Iterator[Row]:
-    """Compare-and-set of a key a connection, 64 connections."""
+    """Compare-and-set of one key per connection, on 64 connections."""
 
     def make(index: int) -> Peer:
         return CompareAndSet(RECIPIENTS[index % len(RECIPIENTS)], f"key-{time.monotonic_ns()}-{index}")
@@ -330,7 +330,7 @@ def _by_agent(kind: Callable[[str], Peer]) -> Callable[[int], Peer]:
 
 @contextmanager
 def _parked(server: Server, agents: Iterable[str]) -> Iterator[None]:
-    """A poll parked for each agent, on a connection of its own; they last for two minutes."""
+    """Park a poll for each agent, on its own connection; the polls last for two minutes."""
     with ExitStack() as stack:
         count = 0
         for agent in agents:
@@ -355,7 +355,7 @@ def _crowd(count: int) -> list[str]:
 
 
 class _Sleeper:
-    """One agent that parks a poll and is woken by a send, over and over."""
+    """An agent that parks a poll and is woken by a send, over and over."""
 
     def __init__(self, server: Server) -> None:
         self._poll = Line(server.address)
@@ -364,9 +364,9 @@ class _Sleeper:
         self._sends = post("/msg/send", _message("sender", RECIPIENTS[0]))
 
     def wake(self) -> float:
-        """Seconds from just before the send is written until the parked answer is read."""
+        """Seconds from just before the send is written until the parked poll's answer is read."""
         self._poll.send(self._asks)
-        time.sleep(0.008)  # by then it is parked; asking the daemon would warm it up for what is timed
+        time.sleep(0.008)  # long enough for it to park; asking the daemon would warm up what is being timed
         began = time.perf_counter()
         self._send.send(self._sends)
         answer = self._poll.receive()
@@ -383,7 +383,7 @@ class _Sleeper:
 
 
 def wake_up(plan: Plan) -> Iterator[Row]:
-    """A parked poll woken by a send, alone and among polls parked by other agents, one daemon each, in turn."""
+    """A parked poll woken by a send, alone and among polls parked by other agents; one daemon each, in turn."""
     crowds = (1, 100, 1000)
     rounds: dict[int, list[list[float]]] = {crowd: [] for crowd in crowds}
     with ExitStack() as stack:
@@ -420,7 +420,7 @@ def _spread(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 class _Audience:
-    """Streams read by one epoll, which counts the message events each has received."""
+    """Streams read with one epoll, which counts the message events that each has received."""
 
     _MARK = b"event: message\n"
 
@@ -443,13 +443,13 @@ class _Audience:
             self._epoll.register(handle, select.EPOLLIN)
 
     def quiet(self, seconds: float) -> None:
-        """Read until nothing has come for so long."""
+        """Read until nothing has arrived for this many seconds."""
         while events := self._epoll.poll(seconds):
             for handle, _ in events:
                 self._socks[handle].recv(65536)
 
     def hear(self) -> float:
-        """Read until every stream has one more message event; the moment when the last one had it."""
+        """Read until every stream has received one more message event; returns the time when the last one did."""
         waiting = set(self._socks)
         while waiting:
             events = self._epoll.poll(10)
@@ -503,7 +503,7 @@ def streams(plan: Plan) -> Iterator[Row]:
 
 
 def broadcast(plan: Plan) -> Iterator[Row]:
-    """POST /msg/broadcast to 500 agents on one connection; answered means in all inboxes, on disk."""
+    """POST /msg/broadcast to 500 agents on one connection; an answered broadcast is in all inboxes, on disk."""
     asked = post("/msg/broadcast", {"from": "sender", "content": CONTENT})
     crowd = _crowd(500 - len(RECIPIENTS))
     with _daemon_with_agents(*crowd) as server:
@@ -524,10 +524,10 @@ def broadcast(plan: Plan) -> Iterator[Row]:
 
 
 def _multiply(database: sqlite3.Connection, table: str, where: str, count: int, **replaced: str) -> None:
-    """Store `count` further copies of the row `where`, with columns replaced by SQL in which `n` counts from 1.
+    """Insert `count` more copies of the row `where`, with columns replaced by SQL in which `n` counts from 1.
 
-    The row came through the API, so the copies have whatever columns the table has. Stored in steps, to keep the
-    write-ahead log small.
+    The row came through the API, so the copies have whatever columns the table has. They are inserted in steps, to keep
+    the write-ahead log small.
     """
     columns = [column[1] for column in database.execute(f"pragma table_info({table})")]
     if not set(replaced) <= set(columns):
@@ -544,9 +544,10 @@ def _multiply(database: sqlite3.Connection, table: str, where: str, count: int, 
 
 
 def _fill_tasks(server: Stonemux, count: int) -> None:
-    """`count` pending tasks in the default channel, with their history.
+    """Create `count` pending tasks in the default channel, with their history.
 
-    The older half is not for the agent that will claim: a quarter needs a capability, a quarter is assigned to another.
+    The older half is not for the agent that will claim: a quarter needs a capability, and a quarter is assigned to
+    another agent.
     """
     with Line(server.address) as line:
         line.call("POST", "/task/post", description="Run the tests of the parser", posted_by="sender")
@@ -573,12 +574,12 @@ def _fill_tasks(server: Stonemux, count: int) -> None:
 
 
 def _fill_messages(server: Stonemux, count: int) -> None:
-    """`count` stored messages: half of them the reader's, settled, the rest unread mail of the other agents."""
+    """Create `count` stored messages: half of them the reader's, settled, the rest unread mail of the other agents."""
     with Line(server.address) as line:
         for recipient in (RECIPIENTS[0], RECIPIENTS[1]):
             line.call("POST", "/msg/send", **_message("sender", recipient))
         line.call("GET", "/msg/poll", agent_id=RECIPIENTS[0], timeout=0)
-        line.call("GET", "/health")  # a next request is the receipt for the poll's answer
+        line.call("GET", "/health")  # the next request is the receipt for the poll's answer
         deadline = time.monotonic() + 5
         while line.call("GET", "/agent/get", agent_id=RECIPIENTS[0])["agent"]["unread"]:
             if time.monotonic() > deadline:
@@ -610,7 +611,7 @@ def _close(database: sqlite3.Connection) -> None:
 def _two_sizes(
     plan: Plan, name: str, fill: Callable[[Stonemux, int], None], timed: Callable[[Line], float], noun: str
 ) -> Row:
-    """The same calls on a small and on a large table, one daemon each, in turn."""
+    """The same calls on a small and on a large table; one daemon each, in turn."""
     sizes = (1000, plan.many)
     rounds: dict[int, list[list[float]]] = {size: [] for size in sizes}
     with ExitStack() as stack:
@@ -638,7 +639,7 @@ def _two_sizes(
 
 
 def claim_size(plan: Plan) -> Iterator[Row]:
-    """POST /task/claim; each claimed task is completed and another one posted, so that the number stays."""
+    """POST /task/claim; each claimed task is completed and another is posted, so that their number stays the same."""
     claim = post("/task/claim", {"agent_id": RECIPIENTS[0]})
     another = post("/task/post", {"description": "Run the tests of the parser", "posted_by": "sender"})
     found = re.compile(rb'"task_id": ?"([^"]+)"')
@@ -678,7 +679,7 @@ def poll_size(plan: Plan) -> Iterator[Row]:
 
 
 def mcp_stdio(plan: Plan) -> Iterator[Row]:
-    """A mux_send over `stonemux mcp` on standard input and output, against the same send over plain HTTP."""
+    """A mux_send through `stonemux mcp` on standard input and output, against the same send over plain HTTP."""
     with _daemon_with_agents() as server, _stdio_session(server) as session, Line(server.address) as line:
         sent = post("/msg/send", _message("sender", RECIPIENTS[0]))
         arguments = _message("sender", RECIPIENTS[0])
@@ -770,7 +771,7 @@ def _processor_share(server: Server, seconds: float) -> float:
 
 
 def start_up(plan: Plan) -> Iterator[Row]:
-    """From starting the process to the first 200 of /health, against an interpreter that imports what it must."""
+    """From starting the process to the first 200 of /health, against an interpreter that only does its imports."""
     imports = [sys.executable, "-c", "import http.server, sqlite3"]
     for name, fresh in (("start-up, existing data", False), ("start-up, new data directory", True)):
         ours: list[float] = []
@@ -790,7 +791,7 @@ def start_up(plan: Plan) -> Iterator[Row]:
                 began = time.perf_counter()
                 subprocess.run(imports, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
                 imported = time.perf_counter() - began
-                if number:  # the first one compiles, and makes the data directory
+                if number:  # the first start compiles, and makes the data directory
                     ours.append(took * 1000)
                     theirs.append(imported * 1000)
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
@@ -819,4 +820,4 @@ ROWS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "idle": idle,
     "start-up": start_up,
 }
-"""The topics by the name that `--only` takes, in the order of the table."""
+"""The topics by the name that `--only` accepts, in the order of the table."""

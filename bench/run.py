@@ -1,12 +1,12 @@
 """`python -m bench.run`: measure stonemux beside its yardsticks and print one table.
 
-    --only NAME   measure this topic only (may be given again)
+    --only NAME   only this topic (repeatable)
     --quick       shorter runs and smaller tables: a first impression in about a minute
-    --json FILE   write every figure there, too
+    --json FILE   also write every figure to this file
 
 Everything runs on 127.0.0.1 with temporary data directories, on the file system of the temporary directory (`TMPDIR`).
-The whole run is bounded in time. Exit status 0: measured, whether targets were met or not; 1: something could not be
-measured, which the table says; 130: interrupted.
+The whole run is bounded in time. Exit status 0: measured, whether or not targets were met; 1: something could not be
+measured, as the table says; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from bench.rows import QUICK, ROWS, Plan, Row
 from bench.servers import ServerFailed, missing_for_fastapi
 
 MOST_S = 590
-"""Longest run; what is not measured by then is said to be missing."""
+"""The longest run in seconds; anything not measured by then is reported as missing."""
 
 MOST_QUICK_S = 89
 
 
 class OutOfTime(Exception):
-    """The run took longer than it may."""
+    """The run exceeded its time limit."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(names: list[str], plan: Plan) -> tuple[list[Row], list[str]]:
-    """Rows, and what could not be measured and why."""
+    """The rows, and what could not be measured and why."""
     rows: list[Row] = []
     failures: list[str] = []
     for name in names:
@@ -100,7 +100,7 @@ def measure(names: list[str], plan: Plan) -> tuple[list[Row], list[str]]:
 
 
 def describe() -> dict[str, str]:
-    """What the figures depend on: processors, versions, the cost of a flush, the generator's own limit."""
+    """What the figures depend on: processors, versions, the cost of a flush, and the generator's own limit."""
     generator = capacity(1.0)
     return {
         "machine": f"{os.cpu_count()} processors, {platform.system()} {platform.machine()}",
@@ -111,7 +111,7 @@ def describe() -> dict[str, str]:
 
 
 def flush_ms() -> float:
-    """The median time of making 4 KiB durable where the data directories will be."""
+    """The median time of making 4 KiB durable on the file system of the data directories."""
     times = []
     with tempfile.NamedTemporaryFile(prefix="stonemux-bench-") as file:
         for _ in range(100):
@@ -124,7 +124,7 @@ def flush_ms() -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows with aligned columns."""
+    """The rows, with aligned columns."""
     lines = [("", "stonemux", "baseline", "ratio", "target", "met", "")]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"

@@ -1,7 +1,7 @@
-"""The programs under test, each a child process with a temporary directory, and a blocking client to steer them.
+"""The programs under test, each a child process with a temporary directory, and a blocking client to control them.
 
-A server is a context manager; leaving it ends the process, also after Ctrl-C. What it printed is kept and shown when it
-does not start or dies.
+A server is a context manager; leaving it ends the process, even after Ctrl-C. Its output is kept, and shown if it does
+not start or dies.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ inbox_limit = 1000000
 [logging]
 level = "warning"
 """
-"""Caps that the rows with a thousand connections, or with unread mail by the hundred thousand, would run into."""
+"""Raised limits, for the rows with a thousand connections or hundreds of thousands of unread messages."""
 
 Address = tuple[str, int]
 
 
 BYTECODE = {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "stonemux-bench-bytecode")}
-"""Compiled files go beside the tree, not into it."""
+"""Where compiled files go, so that they stay out of the tree."""
 
 
 class ServerFailed(Exception):
-    """A server did not start, or stopped by itself."""
+    """A server did not start, or stopped on its own."""
 
 
 class Server:
-    """One server process with a directory of its own."""
+    """One server process with its own directory."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -62,7 +62,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
@@ -71,7 +71,7 @@ class Server:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """What the process finds in its environment beside ours."""
+        """Additional environment variables for the process."""
         return {}
 
     def spawn(self) -> None:
@@ -82,7 +82,7 @@ class Server:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            # An interpreter that may not keep what it compiled would compile everything anew at each start.
+            # Without bytecode files, an interpreter would compile everything again at each start.
             if not name.startswith("STONEMUX_") and name != "PYTHONDONTWRITEBYTECODE"
         }
         with open(self.directory / "output.txt", "ab") as output:
@@ -93,7 +93,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for us; we end it
+                start_new_session=True,  # Ctrl-C is for this process, which ends its children
             )
 
     def start(self) -> None:
@@ -102,7 +102,7 @@ class Server:
         self.await_health()
 
     def await_health(self, pause: float = 0.002) -> None:
-        """Return as soon as `/health` answers with 200."""
+        """Wait until `/health` answers with 200."""
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -121,7 +121,7 @@ class Server:
             raise ServerFailed(f"{self.name} ended with status {self._process.returncode}: {self._output()}")
 
     def stop(self) -> None:
-        """End the process; the directory stays."""
+        """End the process; its directory stays."""
         if self._process is None:
             return
         self._process.terminate()
@@ -133,14 +133,14 @@ class Server:
         self._process = None
 
     def memory(self) -> int:
-        """Resident bytes."""
+        """Resident memory in bytes."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise ServerFailed(f"{self.name} has no resident memory")
 
     def processor_seconds(self) -> float:
-        """Processor time used so far by all its threads, to the nanosecond where the kernel counts so finely."""
+        """Processor time used so far by all its threads, in nanoseconds if the kernel counts that precisely."""
         try:
             tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
             return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
@@ -165,7 +165,7 @@ class Server:
 
 
 class Stonemux(Server):
-    """The daemon as an operator starts it, with its caps raised."""
+    """The daemon as an operator starts it, with raised limits."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__("stonemux", directory)
@@ -184,7 +184,7 @@ class Stonemux(Server):
         return {"HOME": str(self.directory)}
 
     def database(self) -> sqlite3.Connection:
-        """The database itself, to fill it while the daemon is stopped."""
+        """A connection to the database, to fill it while the daemon is stopped."""
         assert self._process is None
         found = list(self.data.glob("*.db"))
         if len(found) != 1:
@@ -200,14 +200,14 @@ class FastApi(Server):
         self._connection = connection
 
     def command(self, port: int) -> list[str]:
-        """Uvicorn."""
+        """The uvicorn command."""
         return [
             *(sys.executable, "-m", "uvicorn", "bench.fastapi_app:app", "--port", str(port)),
             *("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"),
         ]
 
     def environment(self) -> dict[str, str]:
-        """Where its database is, and whether requests share a connection to it."""
+        """The path of its database, and whether requests share a connection."""
         return {
             "BENCH_DATABASE": str(self.directory / "messages.db"),
             "BENCH_CONNECTION": "shared" if self._connection == "shared" else "request",
@@ -215,14 +215,14 @@ class FastApi(Server):
 
 
 def missing_for_fastapi() -> list[str]:
-    """What is not installed of what the FastAPI baseline needs."""
+    """The packages that the FastAPI baseline needs and that are not installed."""
     needed = ("fastapi", "uvicorn", "uvloop", "httptools", "aiosqlite")
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary directory that is gone afterwards."""
+    """A temporary directory that is removed afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="stonemux-bench-"))
     try:
         yield directory
@@ -262,7 +262,7 @@ def post(path: str, body: Mapping[str, object], *, headers: str = "") -> bytes:
 
 
 class Line:
-    """One kept connection used by one caller at a time; raises `Refused` for anything but 2xx."""
+    """A kept connection for one caller at a time; raises `Refused` for anything but 2xx."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -283,7 +283,7 @@ class Line:
         self.sock.sendall(request)
 
     def receive(self) -> bytes:
-        """Read the whole reply; return its body."""
+        """Read the whole reply; returns its body."""
         reply = self.sock.recv(65536)
         while True:
             if reply and (used := self._peer.complete(reply)):
@@ -295,7 +295,7 @@ class Line:
             reply += more
 
     def ask(self, request: bytes) -> bytes:
-        """Write a request, read the reply's body."""
+        """Write a request, and read the reply's body."""
         self.send(request)
         return self.receive()
 

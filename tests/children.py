@@ -1,7 +1,8 @@
-"""The child processes of the tests: what they are started with, and which of them are left.
+"""The child processes of the tests: their environment, and which of them are left over.
 
-They get nothing of ours but a place for what they compile. All of a run share it, so each module is compiled once,
-however often a child starts and whether or not this process may write bytecode. Whoever made the place takes it away.
+They inherit nothing but a folder for compiled files. All children of a run share it, so each module is compiled once,
+however often a child starts and whether or not this process may write bytecode. The process that made the folder
+removes it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-if "PYTHONPYCACHEPREFIX" not in os.environ:  # the workers of a run inherit it
+if "PYTHONPYCACHEPREFIX" not in os.environ:  # a run's worker processes inherit it
     _keeper = TemporaryDirectory(prefix="stonemux-tests-")
     atexit.register(_keeper.cleanup)
     os.environ["PYTHONPYCACHEPREFIX"] = _keeper.name
@@ -27,7 +28,7 @@ ENDED_S = 3
 
 
 def left(folder: Path) -> dict[int, str]:
-    """The processes whose command names something in `folder`, by their id, once those that are ending have ended."""
+    """The processes whose command mentions something in `folder`, by id, after waiting for any that are ending."""
     last = time.monotonic() + ENDED_S
     while (found := dict(_naming(folder))) and time.monotonic() < last:
         time.sleep(0.01)
@@ -56,5 +57,5 @@ def _running() -> Iterator[tuple[int, list[str]]]:
             yield int(line.split()[0]), line.split()[1:]
         return
     for shown in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             yield int(shown.parent.name), shown.read_bytes().decode(errors="replace").split("\0")

@@ -33,7 +33,7 @@ from stonemux.store import Store
 
 @cache
 def new_data() -> Path:
-    """A data directory as a first start leaves it: copying it is faster than making each table for each test."""
+    """A data directory as the first start leaves it: copying it is faster than creating every table for each test."""
     keeper = TemporaryDirectory()
     atexit.register(keeper.cleanup)
     path = Path(keeper.name) / "data"
@@ -44,13 +44,13 @@ def new_data() -> Path:
 
 
 MEMORY = Path("/dev/shm")
-"""A file system without a disk behind it: most of a fast test's time was spent on flushing what nobody will miss."""
+"""A file system in memory: otherwise fast tests spend most of their time flushing data that nobody needs."""
 if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(MEMORY, os.W_OK):
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 
 class Program:
-    """An open program in a directory; `reopen` closes it in good order and opens it again, `crash` does not close."""
+    """An open program in a directory; `reopen` closes it properly and opens it again."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
         self.path = path
@@ -83,7 +83,7 @@ class Program:
 
 @pytest.fixture
 def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Opens programs with the settings a test asks for, and closes them."""
+    """Open programs with the settings that a test asks for, and close them afterwards."""
     opened: list[Program] = []
 
     def opener(**settings: Any) -> Program:
@@ -105,7 +105,7 @@ LEFT = pytest.StashKey[dict[int, str]]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A run that leaves a process behind has failed; the process that started the workers looks, once they are done."""
+    """Fail a run that leaves a process behind; checked by the main process, once its workers are done."""
     config = session.config
     if hasattr(config, "workerinput"):
         return
@@ -125,7 +125,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def program(
     request: pytest.FixtureRequest, open_program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> Program:
-    """One program; in half of the tests, mail is filed at once, so that each part of an inbox is looked at by many."""
+    """One program; in half of the tests, mail is filed at once, so that many tests examine each part of an inbox."""
     if crc32(request.node.nodeid.encode()) & 1:
         monkeypatch.setattr(filing, "MOST_RECIPIENTS", 0)
     marker = request.node.get_closest_marker("settings")
@@ -155,21 +155,21 @@ def direct(mux: Mux) -> Direct:
 
 FACES = [OverHttp, OverMcp, OverClient, OverCli]
 if not OVER_TLS:
-    FACES.insert(0, Direct)  # which has no connection
+    FACES.insert(0, Direct)  # it has no connection
 EVERY_FACE = OVER_TLS or os.environ.get("STONEMUX_FACES") == "all"
 
 
 @pytest.fixture(params=FACES, ids=lambda kind: kind.__name__)
 def face(request: pytest.FixtureRequest, mux: Mux) -> Iterator[Direct | OverHttp]:
-    """Every face in turn."""
+    """Each of the faces in turn."""
     with request.param(mux) as opened:
         yield opened
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each scenario runs over one face, and the faces take turns: `make faces` runs them over all.
+    """Run each scenario over one face only, with the faces taking turns; `make faces` runs them over all.
 
-    A face only translates, and all of them together take twice the time.
+    A face only translates, and running all of them takes twice as long.
     """
     if EVERY_FACE:
         return
@@ -189,7 +189,7 @@ def _has_its_turn(item: pytest.Item) -> bool:
 
 @pytest.fixture
 def restart(face: Direct | OverHttp, program: Program) -> Callable[[], None]:
-    """Stops the program in good order and starts it again behind the same face."""
+    """Stop the program properly and start it again behind the same face."""
 
     def again() -> None:
         face.__exit__(None, None, None)
@@ -201,14 +201,14 @@ def restart(face: Direct | OverHttp, program: Program) -> Callable[[], None]:
 
 @pytest.fixture
 def background() -> Iterator[Callable[..., Future[Any]]]:
-    """Runs a call in a thread; the future has its answer or its error."""
+    """Run a call in a thread; the future has its answer or its error."""
     with ThreadPoolExecutor(32) as pool:
         yield pool.submit
 
 
 @pytest.fixture
 def outbound(program: Program) -> Iterator[Outbound]:
-    """Delivers to the program's webhooks, as in a daemon."""
+    """Deliver to the program's webhooks, as a daemon does."""
     outbound = Outbound(program.mux)
     outbound.start()
     yield outbound
@@ -218,7 +218,7 @@ def outbound(program: Program) -> Iterator[Outbound]:
 
 @pytest.fixture
 def receive() -> Iterator[Callable[..., Receiver]]:
-    """Makes receivers of webhooks on ports of their own."""
+    """Make webhook receivers on their own ports."""
     opened: list[Receiver] = []
 
     def receiver(*answer: Any) -> Receiver:

@@ -1,7 +1,7 @@
-"""Killing a program that writes, and what must be true of its directory afterwards.
+"""Kills a program while it writes, and checks what must be true of its directory afterwards.
 
-The child writes from several threads and says of each call what it was answered, one line a call. `kill_rounds` kills
-it with SIGKILL after a number of lines that the seed chooses, opens the directory again and holds it to every line.
+The child writes from several threads and prints the answer to each call, one line per call. `kill_rounds` kills it with
+SIGKILL after a number of lines that depends on the seed, opens the directory again, and checks it against every line.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Opened:
 
 
 def say(*told: Any) -> None:
-    os.write(1, (json.dumps(told) + "\n").encode())  # one write, so that lines of threads do not mix
+    os.write(1, (json.dumps(told) + "\n").encode())  # a single write, so that lines of different threads do not mix
 
 
 def send(program: Opened, name: str) -> None:
@@ -109,7 +109,7 @@ def child(path: Path, round_number: int) -> None:
 
 
 def kill_rounds(path: Path, *, seed: int, rounds: int, most_lines: int) -> Counter[str]:
-    """Kill and check, again and again in one directory; returns how often each kind of answer was given."""
+    """Kill and check repeatedly in one directory; returns how often each kind of answer occurred."""
     chance = random.Random(seed)
     told: list[list[Any]] = []
     for number in range(rounds):
@@ -119,7 +119,7 @@ def kill_rounds(path: Path, *, seed: int, rounds: int, most_lines: int) -> Count
 
 
 def run_and_kill(path: Path, number: int, lines: int) -> list[list[Any]]:
-    """What a child said until it was killed; all of it was acknowledged, also what it said while the kill was due."""
+    """The output of a child until it was killed; every line was acknowledged, even those just before the kill."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(path), str(number)],
         stdout=subprocess.PIPE,
@@ -140,7 +140,7 @@ def run_and_kill(path: Path, number: int, lines: int) -> list[list[Any]]:
 
 
 def check(path: Path, told: list[list[Any]]) -> None:
-    """Hold the directory to everything that was ever acknowledged."""
+    """Check the directory against everything that was ever acknowledged."""
     program = Opened(path)
     try:
         assert program.rows("PRAGMA integrity_check") == [("ok",)]

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def free_port() -> int:
-    """A free port below those that the system gives to clients.
+    """A free port below the range that the system assigns to clients.
 
-    Else somebody could be given that very port before the daemon has it, and a client that knocks while the daemon is
-    dead could talk to itself.
+    Otherwise, a client could be assigned that port before the daemon has it, and a client that connects while the
+    daemon is dead could connect to itself.
     """
     while True:
         port = random.randrange(20_000, 32_000)
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 class ChildDaemon:
-    """A running child; `banner` is what it said on standard output."""
+    """A running child; `banner` is its standard output at the start."""
 
     def __init__(self, process: subprocess.Popen[str], port: int, banner: str) -> None:
         self.process = process

@@ -1,6 +1,6 @@
-"""The ways in: each face calls operations by name with wire names, and raises the MuxError that came back.
+"""The faces: each calls operations by name with the wire's parameter names, and raises the MuxError that came back.
 
-`from` is a Python word, so tests write `from_`; every face strips one trailing underscore.
+`from` is a Python keyword, so tests write `from_`; every face strips one trailing underscore.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def wire_names(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def refusal(face: Direct | OverHttp, code: str, name: str, /, **given: Any) -> MuxError:
-    """The refusal of a call, which must have this code."""
+    """Make a call that must be refused with this code; returns the refusal."""
     with pytest.raises(MuxError) as caught:
         face.call(name, **given)
     assert caught.value.code == code, f"{name}: {caught.value.message}"
@@ -54,18 +54,18 @@ def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
 
 
 def say(face: Direct | OverHttp, *contents: str) -> list[int]:
-    """Messages of ann to bob; their ids."""
+    """Send messages from ann to bob; returns their ids."""
     return [face.call("msg.send", from_="ann", to="bob", content=content)["message_id"] for content in contents]
 
 
 def command(*arguments: str | Path, data: Path, **environ: str) -> int:
-    """Run a command in this process, on a data directory; its status."""
+    """Run a command in this process, on a data directory; returns its exit status."""
     environ = {"HOME": str(data.parent), "STONEMUX_DATA_DIR": str(data), **environ}
     return cli.main([str(argument) for argument in arguments], environ)
 
 
 def connect(port: int) -> http.client.HTTPConnection:
-    """A new connection, which speaks TLS where the tests' programs do."""
+    """A new connection; uses TLS if the tests' programs do."""
     if OVER_TLS:
         return http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting())
     return http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -85,7 +85,7 @@ def _exchange(
 
 
 def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
-    """By lower-case names, none of which an answer says twice."""
+    """The headers by lowercase name; no name may occur twice."""
     pairs = [(name.lower(), value) for name, value in response.getheaders()]
     headers = dict(pairs)
     assert len(headers) == len(pairs), pairs
@@ -93,7 +93,7 @@ def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
 
 
 def bearer_of(face: Direct | OverHttp, operation: Operation) -> str | None:
-    """What a face shows: the token that a test gave it, or the owner's where the operation asks for that."""
+    """The token that a face presents: the test's, or the owner's if the operation requires it."""
     token = face.token
     if token is None and operation.owner:
         token = face.mux.tokens.owner
@@ -101,12 +101,12 @@ def bearer_of(face: Direct | OverHttp, operation: Operation) -> str | None:
 
 
 class Direct:
-    """Straight through the door, without a face."""
+    """Calls the door directly, without a face."""
 
     token: str | None = None
-    """The token that calls show."""
+    """The token that calls present."""
     replayed = False
-    """Whether the last answer was the stored one of an earlier call."""
+    """Whether the last answer was the stored answer of an earlier call."""
 
     def __init__(self, mux: Mux) -> None:
         self.mux = mux
@@ -134,7 +134,7 @@ class Direct:
 
 
 class OverHttp:
-    """A server on a free port; a new connection for each call."""
+    """A server on a free port; every call uses a new connection."""
 
     token: str | None = None
     replayed = False
@@ -155,7 +155,7 @@ class OverHttp:
         stopping.join(0.1)
         while stopping.is_alive() and isinstance(
             self.mux.clock, FakeClock
-        ):  # it waits for a verdict that is due in 3 ms, on a clock that stands still
+        ):  # it waits 3 ms for a verdict, on a clock that stands still
             self.mux.clock.advance(3)
             stopping.join(0.1)
         self._door.join(5)
@@ -164,18 +164,18 @@ class OverHttp:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """One request on a connection of its own: status, headers (lower-case names) and body."""
+        """Make one request on its own connection; returns status, headers (lowercase names), and body."""
         connection = connect(self.port)
         try:
             answer = _exchange(connection, method, path, body, headers or {})
             if path.startswith("/msg/poll"):
-                _exchange(connection, "GET", "/health")  # the next request is the receipt of the answer before
+                _exchange(connection, "GET", "/health")  # the next request is the receipt for the previous answer
             return answer
         finally:
             connection.close()
 
     def _until_received(self, agent_id: str) -> None:
-        """Block until the server has written down that the answer of a poll arrived."""
+        """Block until the server has recorded that the answer of a poll arrived."""
         patience = 5000
         while self.mux.flights.held(agent_id):
             patience -= 1
@@ -228,23 +228,23 @@ class OverHttp:
 
 
 def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-    """One POST /mcp, acknowledged without a clock having to move: status, headers (lower-case names) and body."""
+    """Make one POST /mcp, acknowledged without moving a clock; returns status, headers (lowercase names), and body."""
     connection = connect(port)
     try:
         connection.request("POST", "/mcp", body, headers)
         sock = connection.sock
-        with sock.makefile():  # which keeps it open when the answer closes the connection
+        with sock.makefile():  # keeps the socket open when the answer closes the connection
             response = connection.getresponse()
             data = response.read()
             with suppress(BrokenPipeError):
-                sock.sendall(b"\r\n")  # whoever says more has received the answer
+                sock.sendall(b"\r\n")  # a client that sends more has received the answer
     finally:
         connection.close()
     return response.status, _headers(response), data
 
 
 class OverMcp(OverHttp):
-    """Tools, called over MCP; operations that are no tool go over plain HTTP."""
+    """Tools, called over MCP; operations that are not tools go over plain HTTP."""
 
     def call(self, name: str, /, **given: Any) -> Any:
         operation = operations.BY_NAME[name]
@@ -284,16 +284,16 @@ class OverMcp(OverHttp):
     def _refusal(self, operation: Operation, error: dict[str, Any]) -> MuxError:
         message = error.pop("message")
         for other in operations.OPERATIONS:
-            if other.tool:  # what an agent reads names tools, and the contract's tests look for operations
+            if other.tool:  # agents read the names of tools, but the contract's tests look for operations
                 message = re.sub(rf"\b{other.tool}\b", other.name, message)
-        message = re.sub(r"`stonemux (\w+) (\w+)`", r"\1.\2", message)  # what is no tool is named as it is typed
+        message = re.sub(r"`stonemux (\w+) (\w+)`", r"\1.\2", message)  # non-tools are named as commands
         raised = MuxError(error.pop("code"), message, retry_after=error.pop("retry_after", None), **error)
         shapes.check_refusal(operation, raised)
         return raised
 
 
 class OverClient(OverHttp):
-    """The Python client, by its typed methods where the arguments fit; its waits run on the test's clock."""
+    """The Python client, with its typed methods where the arguments fit; its waits run on the test's clock."""
 
     def __enter__(self) -> OverClient:
         super().__enter__()
@@ -310,7 +310,7 @@ class OverClient(OverHttp):
         try:
             answer = self._call(operation, dict(given))
         except MuxError as error:
-            error.facts.pop("request_id", None)  # what the client refuses by itself has none
+            error.facts.pop("request_id", None)  # refusals by the client itself have none
             shapes.check_refusal(operation, error)
             raise
         self.replayed = self.client.replayed
@@ -320,7 +320,7 @@ class OverClient(OverHttp):
         return answer
 
     def _call(self, operation: Operation, given: dict[str, Any]) -> Any:
-        """By the typed method, unless Python would refuse the arguments, or the client would wait past the maximum."""
+        """Use the typed method, unless Python would reject the arguments, or the client would wait past the maximum."""
         bearer = bearer_of(self, operation)
         self.client._token = None if bearer is None else bearer.removeprefix("Bearer ")
         names = {param.name: param.argument for param in operation.params}
@@ -341,7 +341,7 @@ def _fits(method: Any, arguments: dict[str, Any]) -> bool:
 
 
 class _OneTry(Client):
-    """A client that does not try again, so that a test sees each answer; it keeps whether the last one was stored."""
+    """A client that never retries, so that a test sees each answer; it records whether the last was replayed."""
 
     replayed = False
 
@@ -356,7 +356,7 @@ class _OneTry(Client):
     def _read(self, operation: Operation, trip: RoundTrip) -> Any:
         self.replayed = trip.headers.get("idempotent-replayed") == "true"
         if operation.takes and trip._sock is not None:
-            trip._sock.sendall(b"\r\n")  # whoever says more has received the answer, without a clock having to move
+            trip._sock.sendall(b"\r\n")  # a client that sends more has received the answer, so no clock must move
             trip.part()
         return super()._read(operation, trip)
 
@@ -369,7 +369,7 @@ def _differs_over_mcp(operation: Operation, name: str, value: Any) -> bool:
 
 
 class OverCli(OverHttp):
-    """Typed commands, run in this process; each thread's output goes to the call that it makes."""
+    """Command lines, run in this process; each thread's output goes to the call that it makes."""
 
     def call(self, name: str, /, **given: Any) -> Any:
         operation = operations.BY_NAME[name]
@@ -399,7 +399,7 @@ class OverCli(OverHttp):
 
 
 class _PerThread(io.TextIOBase):
-    """A stream that each thread may catch for itself."""
+    """A stream that each thread can capture separately."""
 
     encoding = "utf-8"
 
@@ -418,8 +418,8 @@ _OUT, _ERR = _PerThread(), _PerThread()
 
 @contextmanager
 def _caught() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """What this thread says on standard output and standard error."""
-    if sys.stdout is not _OUT:  # pytest puts streams of its own there, before each test
+    """Capture what this thread writes to standard output and standard error."""
+    if sys.stdout is not _OUT:  # pytest installs its own streams before each test
         _OUT.usual, sys.stdout = sys.stdout, _OUT
     if sys.stderr is not _ERR:
         _ERR.usual, sys.stderr = sys.stderr, _ERR
@@ -431,7 +431,7 @@ def _caught() -> Iterator[tuple[io.StringIO, io.StringIO]]:
 
 
 def _words(operation: Operation, given: dict[str, Any]) -> list[str]:
-    """What is typed for the given values; skips the test where a value cannot be typed."""
+    """The command-line words for the given values; skips the test if a value cannot be typed."""
     words: list[str] = []
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")

@@ -13,7 +13,7 @@ EPOCH_MS = 1_780_000_000_000
 
 
 class FakeClock(Clock):
-    """Time moves by `advance` only; a wait without end fails after five real seconds instead of hanging the suite."""
+    """Time moves only by `advance`; an endless wait fails after five real seconds instead of hanging the suite."""
 
     def __init__(self) -> None:
         self._ticks = 1_000_000
@@ -22,7 +22,7 @@ class FakeClock(Clock):
         self._changed = threading.Condition()
         self._parked: dict[threading.Condition, int] = {}
         self._noted: dict[Sleeper, None] = {}
-        self._came = 0  # how many have ever begun to wait
+        self._came = 0  # how many waits have ever begun
 
     def anchor(self, not_before: int) -> None:
         self._offset += max(0, not_before - self.now_ms())
@@ -75,7 +75,7 @@ class FakeClock(Clock):
         return f"{self._ids:0{2 * n_bytes}x}"
 
     def advance(self, ms: int) -> None:
-        """Let time pass, and let everyone who waits look at the clock."""
+        """Move time forward, and make everything that waits look at the clock."""
         with self._changed:
             self._ticks += ms
             parked, noted = list(self._parked), list(self._noted)
@@ -87,12 +87,12 @@ class FakeClock(Clock):
 
     @property
     def parked(self) -> int:
-        """How many wait on this clock."""
+        """How many are waiting on this clock."""
         with self._changed:
             return self._count()
 
     def advance_to_next_wait(self, ms: int) -> None:
-        """Let so much time pass that whoever waits goes on, and block until somebody waits anew."""
+        """Move time forward so far that a waiter continues, and block until something waits again."""
         came = self._came
         self.advance(ms)
         end = time.monotonic() + STUCK_AFTER_S
@@ -104,7 +104,7 @@ class FakeClock(Clock):
         return sum(self._parked.values()) + len(self._noted)
 
     def until_parked(self, count: int) -> None:
-        """Block until `count` wait; fails when that does not come to pass."""
+        """Block until `count` are waiting; fails if that does not happen."""
         end = time.monotonic() + STUCK_AFTER_S
         with self._changed:
             while self._count() < count:

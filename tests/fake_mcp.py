@@ -1,4 +1,4 @@
-"""A server over stdio that behaves as its first argument says; it needs nothing but the standard library."""
+"""An MCP server over stdio that behaves as its first argument says; it needs only the standard library."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ def answer(request: dict, result: object) -> None:
 
 
 def good(request: dict) -> None:
-    """Four tools on two pages, among other talk."""
+    """Four tools on two pages, mixed with other messages."""
     print(json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}), flush=True)
     print(json.dumps({"jsonrpc": "2.0", "id": request["id"], "method": "ping"}), flush=True)
     if request["method"] == "initialize":

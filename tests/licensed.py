@@ -1,4 +1,4 @@
-"""Licenses and tokens for tests, by the machine's own issuer and owner."""
+"""Licenses and tokens for tests, from the machine's own issuer and owner."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from stonemux.issuer import Issuer
 
 
 def issue(program, tier="pro", **terms):
-    """A license by the machine's own issuer: its key and document."""
+    """Issue a license with the machine's own issuer; returns its key and document."""
     return Issuer(program.path, program.clock, create=True).issue(tier, **terms)
 
 
 def put(face, document):
-    """Put a document in its place and let the program take it up."""
+    """Install a license document and let the program load it."""
     face.mux.settings.license_key_file.write_text(document if isinstance(document, str) else json.dumps(document))
     return face.call("license.reload")
 
 
 def issued(face, agent_id=None):
-    """A token that the machine's owner made."""
+    """A token issued by the machine's owner."""
     held, face.token = face.token, None
     try:
         return face.call("token.issue", agent_id=agent_id)["token"]

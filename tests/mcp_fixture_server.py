@@ -1,9 +1,9 @@
-"""A daemon whose MCP layer also offers what the conformance suite asks for by name. Test ground only.
+"""A daemon whose MCP layer also offers what the conformance suite asks for by name. For tests only.
 
     python tests/mcp_fixture_server.py --port 3399
 
-The layer, the transport and the daemon are the real ones; only the registry has more in it. Names, texts and schemas
-are those that the suite (npm: @modelcontextprotocol/conformance) expects.
+The layer, the transport, and the daemon are the real ones; only the registry has additional entries. Names, texts, and
+schemas are those that the suite (npm: @modelcontextprotocol/conformance) expects.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def says(*blocks: dict[str, Any]) -> Callable[[Context], dict[str, Any]]:
     return lambda context: {"content": list(blocks)}
 
 
-# -- tools that take their time
+# -- slow tools
 
 
 def pause() -> None:
@@ -59,7 +59,7 @@ def pause() -> None:
 
 
 def speak(context: Context, words: str) -> None:
-    """A log message: an older client gets it in any case, a newer one when it asks for it."""
+    """Send a log message: an older client always gets it, a newer one only if it asks for it."""
     if not context.request.modern or "io.modelcontextprotocol/logLevel" in context.request.meta:
         context.notify("notifications/message", level="info", logger="fixture", data=words)
 
@@ -119,7 +119,7 @@ def ask(requests: dict[str, Any], state: str = "") -> dict[str, Any]:
 
 
 def responses(context: Context) -> dict[str, Any]:
-    """The answers that came along, those alone that are objects."""
+    """The client's responses to earlier requests for input; only those that are objects."""
     given = context.request.params.get("inputResponses")
     return {name: one for name, one in given.items() if isinstance(one, dict)} if isinstance(given, dict) else {}
 
@@ -129,7 +129,7 @@ def signed(state: str) -> str:
 
 
 def opened(context: Context) -> str:
-    """The state that came back, or "" if none did; raises Fault when somebody else made it."""
+    """The state that came back, or "" if none did; raises Fault if it was made elsewhere."""
     given = context.request.params.get("requestState")
     if given is None:
         return ""
@@ -140,7 +140,7 @@ def opened(context: Context) -> str:
 
 
 def asking(requests: dict[str, Any], done: str, state: str = "") -> Callable[[Context], dict[str, Any]]:
-    """A tool that asks until everything is answered."""
+    """A tool that asks for input until everything is answered."""
 
     def run(context: Context) -> dict[str, Any]:
         came = opened(context)
@@ -287,7 +287,7 @@ def complete(context: Context) -> dict[str, Any]:
 
 
 def extend(registry: Registry) -> Registry:
-    """Put everything into a registry that the suite asks for."""
+    """Add everything to a registry that the suite asks for."""
     for name, run in TOOLS.items():
         schema = {"type": "object", "additionalProperties": False}
         registry.add(Tool({"name": name, "description": f"Fixture {name}", "inputSchema": schema}, run))

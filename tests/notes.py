@@ -1,4 +1,4 @@
-"""A small table of operations with parameters of all kinds, for the tests of what is rendered from a table."""
+"""A small table of operations with parameters of all kinds, for testing what is rendered from a table."""
 
 from __future__ import annotations
 

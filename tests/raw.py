@@ -1,4 +1,4 @@
-"""A client made of bytes: it sends what it is told and reads what comes, one answer at a time."""
+"""A client that works with raw bytes: it sends what it is given and reads what arrives, one answer at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tls_client import TlsSocket
 
 PATIENCE_S = 5.0
 OVER_TLS = bool(os.environ.get("STONEMUX_TESTS_OVER_TLS"))
-"""Whether the tests' programs have a certificate, and their clients speak TLS (`deep/test_over_tls.py`)."""
+"""Whether the tests' programs have a certificate, and their clients use TLS (`deep/test_over_tls.py`)."""
 
 
 def eventually(holds: Callable[[], Any], what: str = "") -> Any:
-    """Wait until `holds()` is true and return it; fails after five seconds. For what another thread does."""
+    """Wait until `holds()` is true and return its value; fails after five seconds. For effects of other threads."""
     end = time.monotonic() + PATIENCE_S
     pause = threading.Event()
     while not (found := holds()):
@@ -44,14 +44,14 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The error code, "" for a success."""
+        """The error code; "" for a success."""
         return str(self.json["error"]["code"]) if self.status >= 400 else ""
 
 
 def request(
     method: str, target: str, *lines: str, body: bytes | None = None, host: str = "localhost", version: str = "1.1"
 ) -> bytes:
-    """A request's bytes; a body brings its Content-Type and Content-Length along."""
+    """The bytes of a request; a body adds Content-Type and Content-Length."""
     head = [f"{method} {target} HTTP/{version}", f"Host: {host}", *lines]
     if body is not None:
         if not any(line.lower().startswith("content-type:") for line in lines):
@@ -93,7 +93,7 @@ class Raw:
         return self.answer(head=head)
 
     def read_until(self, mark: bytes) -> bytes:
-        """Everything up to and including `mark`."""
+        """Read everything up to and including `mark`."""
         while mark not in self.buffer:
             data = self.sock.recv(65536)
             if not data:
@@ -103,7 +103,7 @@ class Raw:
         return found + mark
 
     def head(self) -> tuple[int, dict[str, str]]:
-        """Status and headers of the next answer."""
+        """The status and headers of the next answer."""
         first, *lines = self.read_until(b"\r\n\r\n")[:-4].decode("ascii").split("\r\n")
         version, status, _ = first.split(" ", 2)
         assert version == "HTTP/1.1"
@@ -115,7 +115,7 @@ class Raw:
         return int(status), headers
 
     def answer(self, *, head: bool = False) -> Answer:
-        """The next answer, held to what every answer must have; `head` when it answers a HEAD."""
+        """Read the next answer and check what every answer must have; `head` if it answers a HEAD."""
         status, headers = self.head()
         length = 0 if head or status == 204 else int(headers["content-length"])
         while len(self.buffer) < length:
@@ -135,7 +135,7 @@ class Raw:
         return Answer(status, headers, body)
 
     def has_ended(self) -> bool:
-        """Wait for the end of the connection; False if more bytes came instead."""
+        """Wait for the end of the connection; False if more bytes arrive instead."""
         if self.buffer:
             return False
         try:
@@ -144,7 +144,7 @@ class Raw:
             return True
 
     def at_end(self) -> bool:
-        """Whether the connection has ended; if not, waits until more has come and keeps it."""
+        """Whether the connection has ended; if not, waits until more has arrived and keeps it."""
         if not self.buffer:
             with contextlib.suppress(ConnectionResetError):
                 self.buffer = self.sock.recv(65536)
@@ -155,15 +155,15 @@ class Raw:
         assert select.select([self.sock], [], [], PATIENCE_S)[0]
 
     def is_silent(self, for_s: float = 0.02) -> bool:
-        """Nothing has arrived, and nothing arrives in this short while."""
+        """Whether nothing has arrived, and nothing arrives in this short time."""
         return not self.buffer and not select.select([self.sock], [], [], for_s)[0]
 
     def finish(self) -> None:
-        """Say that no more is sent."""
+        """Announce the end of what this client sends (a half-close)."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Vanish as a killed client with unread data does."""
+        """Vanish like a killed client with unread data."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -172,10 +172,10 @@ class Raw:
 
 
 def unread(sock: socket.socket) -> int:
-    """How many bytes wait in a socket to be read."""
+    """How many bytes in a socket are waiting to be read."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"))[0])
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """How many bytes a socket has sent, or is to send, that the other system has not acknowledged."""
+    """How many bytes a socket has sent, or will send, that the other side has not acknowledged."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])

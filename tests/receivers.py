@@ -1,4 +1,4 @@
-"""The other end of a webhook: a local receiver that does what a test tells it, however rude."""
+"""The receiving end of a webhook: a local server that does what a test tells it, however rude."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ OK = status(204)
 
 
 class Receiver:
-    """Listens on a free port, one thread a connection.
+    """Listens on a free port, with one thread per connection.
 
-    `answer` is what it says to a delivery: bytes, or a function of the connection that says it.
+    `answer` is its response to a delivery: bytes, or a function that gets the connection and sends the response.
     """
 
     def __init__(self, answer: bytes | Callable[[socket.socket], None] = OK) -> None:
@@ -93,7 +93,7 @@ class Receiver:
             pass  # the other side left, or the test is over
 
     def until(self, count: int) -> list[Heard]:
-        """Block until so many deliveries came; the list of them."""
+        """Block until `count` deliveries have arrived; returns the list of them."""
         with self._came:
             assert self._came.wait_for(lambda: len(self.heard) >= count, PATIENCE_S), (
                 f"{count} deliveries were expected, {len(self.heard)} came"
@@ -102,7 +102,7 @@ class Receiver:
 
 
 def eventually(true: Callable[[], Any], what: str = "it never became true") -> Any:
-    """Block until this is true; what it then returned."""
+    """Block until `true()` is true; returns its value."""
     end = time.monotonic() + PATIENCE_S
     while not (found := true()):
         assert time.monotonic() < end, what

@@ -1,4 +1,4 @@
-"""A server that answers by a script, for what a daemon does seldom: it ends connections, is busy, is something else."""
+"""A server with scripted answers, for what a daemon rarely does: close connections, be busy, be another program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Asked(NamedTuple):
 
 
 def answer(status: int, body: Any, **headers: str) -> bytes:
-    """An answer as a daemon gives it."""
+    """An answer in the form that a daemon gives it."""
     data = json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(data)}", "X-Request-Id: r1"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -28,7 +28,7 @@ def refusal(status: int, code: str, **headers: str) -> bytes:
 
 
 class Scripted:
-    """Each request gets the next of the answers; None ends the connection without one. The last one repeats."""
+    """Each request gets the next of the answers; None closes the connection without one. The last answer repeats."""
 
     def __init__(self, *answers: bytes | None) -> None:
         self.asked: list[Asked] = []

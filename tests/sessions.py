@@ -1,4 +1,4 @@
-"""`stonemux mcp` as a client starts it: a child process with pipes, and the place of the daemon that it starts."""
+"""`stonemux mcp` as a client starts it: a child process with pipes, and the location of the daemon that it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITHIN_S = 15
 
 
 class Place:
-    """A data directory and a port that belong together; at the end its daemon is stopped."""
+    """A data directory and a port that belong together; its daemon is stopped at the end."""
 
     def __init__(self, path: Path) -> None:
         self.data = path / "data"
@@ -44,12 +44,12 @@ class Place:
     def close(self) -> None:
         for session in self.sessions:
             session.close()
-        # One that is still on its way has not noted its process id yet.
+        # A daemon that is still starting has not written its process id yet.
         self.until(lambda: not children.end(self.data, signal.SIGTERM))
 
 
 class Session:
-    """One `stonemux mcp`; answers are sorted by id as they come."""
+    """One `stonemux mcp`; answers are collected by id as they arrive."""
 
     def __init__(self, place: Place, environ: dict[str, str]) -> None:
         where = ["--port", str(place.port), "--data-dir", str(place.data)]
@@ -78,7 +78,7 @@ class Session:
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            message = json.loads(line)  # nothing else may stand on standard output
+            message = json.loads(line)  # nothing else may appear on standard output
             with self._news:
                 self.lines.append(line)
                 self._answers[message["id"]] = message

@@ -1,6 +1,6 @@
-"""Holds answers to the shapes that the operation table promises, and refusals to the codes that it names.
+"""Checks answers against the shapes that the operation table promises, and refusals against its error codes.
 
-`check` and `check_refusal` stand in the faces' `call`, so every answer that any test gets is held to its row.
+The faces' `call` uses `check` and `check_refusal`, so every answer that any test gets is checked against its row.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ANYWHERE = {
     "idempotency_key_conflict",
     "invalid_idempotency_key",
 }
-"""Codes that any operation may refuse with, besides those of its row and of its parameters."""
+"""Codes that any operation may refuse with, in addition to those of its row and its parameters."""
 
 
 def problems(shape: Any, value: Any, where: str = "answer") -> list[str]:
-    """What is wrong with `value`; the notation is that of `stonemux.schema`, and unknown fields are wrong."""
+    """What is wrong with `value`; uses the notation of `stonemux.schema`, and unknown fields are errors."""
     if isinstance(shape, tuple):
         tried = [problems(one, value, where) for one in shape]
         return [] if [] in tried else tried[0]
@@ -72,7 +72,7 @@ def _object_problems(shape: dict[str, Any], value: Any, where: str) -> list[str]
 
 
 def check(operation: Operation, answer: Any) -> None:
-    """Fail unless the answer has the shape of its row."""
+    """Fail unless the answer has the shape that its row declares."""
     if operation.returns is None:
         return
     wrong = problems(operation.returns, answer, operation.name)
@@ -80,6 +80,6 @@ def check(operation: Operation, answer: Any) -> None:
 
 
 def check_refusal(operation: Operation, error: MuxError) -> None:
-    """Fail unless the row (or one of its parameters) says that it refuses so."""
+    """Fail unless the row (or one of its parameters) declares this error code."""
     known = ANYWHERE | set(operation.errors) | {code for p in operation.params for code in (p.code, p.too_large)}
     assert error.code in known, f"{operation.name} does not say that it refuses with {error.code}: {error.message}"

@@ -1,4 +1,4 @@
-"""A client of the event stream that sees its bytes."""
+"""A client of the event stream that sees the raw bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Frame(NamedTuple):
 
 
 class Reader(Raw):
-    """A client of the stream; `buffer` is the size of its receive buffer, for readers that are to get stuck."""
+    """A client of the stream; `buffer` is the size of its receive buffer, for readers that should get stuck."""
 
     def __init__(self, port: int, target: str = "/events", *lines: str, buffer: int | None = None) -> None:
         if buffer is None:
@@ -37,7 +37,7 @@ class Reader(Raw):
         return self.read_until(b"\n\n")[:-2].decode()
 
     def begin(self) -> int:
-        """Read the greeting; returns the head that it tells."""
+        """Read the greeting; returns the head that it announces."""
         retry, comment = self.block().split("\n")
         assert retry == "retry: 2000"
         head = int(comment.removeprefix(": head "))
@@ -45,7 +45,7 @@ class Reader(Raw):
         return head
 
     def frame(self) -> Frame:
-        """The next frame; keepalives are passed over."""
+        """The next frame; skips keep-alives."""
         while (block := self.block()) == ": ka":
             pass
         fields = dict(line.split(": ", 1) for line in block.split("\n"))

@@ -1,6 +1,6 @@
-"""A client's side of TLS with nothing automatic about it: a blocking socket whose end is the test's to choose.
+"""The client side of TLS without automation: a blocking socket that a test closes in the way it chooses.
 
-Python's own `SSLSocket` cannot close one direction, and hides when `close_notify` is said.
+Python's own `SSLSocket` cannot close a single direction, and hides whether `close_notify` was sent.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 CERTIFICATES = Path(__file__).parent / "certificates"
-"""A certificate for this machine, good for a century, and its key: for tests only."""
+"""A certificate for this machine, valid for a century, and its key: for tests only."""
 CERT, KEY = str(CERTIFICATES / "test-only-cert.pem"), str(CERTIFICATES / "test-only-key.pem")
 
 
 def trusting(**attributes: Any) -> ssl.SSLContext:
-    """What a client needs to trust the certificate of the tests."""
+    """A client context that trusts the tests' certificate."""
     context = ssl.create_default_context(cafile=CERT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     for name, value in attributes.items():
@@ -26,7 +26,7 @@ def trusting(**attributes: Any) -> ssl.SSLContext:
 
 
 class TlsSocket:
-    """Like a connected socket; `sips` reads one record at a time, as OpenSSL does by itself, else whatever is there."""
+    """Like a connected socket; `sips` reads one record at a time, as OpenSSL does, instead of everything available."""
 
     def __init__(self, sock: socket.socket, *, context: ssl.SSLContext | None = None, sips: bool = False) -> None:
         self.raw = sock
@@ -40,7 +40,7 @@ class TlsSocket:
             raise
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.raw, name)  # what is the same as without TLS
+        return getattr(self.raw, name)  # the same as without TLS
 
     def _through(self, act: Any) -> Any:
         while True:
@@ -81,7 +81,7 @@ class TlsSocket:
             return b""
 
     def hears_goodbye(self) -> bool:
-        """Read to the end; whether `close_notify` told of it."""
+        """Read to the end; returns whether `close_notify` announced it."""
         try:
             while self._through(lambda: self._tls.read(65536)):
                 pass
@@ -95,7 +95,7 @@ class TlsSocket:
         self._through(lambda: self._tls.write(data))
 
     def goodbye(self) -> None:
-        """Say `close_notify`, and wait for nothing."""
+        """Send `close_notify`, and wait for nothing."""
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
         self._flush()

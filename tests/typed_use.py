@@ -1,4 +1,4 @@
-"""What a program that uses the client looks like to mypy, which checks this file strictly; nothing runs it."""
+"""How a program that uses the client looks to mypy, which checks this file strictly; it is never run."""
 
 from __future__ import annotations
 
