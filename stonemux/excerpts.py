@@ -19,11 +19,18 @@ MOST = 200
 """How many found words are examined at most."""
 
 _WORD = r"[^\W_]+"
+_ACCENT = "[\u0300-\u0331]"
+"""What the index takes for an accent behind a letter, and leaves out."""
 
 
 def shortened(text: str, most: int) -> str:
     """The text in at most `most` characters; the last one is … if something was cut off."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """The words of a short text as the index tells them apart: without case and accents."""
+    return tuple(re.findall(_WORD, re.sub(_ACCENT, "", unicodedata.normalize("NFD", text.lower()))))
 
 
 def excerpt(text: str, wanted: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from stonemux import directory
 from stonemux.documents import PREVIEW
 from stonemux.errors import MuxError
-from stonemux.excerpts import excerpt
+from stonemux.excerpts import excerpt, tokens
 from stonemux.history import narrow
 from stonemux.messages import FIELDS, view
 from stonemux.mux import Caller, Mux
@@ -69,12 +69,15 @@ def _text(rx: Snapshot, row: Any) -> str:
 
 
 def _phrases(q: str) -> str:
-    """The query with each word or quoted phrase as an FTS5 string, so that nothing in it is taken for syntax."""
+    """The query with each word or quoted phrase as an FTS5 string, so that nothing in it is taken for syntax.
+
+    Each once: what a message costs to be ranked grows with the square of the repetitions of a word that it says often.
+    """
     words = [quoted or word for quoted, word in re.findall(_WORD, q.replace("\x00", " "))]
-    words = [word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)]
-    if not words:
+    once = {tokens(word): word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)}
+    if not once:
         raise MuxError("invalid_field", "q has no word to search for", parameter="q")
-    return " ".join(f'"{word}"' for word in words)
+    return " ".join(f'"{word}"' for word in once.values())
 
 
 def _make_index(tx: Tx) -> None:

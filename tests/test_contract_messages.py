@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import FIRST_COMPLETED, wait
 
 import pytest
@@ -528,6 +529,14 @@ def test_search_finds_all_words_best_first_with_an_excerpt(team):
     refusal(team, "invalid_field", "msg.search", q="***")
     later = send(team, content="red again")
     assert search("red", channel="default") == [later, found] or search("red") == [found, later]
+
+
+def test_a_word_that_a_search_repeats_costs_nothing(direct):
+    join(direct, "ann", "bob")
+    found = direct.call("msg.send", from_="ann", to="bob", content="a " * 30_000)["message_id"]
+    begun = time.monotonic()
+    assert [one["id"] for one in direct.call("msg.search", q="a Á " * 200)["results"]] == [found]
+    assert time.monotonic() - begun < 5  # it took 20 s
 
 
 def test_a_typed_message_without_to_passes_over_agents_that_have_gone_stale(face, clock):

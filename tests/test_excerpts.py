@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from stonemux.excerpts import SPAN, excerpt
+from stonemux.excerpts import SPAN, excerpt, tokens
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,18 @@ def test_the_longest_text_is_no_burden(text):
     began = time.monotonic()
     excerpt(text, "word wörd x")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Red", ("red",)),
+        ("CAFÉ", ("cafe",)),
+        ("cafe\u0301", ("cafe",)),
+        ("snake_case", ("snake", "case")),
+        ("weiß", ("weiß",)),
+        ("...", ()),
+    ],
+)
+def test_words_are_told_apart_as_the_index_does(text, found):
+    assert tokens(text) == found
