@@ -29,7 +29,7 @@ from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import RESTORE, check_sound, gone_back, stand
 from stonemux.remote import Remote
-from stonemux.screen import counted
+from stonemux.screen import counted, safe
 
 LARGE_LOG = 64 * 1024 * 1024
 """A write-ahead log larger than this (in bytes) suggests a reader that never ends its transaction."""
@@ -98,12 +98,15 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """The findings for people: one line each, with the remedy below it."""
+    """The findings for people: one line each, with the remedy below it.
+
+    Findings quote what agents registered and what is in the files of others, so control characters are spelled out.
+    """
     lines = []
     for finding in findings:
-        lines.append(f"{finding.state:<8} {finding.check:<10} {finding.found}")
+        lines.append(f"{finding.state:<8} {finding.check:<10} {safe(finding.found)}")
         if finding.remedy:
-            lines.append(f"{'':<19} -> {finding.remedy}")
+            lines.append(f"{'':<19} -> {safe(finding.remedy)}")
     problems = sum(finding.state == PROBLEM for finding in findings)
     lines.append(counted(problems, "problem") if problems else "all is well")
     return "\n".join(lines)

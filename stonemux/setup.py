@@ -33,6 +33,8 @@ HANDED_ON = (*ADDRESS, "data_dir", "config", "tls_cert", "tls_key")
 VARIABLES = {name: f"STONEMUX_{name.upper()}" for name in HANDED_ON}
 """The environment variables of these settings."""
 OUR_ENVIRONMENT = ("PYTHONPATH", "STONEMUX_AGENT", *VARIABLES.values())
+INSTALLED = ("-P", "-m", "stonemux")
+"""What starts an installed stonemux, behind the interpreter."""
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
 """Fields of an entry that reached stonemux over HTTP; they would contradict a command."""
 ATTEMPTS = 5
@@ -124,6 +126,23 @@ def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, st
     return [*map(taken, [str(command), *args])], environ, job.folder if job.scope == "project" else home(job.environ)
 
 
+def foreign(job: Job, found: Mapping[str, Any]) -> str:
+    """What an entry would start or set besides stonemux, in words, where the file is the project's; else "".
+
+    Whoever made a project may have written its file, and clients ask before they start what it names. So nothing of it
+    is started here that could be another program, or could change what ours does.
+    """
+    if job.scope != "project":
+        return ""
+    words, env = [found.get("command"), *(found.get("args") or [])], found.get("env") or {}
+    ours = launch.command()
+    known = [ours, [ours[0], *INSTALLED], [NAME]]
+    if all([*one, "mcp"] != words[: len(one) + 1] for one in known):
+        return "it starts another program than this stonemux"
+    others = [name for name in env if name not in (*VARIABLES.values(), "STONEMUX_AGENT", "STONEMUX_TOKEN")]
+    return f"it sets {others[0]}" if others else ""
+
+
 def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
     """Start the command that the file now contains, and return the names of its tools.
 
@@ -163,7 +182,7 @@ def launch_for(environ: Mapping[str, str], given: Mapping[str, str | None], fold
         env["STONEMUX_AGENT"] = KINDS["name"](Param("--agent", most=120), agent, {})
     command, *args = launch.command()
     if _is_installed(environ):  # the module's name survives when another Python replaces this one, a path does not
-        args = ["-P", "-m", "stonemux"]
+        args = [*INSTALLED]
     return Launch(command, (*args, "mcp"), env)
 
 
@@ -340,7 +359,9 @@ def run(job: Job, *, dry_run: bool, checked: bool, say: Callable[[str], None]) -
         say("  it names paths of this machine")
     if job.scope == "project" or job.client.always_noted:
         say(f"  {job.client.note}")
-    if checked:
+    if checked and (problem := foreign(job, entry(job))):
+        say(f"  its command was not tried: {problem}")
+    elif checked:
         say(f"  its command works: {len(check(job))} tools answered")
 
 

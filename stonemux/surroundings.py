@@ -208,7 +208,9 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
                 "client_config_broken", f"{job.file}: the entry {setup.NAME!r} must be a table or object of settings"
             )
         if (url := _url(entry)) is not None:
-            return _over_http(patient, where, job.client.expand(url, job.environ, job.folder), remedy)
+            return _over_http(patient, job, where, job.client.expand(url, job.environ, job.folder), remedy)
+        if isinstance(entry.get("args") or [], list) and (problem := setup.foreign(job, entry)):
+            return _untried(where, problem, remedy)
         return Finding("clients", OK, f"{where}: {_tried(job, entry)}")
     except MuxError as error:
         if unset := error.facts.get("unset"):
@@ -216,6 +218,8 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
             return Finding(
                 "clients", NOTE, problem, f"set {unset} in the environment of {job.client.title}, and in this one"
             )
+        if error.facts.get("untried"):
+            return _untried(where, error.message, remedy)
         lacks_token = error.facts.get("refused", "").startswith("token_")
         return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if lacks_token else remedy)
 
@@ -226,10 +230,16 @@ def _url(entry: Mapping[str, Any]) -> str | None:
     return next((url for url in named if isinstance(url, str)), None)
 
 
-def _over_http(patient: Patient, where: str, url: str, remedy: str) -> Finding:
+def _untried(where: str, problem: str, remedy: str) -> Finding:
+    return Finding("clients", NOTE, f"{where} was not tried: {problem}", f"see that you trust this folder, or {remedy}")
+
+
+def _over_http(patient: Patient, job: setup.Job, where: str, url: str, remedy: str) -> Finding:
     """Check that a daemon answers, for a client that connects over HTTP and starts nothing."""
     try:
         parts = urlsplit(url)
+        if job.scope == "project" and not config.is_loopback(parts.hostname or ""):
+            return _untried(where, f"it leads to another machine ({parts.hostname})", remedy)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         cert = patient.settings.tls_cert if parts.scheme == "https" else ""
         pool.health(parts.hostname or "", port, tls_cert=cert, timeout=2)
@@ -245,6 +255,8 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
         there = config.load(Path(place.pop("config")) if "config" in place else None, environ, place)
     except MuxError as error:
         raise MuxError("client_check_failed", f"{job.file}: its command does not work: {error.message}") from error
+    if job.scope == "project" and not config.is_loopback(there.host):  # it could be sent any variable as a token
+        raise MuxError("client_check_failed", f"it leads to another machine ({there.host})", untried=True)
     if not pool.answers(there, timeout=2):
         return _version(job, command, environ, folder)
     try:

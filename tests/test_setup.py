@@ -656,6 +656,24 @@ def test_the_real_command_answers_whatever_lies_in_the_project(place, tmp_path):
     assert re.search(r"^  its command works: \d\d tools answered$", out, re.MULTILINE)
 
 
+def test_nothing_is_started_with_what_the_file_of_a_project_adds_to_its_environment(place, monkeypatch):
+    """Whoever made the project may have written it."""
+    monkeypatch.setattr(probe, "list_tools", lambda *_, **__: pytest.fail("it was started"))
+    added = {"STONEMUX_TOKEN": "t", "LD_PRELOAD": "./evil.so"}
+    place.lay("claude", json.dumps({"mcpServers": {"stonemux": {"command": "x", "env": added}}}), "project")
+    status, out, _ = place.run("claude", "--scope", "project")
+    assert status == 0
+    assert "its command was not tried: it sets LD_PRELOAD" in out
+    assert place.entry("claude", "project")["env"] == added
+
+
+def test_a_preview_cannot_play_with_the_terminal(place):
+    place.lay("claude", '{"mcpServers": {\n// \x1b[2J\n}}', "project")
+    _, out, _ = place.run("claude", "--scope", "project", "--dry-run")
+    assert "\\x1b[2J" in out
+    assert "\x1b" not in out
+
+
 def test_the_command_is_started_and_its_tools_counted(job, place):
     lines: list[str] = []
     setup.run(job(sys.executable, "-S", FAKE, "good"), dry_run=False, checked=True, say=lines.append)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from stonemux import flags
 from stonemux.clients import CLIENTS, SCOPES
 from stonemux.errors import EXIT_OK
+from stonemux.screen import safe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,5 +37,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         given = {name: getattr(options, name, None) for name in setup.HANDED_ON}
         wanted = setup.launch_for(environ, given, folder, options.agent)
     job = setup.Job(CLIENTS[options.client], options.scope, wanted, environ, folder)
-    setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=print)
+    setup.run(job, dry_run=options.dry_run, checked=not options.no_check, say=_say)
     return EXIT_OK
+
+
+def _say(text: str) -> None:
+    print(safe(text))  # a preview shows what stands in the file
