@@ -467,6 +467,10 @@ def test_an_endpoint_that_moves_gets_another_secret_unless_one_is_given(program,
     signed = signature.headers([moved["secret"]], heard.id, seconds, heard.body)
     assert heard.headers["webhook-signature"] == signed["webhook-signature"], "who knew the old one signs nothing here"
     assert "secret" not in direct.call("webhook.add", url=old.url, id=made["webhook"]["id"], secret=SECRET)
+    put(direct)
+    (heard,) = old.until(1)
+    signed = signature.headers([SECRET], heard.id, seconds, heard.body)
+    assert heard.headers["webhook-signature"] == signed["webhook-signature"], "nor does one that is given beside it"
 
 
 def test_a_failure_of_the_place_before_is_not_held_against_the_new_one(program, direct, outbound, receive):
