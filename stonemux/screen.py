@@ -51,7 +51,7 @@ TONES: Mapping[str, str] = {
 """The colors of statuses, as ANSI codes."""
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Look(NamedTuple):
@@ -201,12 +201,12 @@ def letter(message: Mapping[str, Any], look: Look) -> str:
     """One message, or one item of an inbox."""
     to = f" to {message['to']}" if "to" in message else ""
     when = message.get("sent_at") or message.get("received_at") or ""
-    head = f"{message['id']}{GAP}{safe(str(message['from']))}{safe(to)}"
+    head = f"{safe(str(message['id']))}{GAP}{safe(str(message['from']))}{safe(to)}"
     about = [safe(str(message["channel"])), relative(when, look.now_ms)]
     about += [safe(f"{name} {message[name]}") for name in ("type", "thread", "reply_to", "status") if message.get(name)]
     lines = [f"{look.tone('1', head)}{GAP}{look.tone('2', ', '.join(about))}"]
     if message.get("subject"):
-        lines.append(GAP + look.tone("1", safe(message["subject"])))
+        lines.append(GAP + look.tone("1", " ".join(safe(message["subject"]).split())))
     lines.append(textwrap.indent(safe(str(message.get("content") or message.get("preview") or "")).rstrip("\n"), GAP))
     return "\n".join(lines)
 
@@ -273,8 +273,12 @@ def fill(text: str, width: int, *, right: bool = False) -> str:
     """`text` cut or padded to a width in terminal columns."""
     wide = measure(text)
     if wide > width:
-        while measure(text) > max(0, width - 1):
-            text = text[:-1]
+        left = max(0, width - 1)
+        for at, one in enumerate(text):  # from its beginning: it may be a whole content
+            left -= measure(one)
+            if left < 0:
+                text = text[:at]
+                break
         text += "…" if width else ""
         wide = measure(text)
     return " " * (width - wide) + text if right else text + " " * (width - wide)
