@@ -1492,8 +1492,8 @@ class Methods:
         - `result`: The outcome (up to 65536 (setting max_message_size) bytes).
         - `status`: How it ended.
         - `retry`: With failed: return it to the pool after a delay, until its attempts run out.
-        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
-          characters).
+        - `claim_token`: The token that task.claim returned; tells whether the holder's claim is still the latest one (1
+          to 128 characters).
 
         Answers `TaskCompleteAnswer`. `POST /task/complete`, tier pro. Refusals: 400 invalid_field, 400 missing_field,
         402 upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409
@@ -1524,8 +1524,8 @@ class Methods:
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
-        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
-          characters).
+        - `claim_token`: The token that task.claim returned; tells whether the holder's claim is still the latest one (1
+          to 128 characters).
 
         Answers `TaskExtendAnswer`. `POST /task/extend`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 task_not_found, 409
@@ -1555,8 +1555,8 @@ class Methods:
 
         - `task_id`: The task's UUID (1 to 64 characters).
         - `agent_id`: The acting agent (1 to 120 characters); the client's agent if omitted.
-        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
-          characters).
+        - `claim_token`: The token that task.claim returned; tells whether the holder's claim is still the latest one (1
+          to 128 characters).
         - `delay`: Seconds before it may be claimed again (0 to 86400).
         - `reason`: Why; kept in the task's history (up to 1024 bytes).
 
@@ -1598,8 +1598,8 @@ class Methods:
         - `branch`: The branch the work is on (up to 1024 bytes).
         - `worktree`: The folder the work is in (up to 4096 bytes).
         - `waiting_on`: A message that must be answered first (at least 0).
-        - `claim_token`: The token that task.claim returned; without it, agent_id must be the holder's (1 to 128
-          characters).
+        - `claim_token`: The token that task.claim returned; tells whether the holder's claim is still the latest one (1
+          to 128 characters).
 
         Answers `Ended`. `POST /task/handoff`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402
         upgrade_required, 403 agent_mismatch, 403 not_claim_owner, 404 agent_not_found, 404 message_not_found, 404

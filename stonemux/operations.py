@@ -80,7 +80,9 @@ CONTENT_OR_DOCUMENT = (
 METADATA = Param("metadata", "object", doc="Any JSON object, passed through unchanged.", listed=False)
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
 CLAIM_TOKEN = Param(
-    "claim_token", "name", doc="The token that task.claim returned; without it, agent_id must be the holder's."
+    "claim_token",
+    "name",
+    doc="The token that task.claim returned; tells whether the holder's claim is still the latest one.",
 )
 MESSAGE_ID = Param("id", "integer", REQUIRED, least=0, most=MOST_INTEGER, doc="The message's id.")
 LEASE = Param(

@@ -171,7 +171,10 @@ def _set_alarm(tx: Tx, row: Task) -> None:
 
 
 def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
-    """The task's row, if this agent (or this token) has its latest claim."""
+    """The task's row, if this agent has its latest claim, and the token (if one is given) is that claim's.
+
+    Anybody can make up a token, so it tells apart several processes of one agent, and never stands for an agent.
+    """
     directory.agent(tx, agent_id)
     row = find(tx, task_id)
     if token is not None:
@@ -184,7 +187,8 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
             )
         if fence != row.fence or row.owner is None:
             raise _stale(row)
-        return row
+        if row.owner == agent_id:
+            return row
     if row.owner == agent_id:
         return row
     once = tx.one("select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row.seq, agent_id)
@@ -224,10 +228,10 @@ def complete(
     if status == "failed" and retry:
         return _retry(tx, held(tx, task_id, agent_id, claim_token), agent_id, result)
     directory.agent(tx, agent_id)
-    whose, holds = ("owner", agent_id) if claim_token is None else ("fence", _fence(task_id, claim_token))
+    fence = -1 if claim_token is None else _fence(task_id, claim_token)
     # nearly always the claim is still valid, and a single statement checks that and ends the task
-    standing = f"id = ?6 and status = 'claimed' and {whose} = ?7"
-    for row in _end(tx, standing, task_id, holds, status=status, by=agent_id, result=result):
+    standing = "id = ?6 and status = 'claimed' and owner = ?7 and ?8 in (fence, -1)"
+    for row in _end(tx, standing, task_id, agent_id, fence, status=status, by=agent_id, result=result):
         return {"task_id": task_id, "status": status, "task": view(row)}
     row = held(tx, task_id, agent_id, claim_token)
     if row.status in FINAL:

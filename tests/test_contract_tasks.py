@@ -439,6 +439,19 @@ def test_with_a_token_the_token_decides__T5(crew, clock):
     refusal(crew, "stale_claim", "task.complete", task_id=task_id, agent_id="bob", claim_token=beyond)
 
 
+def test_a_token_does_not_stand_for_the_agent_that_claimed__T4(crew):
+    """It can be made up: the number in it is small, and events tell it."""
+    task_id = post(crew)
+    token = claim(crew)["claim_token"]
+    given = {"task_id": task_id, "agent_id": "cat", "claim_token": token}
+    for name in ("task.complete", "task.extend", "task.release", "task.handoff"):
+        more = {"note": "mine now"} if name == "task.handoff" else {}
+        assert refusal(crew, "not_claim_owner", name, **given, **more).facts["claimed_by"] == "bob"
+    refusal(crew, "not_claim_owner", "task.complete", **given, status="failed", retry=True)
+    assert task(crew, task_id)["claimed_by"] == "bob"
+    assert complete(crew, task_id, claim_token=token)["status"] == "complete"
+
+
 @pytest.mark.parametrize("token", ["nonsense", "00000000-0000-4000-8000-000000000000.1"])
 def test_a_token_of_another_task_is_an_invalid_field(crew, token):
     task_id = post(crew)
