@@ -182,6 +182,8 @@ class Tokens:
         seen = self._seen
         principal = seen.get(authorization)
         if principal is None:
+            if len(authorization) > MOST_TOKEN:  # however many blanks are in it: what is remembered has a bound
+                raise _invalid()
             principal = self._verified(authorization[7:].strip(" "))
             if len(seen) >= MOST_SEEN:
                 seen.clear()
@@ -218,7 +220,7 @@ class Tokens:
     def _verified(self, token: str) -> Principal:
         if self._owns(token):
             return OWNER
-        if len(token) > MOST_TOKEN or not token.isascii() or token.count(".") != 2:
+        if not token.isascii() or token.count(".") != 2:
             raise _invalid()
         header, body, signature = token.split(".")
         key = self._keys.get(header)

@@ -605,6 +605,17 @@ def test_remembered_tokens_are_few(mux, monkeypatch):
         assert len(mux.tokens._seen) <= 3
 
 
+def test_what_is_remembered_of_a_token_has_a_bound(mux):
+    """A header may have 32 KiB of blanks before the token, each time another number of them."""
+    token = mux.tokens.make("ann", lic="local", tier="pro").token
+    assert mux.tokens.admit(f"Bearer   {token}").agent == "ann"
+    for shown in (token, mux.tokens.owner):
+        with pytest.raises(MuxError) as caught:
+            mux.tokens.admit(f"Bearer {' ' * MOST_TOKEN}{shown}")
+        assert caught.value.code == "token_invalid"
+    assert max(map(len, mux.tokens._seen)) <= MOST_TOKEN
+
+
 def test_a_revocation_during_a_verification_is_not_missed(mux, once_after):
     made = mux.tokens.make("ann", lic="local", tier="pro")
     once_after(mux.tokens, "_is_revoked", lambda: mux.tokens.revoke(made.jti, made.expires_at))
