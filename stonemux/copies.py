@@ -77,10 +77,15 @@ def make(connect: Callable[[], sqlite3.Connection], target: Path, size: int) -> 
 
 def _vacuum(connect: Callable[[], sqlite3.Connection], into: Path) -> None:
     """Write the contents of the database that `connect` opens into a file, mode 0600, replacing an old one."""
-    into.unlink(missing_ok=True)
-    os.close(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _make_empty(into)
     with contextlib.closing(connect()) as db:
         db.execute("VACUUM INTO ?", (str(into),))
+
+
+def _make_empty(file: Path) -> None:
+    """A new file, mode 0600 from the beginning, in place of an old one: others may look into the folder, or write."""
+    file.unlink(missing_ok=True)
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _check_space(place: Path, size: int) -> None:
@@ -132,8 +137,8 @@ def move(made: Path, target: Path) -> None:
         raise MuxError("backup_exists", f"{target} already exists; the copy stays at {made}")
     temporary = target.with_name(f".{target.name}.new")
     try:
+        _make_empty(temporary)
         shutil.copyfile(made, temporary)
-        temporary.chmod(0o600)
         settle(temporary, target)
         made.unlink()
     except OSError as trouble:
@@ -248,8 +253,8 @@ def _keep_old(directory: DataDir, now: int) -> Path | None:
     try:
         os.link(database, kept)
     except OSError:  # a file system without hard links
+        _make_empty(kept)
         shutil.copyfile(database, kept)
-        kept.chmod(0o600)
         _sync(kept)
     if log.exists():
         os.replace(log, f"{kept}-wal")

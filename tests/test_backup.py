@@ -172,6 +172,33 @@ def test_the_command_asks_a_running_daemon(http, program, capsys, tmp_path):
     assert len(list((program.path / "backups").iterdir())) == 1
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_nobody_else_sees_a_backup_that_is_being_made(http, program, tmp_path, monkeypatch, held):
+    """Its folder may be everybody's: what lies there under its name is replaced, and not written through."""
+    join(http, "ann")
+    trap, out = tmp_path / "trap", tmp_path / "out.db"
+    trap.write_text("precious")
+    (tmp_path / ".out.db.new").symlink_to(trap)
+    copied = copies.shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        assert stat.S_IMODE(os.lstat(target).st_mode) == 0o600
+        copied(source, target)
+
+    monkeypatch.setattr(copies.shutil, "copyfile", copy)
+    before = os.umask(0)
+    try:
+        if not held:
+            program.close()
+        assert command("backup", "--port", http.port if held else 1, "--output", out, data=program.path) == 0
+    finally:
+        os.umask(before)
+        if not held:
+            program._open()
+    assert trap.read_text() == "precious"
+    assert stat.S_IMODE(out.lstat().st_mode) == 0o600
+
+
 def test_the_command_copies_a_directory_that_no_daemon_holds(direct, program, tmp_path, capsys):
     join(direct, "ann", "bob")
     say(direct, "one")

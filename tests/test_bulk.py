@@ -150,6 +150,15 @@ def test_what_was_exported_comes_back_the_same_elsewhere(typed, http, other, cap
     assert exported[1]["thread"] == "2"
 
 
+def test_an_export_is_not_written_through_what_lies_there_under_its_name(typed, tmp_path):
+    trap, file = tmp_path / "trap", tmp_path / "out.jsonl"
+    trap.write_text("precious")
+    (tmp_path / ".out.jsonl.new").symlink_to(trap)
+    assert typed("export", file)[0] == 0
+    assert trap.read_text() == "precious"
+    assert file.lstat().st_mode & 0o777 == 0o600
+
+
 def test_an_export_may_be_narrowed(typed, http):
     http.call("channel.create", name="quiet", members=["ann", "bob"])
     for channel in ("default", "quiet", "default"):
