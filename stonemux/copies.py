@@ -25,6 +25,8 @@ from stonemux.datadir import DataDir, Head
 from stonemux.errors import MuxError
 from stonemux.opening import check_sound, leap, open_unchanged, stand
 from stonemux.record import Record
+from stonemux.schema import shown
+from stonemux.tables import MIGRATIONS
 
 FOLDER = "backups"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -194,9 +196,24 @@ def inspect(file: Path) -> Contents:
                 raise MuxError("data_refused", f"{file} is not a stonemux database; nothing was changed")
             if (problem := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
                 raise MuxError("data_refused", f"{file} is damaged ({problem}); nothing was changed")
+            if foreign := _foreign(db):
+                raise MuxError(
+                    "data_refused", f"{file} holds {foreign} that stonemux did not make; nothing was changed"
+                )
             return contents(db)
     except sqlite3.Error as trouble:
         raise MuxError("data_refused", f"{file} cannot be read ({trouble}); nothing was changed") from trouble
+
+
+_VIEWS = {" ".join(step.lower().split()) for steps in MIGRATIONS for step in steps if step.startswith("create view ")}
+
+
+def _foreign(db: sqlite3.Connection) -> str:
+    """A trigger or view in a database that would act in our name from then on, such as deal tokens; else ""."""
+    for kind, name, sql in db.execute("select type, name, sql from sqlite_master where type in ('trigger', 'view')"):
+        if kind == "trigger" or " ".join(sql.lower().split()) not in _VIEWS:
+            return f"the {kind} {shown(name)}"
+    return ""
 
 
 def present(directory: DataDir) -> Contents | None:

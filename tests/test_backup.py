@@ -255,6 +255,30 @@ def restored(program: Program, direct: Direct, tmp_path: Path) -> Callable[[], D
     return go_back
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["create trigger evil after insert on token_key begin insert into token_key values (1, 2, 3, 4, 5); end"],
+        ["create view evil as select secret from token_key"],
+        ["drop view message_text", "create view message_text as select 1 as id, null as subject, 'x' as content"],
+    ],
+)
+def test_a_file_that_would_act_in_our_name_is_not_restored(direct, program, tmp_path, capsys, steps):
+    """It comes from elsewhere, and would go on to deal tokens or show keys."""
+    join(direct, "ann")
+    copy = tmp_path / "copy.db"
+    shutil.move(direct.call("admin.backup")["path"], copy)
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
+        for step in steps:
+            db.execute(step)
+    program.close()
+    before = (program.path / "stonemux.db").read_bytes()
+    assert command("restore", copy, "--yes", data=program.path) == 78
+    assert "that stonemux did not make" in capsys.readouterr().err
+    assert (program.path / "stonemux.db").read_bytes() == before
+    program._open()
+
+
 def test_no_id_is_dealt_again_after_a_restore__i11(restored, direct, program, capsys):
     direct.call("msg.poll", agent_id="bob", after=0, timeout=0)
     lost = say(direct, "three", "four")
