@@ -43,6 +43,7 @@ BODY_MS = 10_000
 SEND_MS = 15_000
 DRAIN_MS = 500
 DRAIN_BYTES = 256 * 1024
+LONG_DRAIN_BYTES = 16 * 1024 * 1024
 VERDICT_MS = 3
 MOST_REQUESTS = 1000
 """Maximum number of requests on one connection."""
@@ -130,6 +131,7 @@ class Connection:
         "_closed",
         "_closing",
         "_deadline",
+        "_drain_ms",
         "_drained",
         "_draining",
         "_ending",
@@ -176,7 +178,7 @@ class Connection:
         self._gone = False  # ... while a request was running
         self._closing = False  # close after this answer
         self._draining = False  # the last answer is out; only discard what still arrives
-        self._left_to_drain = DRAIN_BYTES
+        self._left_to_drain, self._drain_ms = DRAIN_BYTES, DRAIN_MS
         self._closed = False
         self._unsent = b""
         self._served = 0
@@ -363,7 +365,12 @@ class Connection:
         return head, body
 
     def _begin_body(self, head: wire.Head) -> None:
-        limit = self._attendant.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
+        try:
+            limit = self._attendant.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
+        except MuxError:
+            # Nothing of it is kept, but it is taken: few clients look for an answer before they have sent everything.
+            self._left_to_drain, self._drain_ms = LONG_DRAIN_BYTES, BODY_MS
+            raise
         if head.length > limit:
             raise MuxError(
                 "body_too_large",
@@ -477,7 +484,7 @@ class Connection:
         self.idle_since = now = self._attendant.ticks_ms()
         if self._closing or self._attendant.stopping:
             self._draining, self._phase = True, "draining"
-            self._due(SEND_MS if self._flights else DRAIN_MS)
+            self._due(SEND_MS if self._flights else self._drain_ms)
             self._end_output()
         else:
             self._phase = "idle"

@@ -343,15 +343,9 @@ class Exchange(Caller):
             self.flight.lost()
         if error.retry_after is not None:
             self._extra += (("Retry-After", str(error.retry_after)),)
-        self._challenge(error)
+        self._extra += challenge(error)
         self._close = self._close or error.close
         self._send(error.failure.http, payload.write_line(error.body(self.request_id)))
-
-    def _challenge(self, error: MuxError) -> None:
-        """Add the WWW-Authenticate header to a refusal for lack of a valid token (RFC 6750 section 3)."""
-        if error.failure.http == 401:
-            flaw = "" if error.code == "token_missing" else ' error="invalid_token"'
-            self._extra += (("WWW-Authenticate", f"Bearer{flaw}"),)
 
     def _send(
         self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
@@ -375,8 +369,20 @@ def refusal(error: MuxError, request_id: str) -> bytes:
     """A complete error answer, with `Connection: close`, for a request that could not be read."""
     extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
     return wire.render(
-        error.failure.http, payload.write_line(error.body(request_id)), request_id=request_id, close=True, extra=extra
+        error.failure.http,
+        payload.write_line(error.body(request_id)),
+        request_id=request_id,
+        close=True,
+        extra=extra + challenge(error),
     )
+
+
+def challenge(error: MuxError) -> tuple[tuple[str, str], ...]:
+    """The WWW-Authenticate header of a refusal for lack of a valid token (RFC 6750 section 3)."""
+    if error.failure.http != 401:
+        return ()
+    flaw = "" if error.code == "token_missing" else ' error="invalid_token"'
+    return (("WWW-Authenticate", f"Bearer{flaw}"),)
 
 
 def _unknown_path(path: str, known: Routes) -> MuxError:

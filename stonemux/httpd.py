@@ -38,7 +38,8 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
 
-from stonemux import VERSION, mcp, offer, operations, payload, sse, wire
+from stonemux import VERSION, audit, mcp, offer, operations, payload, sse, wire
+from stonemux.chain import Entry
 from stonemux.config import Settings, bracketed, is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
@@ -362,9 +363,13 @@ class Server(ThreadingHTTPServer):
     # -- what connections ask of the server
 
     def most_body(self, head: wire.Head) -> int:
-        """The maximum body size in bytes for this request."""
+        """The maximum body size in bytes for this request; a large body needs its token first."""
         operation = ROUTES.get(head.path, {}).get(head.method)
-        return BODY_LIMIT if operation is None else operation.most_body
+        if operation is None or operation.most_body <= BODY_LIMIT:
+            return BODY_LIMIT
+        if self.mux.tokens.required:  # or a few hundred strangers could fill the memory with what nobody will read
+            self.mux.tokens.admit(head.headers.get("authorization"))
+        return operation.most_body
 
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
         """Run a request."""
@@ -373,7 +378,10 @@ class Server(ThreadingHTTPServer):
 
     def refuse(self, connection: Connection, error: MuxError) -> None:
         """Answer a request that could not be read, and end the connection."""
-        connection.finish(refusal(error, self.request_id()), close=True)
+        request_id = self.request_id()
+        if error.failure.http in audit.GUARDED:
+            self.mux.blotter.note(Entry("http.request", outcome=error.code, request_id=request_id))
+        connection.finish(refusal(error, request_id), close=True)
 
     def revisit(self, connection: Connection) -> None:
         """Have the attending thread look at this connection again."""

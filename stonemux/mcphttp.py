@@ -20,7 +20,7 @@ from stonemux import audit, door, mcp, messages, payload, wire
 from stonemux.chain import Entry
 from stonemux.connection import Connection
 from stonemux.errors import MuxError
-from stonemux.exchange import EVENT_STREAM, Exchange
+from stonemux.exchange import EVENT_STREAM, Exchange, challenge
 from stonemux.hub import Hangup, Watch
 from stonemux.mcp import Fault, Request
 from stonemux.mux import Caller, Mux
@@ -174,7 +174,7 @@ class McpExchange(Exchange):
             entry = Entry("mcp.request", outcome=error.code, request_id=self.request_id)
             self._server.mux.blotter.note(entry)
         self._close = self._close or error.close
-        self._challenge(error)
+        self._extra += challenge(error)
         fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self.request_id)["error"])
         self._send_message(fault.response(), error.failure.http)
 

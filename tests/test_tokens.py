@@ -13,9 +13,12 @@ from fake_clock import EPOCH_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from licensed import claims_of, issued
-from raw import eventually
+from raw import OVER_TLS, Raw, eventually, request
 from streams import Reader
+from tls_client import CERT
 
+from stonemux import audit
+from stonemux.client import Client
 from stonemux.errors import MuxError
 from stonemux.licensekey import Key
 from stonemux.operations import BY_NAME, OPERATIONS
@@ -114,6 +117,32 @@ def test_what_is_no_call_asks_for_a_token_too__S6(http):
     status, headers, body = post_mcp(http.port, json.dumps(message).encode(), sent)
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     assert json.loads(body)["error"]["data"]["code"] == "token_missing"
+
+
+@REQUIRED
+def test_a_large_body_needs_its_token_before_it_is_read__S6(http, program):
+    """Else a few hundred strangers could have 16 MiB each kept for them."""
+    token = issued(http)
+    for shown, code in ((None, "token_missing"), ("nonsense", "token_invalid")):
+        bearer = [f"Authorization: Bearer {shown}"] if shown else []
+        for framing in ("Content-Length: 3000000", "Transfer-Encoding: chunked"):
+            with Raw(http.port) as raw:
+                raw.send(request("POST", "/document/create", *bearer, framing))
+                answer = raw.answer()
+            assert (answer.status, answer.code) == (401, code)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    environ = {"STONEMUX_PORT": str(http.port), "STONEMUX_TLS_CERT": CERT if OVER_TLS else ""}
+    with Client(token="nonsense", timeout=2, environ=environ) as client:
+        with pytest.raises(MuxError) as caught:  # also where the rest of the body is no longer taken
+            client.document_create(content="x" * 9_000_000)
+        assert caught.value.code == "token_invalid"
+    http.token = token
+    assert http.call("document.create", content="x" * 3_000_000)["document"]["size"] == 3_000_000
+    audit.enter_noted(program.mux, all_of_it=True)
+    noted = [json.loads(line) for line in http.call("audit.export").splitlines()[:-1]]
+    refused = [entry["outcome"] for entry in noted if entry["action"] == "http.request"]
+    assert refused[:2] == ["token_missing"] * 2
+    assert set(refused[2:]) == {"token_invalid"}  # over TLS the client may have to try twice
 
 
 @REQUIRED
