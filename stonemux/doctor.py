@@ -241,7 +241,7 @@ def _start(settings: Settings) -> Finding:
 
 
 def _is_due_to(error: BaseException | None, kind: type[OSError]) -> bool:
-    """Whether an error of this kind caused it; tells "nobody listens" from "something else than a daemon listens"."""
+    """Whether an error of this kind is the cause; tells a refused connection from a server that is not a daemon."""
     while error is not None:
         if isinstance(error, kind):
             return True

@@ -249,7 +249,7 @@ class _LookUp:
         self.end(found)
 
     def end(self, found: list[str] | OSError) -> None:
-        """Tell all who ask."""
+        """Finish the look-up and wake every caller that waits for it."""
         self._found = found
         with _lock:
             _looking.pop((self._target.host, self._target.port), None)
@@ -274,6 +274,6 @@ def _look_up(target: Target, patience_s: float) -> list[str]:
     if fresh:
         try:
             threading.Thread(target=question.run, name="look-up", daemon=True).start()
-        except RuntimeError as trouble:  # else whoever asks for that name later would wait for nothing
+        except RuntimeError as trouble:  # otherwise later callers would wait in vain
             question.end(OSError(f"the system has no thread left to look up its host name ({trouble})"))
     return question.get(patience_s)

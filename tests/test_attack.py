@@ -1,4 +1,4 @@
-"""The attacks in their short form: see `attack`, and `deep` for the long one."""
+"""The short form of the attacks: see `attack`, and `deep` for the long form."""
 
 from __future__ import annotations
 

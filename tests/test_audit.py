@@ -1,4 +1,4 @@
-"""The audit log: what is entered, when, in which order, and that no tampering with an export goes unseen."""
+"""The audit log: what is recorded, when, in which order, and that no tampering with an export goes unnoticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dispatch by the daemon: pending tasks go to idle agents that can do them, the most urgent first."""
+"""Automatic dispatch: pending tasks go to idle agents that can do them, the most urgent first."""
 
 from __future__ import annotations
 

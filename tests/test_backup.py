@@ -1,4 +1,4 @@
-"""Backups and restores: what a copy holds, what a restore keeps, and that no id is dealt twice."""
+"""Backups and restores: what a copy contains, what a restore keeps, and that no id is assigned twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages out of a daemon and into one, as JSON lines: nothing is lost, nothing is sent twice, nothing is hidden."""
+"""Exporting and importing messages as JSON lines: nothing is lost, sent twice, or hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: its table of commands, its refusals and how it ends."""
+"""The command line as a whole: its table of commands, its refusals, and its exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python client: what is generated is current, typed and whole; trying again; conveniences."""
+"""The Python client: generated code is current, typed, and complete; retries; conveniences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that look at what the daemon has: inbox, show, events, top, completion, and operations as typed."""
+"""The commands that show what the daemon has: inbox, show, events, top, completion, and operations as commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a director, workers and stewards talk: the patterns of docs/communication.md, each as it is done."""
+"""How a director, workers, and stewards communicate: each pattern in docs/communication.md, executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: where they come from, what is refused and how, and that the documents state what holds."""
+"""Settings: where they come from, what is refused and how, and that the documents are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of the directory: registering, leaving, signs of life, finding each other."""
+"""The contract of the directory: registering, deregistering, heartbeats, discovery."""
 
 from __future__ import annotations
 

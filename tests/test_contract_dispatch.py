@@ -1,4 +1,4 @@
-"""The contract of dispatch and handoff: tasks that are given to an agent, and tasks that are given back with a note."""
+"""The contract of dispatch and handoff: tasks assigned to an agent, and tasks given back with a note."""
 
 from __future__ import annotations
 

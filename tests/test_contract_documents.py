@@ -1,4 +1,4 @@
-"""The contract of documents: contents of their own, and messages that refer to them."""
+"""The contract of documents: contents stored separately, and messages that refer to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of inboxes: items that are unread, read or archived, in one state with what polls deliver."""
+"""The contract of inboxes: items that are unread, read, or archived, consistent with what polls deliver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manual acknowledgement: leases, ack, nack, extend, dead letters, requeue; and what plain polls can have again."""
+"""Manual acknowledgement: leases, ack, nack, extend, dead letters, requeue; and what plain polls can get again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of messages: sending, inboxes, order, polling in both modes, history and search."""
+"""The contract of messages: sending, inboxes, order, polling in both modes, history, and search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One attempt at a delivery, against receivers that behave in every way but well."""
+"""One delivery attempt, against receivers that misbehave in every way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of everything: what was acknowledged is there. `deep/test_crash.py` is the long form."""
+"""SIGKILL in the middle of everything: what was acknowledged is there. `deep/test_crash_long.py` is the long form."""
 
 from __future__ import annotations
 

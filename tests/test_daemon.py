@@ -1,4 +1,4 @@
-"""The daemon as an operator meets it: a child process that starts, says so, refuses, stops and comes back."""
+"""The daemon as an operator sees it: a child process that starts, reports it, refuses, stops, and comes back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: each trouble is found, told with a remedy, and nothing is changed by looking."""
+"""`doctor`: each problem is found and reported with a remedy, and checking changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doorbells: what rings when, what is pending, what becomes of it, and what an agent may hang up."""
+"""Doorbells: what rings when, what is pending, what becomes of it, and which doorbells an agent may set."""
 
 from __future__ import annotations
 

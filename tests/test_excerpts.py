@@ -1,4 +1,4 @@
-"""The place of a text where what was searched for stands."""
+"""Excerpts: the part of a text that matches a search."""
 
 from __future__ import annotations
 

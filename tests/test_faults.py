@@ -1,4 +1,4 @@
-"""The forty faults by number: those that are told of an operation, over every face, and whether all have a test."""
+"""The forty faults by number: those that concern an operation, over every face, and whether all have a test."""
 
 from __future__ import annotations
 

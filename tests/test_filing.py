@@ -1,4 +1,4 @@
-"""New mail lies together until it is filed; whoever looks into an inbox must not be able to tell."""
+"""New mail is stored together until it is filed; no reader of an inbox may notice the difference."""
 
 from __future__ import annotations
 

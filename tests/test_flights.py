@@ -1,4 +1,4 @@
-"""Messages on their way: in flight, arrived, lost, owed."""
+"""Messages in transit: in flight, arrived, lost, owed."""
 
 from __future__ import annotations
 

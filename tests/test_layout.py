@@ -1,7 +1,7 @@
-"""The picture of the program: which module stands on which, and what only one of them may touch.
+"""The architecture of the program: which module builds on which, and what only a single module may touch.
 
 Read the layers from the bottom. A module imports only from lower layers, never from its own; imports for the type
-checker do not count. A new module is entered here, as low as it can stand.
+checker do not count. Enter a new module here, in the lowest layer that works.
 """
 
 from __future__ import annotations

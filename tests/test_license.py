@@ -1,4 +1,4 @@
-"""Licenses: documents, issuing, activating, expiry, commands, seats, and a server that can change nothing."""
+"""Licenses: documents, issuing, activating, expiry, commands, seats, and a server that cannot change anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents say about licenses and tokens, typed as it stands there, with real processes."""
+"""What the documents say about licenses and tokens, typed exactly as printed, with real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""License keys: typos are refused without asking anybody."""
+"""License keys: typos are refused offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of shared state is judged itself, on histories made by hand."""
+"""Tests of the judge of shared state, on handmade histories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Unix socket: the same daemon behind it, for this user alone, and no file of others is harmed."""
+"""The Unix socket: it serves the same daemon, only to this user, and never damages other files."""
 
 from __future__ import annotations
 

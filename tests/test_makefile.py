@@ -1,4 +1,4 @@
-"""What `make` would do, as far as it may surprise somebody."""
+"""What `make` would run, where that could surprise its user."""
 
 from __future__ import annotations
 

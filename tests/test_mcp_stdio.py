@@ -1,4 +1,4 @@
-"""`stonemux mcp` as clients start it: a child process with pipes, and the daemon that it starts by itself."""
+"""`stonemux mcp` as clients start it: a child process with pipes, and the daemon that it starts."""
 
 from __future__ import annotations
 

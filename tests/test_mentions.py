@@ -1,4 +1,4 @@
-"""Who is mentioned in a text."""
+"""Which agents a text mentions."""
 
 from __future__ import annotations
 

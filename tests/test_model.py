@@ -1,6 +1,6 @@
-"""The program against a model of plain dictionaries, over random sequences of calls, pauses and restarts.
+"""The program against a model of plain dictionaries, over random sequences of calls, pauses, and restarts.
 
-`HYPOTHESIS_PROFILE=deep` makes it long and random; otherwise it is the same short walk every time.
+`HYPOTHESIS_PROFILE=deep` makes the sequences long and random; otherwise the test takes the same short path every time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every row of the table is complete, and every row keeps the same rules."""
+"""Every row of the table is complete, and every row follows the same rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is delivered to when: no endpoint delays another, threads come and go, and the daemon ends at once."""
+"""Which deliveries happen when: no endpoint delays another, threads come and go, and the daemon stops at once."""
 
 from __future__ import annotations
 

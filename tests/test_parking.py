@@ -1,4 +1,4 @@
-"""Calls that wait without a thread: looked at when there is a reason, once at a time, and answered once."""
+"""Calls that wait without a thread: examined when there is a reason, one at a time, and answered once."""
 
 from __future__ import annotations
 

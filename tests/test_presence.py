@@ -1,4 +1,4 @@
-"""Who is there, who went quiet, and what a heartbeat does not do."""
+"""Which agents are present, which went stale, and what a heartbeat does not do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one file: it runs alone, from a medium that cannot be written, in an empty folder, and starts itself again."""
+"""The single file: it runs on its own, from a read-only medium, in an empty folder, and restarts itself."""
 
 from __future__ import annotations
 

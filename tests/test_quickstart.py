@@ -1,4 +1,4 @@
-"""The first minutes of somebody who types the commands of the product's quick start into a shell."""
+"""The first minutes of a user who types the commands of the product's quick start into a shell."""
 
 from __future__ import annotations
 

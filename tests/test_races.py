@@ -1,7 +1,7 @@
-"""Forced interleavings: the rival act stands exactly between two steps, put there through a replaced function.
+"""Forced interleavings: a replaced function puts the competing call exactly between two steps.
 
-Nothing here hopes for a race and nothing sleeps. A wake-up that gets lost fails its test after the five seconds that
-the fake clock is willing to stand still.
+Nothing here hopes for a race, and nothing sleeps. A lost wake-up fails its test after the five seconds for which the
+fake clock tolerates standing still.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Both ways to hear of sockets refuse and forgive alike; kqueue as a fake, since hardly any machine has both."""
+"""Both ways to watch sockets refuse and tolerate the same; kqueue is a fake, since hardly any machine has both."""
 
 from __future__ import annotations
 

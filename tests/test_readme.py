@@ -1,4 +1,4 @@
-"""The README's sessions, typed into one shell as they stand there, against a fresh daemon; and its Python."""
+"""The README's sessions, typed into one shell exactly as printed, against a fresh daemon; and its Python code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs in the documents are run, and print what the documents say."""
+"""The programs in the documents run, and print what the documents say."""
 
 from __future__ import annotations
 

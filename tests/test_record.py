@@ -1,4 +1,4 @@
-"""Records: given by place or by name, checked, and never changed."""
+"""Records: given by position or by name, checked, and never changed."""
 
 from __future__ import annotations
 

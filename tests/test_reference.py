@@ -1,4 +1,4 @@
-"""The reference as Markdown: everything explained, and the written one current."""
+"""The reference as Markdown: everything is explained, and the committed file is current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is handed out: the same bytes from the same files, whole, and as pip expects it."""
+"""What is distributed: the same bytes from the same files, complete, and as pip expects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner: a command for each task or message, whatever becomes of either."""
+"""The runner: a command for each task or message, whatever happens to either."""
 
 from __future__ import annotations
 

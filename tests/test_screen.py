@@ -1,4 +1,4 @@
-"""Answers as people read them."""
+"""Answers in readable form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing secret is ever said: canaries in every place that holds a secret, and a look at everything that is said."""
+"""No secret is ever disclosed: canaries in every place that holds a secret, and a check of all output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The system's service: what is written is what the system understands, and nothing of anybody else is touched."""
+"""The system's service: the system understands what is written, and no foreign file is touched."""
 
 from __future__ import annotations
 

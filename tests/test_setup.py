@@ -1,4 +1,4 @@
-"""`stonemux setup`: the client's file says what it said before, plus or minus one entry, and the entry works."""
+"""`stonemux setup`: the client's file keeps its contents, plus or minus one entry, and the entry works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event streams as bytes: frames, resuming, gaps, slow and vanished readers. The numbers are those of the promises."""
+"""Event streams as bytes: frames, resuming, gaps, slow and vanished readers. The numbers are those promised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: group commit, what a fault leaves behind, starting, migrating, and the plans of the hot queries."""
+"""The store: group commit, the effects of faults, starting, migrating, and the query plans of hot queries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `doctor` sees around the data: the machine, settings, clients, doorbells, the service."""
+"""What `doctor` checks beyond the data: the machine, settings, clients, doorbells, the service."""
 
 from __future__ import annotations
 

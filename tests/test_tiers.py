@@ -1,4 +1,4 @@
-"""What each tier may do, derived from the table, and what a tier never takes away."""
+"""What each tier allows, derived from the table, and what a tier never takes away."""
 
 from __future__ import annotations
 

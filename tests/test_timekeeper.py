@@ -1,4 +1,4 @@
-"""What the timekeeper does for the disk: nothing while nothing has happened."""
+"""The timekeeper's disk maintenance: it does nothing while nothing has happened."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""TLS: handshakes that hold nobody up, what a client's end means, and who is trusted.
+"""TLS: handshakes that block nobody, what a client's close means, and which certificates are trusted.
 
-What a connection does beyond that is tested by running the tests of HTTP, streams and MCP over TLS
+Everything else about a connection is tested by running the tests of HTTP, streams, and MCP over TLS
 (`deep/test_over_tls.py`).
 """
 

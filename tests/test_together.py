@@ -1,4 +1,4 @@
-"""A list of calls in one request: one transaction, an answer for each."""
+"""A list of calls in one request: one transaction, and an answer for each call."""
 
 from __future__ import annotations
 

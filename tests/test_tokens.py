@@ -1,4 +1,4 @@
-"""Tokens: who gets one, what it may do, and how it ends. The numbers are those of the promises."""
+"""Tokens: who gets one, what it allows, and how it ends. The numbers are those promised."""
 
 from __future__ import annotations
 

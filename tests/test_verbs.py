@@ -1,4 +1,4 @@
-"""Operations as words: what is typed becomes what is given, and what cannot be understood is told with a near name."""
+"""Operations as command lines: words become parameters, and misspelled words are refused with a near name."""
 
 from __future__ import annotations
 

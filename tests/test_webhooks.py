@@ -1,4 +1,4 @@
-"""Forwarding: every event, in order, to endpoints that may fail, be away, or come back."""
+"""Forwarding: every event, in order, to endpoints that may fail, disappear, or come back."""
 
 from __future__ import annotations
 

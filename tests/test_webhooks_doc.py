@@ -1,4 +1,4 @@
-"""The receiver in the documents runs, and verifies what the daemon sends."""
+"""The receiver in the documents runs and verifies what the daemon sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP and JSON as bytes: what is read, what is refused and with which code, what is written."""
+"""HTTP and JSON as bytes: what is read, what is refused and with which code, and what is written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Those who make the load, each a thread with a diary of its own.
+"""The actors that make the load, each a thread with its own diary.
 
-What is written down is what a client can know: when it asked, when it was answered, and what. An answer that never came
-is unknown, never a failure. Judging is done afterwards, by `checks`.
+A diary records what a client can know: when it asked, when it was answered, and the answer. An answer that never came
+is unknown, never a failure. `checks` judges the diaries afterwards.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from attack.raw import Half
 from attack.victim import Victim
 
 LEASE = 1
-"""Seconds; the shortest that a task may have."""
+"""In seconds; the shortest lease that a task may have."""
 
 
 class Arena:
-    """What all actors share: the daemon, and which phase it is."""
+    """What all actors share: the daemon, and the current phase."""
 
     def __init__(self, victim: Victim, seed: int) -> None:
         self.victim = victim
         self.seed = seed
         self.calm = threading.Event()
-        """No new work, no accidents of clients any more: what there is gets finished."""
+        """Set when there is no new work, and clients have no more accidents: existing work gets finished."""
         self.over = threading.Event()
         self.surprises: list[str] = []
-        """Answers that nobody should get."""
+        """Answers that no client should get."""
 
     def death_after(self, moment: int) -> int:
         """When the daemon died that was called at this moment."""
@@ -59,7 +59,7 @@ class Actor(threading.Thread):
                     self.turn()
                 except (NotSentError, UnknownError):
                     self.arena.over.wait(0.01)
-        except BaseException as failure:  # told by `join_all`, on the test's own thread
+        except BaseException as failure:  # `join_all` raises it on the test's own thread
             self.failure = failure
         finally:
             self.client.close()
@@ -77,13 +77,13 @@ class Actor(threading.Thread):
                     raise
 
     def expect(self, status: int, answer: Any, *expected: int) -> None:
-        """Answers beyond these break off the turn, and are told at the end."""
+        """Accept only these statuses; any other ends the turn and is reported at the end."""
         if status not in expected:
             self.arena.surprises.append(f"{self.name} got {status}: {answer}")
             raise UnknownError(answer)
 
     def happens(self, percent: float) -> bool:
-        """An accident, unless it is calm."""
+        """Whether an accident happens; never in the calm phase."""
         return not self.arena.calm.is_set() and self.chance.random() * 100 < percent
 
 
@@ -91,7 +91,7 @@ class Actor(threading.Thread):
 
 
 class Editor(Actor):
-    """Reads, sets, swaps and deletes a few keys; every value is written once."""
+    """Reads, sets, swaps, and deletes a few keys; every value is written only once."""
 
     ends_when_calm = True
     keys = ("k0", "k1", "k2")
@@ -101,7 +101,7 @@ class Editor(Actor):
         self.history: dict[str, list[Op]] = {key: [] for key in self.keys}
         self.count = 0
         self.version = dict.fromkeys(self.keys, 0)
-        """The last version that was seen, which may be old: that makes swaps fail and stale ones be tried."""
+        """The last version seen. It may be outdated, so that some swaps fail and some use stale versions."""
 
     def turn(self) -> None:
         key, kind = self.chance.choice(self.keys), self.chance.choice(("get", "set", "swap", "swap", "swap", "delete"))
@@ -160,7 +160,7 @@ class Sent(NamedTuple):
 
 
 class Sender(Actor):
-    """Sends numbered messages, each until it is acknowledged, always with the same key."""
+    """Sends numbered messages, each until it is acknowledged, always with the same idempotency key."""
 
     ends_when_calm = True
 
@@ -180,7 +180,7 @@ class Sender(Actor):
         )
         self.expect(status, told, 200)
         self.sent.append(Sent(self.name, to, number, told["message_id"], call, now()))
-        if self.chance.random() < 0.1:  # a repetition although the answer came: the same, and no second message
+        if self.chance.random() < 0.1:  # a repetition although the answer came: same answer, no second message
             again = self.known(
                 lambda: self.client.post(
                     "/msg/send", once=f"{self.name}-{number}", from_=self.name, to=to, content=f"{self.name} {number}"
@@ -192,20 +192,20 @@ class Sender(Actor):
 
 
 class Read(NamedTuple):
-    """A message in an answer that was read to its end."""
+    """A message in an answer that was read completely."""
 
     id: int
     content: str
     call: int
     end: int
     incarnation: int
-    """Which daemon answered."""
+    """Which incarnation of the daemon answered."""
     receipt: int | None
-    """When the daemon had certainly heard that the answer arrived; None when it cannot know."""
+    """When the daemon certainly knew that the answer had arrived; None if it cannot know."""
 
 
 class Reader(Actor):
-    """An agent with an inbox; `read` is what it has."""
+    """An agent with an inbox; `read` holds the messages that it got."""
 
     mode = ""
 
@@ -214,7 +214,7 @@ class Reader(Actor):
         self.inbox = name
         self.read: list[Read] = []
         self.complaints: list[str] = []
-        """Violations that show at once, as `rule: what`."""
+        """Violations that are visible at once, as `rule: what`."""
 
     def note(self, messages: list[dict[str, Any]], call: int, incarnation: int, *, receipt: int | None) -> None:
         end = now()
@@ -222,7 +222,7 @@ class Reader(Actor):
 
 
 class PlainReader(Reader):
-    """Polls as the seed did; leaves every fourth poll behind in some way."""
+    """Polls without acknowledgements; abandons every fourth poll in some way."""
 
     mode = "plain"
 
@@ -242,7 +242,7 @@ class PlainReader(Reader):
                 here = len(self.read)
                 self.note(messages, call, incarnation, receipt=None)
                 if self.chance.random() < 0.1 and self.arena.victim.incarnation == incarnation:
-                    poll.end()  # everything was read, so this is an orderly end
+                    poll.end()  # everything was read, so this is an orderly close
                     self.receipts(here)
                     return
                 call = now()
@@ -261,7 +261,7 @@ class PlainReader(Reader):
     def leave(self, poll: Half) -> None:
         if self.chance.random() < 0.5:
             poll.sock.settimeout(0.2)
-            poll.read_some(self.chance.choice((1, 20, 200)))  # less than any whole answer
+            poll.read_some(self.chance.choice((1, 20, 200)))  # less than any complete answer
         self.arena.over.wait(self.chance.random() * 0.02)
         (poll.reset if self.chance.random() < 0.5 else poll.end)()
 
@@ -275,7 +275,7 @@ class CursorReader(Reader):
         super().__init__(arena, name)
         self.cursor = 0
         self.again: list[int] = []
-        """What the last poll from this cursor showed."""
+        """What the last poll from this cursor returned."""
 
     def turn(self) -> None:
         call, incarnation, limit = now(), self.arena.victim.incarnation, self.chance.choice((1, 3, 100))
@@ -295,7 +295,7 @@ class CursorReader(Reader):
 
 
 class Acked(NamedTuple):
-    """A message whose acknowledgement was answered, or whose putting back was asked for."""
+    """A message whose acknowledgement was answered, or whose nack was requested."""
 
     id: int
     call: int
@@ -328,7 +328,7 @@ class LeaseReader(Reader):
             return
         if self.happens(15):
             back = ids.pop()
-            self.put_back.append(Acked(back, now(), FOREVER))  # noted first: it may happen though no answer comes
+            self.put_back.append(Acked(back, now(), FOREVER))  # noted first: it may take effect even without an answer
             status, told = self.client.post("/msg/nack", agent_id=self.inbox, id=back)
             self.expect(status, told, 200, 409)
         if not ids:
@@ -390,7 +390,7 @@ class Claim(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A completion that was accepted; `replayed` when it only repeats an earlier one."""
+    """A completion that was accepted; `replayed` if it only repeats an earlier one."""
 
     worker: str
     task_id: str
@@ -401,7 +401,7 @@ class Completion(NamedTuple):
 
 
 class Worker(Actor):
-    """Claims and completes; some abandon, some hold long, some come back too late, and one turn in ten gives up."""
+    """Claims and completes; some abandon a task, hold it long, or return too late, and one turn in ten gives up."""
 
     def __init__(self, arena: Arena, name: str) -> None:
         super().__init__(arena, name)
@@ -436,10 +436,10 @@ class Worker(Actor):
             self.expect(status, told, 200, 409)
             return
         if self.happens(10):
-            self.arena.over.wait(1.3 * LEASE)  # a zombie: somebody else may have the task by now
+            self.arena.over.wait(1.3 * LEASE)  # a zombie: another agent may have the task by now
         elif self.happens(
             10 if claim.fence == 1 else 70
-        ):  # who overtook a zombie must still be at it when that is back
+        ):  # an agent that overtook a zombie must still be at work when the zombie returns
             self.arena.over.wait(0.7 * LEASE)  # slow, but in time
             if self.happens(30):
                 status, told = self.client.post("/task/extend", **held)
@@ -459,7 +459,7 @@ class Worker(Actor):
 
 
 class Seen(NamedTuple):
-    """One event as a stream showed it."""
+    """One event as a stream delivered it."""
 
     id: int
     kind: str
@@ -467,7 +467,7 @@ class Seen(NamedTuple):
 
 
 class Listener(Actor):
-    """Follows the event stream, over every death, with Last-Event-ID."""
+    """Follows the event stream across every death, with Last-Event-ID."""
 
     def __init__(self, arena: Arena, name: str) -> None:
         super().__init__(arena, name)
@@ -487,7 +487,7 @@ class Listener(Actor):
 
 
 def stream(port: int, after: int, ended: Callable[[], bool]) -> Any:
-    """The events of `GET /events` after an id, until the connection or the wish ends."""
+    """The events of `GET /events` after an id, until the connection ends or `ended()` is true."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(f"GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {after}\r\n\r\n".encode())
         sock.settimeout(0.1)
@@ -510,7 +510,7 @@ def stream(port: int, after: int, ended: Callable[[], bool]) -> Any:
 
 
 def join_all(actors: list[Actor], seconds: float = 15) -> None:
-    """Wait for the threads; raises what one of them ended with."""
+    """Wait for the threads; raises the exception with which one of them ended."""
     deadline = time.monotonic() + seconds
     for actor in actors:
         actor.join(max(0.0, deadline - time.monotonic()))

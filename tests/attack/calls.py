@@ -12,28 +12,28 @@ from tls_client import trusting
 
 
 class NotSentError(Exception):
-    """Nobody listened: the call had no effect."""
+    """Nothing was listening: the call had no effect."""
 
 
 class UnknownError(Exception):
-    """The call may have had its effect, or not. Nothing more can be said of a timeout or a broken connection."""
+    """The call may or may not have taken effect. Nothing more can be said after a timeout or a broken connection."""
 
 
 class Client:
-    """One kept-alive connection, opened anew after each accident."""
+    """One kept-alive connection, reopened after each accident."""
 
     def __init__(self, port: int, timeout: float = 10, *, tls: bool = False) -> None:
         self._port, self._timeout, self._tls = port, timeout, tls
         self._connection: http.client.HTTPConnection | None = None
         self.opened = 0
-        """How many connections were opened so far."""
+        """How many connections have been opened so far."""
 
     def get(self, path: str, **query: Any) -> tuple[int, dict[str, Any]]:
-        """Status and answer of a GET."""
+        """The status and answer of a GET."""
         return self._exchange("GET", f"{path}?{urlencode(query)}", None, {})
 
     def post(self, path: str, *, once: str | None = None, **body: Any) -> tuple[int, dict[str, Any]]:
-        """Status and answer of a POST; `once` is its idempotency key."""
+        """The status and answer of a POST; `once` is its idempotency key."""
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": once} if once else {})
         given = {name.removesuffix("_"): value for name, value in body.items() if value is not None}
         return self._exchange("POST", path, json.dumps(given).encode(), headers)
@@ -45,7 +45,7 @@ class Client:
         return answer
 
     def tool(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """What a tool answers over MCP, which must succeed."""
+        """A tool's answer over MCP, which must succeed."""
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
         status, answer = self._exchange("POST", "/mcp", json.dumps(asked).encode(), headers)

@@ -1,6 +1,6 @@
-"""The judges: each reads the diaries, and the database that is left, and tells what promise was broken.
+"""The judges: each reads the diaries, and the database that remains, and reports which promise was broken.
 
-A violation is a text `rule: what happened`; `rules` are what the table in docs/testing.md names.
+A violation is a text `rule: what happened`; the table in docs/testing.md lists the rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stonemux import chain
 
 
 def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> Iterator[str]:
-    """Nothing lost, nothing doubled, ids that rise and are used once."""
+    """Nothing is lost or duplicated; ids increase and are used once."""
     content_of: dict[int, str] = {}
     for one in sent:
         if content_of.setdefault(one.id, f"{one.sender} {one.number}") != f"{one.sender} {one.number}":
@@ -33,7 +33,7 @@ def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> I
             if content_of.setdefault(read.id, read.content) != read.content:
                 yield f"reused_id: {read.id} is {content_of[read.id]!r} and {read.content!r}"
     last: dict[str, actors.Sent] = {}
-    for one in sent:  # each sender sends one after the other
+    for one in sent:  # each sender sends sequentially
         before = last.get(one.sender)
         if before is not None and one.id <= before.id:
             yield f"sender_order: {before} and then {one}"
@@ -41,7 +41,7 @@ def messages(sent: Sequence[actors.Sent], readers: Sequence[actors.Reader]) -> I
 
 
 def receipts(reader: actors.Reader) -> Iterator[str]:
-    """A plain poll whose answer was received is not repeated (except by a daemon that died before writing that)."""
+    """A plain poll whose answer was received is not repeated (except by a daemon that died before recording that)."""
     received: dict[int, actors.Read] = {}
     for read in reader.read:
         before = received.get(read.id)
@@ -52,7 +52,7 @@ def receipts(reader: actors.Reader) -> Iterator[str]:
 
 
 def leases(readers: Sequence[actors.LeaseReader]) -> Iterator[str]:
-    """Acknowledged is settled for good; what is on a lease is nobody else's until that ends."""
+    """An acknowledged message is settled for good; a leased message goes to no other reader until the lease ends."""
     settled: dict[int, int] = {}
     for reader in readers:
         for ack in reader.acked:
@@ -69,7 +69,7 @@ def leases(readers: Sequence[actors.LeaseReader]) -> Iterator[str]:
 
 
 def claims(granted: Sequence[actors.Claim], completed: Sequence[actors.Completion]) -> Iterator[str]:
-    """Fences make this simple: each is granted once, and only the newest completes, once."""
+    """Fences make this simple: each is granted once, and only the newest may complete, once."""
     by_task: dict[str, list[actors.Claim]] = defaultdict(list)
     for claim in granted:
         for other in by_task[claim.task_id]:
@@ -90,7 +90,7 @@ def claims(granted: Sequence[actors.Claim], completed: Sequence[actors.Completio
 
 
 def state(editors: Sequence[actors.Editor]) -> Iterator[str]:
-    """Each key for itself: one order explains all answers."""
+    """For each key separately: one order explains all answers."""
     histories: dict[str, list[Op]] = defaultdict(list)
     for editor in editors:
         for key, ops in editor.history.items():
@@ -101,7 +101,7 @@ def state(editors: Sequence[actors.Editor]) -> Iterator[str]:
 
 
 def events(listener: actors.Listener, log: Sequence[actors.Seen]) -> Iterator[str]:
-    """A stream shows the log: in order, without holes, and nothing that is not in it."""
+    """A stream shows the log: in order, without gaps, and nothing that is not in it."""
     yield from listener.complaints
     stored = {event.id: event for event in log}
     for before, after in zip(listener.seen, listener.seen[1:], strict=False):
@@ -115,7 +115,7 @@ def events(listener: actors.Listener, log: Sequence[actors.Seen]) -> Iterator[st
 def database(
     path: Path, sent: Sequence[actors.Sent], posted: Sequence[actors.Posted], completed: Sequence[actors.Completion]
 ) -> Iterator[str]:
-    """What is on disk after the end."""
+    """The contents of the disk after the end."""
     db = sqlite3.connect(path)
     try:
         if (verdict := db.execute("pragma integrity_check").fetchone()[0]) != "ok":
@@ -164,7 +164,7 @@ def _tasks(
 
 
 def _audit(db: sqlite3.Connection) -> Iterator[str]:
-    """Each message and each task has its record, and the chain is whole."""
+    """Every message and every task has its record, and the chain is intact."""
     lines, prev = [], chain.START
     for row in db.execute(f"select {chain.COLUMNS} from audit order by seq"):
         lines.append(f"{chain.exported(row, prev)}\n".encode())

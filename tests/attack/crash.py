@@ -1,7 +1,7 @@
 """Load, kills, and judgment.
 
-Everybody works against one daemon, which is killed at random moments and started again on the same data. Then it is
-calm: what is there gets delivered and done. Then the diaries are judged.
+All actors work against one daemon, which is killed at random moments and restarted on the same data. Then comes the
+calm phase, in which everything is delivered and done. Finally the diaries are judged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Outcome:
 
 
 class Cast:
-    """Who takes part."""
+    """The actors that take part."""
 
     def __init__(self, arena: actors.Arena) -> None:
         self.readers: list[actors.Reader] = [
@@ -63,7 +63,7 @@ class Cast:
 
 
 def attack(data: Path, *, seed: int, kills: int, long_life: float = 2.5, command: Sequence[str] = SERVE) -> Outcome:
-    """Run it all. Every fifth life is a long one (seconds), so that leases run out and zombies come back."""
+    """Run the whole attack. Every fifth life is long (in seconds), so that leases expire and zombies come back."""
     chance = random.Random(seed)
     with Victim(data, command) as victim:
         arena = actors.Arena(victim, seed)
@@ -94,7 +94,7 @@ def attack(data: Path, *, seed: int, kills: int, long_life: float = 2.5, command
 
 
 def _drain(port: int, cast: Cast) -> None:
-    """Wait until every message was read and every task is done, or it takes too long (which the judges will see)."""
+    """Wait until every message is read and every task is done, or it takes too long (which the judges will see)."""
     client = Client(port)
     wanted = {one.id for one in _sent(cast)}
     deadline = time.monotonic() + DRAIN_S

@@ -1,14 +1,14 @@
 """Is there an order in which these calls to one key of shared state could have happened one by one?
 
-The search is that of Wing and Gong with Lowe's memory (WGL). Calls and returns stand in one list by time. Walk it: a
-call that the model allows now is lifted out together with its return, and the walk begins anew; a return that is met
-means that its call should have happened by now and could not, so the last choice was wrong and is taken back. Pairs of
-(what was lifted, state) that were seen before are not tried again.
+The search is that of Wing and Gong with Lowe's cache (WGL). Calls and returns form one list, ordered by time. Walk it:
+a call that the model allows now is removed together with its return, and the walk restarts; reaching a return means
+that its call should have happened by now but could not, so the last choice was wrong and is undone. Pairs of (removed
+calls, state) that were seen before are not tried again.
 
 A call whose outcome is unknown (a timeout, a broken connection) may have happened at any time up to `until` (the death
-of the daemon that it was sent to; None: for ever), or never: when its end is met, it is dropped without an effect.
+of the daemon that it was sent to; None: no limit), or never: when its end is reached, it is dropped without an effect.
 
-Keys do not influence each other, so each is searched alone.
+Keys do not influence each other, so each is searched separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_STEPS = 3_000_000
 
 
 class State(NamedTuple):
-    """A key: whether it exists, its version (kept by a tombstone), its value."""
+    """A key: whether it exists, its version (kept by a tombstone), and its value."""
 
     live: bool = False
     version: int = 0
@@ -29,9 +29,9 @@ class State(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One call to one key. `answer` is what came back, None when that is unknown.
+    """One call to one key. `answer` is what came back; None if that is unknown.
 
-    Answers: ("live", version, value) and ("gone", version) to a get; ("ok", version), ("gone", version) and
+    Answers: ("live", version, value) and ("gone", version) to a get; ("ok", version), ("gone", version), and
     ("conflict", version, value) to a change.
     """
 
@@ -56,10 +56,10 @@ def step(state: State, op: Op) -> tuple[State, tuple[Any, ...]]:
 
 
 def witnessed(ops: Iterable[Op]) -> dict[int, tuple[int | None, State]] | None:
-    """What the answers tell of each version: which call made it (None: not told) and what it was.
+    """What the answers reveal about each version: which call made it (None if unknown), and its state.
 
-    A version is made once, so a call of unknown outcome cannot have made one that has another maker, or another value.
-    That spares the search nearly all of its wrong turns. None: two answers contradict each other.
+    A version is made once, so a call of unknown outcome cannot have made one that has another maker or another value.
+    That saves the search nearly all of its wrong turns. Returns None if two answers contradict each other.
     """
     known: dict[int, tuple[int | None, State]] = {}
     for number, op in enumerate(ops):
@@ -93,7 +93,7 @@ class _Search:
     def __init__(self, ops: list[Op], known: dict[int, tuple[int | None, State]]) -> None:
         self.ops = ops
         self.known = known
-        # where times are equal a call comes first: the two then overlap, which is the weaker claim
+        # At equal times a call comes first: the two then overlap, which is the weaker claim.
         events = sorted(
             [(op.call, 0, number) for number, op in enumerate(ops)]
             + [(op.end, 1, number) for number, op in enumerate(ops)]
@@ -126,7 +126,7 @@ class _Search:
                     at = self.after[0]
                 else:
                     at = self.after[at]
-            elif op.answer is None:  # its time is over: it never happened
+            elif op.answer is None:  # its time is over, so it never happened
                 call = self._call_of(at)
                 stack.append((call, state, True))
                 self._lift(call)

@@ -1,4 +1,4 @@
-"""Polls over a bare socket, and the ways in which a client can leave one behind."""
+"""Polls over a bare socket, and the ways in which a client can abandon one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tls_client import TlsSocket
 
 
 class Half:
-    """A poll that was asked for; nothing of its answer is read until somebody does.
+    """A poll that was sent; nothing of its answer is read until a method is called.
 
-    `tls` says how a client with TLS reads: "gulps" takes what its system has, "sips" one record after the other.
+    `tls` says how a client with TLS reads: "gulps" takes everything available, "sips" one record at a time.
     """
 
     def __init__(self, port: int, target: str, tls: str = "") -> None:
@@ -33,12 +33,12 @@ class Half:
         self.sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
 
     def read_some(self, count: int) -> None:
-        """Read up to this many bytes of the answer, if there are any yet."""
+        """Read up to this many bytes of the answer, if any have arrived."""
         if select.select([self.system], [], [], 0.05)[0]:
             self.system.recv(count)
 
     def read_all(self) -> list[dict[str, Any]]:
-        """The messages of the whole answer; ConnectionError when it never comes to its end."""
+        """The messages of the whole answer; raises ConnectionError if it never completes."""
         while b"\r\n\r\n" not in self._data:
             self._more()
         head, _, body = self._data.partition(b"\r\n\r\n")
@@ -56,18 +56,18 @@ class Half:
         self._data += data
 
     def end(self) -> None:
-        """An orderly end; with something unread, the system makes a reset of it."""
+        """An orderly close; if anything is unread, the system turns it into a reset."""
         self.system.close()
 
     def goodbye(self) -> None:
-        """Over TLS: say that nothing more will be said or read. Many libraries do so just before they close."""
+        """Over TLS: announce that nothing more will be sent or read. Many libraries do so just before they close."""
         self.sock.goodbye()
 
     def reset(self) -> None:
-        """A reset."""
+        """Close with a reset."""
         self.system.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.system.close()
 
     def half_close(self) -> None:
-        """Say that nothing more will be said, and go on reading."""
+        """Announce that nothing more will be sent, and keep reading."""
         self.system.shutdown(socket.SHUT_WR)

@@ -1,6 +1,6 @@
-"""Polls that are left behind: before, during and right after the answer, by reset and by orderly end, half read.
+"""Abandoned polls: before, during, and right after the answer, by reset and by orderly close, half read.
 
-What was sent must be read whole by somebody; and what was read whole and then ended in an orderly way, or followed by
+Every message sent must be read completely by someone; and one that was read completely, followed by an orderly close or
 another request, must never come again.
 """
 
@@ -16,11 +16,11 @@ from attack.crash import Outcome
 from attack.raw import Half
 
 SMALL = 200
-"""Bytes that are less than any whole answer."""
+"""Fewer bytes than any complete answer."""
 
 
 class Abandoner(threading.Thread):
-    """One inbox, and polls of it of which most are left behind."""
+    """One inbox, and polls of it, most of which are abandoned."""
 
     def __init__(self, port: int, name: str, seed: int, polls: int, *, tls: bool) -> None:
         super().__init__(name=name, daemon=True)
@@ -29,7 +29,7 @@ class Abandoner(threading.Thread):
         self.client = Client(port, tls=tls)
         self.sent: list[int] = []
         self.read: dict[int, bool] = {}
-        """What was read whole, and whether the daemon must know that."""
+        """The ids that were read completely, and whether the daemon must know that."""
         self.violations: list[str] = []
         self.abandoned = 0
         self.target = f"/msg/poll?agent_id={name}&limit=3&timeout="
@@ -57,13 +57,13 @@ class Abandoner(threading.Thread):
             self.client.close()
 
     def poll(self, timeout: int) -> Half:
-        """A poll of this inbox."""
+        """Start a poll of this inbox."""
         return Half(self.port, f"{self.target}{timeout}", self.chance.choice(("gulps", "sips")) if self.tls else "")
 
-    # -- ways to leave
+    # -- ways to abandon a poll
 
     def before(self) -> None:
-        """Leave while it waits; the mail comes afterwards."""
+        """Leave while the poll waits; the mail arrives afterwards."""
         poll = self.poll(2)
         self.pause(2)
         self.leave(poll)
@@ -71,7 +71,7 @@ class Abandoner(threading.Thread):
         self.send()
 
     def during(self) -> None:
-        """Leave at the moment in which the mail comes."""
+        """Leave at the moment when the mail arrives."""
         poll = self.poll(2)
         self.pause(2)
         sending = threading.Thread(target=self.send)
@@ -88,14 +88,14 @@ class Abandoner(threading.Thread):
         self.leave(poll)
 
     def half_read(self) -> None:
-        """Read a part."""
+        """Read only a part."""
         self.send()
         poll = self.poll(1)
         poll.read_some(self.chance.randrange(1, SMALL))
         self.leave(poll)
 
     def read_and_reset(self) -> None:
-        """Read all of it, and then end with a reset: the daemon may believe that or not."""
+        """Read all of it, and then close with a reset: the daemon may or may not count that as received."""
         self.send()
         poll = self.poll(1)
         messages = poll.read_all()
@@ -103,7 +103,7 @@ class Abandoner(threading.Thread):
         self.note([message["id"] for message in messages], certain=False)
 
     def half_close(self) -> None:
-        """Say at once that nothing more will be asked; whether an answer comes is the daemon's choice."""
+        """Announce at once that nothing more will be sent; whether an answer comes is the daemon's choice."""
         self.send()
         poll = self.poll(1)
         self.pause(0.5)
@@ -124,14 +124,14 @@ class Abandoner(threading.Thread):
         else:
             poll.end()
 
-    # -- and one that stays
+    # -- polls that are read properly
 
     def honest(self, timeout: int) -> bool:
-        """Read until nothing comes; whether anything came."""
+        """Read until nothing comes; returns whether anything came."""
         poll = self.poll(timeout)
         ids = [message["id"] for message in poll.read_all()]
         self.note(ids, certain=True)
-        if self.chance.random() < 0.5:  # another request is a receipt, and so is an orderly end
+        if self.chance.random() < 0.5:  # another request is a receipt, and so is an orderly close
             poll.ask("/health")
             poll.read_all()
         if self.tls and self.chance.random() < 0.5:
@@ -151,14 +151,14 @@ class Abandoner(threading.Thread):
             self.sent.append(answer["message_id"])
 
     def pause(self, most_ms: float) -> None:
-        """A random moment; short ones are spun, since a sleep would be longer."""
+        """Wait a random time; short waits spin, since a sleep would take longer."""
         until = time.perf_counter() + self.chance.random() * most_ms / 1000
         while time.perf_counter() < until:
             pass
 
 
 def attack(port: int, *, seed: int, polls: int, agents: int = 4, tls: bool = False) -> Outcome:
-    """Leave `polls` polls behind, on several inboxes at once."""
+    """Abandon `polls` polls, on several inboxes at once."""
     abandoners = [Abandoner(port, f"left{seed}-{number}", seed, polls // agents, tls=tls) for number in range(agents)]
     for abandoner in abandoners:
         abandoner.start()

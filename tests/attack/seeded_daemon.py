@@ -1,7 +1,7 @@
-"""A daemon with one defect, to see whether the attacks find it: `seeded_daemon.py DEFECT [flags of serve]`.
+"""A daemon with one defect, to test whether the attacks find it: `seeded_daemon.py DEFECT [flags of serve]`.
 
-The program that ships knows nothing of this. Each defect is one that such programs really had; where its moment would
-be too short to be hit in seconds, it is stretched by a few milliseconds, which changes the odds and not the defect.
+The released program contains none of this. Each defect is one that real programs of this kind have had; if its window
+is too short to be hit within seconds, it is extended by a few milliseconds, which changes the odds but not the defect.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ STRETCH_S = 0.004
 
 
 def change_run(name: str, run: Callable[..., Any]) -> None:
-    """Let an operation run something else."""
+    """Make an operation run another function."""
     module, _, function = operations.BY_NAME[name].handler.partition(".")
     setattr(import_module(f"stonemux.{module}"), function, run)
 
 
 def replaced(text: str, old: str, new: str) -> str:
-    """Like `replace`, and sure that there was something to replace."""
+    """Like `replace`, but fails if there is nothing to replace."""
     assert old in text
     return text.replace(old, new)
 
 
 def cas_race() -> None:
-    """The version is checked when the call arrives, and the value written later."""
+    """The version is checked when the call arrives, but the value is written later."""
     init = door.Call.__init__
 
     def checked_early(self: Any, program: Any, operation: Any, given: Any, caller: Any, **more: Any) -> None:
@@ -67,7 +67,7 @@ def cas_race() -> None:
 
 
 def aba() -> None:
-    """A deleted key leaves no tombstone, so its versions begin anew."""
+    """A deleted key leaves no tombstone, so its versions start over."""
     delete = state.delete
 
     def forget(tx: Any, **given: Any) -> Any:
@@ -80,7 +80,7 @@ def aba() -> None:
 
 
 def claim_race() -> None:
-    """The task is chosen from what was committed before, and taken without looking whether it is still free."""
+    """The task is chosen from an earlier snapshot, and claimed without checking that it is still available."""
 
     def chosen_early(tx: Any, agent: Any, channel: str) -> Any:
         with tx.mux.store.read() as rx:
@@ -97,7 +97,7 @@ def claim_race() -> None:
 
 
 def zombie_complete() -> None:
-    """A completion is accepted from whoever once held the task."""
+    """A completion is accepted from any agent that once held the task."""
     held = tasks.held
 
     def anybody(tx: Any, task_id: str, agent_id: str, token: str | None) -> Any:
@@ -108,12 +108,12 @@ def zombie_complete() -> None:
 
 
 def no_idempotency() -> None:
-    """Keys are taken and not remembered."""
+    """Keys are accepted but not remembered."""
     door._remember = lambda *_: None
 
 
 def auto_ack() -> None:
-    """What was written to a socket counts as delivered."""
+    """Everything written to a socket counts as delivered."""
     finish = connection.Connection.finish
 
     def settled(self: Any, answer: bytes, *, close: bool, flight: Any = None) -> None:
@@ -144,7 +144,7 @@ def ack_before_commit() -> None:
         for done, value in early:
             done(value, None)
         early.clear()
-        time.sleep(5 * STRETCH_S)  # a kill must fall into it
+        time.sleep(5 * STRETCH_S)  # a kill must hit this window
         return commit(self)
 
     store.Store._attempt = lambda self, batch: attempt(self, [eager(job) for job in batch])
@@ -152,7 +152,7 @@ def ack_before_commit() -> None:
 
 
 def lost_wakeup() -> None:
-    """A waiter reads first, and registers then."""
+    """A waiter reads first, and registers afterwards."""
 
     take_seat = parking.Parked._take_seat
 
@@ -169,7 +169,7 @@ def lost_wakeup() -> None:
 
 
 def wake_before_commit() -> None:
-    """Waiters are woken before what they wait for can be seen."""
+    """Waiters are woken before what they wait for is visible."""
     commit = transaction.Tx.commit
 
     def early(self: Any) -> Any:
@@ -185,7 +185,7 @@ def wake_before_commit() -> None:
 
 
 def receipt_ignored() -> None:
-    """A client that vanished counts as one that has read."""
+    """A client that vanished counts as having received the answer."""
     connection._has_ended = lambda sock: False
 
     def judge(self: Any, *, arrived: bool) -> None:
@@ -201,7 +201,7 @@ def cursor_skips() -> None:
 
 
 def forgotten_ack() -> None:
-    """An acknowledgement is counted and not written down."""
+    """An acknowledgement is counted but not stored."""
     ack = leases.ack
 
     def forget(tx: Any, **given: Any) -> Any:
@@ -219,13 +219,13 @@ def short_lease() -> None:
 
 
 def event_id_before_commit() -> None:
-    """Streams show events, with their ids, before the commit that may never come."""
+    """Streams show events, with their ids, before a commit that may never happen."""
     commit = transaction.Tx.commit
 
     def early(self: Any) -> Any:
         if events := self._noted["event"]:
             self.mux.log.publish(events)
-        time.sleep(5 * STRETCH_S)  # a kill must fall into it
+        time.sleep(5 * STRETCH_S)  # a kill must hit this window
         return commit(self)
 
     transaction.Tx.commit = early
@@ -259,7 +259,7 @@ DEFECTS = {
 
 
 def main() -> int:
-    """Seed the defect and serve."""
+    """Install the defect and serve."""
     DEFECTS[sys.argv[1]]()
     return cli.main(["serve", *sys.argv[2:]])
 

@@ -1,4 +1,4 @@
-"""A real daemon that can be killed and started again on the same port and data directory."""
+"""A real daemon that can be killed and restarted on the same port and data directory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tls_client import CERT, KEY
 
 
 def seeded(defect: str) -> tuple[str, ...]:
-    """The command of a daemon that has this defect."""
+    """The command of a daemon with this defect."""
     return (sys.executable, str(ROOT / "tests/attack/seeded_daemon.py"), defect)
 
 
 WITH_TLS = {"STONEMUX_TLS_CERT": CERT, "STONEMUX_TLS_KEY": KEY}
-"""What makes a daemon speak TLS."""
+"""The environment that makes a daemon use TLS."""
 
 
 class StillbornError(Exception):
-    """The daemon ended before it listened: its exit status, and what it said."""
+    """The daemon ended before it listened: its exit status, and its output."""
 
 
 class Victim:
-    """`incarnation` counts the deaths; `deaths` are their moments (monotonic nanoseconds)."""
+    """A daemon; `incarnation` counts its deaths, and `deaths` are their times (monotonic nanoseconds)."""
 
     def __init__(
         self, data: Path, command: Sequence[str] = SERVE, *flags: str, environ: Mapping[str, str] | None = None
@@ -41,7 +41,7 @@ class Victim:
         self.start()
 
     def start(self) -> None:
-        """Start, and wait until it listens."""
+        """Start it, and wait until it listens."""
         with self.log.open("a") as log:
             self.process = spawn(
                 self.data, *self._flags, environ=self.environ, command=self.command, port=self.port, stderr=log
@@ -59,17 +59,17 @@ class Victim:
         return len(self.deaths)
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """Kill it at once, whatever it is doing."""
         self.process.kill()
         self._buried()
 
     def stop(self) -> int:
-        """End it in good order; returns its exit status."""
+        """Stop it properly; returns its exit status."""
         self.process.terminate()
         return self.ended()
 
     def ended(self) -> int:
-        """The exit status of a daemon that ends by itself, or was told to."""
+        """The exit status of a daemon that ends on its own, or was told to end."""
         try:
             return self._buried()
         except subprocess.TimeoutExpired:
@@ -77,11 +77,11 @@ class Victim:
             raise
 
     def pause(self) -> None:
-        """Stop its clock, so to speak."""
+        """Suspend it, which stops its clock, in effect."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self.process.send_signal(signal.SIGCONT)
 
     def _buried(self) -> int:

@@ -1,7 +1,7 @@
-"""Rallies: one waits, the other serves, at a moment around that in which the waiter falls asleep.
+"""Rallies: one client waits, and another serves at about the moment when the waiter falls asleep.
 
-Nothing else happens on what they wait for, so a wake-up that is missed is not made good by the next one: the waiter
-sleeps until its timeout, and that is seen.
+Nothing else happens on what they wait for, so a later wake-up cannot hide a missed one: the waiter sleeps until its
+timeout, and that is noticed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from attack.crash import Outcome
 
 TIMEOUT_S = 4
 LATE_S = 2
-"""Far beyond what a loaded machine needs, and well before the timeout."""
+"""Far longer than a loaded machine needs, and well before the timeout."""
 
 
 def attack(port: int, *, seed: int, rallies: int) -> Outcome:
-    """Rallies over a poll, a cursor, a watch, a claim and a poll over MCP, until the first that is late."""
+    """Rallies over a poll, a cursor, a watch, a claim, and a poll over MCP, until the first one that is late."""
     chance = random.Random(seed)
     outcome = Outcome()
     receiver, server = Client(port), Client(port)
@@ -77,7 +77,7 @@ class _Poll(_Game):
 
 
 class _Tool(_Poll):
-    """Over MCP the waiter has a thread of its own, while others are attended to by the one that commits."""
+    """Over MCP, each waiter has its own thread; otherwise the thread that commits answers waiters."""
 
     def wait(self, number: int) -> Any:
         return self.receiver.tool("mux_poll", agent_id="receiver", timeout=TIMEOUT_S)["messages"]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run the MCP conformance suite, released and next, against the fixture server. What is fetched from npm is kept in a
-# cache outside of the repository. Exit status 0: everything passed that has to; 77: npm or the packages are out of reach.
+# Run the MCP conformance suite, both the released and the next version, against the fixture server. Packages from npm
+# are kept in a cache outside the repository. Exit status 0: all required tests passed; 77: npm or the packages are
+# unavailable.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}

@@ -1,10 +1,10 @@
-"""What OpenAPI cannot say about stonemux, told to schemathesis (`SCHEMATHESIS_HOOKS`).
+"""What OpenAPI cannot say about stonemux, explained to schemathesis (`SCHEMATHESIS_HOOKS`).
 
-* JSON Schema takes 1.0 for an integer; stonemux wants it written as 1.
-* Integers inside an object have at most 64 bits; in a schema that would forbid 1e300 as well.
+* JSON Schema accepts 1.0 as an integer; stonemux requires it to be written as 1.
+* Integers inside an object have at most 64 bits; expressed in a schema, that would forbid 1e300 as well.
 * If header and body both carry an idempotency key, the two must be equal.
-* A valid key is used once only, else the second call is answered with 422 for its other body.
-* The entries of a list are judged one by one, in an answer of 200; what becomes of bad ones is in `test_bulk.py`.
+* A valid key is used only once, or else the second call is answered with 422 for its different body.
+* The entries of a list are judged one by one, in an answer with status 200; `test_together.py` tests bad ones.
 
 And a call that would wait does not, since nothing comes.
 """

@@ -1,4 +1,4 @@
-"""The long form of `../test_crash.py`: many kills, other moments each time."""
+"""The long form of `../test_crash.py`: many kills, at different moments each time."""
 
 from __future__ import annotations
 

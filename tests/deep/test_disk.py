@@ -1,6 +1,6 @@
-"""The disk fails: at every single call, when it is full, and when the power goes.
+"""The disk fails: at every single call, when it is full, and when the power goes out.
 
-Faults are injected by strace, file systems are mounted; what the machine does not allow is skipped with a reason.
+strace injects the faults, and file systems are mounted; what the machine does not allow is skipped with a reason.
 """
 
 from __future__ import annotations

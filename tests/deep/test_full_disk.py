@@ -1,6 +1,6 @@
-"""A disk that is really full: what settles and ends things goes on, on the ballast, and recovers with the room.
+"""A disk that is really full: calls that settle and end things still work, on the ballast, and recover with the space.
 
-Needs root, for a small file system of its own; skipped elsewhere.
+Needs root, for its own small file system; skipped without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mutated requests against a live daemon: each gets answers or an end, none of them a failure, and nothing hangs."""
+"""Mutated requests against a live daemon: each gets answers or a close, never a server error, and nothing hangs."""
 
 from __future__ import annotations
 

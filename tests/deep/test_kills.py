@@ -1,6 +1,6 @@
-"""The attacks in their long form: 200 kills, 5,000 polls left behind, 4 x 2,000 rallies.
+"""The long form of the attacks: 200 kills, 5,000 abandoned polls, 4 x 2,000 rallies.
 
-`STONEMUX_SEED` moves all of them to other random numbers.
+`STONEMUX_SEED` selects other random numbers for all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who attacks the attackers? Each defect that `seeded_daemon` knows must be found, as docs/testing.md says."""
+"""Who attacks the attackers? They must find each defect that `seeded_daemon` knows, as docs/testing.md says."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is tested of HTTP, streams and MCP, once more with a certificate in the program and TLS in its clients.
+"""The tests of HTTP, streams, and MCP once more, with a certificate in the program and TLS in its clients.
 
-The contract's messages and tasks go over each face that has a connection: HTTP, MCP, the Python client, the commands.
+The contract's messages and tasks run over each face that has a connection: HTTP, MCP, the Python client, the commands.
 """
 
 from __future__ import annotations

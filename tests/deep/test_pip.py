@@ -1,4 +1,4 @@
-"""pip itself, in environments of their own and with no index to ask: each way to install, and a read-only source."""
+"""pip itself, in separate environments and without an index: each way to install, and a read-only source."""
 
 from __future__ import annotations
 

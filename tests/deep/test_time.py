@@ -1,4 +1,4 @@
-"""The clock jumps, the machine sleeps, clients are slow or asleep: nobody is robbed of a lease or a message by it."""
+"""The clock jumps, the machine sleeps, clients are slow or asleep: none of it costs an agent a lease or a message."""
 
 from __future__ import annotations
 

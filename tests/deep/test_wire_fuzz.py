@@ -1,7 +1,7 @@
-"""Random bytes for the HTTP and JSON readers, each judged by another program's reader.
+"""Random bytes for the HTTP and JSON parsers, each compared with another program's parser.
 
-The invariants: nothing but `MuxError` ever leaves `wire`, and whatever it accepts the other reader accepts too, with
-the same meaning. The reverse is not asked for: being stricter is the point. The seed is fixed, so a failure repeats.
+The invariants: nothing but `MuxError` ever leaves `wire`, and the other parser also accepts whatever `wire` accepts,
+with the same meaning. The reverse is not required: being stricter is the point. The seed is fixed, so failures repeat.
 """
 
 from __future__ import annotations
