@@ -482,8 +482,10 @@ class Server(ThreadingHTTPServer):
             workers, self._idle_workers = self._idle_workers, []
         for worker in workers:
             worker.give(None)
-        os.close(self._bell)
-        os.close(self._rope)
+        bell, rope = self._bell, self._rope
+        self._bell = self._rope = -1  # a call that ends late still rings, and must not write to what is opened next
+        os.close(bell)
+        os.close(rope)
 
 
 def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:

@@ -515,6 +515,21 @@ def test_the_ring_at_a_stop_is_left_for_the_other_to_hear(served, monkeypatch):
     assert os.read(server._bell, 16)
 
 
+def test_a_ring_after_the_end_is_written_nowhere(open_program):
+    with OverHttp(open_program().mux) as face:
+        rope = face.server._rope
+        heard, told = os.pipe()
+    try:
+        os.dup2(told, rope)  # whoever opened something meanwhile may have got the same number
+        face.server.ring()
+        os.set_blocking(heard, False)
+        with pytest.raises(BlockingIOError):
+            os.read(heard, 1)
+    finally:
+        for fd in (heard, told, rope):
+            os.close(fd)
+
+
 @pytest.mark.parametrize("mode", ["ack=manual", "after=1", "redeliver=true"])
 def test_a_poll_that_writes_does_not_hold_up_the_door_behind_a_commit(served, monkeypatch, mode):
     ids = [served.send(), served.send()]
