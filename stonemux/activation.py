@@ -92,8 +92,8 @@ def take_up(settings: Settings) -> str:
 
 def words(document: dict[str, Any]) -> str:
     """A license in a few words."""
-    seats = counted(document["seats"], "agent") if document["seats"] is not None else "any number of agents"
-    until = f"until {document['not_after']}" if document["not_after"] else "for ever"
+    seats = counted(document["seats"], "agent") if document["seats"] is not None else "unlimited agents"
+    until = f"until {document['not_after']}" if document["not_after"] else "no expiration"
     return f"{document['tier']}, {seats}, {until}"
 
 
@@ -116,7 +116,8 @@ def standing_words(told: dict[str, Any]) -> str:
     if "problem" in told:
         return f"{told['tier']}; {told['problem']}"
     if told["lic_id"] is None:
-        return f"{told['tier']}; no license, the settings decide"
+        return f"{told['tier']}; no license; the settings decide"
     return (
-        f"{told['tier']}; license {told['lic_id']}, {'until ' + told['not_after'] if told['not_after'] else 'for ever'}"
+        f"{told['tier']}; license {told['lic_id']}, "
+        f"{'until ' + told['not_after'] if told['not_after'] else 'no expiration'}"
     )

@@ -36,24 +36,24 @@ COMMANDS: tuple[Command, ...] = (
     Command("status", "show the running daemon", "status"),
     Command("setup", "connect a client: claude, codex, gemini, cursor, vscode", "setup"),
     Command("mcp", "serve MCP on standard input and output", "mcp"),
-    Command("run", "start a command for each task or message", "run"),
-    Command("service", "let the system run the daemon", "service"),
-    Command("inbox", "look at an agent's inbox, or follow it", "inbox", beside=True),
-    Command("show", "show one thing by its id: message, inbox item, document, task, channel", "show"),
+    Command("run", "run a command for each task or message", "run"),
+    Command("service", "have the system run the daemon", "service"),
+    Command("inbox", "show an agent's inbox, or follow it", "inbox", beside=True),
+    Command("show", "show one message, inbox item, document, task, or channel by its id", "show"),
     Command("events", "print events, or follow them", "events", beside=True),
-    Command("top", "watch agents, tasks, queues and rates", "top"),
-    Command("backup", "copy the database, also while the daemon runs", "backup"),
-    Command("restore", "put a backup in the place of the database", "restore"),
-    Command("doctor", "look for what is wrong, and say what to do", "doctor"),
-    Command("activate", "make a license key count here", "activate"),
-    Command("deactivate", "take the license out again", "deactivate"),
-    Command("license", "give out licenses: issue, show, server", "license", beside=True),
+    Command("top", "watch agents, tasks, queues, and rates", "top"),
+    Command("backup", "copy the database, even while the daemon is running", "backup"),
+    Command("restore", "replace the database with a backup", "restore"),
+    Command("doctor", "find problems, and say how to fix them", "doctor"),
+    Command("activate", "activate a license key here", "activate"),
+    Command("deactivate", "deactivate the license", "deactivate"),
+    Command("license", "issue licenses: issue, show, server", "license", beside=True),
     Command("sigil", "the licensor's commands: issue, apply", "sigil"),
-    Command("token", "make a token for an agent", "token", beside=True),
+    Command("token", "issue a token for an agent", "token", beside=True),
     Command("export", "write messages as JSON lines", "exporting"),
-    Command("import", "send the messages of a file, safe to repeat", "importing"),
+    Command("import", "send the messages in a file; safe to repeat", "importing"),
     Command("audit", "verify an exported audit log, or print an anchor", "audit", beside=True),
-    Command("completion", "make a shell complete what is typed", "completion"),
+    Command("completion", "print a script for shell completion", "completion"),
     Command("reference", "print the reference", "reference"),
 )
 
@@ -63,8 +63,8 @@ HABITS = {"start": "serve", "daemon": "serve", "version": "--version", "ps": "to
 """What users of other programs may type, and what it is called here."""
 
 ENDING = (
-    "Ctrl-C or SIGTERM ends a daemon (daemon.pid in its data directory has its number), "
-    "stonemux service install starts one anew that the system runs, stonemux service remove ends it"
+    "Ctrl-C or SIGTERM stops a daemon (its process id is in daemon.pid in the data directory); stonemux service "
+    "install restarts one that the system runs, and stonemux service remove stops it"
 )
 
 
@@ -143,9 +143,9 @@ def _unknown(name: str) -> str:
     from stonemux import operations, verbs
 
     if name.startswith("-"):
-        return f"there is no flag {name} before a command"
+        return f"unknown flag {name} before a command"
     if name in ("stop", "restart", "kill"):
-        return f"there is no command {name!r}; {ENDING}"
+        return f"unknown command {name!r}; {ENDING}"
     areas = verbs.areas(operations.OPERATIONS)
     known = [*(command.name for command in COMMANDS), *areas, *verbs.ALIASES]
     meant = [f"stonemux {area} {name}" for area, here in areas.items() if name in here]
@@ -153,7 +153,7 @@ def _unknown(name: str) -> str:
         meant = [f"stonemux {HABITS[name]}"]
     if not meant:
         meant = [guess(name, known)]
-    return f"there is no command {name[:80]!r}{did_you_mean(' or '.join(meant))}"
+    return f"unknown command {name[:80]!r}{did_you_mean(' or '.join(meant))}"
 
 
 def _help() -> str:
@@ -176,6 +176,6 @@ def _help() -> str:
             "areas and their verbs, each an operation of the daemon (message is msg):",
             *verbs.aligned(areas.items()),
             "",
-            "Start with: stonemux serve. Each explains itself: stonemux COMMAND --help, stonemux AREA VERB --help",
+            "Start with: stonemux serve. For help: stonemux COMMAND --help, stonemux AREA VERB --help",
         ]
     )

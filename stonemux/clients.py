@@ -65,9 +65,7 @@ class Client(NamedTuple):
             name = parts["name"] or parts["bare"]
             said = environ.get(name, parts.get("default"))
             if said is None:
-                raise MuxError(
-                    "client_check_failed", f"it names the variable {name}, which is not set here", unset=name
-                )
+                raise MuxError("client_check_failed", f"it uses the variable {name}, which is not set here", unset=name)
             return said
 
         return re.sub(self.variables, value, text) if self.variables else text
@@ -88,7 +86,7 @@ CLIENTS: Mapping[str, Client] = {
         by_folder="projects",
         variables=r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}",
         fixed={"type": "stdio"},
-        note="Claude Code asks once whether it may use the servers of a project",
+        note="Claude Code asks once whether it may use a project's servers",
     ),
     "codex": Client(
         "Codex",

@@ -105,21 +105,21 @@ class Daemon:
             check_safe(wanted)  # report now what the next start would refuse
             settings, live, waiting = config.reread(old, wanted)
         except MuxError as error:
-            log.error("the settings stay as they were: %s", error.message)
+            log.error("the settings are unchanged: %s", error.message)
             return
         self.mux.heed(settings)
         self.server.heed()
         try:
             self.server.read_certificate()
         except MuxError as error:
-            log.error("the certificate stays as it was: %s", error.message)
+            log.error("the certificate is unchanged: %s", error.message)
         logs.set_up(settings.log_level, settings.log_format)
         for setting in live:
             was, now = (getattr(one, setting.attribute) for one in (old, settings))
-            log.warning("%s went from %s to %s", setting.name, was, now)
+            log.warning("%s changed from %s to %s", setting.name, was, now)
         for setting in waiting:
-            log.warning("%s changes when the daemon is started again", setting.name)
-        log.warning("the settings were read again: %d changed, %d at the next start", len(live), len(waiting))
+            log.warning("%s will change when the daemon restarts", setting.name)
+        log.warning("the settings were reloaded: %d changed, %d will change at the next start", len(live), len(waiting))
 
     def close(self) -> None:
         """Shut down: answer waiting calls, commit what is queued, and unlock the data directory."""
@@ -154,9 +154,9 @@ def serve(
         from stonemux import output  # needed only here
 
         output.mute()
-    log.info("stonemux %s serves %s from %s", VERSION, daemon.url, settings.data_dir)
+    log.info("stonemux %s is serving %s from %s", VERSION, daemon.url, settings.data_dir)
     status = daemon.serve(reread)
-    log.info("stonemux has stopped")
+    log.info("stonemux stopped")
     return status
 
 

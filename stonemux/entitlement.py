@@ -65,7 +65,7 @@ class Entitlement:
         """Read the license file again and notify the watchers."""
         self.look()
         if self.problem:
-            log.error("%s: %s. Running as free", self._settings.license_key_file, self.problem)
+            log.error("%s: %s. Running on the free tier", self._settings.license_key_file, self.problem)
         self._tell()
 
     def look(self) -> None:
@@ -93,7 +93,7 @@ class Entitlement:
         before = self.tier
         self._work_out()
         if self.tier != before:
-            log.warning("the tier is %s now, it was %s", self.tier, before)
+            log.warning("the tier is now %s; it was %s", self.tier, before)
         self._tell()
 
     def _tell(self) -> None:
@@ -131,7 +131,7 @@ class Entitlement:
     def obey(self, sigil: Sigil) -> None:
         """Apply a command to its license from now on."""
         self._sigils = self._sigils | {sigil.lic_id: sigil}
-        log.warning("license %s: the command %r counts from now on", sigil.lic_id, sigil.cmd)
+        log.warning("license %s: the command %r is now in effect", sigil.lic_id, sigil.cmd)
         self.settle()
 
     def recognize(self, license_key: str) -> str:

@@ -36,7 +36,7 @@ def typed(name: str) -> str:
 PLACE = (
     Flag("host", "HOST", "address of the daemon (default 127.0.0.1)"),
     Flag("port", "PORT", "port of the daemon (default 3392)"),
-    Flag("data_dir", "DIR", "where the data lies (default ~/.stonemux)"),
+    Flag("data_dir", "DIR", "data directory (default ~/.stonemux)"),
     Flag("config", "FILE", "settings file (default: config.toml in the data directory)"),
 )
 """The flags that say where the daemon and its data are."""

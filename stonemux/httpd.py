@@ -244,7 +244,7 @@ class Server(ThreadingHTTPServer):
                     self._accept(listener)
                 self._see_to_the_rest()
             except Exception:
-                log.exception("a round at the door failed")
+                log.exception("a round of the event loop failed")
             # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:

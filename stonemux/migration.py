@@ -60,7 +60,12 @@ def migrate(db: sqlite3.Connection, directory: DataDir, now: int) -> None:
     if found < len(MIGRATIONS):
         _fold(db)
     if kept is not None:
-        log.info("the database went from schema %d to %d; as it was, it is kept in %s", found, len(MIGRATIONS), kept)
+        log.info(
+            "the database was migrated from schema %d to %d; a copy from before is kept in %s",
+            found,
+            len(MIGRATIONS),
+            kept,
+        )
 
 
 def _fold(db: sqlite3.Connection) -> None:

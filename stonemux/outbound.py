@@ -131,7 +131,7 @@ class Outbound:
                 if not self._stopping:
                     log.log(
                         logging.WARNING if isinstance(error, MuxError) else logging.ERROR,
-                        "a delivery of %s could not be written down, it is made again: %s",
+                        "a delivery of %s could not be recorded and will be repeated: %s",
                         endpoint.id,
                         error,
                     )

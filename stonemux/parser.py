@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"one word too many: {rest[0]!r}")
             known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
             close = guess(flag.lstrip("-"), known)
-            self.error(f"there is no flag {flag}{did_you_mean(close and '--' + close)}")
+            self.error(f"unknown flag {flag}{did_you_mean(close and '--' + close)}")
         return options
 
     def error(self, message: str) -> NoReturn:

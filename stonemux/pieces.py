@@ -91,7 +91,7 @@ class ClaimedTask:
             retry=self._retry,
             idempotency_key=self._key("fail"),
         )
-        return "failed" if told["status"] == "failed" else "failed, to be tried again"
+        return "failed" if told["status"] == "failed" else "failed, to be retried"
 
     def give_back(self, client: Client, why: str, delay_s: int) -> str:
         """Put the task back into the pool, claimable after `delay_s` seconds."""

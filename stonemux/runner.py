@@ -411,7 +411,7 @@ class _Job:
                 return self._told(lambda: self.piece.complete(self._client, text))
             reason = _text(errors, max(0, errors.seek(0, os.SEEK_END) - TAIL_BYTES), TAIL_BYTES).strip()
             if status == LATER:
-                said = reason[-MOST_REASON:] or "the command asked for another time"
+                said = reason[-MOST_REASON:] or "the command asked for a retry later"
                 return self._told(lambda: self.piece.give_back(self._client, said, LATER_S))
             ended = f"exit status {status}" if status > 0 else f"killed by {_signal_name(-status)}"
             why = f"{ended}\n{reason}" if reason else ended
@@ -419,7 +419,7 @@ class _Job:
         except MuxError as error:
             if error.code in OVER + SETTLED:
                 return f"ended with status {status}; no longer ours"
-            return f"ended with status {status}, which could not be told: {error.message}"
+            return f"ended with status {status}, which could not be reported: {error.message}"
 
     def _told(self, tell: Callable[[], str]) -> str:
         """Report to the daemon, retrying until a daemon that went away is back or the runner stops."""
@@ -441,7 +441,9 @@ def _program(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     """The command with the full path of its program. Raises `not_found` before any work is taken."""
     found = shutil.which(command[0], path=environ.get("PATH", os.defpath))
     if found is None:
-        raise MuxError("not_found", f"there is no command {command[0]!r}, or it may not be run; nothing was taken")
+        raise MuxError(
+            "not_found", f"the command {command[0]!r} does not exist or is not executable; nothing was taken"
+        )
     return [os.path.abspath(found), *command[1:]]
 
 

@@ -106,7 +106,7 @@ class Service(NamedTuple):
 def describe(words: Sequence[str], settings: Settings, environ: Mapping[str, str], system: str) -> Service:
     """The service that runs `words` on this system (a name as in `sys.platform`)."""
     if any(not word.isprintable() for word in words):
-        raise MuxError("bad_setting", "a path with control characters cannot stand in a service; choose another")
+        raise MuxError("bad_setting", "a service cannot use a path with control characters; choose another")
     file = file_of(environ, system)
     return _launchd(words, settings, file) if system == "darwin" else _systemd(words, settings, file)
 
@@ -134,7 +134,7 @@ def _systemd(words: Sequence[str], settings: Settings, file: Path) -> Service:
         unload=((*control, "disable", "--now", unit), (*control, "daemon-reload")),
         ask=(*control, "is-active", "--quiet", unit),
         logs=f"journalctl --user -u {NAME}",
-        note="it runs while you are logged in; to let it run always: loginctl enable-linger",
+        note="it runs while you are logged in; to keep it running: loginctl enable-linger",
     )
 
 
@@ -233,7 +233,7 @@ class Installer:
             self._say(f"{'would write' if dry_run else 'writing'} {service.file}:")
             self._say("".join(f"  {line}\n" for line in service.text.splitlines()).rstrip("\n"))
         else:
-            self._say(f"{service.file}: already as it must be")
+            self._say(f"{service.file}: already up to date")
         if dry_run:
             self._tell(commands)
             return
@@ -257,7 +257,7 @@ class Installer:
         """
         service = self._service
         if self._read() is None:
-            self._say(f"{service.file}: there is none; nothing to remove")
+            self._say(f"{service.file}: no such file; nothing to remove")
             return
         if dry_run:
             self._tell(service.unload[:1])
@@ -267,7 +267,7 @@ class Installer:
         self._attempt(service.unload[:1])
         service.file.unlink()
         self._attempt(service.unload[1:])
-        self._say(f"removed {service.file}; the data in {self._settings.data_dir} stay")
+        self._say(f"removed {service.file}; the data in {self._settings.data_dir} is kept")
 
     def status(self) -> dict[str, object]:
         """The status: the file, whether it is current, whether the service runs, and whether its daemon answers."""
@@ -291,7 +291,7 @@ class Installer:
             raise MuxError("service_failed", f"{file} cannot be read: {trouble.strerror}") from trouble
         if MARK not in text:
             raise MuxError(
-                "service_foreign", f"{file} was not written by stonemux, so it is left alone; move it away first"
+                "service_foreign", f"{file} was not written by stonemux, so it was left alone; move it away first"
             )
         return text
 
@@ -301,8 +301,8 @@ class Installer:
             holder = datadir.noted_pid(place)
             raise MuxError(
                 "data_dir_locked",
-                f"a daemon{f' (pid {holder})' if holder else ''} that the system did not start holds {place}; stop it "
-                f"first{f' (kill {holder})' if holder else ''}, then install again. Nothing was changed",
+                f"a daemon{f' (pid {holder})' if holder else ''} that the system did not start is using {place}; stop "
+                f"it first{f' (kill {holder})' if holder else ''}, then install again. Nothing was changed",
             )
 
     def _make_place(self) -> None:
@@ -311,7 +311,7 @@ class Installer:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as trouble:
-            raise MuxError("service_failed", f"{place} cannot be made: {trouble.strerror or trouble}") from trouble
+            raise MuxError("service_failed", f"{place} cannot be created: {trouble.strerror or trouble}") from trouble
 
     def _tell(self, commands: Sequence[Sequence[str]]) -> None:
         for command in commands:
@@ -360,7 +360,7 @@ def as_text(found: Mapping[str, object]) -> str:
     lines = [str(found["file"])]
     if not found["current"]:
         lines.append("  differs from what this version would write; install it again")
-    lines.append("  the system runs it" if found["running"] else "  the system does not run it")
+    lines.append("  the system is running it" if found["running"] else "  the system is not running it")
     lines.append("  a daemon answers" if found["answers"] else "  no daemon answers")
     return "\n".join(lines)
 
@@ -372,12 +372,12 @@ def _outcome(command: Sequence[str], environ: Mapping[str, str]) -> str | None:
             command, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S
         )
     except FileNotFoundError:
-        return "there is no such command here; without it, --no-start only writes the file"
+        return "there is no such command on this system; --no-start writes only the file, without it"
     except (OSError, subprocess.SubprocessError) as trouble:
         return str(trouble)
     if done.returncode == 0:
         return None
-    return (done.stderr or done.stdout).strip() or f"it ended with status {done.returncode}"
+    return (done.stderr or done.stdout).strip() or f"it exited with status {done.returncode}"
 
 
 def _write(file: Path, text: str) -> None:

@@ -116,7 +116,8 @@ def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, st
     if not listed or not isinstance(env, dict):
         raise MuxError(
             "client_config_broken",
-            f"{job.file}: the entry {NAME!r} must have a command (text), and args (a list of texts) and env, if at all",
+            f"{job.file}: the entry {NAME!r} must have a command (a string); args (a list of strings) and env are "
+            "optional",
         )
 
     def taken(text: str) -> str:
@@ -152,7 +153,7 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
     try:
         return probe.list_tools(command, environ, folder, patience_ms=patience_ms)
     except MuxError as error:
-        told = f"{job.file} is written, but its command does not work: {error.message}"
+        told = f"{job.file} was written, but its command does not work: {error.message}"
         raise MuxError(error.code, told, **error.facts) from None
 
 
@@ -219,10 +220,10 @@ def _edited(job: Job, old: str) -> str:
         return old
     new: str = syntax.drop(old, path) if wanted is None else syntax.put(old, path, wanted)
     if any("\ud800" <= character <= "\udfff" for character in new):  # a path or an old value is not valid text
-        raise MuxError("client_config_broken", f"the entry {NAME!r} would hold text that UTF-8 cannot write")
+        raise MuxError("client_config_broken", f"the entry {NAME!r} would contain text that UTF-8 cannot encode")
     after = syntax.read(new)
     if _entry(job.client, after) != wanted or _others(job.client, after) != _others(job.client, before):
-        raise MuxError("client_config_broken", f"its form is beyond this editor; change the entry {NAME!r} by hand")
+        raise MuxError("client_config_broken", f"this program cannot edit its form; change the entry {NAME!r} by hand")
     return new
 
 
@@ -282,7 +283,9 @@ def _read(path: Path) -> str | None:
 def _refuse_read_only(path: Path) -> None:
     """Refuse a file that its owner made read-only: replacing it would need only the folder's permission."""
     if path.exists() and (not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK)):
-        raise _unwritable(path, "it is read-only; allow writing (chmod u+w), or change it where it is generated")
+        raise _unwritable(
+            path, "it is read-only; make it writable (chmod u+w), or change the source that it is generated from"
+        )
 
 
 def _back_up(path: Path, text: str) -> Path:
@@ -352,11 +355,11 @@ def run(job: Job, *, dry_run: bool, checked: bool, say: Callable[[str], None]) -
     done = "removed" if job.wanted is None else "configured"
     say(f"{where}: {done if changed else _unchanged(job)}")
     if kept:
-        say(f"  the file as it was: {kept}")
+        say(f"  the previous file: {kept}")
     if job.wanted is None:
         return
     if job.scope == "project":
-        say("  it names paths of this machine")
+        say("  it contains paths on this machine")
     if job.scope == "project" or job.client.always_noted:
         say(f"  {job.client.note}")
     if checked and (problem := foreign(job, entry(job))):

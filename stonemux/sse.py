@@ -270,7 +270,7 @@ class Streamer:
                     piece, stream.cursor = self._next_piece(stream)
                 except Exception as error:  # the reader resumes with its Last-Event-ID
                     known = isinstance(error, MuxError)
-                    log.warning("a stream ends, its events could not be read: %s", error, exc_info=not known)
+                    log.warning("a stream ended: its events could not be read: %s", error, exc_info=not known)
                     self._drop(stream)
                     continue
                 if piece:

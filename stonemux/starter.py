@@ -56,7 +56,7 @@ class Starter:
             while not pool.answers(self._settings, timeout=HEALTH_S):
                 status = child.poll()
                 if status not in (None, EXIT_LOCKED):
-                    raise self._failed(f"the daemon ended with status {status}")
+                    raise self._failed(f"the daemon exited with status {status}")
                 patience = HELD_MS if status == EXIT_LOCKED and self._is_held_for_long() else START_MS
                 if self._clock.ticks_ms() - begun >= patience:
                     raise self._failed(f"no daemon answers at {self._settings.authority}")

@@ -205,7 +205,7 @@ class Pipe:
                 return
             except NoAnswer as error:
                 if attempt + 1 == TRIES:
-                    raise MuxError("unreachable", f"the daemon went away again and again ({error})") from error
+                    raise MuxError("unreachable", f"the daemon kept going away ({error})") from error
                 self._starter.ensure()
 
     def _answer(self, request: Request, trip: RoundTrip) -> bytes:
@@ -270,7 +270,9 @@ class _Closed:
 
 def _parsed(line: bytes) -> Any:
     if len(line) > MOST_LINE:
-        raise Fault(mcp.PARSE_ERROR, f"Parse error: a message may have {MOST_LINE} bytes, and this one has {len(line)}")
+        raise Fault(
+            mcp.PARSE_ERROR, f"Parse error: a message may have at most {MOST_LINE} bytes, and this one has {len(line)}"
+        )
     try:
         return payload.read_value(line.strip())
     except MuxError as error:

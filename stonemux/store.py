@@ -62,7 +62,7 @@ def _tell(done: Done, value: Any, error: BaseException | None) -> None:
     try:
         done(value, error)
     except Exception:
-        log.exception("an outcome could not be told")
+        log.exception("an outcome could not be reported")
 
 
 def _tell_all(batch: list[Job], error: BaseException) -> bool:
@@ -339,7 +339,7 @@ class Store:
         """Release the ballast's disk space; False if there was none."""
         if not self._ballast.drop():
             return False
-        log.warning("the disk is full: only what settles or ends something is written until there is room")
+        log.warning("the disk is full: until there is room, only calls that settle or end something may write")
         return True
 
     def _is_tight(self, may_end: bool) -> bool:

@@ -64,7 +64,7 @@ class Tail:
                 if error.code not in AWAY:
                     raise
                 if not self._away:
-                    print("stonemux: the daemon went away; waiting for it", file=sys.stderr, flush=True)
+                    print("stonemux: the daemon went away; waiting for it to return", file=sys.stderr, flush=True)
                 self._away = True
                 self._clock.pause(AWAY_MS)
                 continue
@@ -76,4 +76,4 @@ def _told(sign: str, facts: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {value}" for name, value in facts.items())
     if sign == "gap":
         return f"some events are no longer kept ({listed})"
-    return f"the event log began anew ({listed})"
+    return f"the event log started over ({listed})"

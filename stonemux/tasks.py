@@ -333,7 +333,7 @@ def _retry(tx: Tx, row: Task, agent_id: str, result: str | None) -> dict[str, An
         )
         return {"task_id": row.id, "status": "failed", "task": view(row)}
     delay = BACKOFF_MS[min(row.attempts, len(BACKOFF_MS) - 1)]
-    row = put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be tried again", act="retry")
+    row = put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be retried", act="retry")
     return {"task_id": row.id, "status": "pending", "task": view(row)}
 
 

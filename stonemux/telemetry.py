@@ -82,7 +82,7 @@ class Telemetry:
         try:
             answer = licenseclient.post(settings.license_server, "/heartbeat", body(mux, install_id))
         except licenseclient.NoUse as trouble:
-            log.info("nobody heard the heartbeat, which changes nothing: %s", trouble)
+            log.info("the heartbeat did not arrive, which changes nothing: %s", trouble)
             return True
         if type(answer.get("command")) is dict:
             self._obey(answer["command"])
@@ -94,7 +94,7 @@ class Telemetry:
         try:
             door.call(self._mux, BY_NAME["license.command"], {"command": command}, caller)
         except MuxError as error:
-            log.warning("the license server sent a command that does not count: %s", error.message)
+            log.warning("the license server sent an invalid command: %s", error.message)
 
 
 def body(mux: Mux, install_id: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class Timekeeper:
         try:
             self._mux.store.check()
         except MuxError as error:  # the daemon is stopping, or the disk is full
-            log.info("the check of the database was not noted: %s", error.message)
+            log.info("the check of the database was not recorded: %s", error.message)
         except Exception:
             log.exception("the database could not be checked")
 
@@ -200,7 +200,7 @@ class Timekeeper:
                 self._mux.store.note_head()
                 self._noted, self._noted_at = head, now
             except OSError as error:  # `head.json` is only a second witness; work that frees space must go on
-                log.warning("the head of the event log could not be noted: %s", error.strerror)
+                log.warning("the head of the event log could not be recorded: %s", error.strerror)
 
     def _set_alarm(self, now: int) -> None:
         with self._mux.store.read() as rx:
@@ -243,7 +243,7 @@ class Timekeeper:
         try:
             key = self._mux.store.directory.audit_key()
         except (OSError, ValueError) as error:
-            log.warning("the audit log is not purged, because its key cannot be read or made: %s", error)
+            log.warning("the audit log was not purged, because its key cannot be read or created: %s", error)
             return
         self._in_pages(lambda tx: audit.purge(tx, before, PURGED_AT_ONCE, key))
 

@@ -112,16 +112,19 @@ def anchor(settings: Settings) -> dict[str, Any]:
 
 def preview(file: Path, found: Contents, directory: DataDir, now: int) -> str:
     """What a restore would replace by what, for a person to confirm."""
-    lines = [f"{file} holds", *_listed(found, now)]
+    lines = [f"{file} contains", *_listed(found, now)]
     old = copies.present(directory)
     if old is not None:
-        lines += [f"and would replace {directory.database}, which holds", *_listed(old, now)]
+        lines += [f"and would replace {directory.database}, which contains", *_listed(old, now)]
     elif directory.database.exists():
         lines += [f"and would replace {directory.database}, which cannot be read"]
     else:
-        lines += [f"and would become {directory.database}; there is none now"]
+        lines += [f"and would become {directory.database}, which does not exist yet"]
     if directory.database.exists():
-        lines += ["The present database is kept beside it. What happened since the copy was made is not in it."]
+        lines += [
+            "The current database is kept beside it. The copy does not contain anything that happened since it was "
+            "made."
+        ]
     return "\n".join(lines)
 
 

@@ -36,15 +36,15 @@ SYNONYMS = (
 """Verbs that people confuse with each other."""
 
 OUTPUT = (
-    Flag("json", "", "the daemon's answer as it is, for programs; a refusal, too"),
+    Flag("json", "", "print the daemon's answer (or refusal) as JSON, for programs"),
     Flag("quiet", "", "print ids only"),
-    Flag("help", "", "print this"),
+    Flag("help", "", "print this help"),
 )
 WATCH = (
-    Flag("watch", "", "ask again and again, until interrupted"),
-    Flag("interval", "SECONDS", "how long to wait before asking again (default 2)"),
+    Flag("watch", "", "repeat the call until interrupted"),
+    Flag("interval", "SECONDS", "how long to wait between calls (default 2)"),
 )
-KEY = Flag("idempotency_key", "KEY", "makes repeating the call safe: within 24 hours it has no second effect")
+KEY = Flag("idempotency_key", "KEY", "makes the call safe to repeat: for 24 hours, repeating it has no second effect")
 
 SHORT = {"-h": "--help", "-q": "--quiet"}
 WIDTH = 100
@@ -170,7 +170,7 @@ class _Line:
                 self._put(param, self._value(param, word))
         for word in words:
             alone = ", ".join(param.name.upper() for param in slots(self._operation)) or "nothing"
-            problem = f"one word too many: {shown(word)}; {alone} may stand without a flag, the rest needs one"
+            problem = f"one word too many: {shown(word)}; only {alone} may be given without a flag"
             raise MuxError("not_understood", problem)
 
     def _take_flag(self, word: str, rest: Iterator[str]) -> None:
@@ -216,7 +216,7 @@ class _Line:
         close = meant(word, known)
         return MuxError(
             "unknown_field",
-            f"there is no flag {name[:80]}" + did_you_mean(close and typed(close)),
+            f"unknown flag {name[:80]}" + did_you_mean(close and typed(close)),
             parameter=word[:128],
             nearest=close if close in accepted else None,
             accepted=accepted,
@@ -314,7 +314,7 @@ def _example_words(param: Param, value: Any) -> list[str]:
 def listed(area: str, here: Mapping[str, Operation]) -> str:
     """The verbs of an area, with what they do."""
     rows = aligned((verb, operation.summary) for verb, operation in here.items())
-    return "\n".join(["verbs:", *rows, "", f"Each explains itself: stonemux {area} VERB --help"])
+    return "\n".join(["verbs:", *rows, "", f"For help on a verb: stonemux {area} VERB --help"])
 
 
 def verb_help(operation: Operation) -> str:
@@ -354,7 +354,7 @@ def _meaning(operation: Operation, param: Param) -> str:
     elif param.default not in (None, False):
         told.append(f"Default: {param.default}.")
     if param.name == operation.actor:
-        told.append("STONEMUX_AGENT, unless given.")
+        told.append("Default: STONEMUX_AGENT.")
     return " ".join(told)
 
 

@@ -382,7 +382,7 @@ class OverCli(OverHttp):
         if operation.kind in ("text", "lines") and status == 0:
             return out.getvalue()
         answer = json.loads(out.getvalue())
-        self.replayed = "done before" in err.getvalue()
+        self.replayed = "already done" in err.getvalue()
         if status == 0:
             if name == "msg.poll":
                 self._until_received(given["agent_id"])

@@ -704,7 +704,7 @@ def test_nothing_is_purged_where_the_key_cannot_be_made(open_program, caplog):
     (program.path / "audit.key").write_text("no key\n")
     program.clock.advance(3 * 86_400_000)
     program.timekeeper.tick()
-    assert "the audit log is not purged" in caplog.text
+    assert "the audit log was not purged" in caplog.text
     assert verify(exported(Direct(program.mux))).first == 1
 
 
@@ -802,7 +802,7 @@ def test_the_command_verifies_a_file_and_names_what_is_wrong(tmp_path, capsys):
     file = tmp_path / "export.jsonl"
     file.write_bytes(b"".join(WHOLE))
     status, out, _ = command(capsys, "audit", "verify", file)
-    assert (status, out) == (0, f"{file} is whole: records 1 to 12, head {HEAD}\n")
+    assert (status, out) == (0, f"{file} is intact: records 1 to 12, head {HEAD}\n")
     assert json.loads(command(capsys, "audit", "verify", file, "--json")[1])["records"] == 12
     file.write_bytes(b"".join(WHOLE).replace(b"agent 2", b"agent 1", 1))
     status, out, err = command(capsys, "audit", "verify", file)

@@ -68,9 +68,9 @@ def test_doing_it_again_sends_nothing_twice(typed, http, tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_text(lines(message("same"), message("same")))
     assert typed("import", file, "-q")[1] == "1\n2\n"
-    assert typed("import", file) == (0, "2 messages, 2 of them before\n", "")
+    assert typed("import", file) == (0, "2 messages, 2 of them already\n", "")
     file.write_text(lines(message("same"), message("same"), message("new")))
-    assert typed("import", file) == (0, "3 messages, 2 of them before\n", "")
+    assert typed("import", file) == (0, "3 messages, 2 of them already\n", "")
     assert contents(http) == ["same", "same", "new"]
 
 
@@ -141,7 +141,7 @@ def test_what_was_exported_comes_back_the_same_elsewhere(typed, http, other, cap
     other.call("msg.send", from_="ann", to="bob", content="something before")
     there = typist(other.port, capsys)
     assert there("import", file) == (0, "5 messages\n", "")
-    assert there("import", file)[1] == "5 messages, 5 of them before\n"
+    assert there("import", file)[1] == "5 messages, 5 of them already\n"
     kept = ("from", "to", "content", "channel", "type", "metadata")
     exported = [json.loads(line) for line in there("export")[1].splitlines()][1:]
     before = [json.loads(line) for line in file.read_text().splitlines()]

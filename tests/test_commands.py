@@ -83,7 +83,7 @@ def test_the_documents_spellings_work(typed):
 def test_a_call_that_was_made_before_says_so(typed):
     words = ("msg", "send", "hi", "--from", "ann", "--to", "bob", "-q", "--idempotency-key", "k")
     assert typed(*words) == (0, "1\n", "")
-    assert typed(*words) == (0, "1\n", "stonemux: this was done before; here is the first answer again\n")
+    assert typed(*words) == (0, "1\n", "stonemux: this was already done; here is the first answer again\n")
 
 
 def test_a_content_is_read_from_standard_input(typed, monkeypatch):
@@ -296,10 +296,10 @@ def test_following_goes_on_where_it_was_when_the_daemon_comes_back(capsys, monke
     assert [follower.next(), follower.next(), follower.next()] == [[{"id": 11}], [{"id": 12}], []]
     assert [asked["after"] for asked in daemon.asked[1:]] == [10, 11, 11, 11, 12, 12]
     assert capsys.readouterr().err.splitlines() == [
-        "stonemux: the daemon went away; waiting for it",
+        "stonemux: the daemon went away; waiting for it to return",
         "stonemux: some events are no longer kept (from 5, to 9)",
-        "stonemux: the daemon went away; waiting for it",
-        "stonemux: the event log began anew (head 3)",
+        "stonemux: the daemon went away; waiting for it to return",
+        "stonemux: the event log started over (head 3)",
     ]
 
 

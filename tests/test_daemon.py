@@ -204,18 +204,18 @@ def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
             '[coordination]\nmax_message_size = 500\n[server]\nmax_connections = 600\n[logging]\nlevel = "debug"'
         )
         daemon.process.send_signal(signal.SIGHUP)
-        said = until_said(daemon, "were read again: 2 changed, 1 at the next start")
-        assert "coordination.max_message_size went from 300 to 500" in said
-        assert "logging.level went from info to debug" in said
-        assert "server.max_connections changes when the daemon is started again" in said
+        said = until_said(daemon, "were reloaded: 2 changed, 1 will change at the next start")
+        assert "coordination.max_message_size changed from 300 to 500" in said
+        assert "logging.level changed from info to debug" in said
+        assert "server.max_connections will change when the daemon restarts" in said
         assert ask(daemon, letter).status == 200
         assert '"maxLength":500' in ask(daemon, get("/openapi.json")).body.decode().replace(" ", "")
         config.write_text("[coordination]\nmax_mesage_size = 600\n")
         daemon.process.send_signal(signal.SIGHUP)
-        assert "did you mean coordination.max_message_size" in until_said(daemon, "stay as they were")[-1]
+        assert "did you mean coordination.max_message_size" in until_said(daemon, "settings are unchanged")[-1]
         config.write_text('[server]\nhost = "0.0.0.0"\n')
         daemon.process.send_signal(signal.SIGHUP)
-        assert "server.tls_cert" in until_said(daemon, "stay as they were")[-1]
+        assert "server.tls_cert" in until_said(daemon, "settings are unchanged")[-1]
         assert ask(daemon, letter).status == 200
 
 

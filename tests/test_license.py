@@ -80,7 +80,9 @@ def test_a_changed_license_counts_for_nothing_and_is_told_of_loudly(direct, prog
     told = put(direct, document | changed)
     assert (told["tier"], told["seats"], told["license"]) == ("free", 2, None)
     assert "is not valid" in told["problem"]
-    assert any(record.levelname == "ERROR" and "Running as free" in record.message for record in caplog.records)
+    assert any(
+        record.levelname == "ERROR" and "Running on the free tier" in record.message for record in caplog.records
+    )
 
 
 @pytest.mark.parametrize(

@@ -383,10 +383,10 @@ def test_without_a_name_the_refusal_says_how_to_get_one(mux):
 
 def test_who_has_registered_where_no_name_is_remembered_is_told_to_give_it_with_every_call(mux):
     talk = Talk(mux)
-    assert talk.failure("mux_register")["error"]["message"] == "agent_id is required: say who you are with it"
+    assert talk.failure("mux_register")["error"]["message"] == "agent_id is required: it says who you are"
     talk.call("mux_register", agent_id="ann")
     message = talk.failure("mux_send", to="ann", content="x")["error"]["message"]
-    assert message.startswith("from is required, because it is not known who calls: give it with every call.")
+    assert message.startswith("from is required, because the caller is unknown: send it with every call.")
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_a_command_that_does_not_exist_is_told_before_anything_is_taken(environ,
     task = boss.post()
     (place / "text").write_text("#!/bin/sh\n")
     for command in ("no-such-command", str(place / "text"), str(place)):
-        with pytest.raises(MuxError, match="there is no command") as caught:
+        with pytest.raises(MuxError, match="does not exist") as caught:
             Runner(Orders(agent="new", command=(command,)), environ, print, print)
         assert caught.value.code == "not_found"
     assert boss.task(task)["status"] == "pending"
@@ -543,7 +543,7 @@ def test_a_runner_waits_for_work_no_longer_than_between_two_beats(beat_ms, wait_
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["--agent", "w", "--", "/no/such/command"], 3, "there is no command '/no/such/command'"),
+        (["--agent", "w", "--", "/no/such/command"], 3, "the command '/no/such/command' does not exist"),
         (["--agent", "w"], 2, "COMMAND"),
         (["--", "true"], 2, "--agent ID"),
         (["--agent", "w", "--reply", "--", "true"], 2, "--messages"),

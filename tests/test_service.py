@@ -72,7 +72,7 @@ def test_the_written_unit_starts_this_very_program_there(typed, tmp_path):
     typed("install", "--no-start", "--port", "4471")
     assert words_of(typed.unit) == [*launch.command(), *f"serve --port 4471 --data-dir {tmp_path}/data".split()]
     assert not typed.asked
-    assert typed("install", "--no-start", "--port", "4471")[0] == f"{typed.unit}: already as it must be"
+    assert typed("install", "--no-start", "--port", "4471")[0] == f"{typed.unit}: already up to date"
 
 
 def test_a_second_installation_leads_the_daemon_to_the_same_place(tmp_path, capsys, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_second_installation_leads_the_daemon_to_the_same_place(tmp_path, caps
     capsys.readouterr()
     assert cli.main(install, environ) == 0
     assert unit.read_text() == first
-    assert "already as it must be" in capsys.readouterr().out
+    assert "already up to date" in capsys.readouterr().out
     assert cli.main([*install, "--port", "4472"], {**environ, "STONEMUX_HOST": "::1"}) == 0
     assert service.kept(environ, "linux") == {"host": "::1", "port": "4472", "data_dir": str(place)}
 
@@ -131,7 +131,7 @@ def test_installing_loads_it_and_waits_until_it_answers(typed, http):
     said = typed("install", "--port", str(http.port))
     assert typed.asked == ["--user daemon-reload", "--user enable stonemux.service", "--user restart stonemux.service"]
     assert f"it answers at 127.0.0.1:{http.port}" in said
-    assert typed("status", "--port", str(http.port))[1:] == ["  the system runs it", "  a daemon answers"]
+    assert typed("status", "--port", str(http.port))[1:] == ["  the system is running it", "  a daemon answers"]
 
 
 def test_one_that_does_not_come_up_is_told(typed, monkeypatch):

@@ -724,7 +724,7 @@ def test_a_command_that_fails_is_reported(job, place, how, told):
     with pytest.raises(MuxError) as caught:
         setup.check(work, patience_ms=10_000)
     assert caught.value.code == "client_check_failed"
-    assert caught.value.message.startswith(f"{place.file('claude')} is written, but its command does not work: ")
+    assert caught.value.message.startswith(f"{place.file('claude')} was written, but its command does not work: ")
     assert told in caught.value.message
     assert caught.value.facts["refused"] == ("token_missing" if how == "refuse" else "")
 
@@ -734,5 +734,5 @@ def test_a_failed_check_is_status_one_and_the_file_stays(place, monkeypatch):
     status, out, err = place.run("claude")
     assert status == 1
     assert "configured" in out
-    assert "is written, but its command does not work: it cannot be started" in err
+    assert "was written, but its command does not work: it cannot be started" in err
     assert place.entry("claude")["command"] == "/no/such/python"

@@ -420,7 +420,7 @@ def test_a_caller_that_fails_to_take_its_answer_costs_nobody_theirs(opened, capl
     store.gatherers.clear()
     assert told == ["b"]
     assert store.write(note("c")) == "c", "somebody leads"
-    assert "could not be told" in caplog.text
+    assert "could not be reported" in caplog.text
 
 
 def test_listeners_that_fail_cost_nobody_an_answer(opened, caplog):

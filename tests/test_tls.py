@@ -685,7 +685,7 @@ def renewed(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGHUP)
     assert process.stderr is not None
     said = ""
-    while "settings were read again" not in said:
+    while "settings were reloaded" not in said:
         said += process.stderr.readline()
     return said
 
@@ -707,13 +707,13 @@ def test_a_renewed_certificate_is_read_at_sighup_by_the_daemon_and_anew_by_clien
         assert status(early) == status(late) == 200
         late.close()  # its next call opens a connection, the other's uses the one that it has
         cert.write_text("half a file")
-        assert "the certificate stays as it was: server.tls_cert" in renewed(process)
+        assert "the certificate is unchanged: server.tls_cert" in renewed(process)
         assert status(early) == 200
         for old, new in zip((cert, key), another, strict=True):
             old.write_bytes(new.read_bytes())
         with pytest.raises(pool.NoAnswer, match="certificate verify failed"):
             status(late)
-        assert "stays as it was" not in renewed(process)
+        assert "certificate is unchanged" not in renewed(process)
         assert status(early) == status(late) == 200
         for connections in (early, late):
             connections.close()

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_settings(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--key", metavar="SX-...", help="the license key")
-    source.add_argument("--file", metavar="FILE", help="the signed license, as your licensor sent it")
+    source.add_argument("--file", metavar="FILE", help="the signed license, as received from your licensor")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

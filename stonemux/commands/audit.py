@@ -25,11 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("verify", "anchor"), help="what to do")
     parser.add_argument("file", nargs="?", metavar="FILE", help="the export to verify, or - for standard input")
     parser.add_argument("--head", metavar="HASH", help="the hash that the export must end with")
-    parser.add_argument(
-        "--from-anchor", metavar="FILE", type=Path, help="what 'anchor' printed earlier, or a head.json"
-    )
+    parser.add_argument("--from-anchor", metavar="FILE", type=Path, help="earlier output of 'anchor', or a head.json")
     parser.add_argument("--key", metavar="FILE", type=Path, help="audit.key of the data directory, for checkpoints")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON, for programs")
     flags.add_settings(parser)
 
 
@@ -41,7 +39,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(json.dumps(upkeep.anchor(flags.settings(options, environ))))
         return EXIT_OK
     if options.file is None:
-        raise MuxError("missing_field", "verify needs the FILE to look at; '-' is standard input")
+        raise MuxError("missing_field", "verify needs a FILE to check; '-' is standard input")
     anchor = None if options.from_anchor is None else _anchor(options.from_anchor)
     key = None if options.key is None else _key(options.key)
     try:
@@ -60,12 +58,12 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _told(name: str, found: Found) -> str:
     records = f"records {found.first} to {found.last}" if found.records else "no records"
-    lines = [f"{name} is whole: {records}, head {found.head}"]
+    lines = [f"{name} is intact: {records}, head {found.head}"]
     if found.purged:
-        signed = "its signature is good" if found.signed else "its signature was not checked, give the key with --key"
-        lines.append(f"  records up to {found.purged} were purged; a checkpoint stands for them ({signed})")
+        signed = "its signature is valid" if found.signed else "its signature was not checked; pass the key with --key"
+        lines.append(f"  records up to {found.purged} were purged; a checkpoint replaces them ({signed})")
     elif found.first > 1:
-        lines.append(f"  it begins with record {found.first}; what was before is not in this file")
+        lines.append(f"  it begins with record {found.first}; earlier records are not in this file")
     return "\n".join(lines)
 
 
@@ -101,4 +99,6 @@ def _key(file: Path) -> bytes:
     except OSError as trouble:
         raise _unreadable(file, trouble) from trouble
     except ValueError as trouble:
-        raise MuxError("invalid_field", f"{file} holds no key; it is audit.key in the data directory") from trouble
+        raise MuxError(
+            "invalid_field", f"{file} contains no key; the key is audit.key in the data directory"
+        ) from trouble

@@ -14,8 +14,8 @@ from stonemux.errors import EXIT_OK
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings, the target file, and the output format."""
     flags.add_settings(parser)
-    parser.add_argument("--output", metavar="FILE", type=Path, help="put the copy here instead")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the copy here instead")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

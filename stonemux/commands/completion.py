@@ -37,7 +37,7 @@ Tree = Mapping[str, list[Word]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shell."""
-    parser.add_argument("shell", choices=tuple(SHELLS), help="the shell to complete in")
+    parser.add_argument("shell", choices=tuple(SHELLS), help="your shell")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

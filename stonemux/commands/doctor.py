@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings, how thoroughly to check, and the output format."""
     flags.add_settings(parser)
     parser.add_argument("--full", action="store_true", help="check the whole database, not only its structure")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

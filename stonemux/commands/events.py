@@ -27,12 +27,12 @@ EMPTY: tuple[Any, ...] = (None, [], {})
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which events, and in which form."""
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens, until interrupted")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new events until interrupted")
     parser.add_argument("--types", metavar="TYPE,...", help="only events of these types")
-    parser.add_argument("--channel", metavar="NAME", help="only events of this channel")
+    parser.add_argument("--channel", metavar="NAME", help="only events in this channel")
     parser.add_argument("--agent-id", metavar="NAME", help="only events that concern this agent")
-    parser.add_argument("--after", metavar="ID", help=f"begin after this id (default: {BACK} events ago)")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line, for programs")
+    parser.add_argument("--after", metavar="ID", help=f"start after this id (default: {BACK} events ago)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, for programs")
     flags.add_settings(parser)
 
 

@@ -29,8 +29,8 @@ PAGE = 1000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which messages, and where to."""
-    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="the file; - or none: standard output")
-    parser.add_argument("--channel", metavar="NAME", help="only messages of this channel")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="the file; - or omitted: standard output")
+    parser.add_argument("--channel", metavar="NAME", help="only messages in this channel")
     parser.add_argument("--agent-id", metavar="NAME", help="only messages from or to this agent")
     parser.add_argument("--after", metavar="ID", type=int, default=0, help="only messages after this id")
     flags.add_settings(parser)

@@ -42,8 +42,8 @@ MADE = frozenset(name.rstrip("?") for name in BY_NAME["msg.list"].returns["messa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, and the output format."""
     parser.add_argument("file", metavar="FILE", help="the file; -: standard input")
-    parser.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the ids of the messages only")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON, for programs")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the ids of the messages")
     flags.add_settings(parser)
 
 
@@ -138,7 +138,7 @@ class Import:
             told = {"imported": self.imported, "repeated": self.repeated, "refused": self.refused}
             print(screen.as_json(told, sys.stdout))
         elif not quiet:
-            before = f", {self.repeated} of them before" if self.repeated else ""
+            before = f", {self.repeated} of them already" if self.repeated else ""
             refused = f"; {screen.counted(len(self.refused), 'line')} refused" if self.refused else ""
             print(f"{screen.counted(self.imported, 'message')}{before}{refused}")
 

@@ -23,13 +23,18 @@ from stonemux.tail import Tail
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose inbox, which items, and in which form."""
-    parser.add_argument("agent", metavar="AGENT", nargs="?", help="whose inbox (STONEMUX_AGENT, unless given)")
-    parser.add_argument("--full", action="store_true", help="whole contents in place of previews")
-    parser.add_argument("--status", help="unread (default; of what arrives while --follow: all), read, archived, all")
-    parser.add_argument("--limit", help="how many to show at most (default 100), of those that are there already")
-    parser.add_argument("--follow", action="store_true", help="then show whole what arrives, until interrupted")
+    parser.add_argument("agent", metavar="AGENT", nargs="?", help="whose inbox (default: STONEMUX_AGENT)")
+    parser.add_argument("--full", action="store_true", help="print full contents instead of previews")
     parser.add_argument(
-        "--json", action="store_true", help="the daemon's answer, for programs; --follow: one line per item"
+        "--status",
+        help="unread (default), read, archived, or all; with --follow also for new items, where all is the default",
+    )
+    parser.add_argument("--limit", help="maximum number of existing items to show (default 100)")
+    parser.add_argument("--follow", action="store_true", help="then show new items in full until interrupted")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the daemon's answer as JSON, for programs; --follow: one line per item",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
     flags.add_settings(parser)
@@ -39,7 +44,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Show the inbox, and follow it if asked to."""
     agent = options.agent or environ.get("STONEMUX_AGENT")
     if not agent:
-        raise MuxError("missing_field", "whose inbox? Give an agent, or set STONEMUX_AGENT")
+        raise MuxError("missing_field", "whose inbox? Pass an agent, or set STONEMUX_AGENT")
     given: dict[str, Any] = {"agent_id": agent}
     given |= {name: value for name in ("status", "limit") if (value := getattr(options, name)) is not None}
     if options.full or options.follow:

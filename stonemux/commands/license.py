@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The action, and what the license grants."""
     parser.add_argument("action", choices=("issue", "show", "server"), help="what to do")
     flags.add_settings(parser)
-    parser.add_argument("--tier", choices=("pro", "enterprise"), help="issue: what it grants")
+    parser.add_argument("--tier", choices=("pro", "enterprise"), help="issue: the tier it grants")
     end = parser.add_mutually_exclusive_group()
-    end.add_argument("--days", type=int, metavar="N", help="issue: runs out after so many days")
-    end.add_argument("--not-after", metavar="TIME", help="issue: runs out then, like 2027-01-31T00:00:00Z")
-    parser.add_argument("--agents", type=int, metavar="N", help="issue: for so many agents; any number if left out")
-    parser.add_argument("--require-tokens", action="store_true", help="issue: every call must show a token")
-    parser.add_argument("--json", action="store_true", help="the answer as JSON, for programs")
+    end.add_argument("--days", type=int, metavar="N", help="issue: expires after N days")
+    end.add_argument("--not-after", metavar="TIME", help="issue: expires at this time, like 2027-01-31T00:00:00Z")
+    parser.add_argument("--agents", type=int, metavar="N", help="issue: the number of agents; unlimited if omitted")
+    parser.add_argument("--require-tokens", action="store_true", help="issue: every call must have a token")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -50,7 +50,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
 
     clock = Clock()
     if options.tier is None:
-        raise MuxError("missing_field", "say what the license grants: --tier pro, or --tier enterprise")
+        raise MuxError("missing_field", "--tier is required: pass --tier pro or --tier enterprise")
     if options.agents is not None and not 0 < options.agents < 2**31:
         raise MuxError("invalid_field", "--agents must be at least 1")
     if options.days is not None and not 0 < options.days <= MOST_DAYS:
@@ -64,7 +64,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
                 "invalid_field", "--not-after must be a time with its zone, like 2027-01-31T00:00:00Z"
             ) from None
         if not_after <= clock.now_ms():
-            raise MuxError("invalid_field", "--not-after lies in the past")
+            raise MuxError("invalid_field", "--not-after is in the past")
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_owner(settings.data_dir)
     issuer = Issuer(settings.data_dir, clock, create=True)
@@ -77,7 +77,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
     print(key)
     print(f"{document['lic_id']}: {activation.words(document)}", file=sys.stderr)
     print(f"issuer {issuer.name}, public key {issuer.public.hex()}", file=sys.stderr)
-    print(f"here: stonemux activate --key {key[:7]}...; the key is shown only now", file=sys.stderr)
+    print(f"to activate it here: stonemux activate --key {key[:7]}...; the key is not shown again", file=sys.stderr)
     return EXIT_OK
 
 

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     if sys.stdin is not None and sys.stdin.isatty():
         print(
-            "stonemux: mcp talks to a program that starts it, which stonemux setup arranges; Ctrl-D ends it",
+            "stonemux: mcp is for programs that start it, which stonemux setup configures; Ctrl-D ends it",
             file=sys.stderr,
         )
     return stdio.serve(flags.settings(options, environ), flags.config_file(options), environ)

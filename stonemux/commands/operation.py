@@ -49,7 +49,7 @@ def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
     broadcast = BY_NAME["msg.broadcast"]
     for name in given:
         if name not in broadcast.by_name:
-            problem = f"{verbs.flag(operation.by_name[name])} needs --to; without it this goes to the whole channel"
+            problem = f"{verbs.flag(operation.by_name[name])} needs --to; without it, this goes to the whole channel"
             raise MuxError("missing_field", problem, parameter="to")
     return verbs.Typed(broadcast, given, options)
 
@@ -79,7 +79,7 @@ def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) 
                 print(text)
             sys.stdout.flush()  # messages count as received only once they could be written
         if remote.replayed:
-            print("stonemux: this was done before; here is the first answer again", file=sys.stderr)
+            print("stonemux: this was already done; here is the first answer again", file=sys.stderr)
         if not options.watch:
             return EXIT_OK
         before = text if look.width is None else None

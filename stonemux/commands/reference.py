@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which document."""
     parser.add_argument("--openapi", action="store_true", help="OpenAPI 3.1 instead of Markdown")
     parser.add_argument("--client", action="store_true", help="the Python client's methods instead")
-    parser.add_argument("--config", action="store_true", help="the example of the settings file instead")
+    parser.add_argument("--config", action="store_true", help="the example settings file instead")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

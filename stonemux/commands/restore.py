@@ -17,10 +17,10 @@ from stonemux.errors import EXIT_OK, MuxError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The backup, settings, and whether to ask."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="the copy; also by its name in the backups folder")
+    parser.add_argument("file", metavar="FILE", type=Path, help="the backup; a name in the backups folder works, too")
     flags.add_settings(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--json", action="store_true", help="the outcome as JSON, for programs")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -40,12 +40,12 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     print("restored; start the daemon again")
     if done["kept"]:
         print(f"  the replaced database is {done['kept']}")
-    print(f"  ids go on after event {done['events_head']} and message {done['message_seq']}")
+    print(f"  ids continue after event {done['events_head']} and message {done['message_seq']}")
     return EXIT_OK
 
 
 def _is_agreed() -> bool:
     if not sys.stdin.isatty():
-        raise MuxError("not_confirmed", "nobody is there to agree; say --yes to restore without asking")
+        raise MuxError("not_confirmed", "nobody can confirm; pass --yes to restore without asking")
     print("Replace it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

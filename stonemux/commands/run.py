@@ -33,28 +33,28 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Who works, on what, and how."""
     parser.usage = "%(prog)s [--flag VALUE ...] -- COMMAND [ARGUMENT ...]"
-    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what is started, with its arguments")
-    parser.add_argument("--agent", metavar="ID", help="the agent that works (default: STONEMUX_AGENT)")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command to run, with its arguments")
+    parser.add_argument("--agent", metavar="ID", help="the agent that does the work (default: STONEMUX_AGENT)")
     parser.add_argument(
         "--capability",
         action="append",
         default=[],
         metavar="NAME",
-        help="what the agent can do, may be repeated (default: what it has registered)",
+        help="a capability of the agent; may be repeated (default: those it has registered)",
     )
-    parser.add_argument("--channel", metavar="NAME", help="where the work is (tasks: default; messages: anywhere)")
+    parser.add_argument("--channel", metavar="NAME", help="the channel to work in (tasks: default; messages: any)")
     parser.add_argument("--messages", action="store_true", help="work on the agent's messages instead of tasks")
-    parser.add_argument("--reply", action="store_true", help="with --messages: send the output back as the answer")
-    parser.add_argument("--max-parallel", type=_count, default=1, metavar="N", help="commands at a time (default 1)")
-    parser.add_argument("--once", action="store_true", help="end after one; exit status 1 when it did not succeed")
+    parser.add_argument("--reply", action="store_true", help="with --messages: send the output as a reply")
     parser.add_argument(
-        "--retry", action="store_true", help="a task that failed is tried again, until its attempts end"
+        "--max-parallel", type=_count, default=1, metavar="N", help="commands to run at a time (default 1)"
     )
+    parser.add_argument("--once", action="store_true", help="exit after one; exit status 1 if it did not succeed")
+    parser.add_argument("--retry", action="store_true", help="retry a failed task until its attempts run out")
     parser.add_argument("--lease", type=_count, default=60, metavar="SECONDS", help="lease of a message (default 60)")
     parser.add_argument(
         "--grace", type=_count, default=10, metavar="SECONDS", help="from SIGTERM to SIGKILL (default 10)"
     )
-    parser.add_argument("--quiet", action="store_true", help="do not tell on standard error what happens")
+    parser.add_argument("--quiet", action="store_true", help="do not report progress on standard error")
     flags.add_settings(parser)
 
 
@@ -64,9 +64,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     agent = options.agent or environ.get("STONEMUX_AGENT")
     if not agent:
-        raise MuxError("missing_field", "who works? Say --agent ID, or set STONEMUX_AGENT", parameter="agent_id")
+        raise MuxError("missing_field", "whose work? Pass --agent ID, or set STONEMUX_AGENT", parameter="agent_id")
     if options.reply and not options.messages:
-        raise MuxError("not_understood", "--reply goes with --messages: a task's result needs no answer")
+        raise MuxError("not_understood", "--reply needs --messages: a task has a result instead")
     settings = flags.settings(options, environ)
     orders = runner.Orders(
         agent=agent,

@@ -13,12 +13,10 @@ from stonemux import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings, the log, and what to allow."""
     flags.add_settings(parser)
-    parser.add_argument("--tls-cert", metavar="FILE", help="file with the certificate, as PEM: the port speaks TLS")
-    parser.add_argument("--tls-key", metavar="FILE", help="file with its key, as PEM, when it is not in the same one")
-    parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), help="least important line to log"
-    )
-    parser.add_argument("--log-format", choices=("text", "json"), help="how log lines look")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM file with the certificate: the port speaks TLS")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file with its key, if it is not in the same file")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="lowest level to log")
+    parser.add_argument("--log-format", choices=("text", "json"), help="format of log lines")
     parser.add_argument(
         "--insecure-http",
         action="store_const",
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-rollback",
         action="store_true",
-        help="start although the database is older than its directory remembers",
+        help="start even though the database is older than its directory remembers",
     )
 
 

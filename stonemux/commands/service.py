@@ -20,9 +20,9 @@ from stonemux.errors import EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The action and its extent."""
     parser.add_argument("action", choices=("install", "remove", "status"), help="what to do")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be written and run, and do nothing")
-    parser.add_argument("--no-start", action="store_true", help="write the file only; nothing is loaded or started")
-    parser.add_argument("--json", action="store_true", help="the status as JSON, for programs")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written and run, but do nothing")
+    parser.add_argument("--no-start", action="store_true", help="only write the file; load and start nothing")
+    parser.add_argument("--json", action="store_true", help="print the status as JSON, for programs")
     flags.add_settings(parser)
 
 

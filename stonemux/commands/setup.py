@@ -18,11 +18,13 @@ from stonemux.screen import safe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The client, and what to write for it."""
     parser.add_argument("client", choices=CLIENTS, help="the client to configure")
-    parser.add_argument("--scope", choices=SCOPES, default="user", help="for all of this user's work, or this folder's")
+    parser.add_argument(
+        "--scope", choices=SCOPES, default="user", help="for all of this user's work, or for this folder"
+    )
     parser.add_argument("--agent", metavar="NAME", help="the agent that this client speaks for (STONEMUX_AGENT)")
-    parser.add_argument("--dry-run", action="store_true", help="print the change as a diff and do nothing")
-    parser.add_argument("--remove", action="store_true", help="take the entry out again")
-    parser.add_argument("--no-check", action="store_true", help="do not start the command to see whether it works")
+    parser.add_argument("--dry-run", action="store_true", help="print the change as a diff, but do nothing")
+    parser.add_argument("--remove", action="store_true", help="remove the entry")
+    parser.add_argument("--no-check", action="store_true", help="do not start the command to test it")
     flags.add_settings(parser)
 
 

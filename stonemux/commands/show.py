@@ -29,9 +29,9 @@ KINDS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The id, and the output format."""
-    parser.add_argument("id", metavar="ID", help="what to show")
-    parser.add_argument("--json", action="store_true", help="the daemon's answer, for programs")
-    parser.add_argument("--raw", action="store_true", help="nothing but the content, as it is")
+    parser.add_argument("id", metavar="ID", help="the id to show")
+    parser.add_argument("--json", action="store_true", help="print the daemon's answer as JSON, for programs")
+    parser.add_argument("--raw", action="store_true", help="print only the content, unchanged")
     flags.add_settings(parser)
 
 
@@ -68,7 +68,7 @@ def _content(wanted: str, answer: Mapping[str, Any]) -> str:
     for thing in answer.values():
         if isinstance(thing, dict) and isinstance(thing.get("content"), str):
             return str(thing["content"])
-    raise MuxError("not_found", f"{wanted} has no content; leave --raw out")
+    raise MuxError("not_found", f"{wanted} has no content; omit --raw")
 
 
 def _text(name: str, answer: Mapping[str, Any], look: screen.Look) -> str:

@@ -19,9 +19,9 @@ from stonemux.errors import EXIT_OK, MuxError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The action and its argument."""
     parser.add_argument("action", choices=("issue", "apply"), help="what to do")
-    parser.add_argument("what", metavar="die|live|FILE", help="issue: the command; apply: the file that holds it")
+    parser.add_argument("what", metavar="die|live|FILE", help="issue: the command; apply: the file that contains it")
     flags.add_settings(parser)
-    parser.add_argument("--license", metavar="ID", help="issue: the license that it is for (stonemux license show)")
+    parser.add_argument("--license", metavar="ID", help="issue: the license it is for (see stonemux license show)")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -36,9 +36,9 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
     from stonemux.license import COMMANDS
 
     if options.what not in COMMANDS:
-        raise MuxError("invalid_field", f"a command is one of: {', '.join(COMMANDS)}")
+        raise MuxError("invalid_field", f"the command must be one of: {', '.join(COMMANDS)}")
     if options.license is None:
-        raise MuxError("missing_field", "say which license it is for: --license lic-... (see stonemux license show)")
+        raise MuxError("missing_field", "--license is required: pass --license lic-... (see stonemux license show)")
     print(json.dumps(Issuer(settings.data_dir, Clock()).command(options.what, options.license)))
     return EXIT_OK
 

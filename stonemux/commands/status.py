@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings and the output format."""
     flags.add_settings(parser)
-    parser.add_argument("--json", action="store_true", help="the daemon's own answers, for programs")
-    parser.add_argument("--check", action="store_true", help="exit with 6 when no daemon answers")
+    parser.add_argument("--json", action="store_true", help="print the daemon's own answers as JSON, for programs")
+    parser.add_argument("--check", action="store_true", help="exit with status 6 if no daemon answers")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -96,6 +96,6 @@ def _license(told: Mapping[str, Any]) -> str:
         return str(told["problem"])
     granted = told["license"]
     if granted is None:
-        return "none, the settings decide"
-    until = f"until {granted['not_after']}" if granted["not_after"] else "for ever"
+        return "none; the settings decide"
+    until = f"until {granted['not_after']}" if granted["not_after"] else "no expiration"
     return f"{granted['lic_id']}, {granted['tier']}, {granted['status']}, {until}"

@@ -16,8 +16,8 @@ from stonemux.errors import EXIT_OK
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Settings and the agent."""
     flags.add_settings(parser)
-    parser.add_argument("--agent", metavar="NAME", help="the one agent that it may act as; any, if left out")
-    parser.add_argument("--json", action="store_true", help="also until when it lasts, for programs")
+    parser.add_argument("--agent", metavar="NAME", help="the only agent that the token may act as; any if omitted")
+    parser.add_argument("--json", action="store_true", help="print the token with its expiration as JSON, for programs")
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

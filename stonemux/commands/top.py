@@ -42,8 +42,8 @@ class View(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The interval, and which daemon."""
-    parser.add_argument("--interval", metavar="SECONDS", type=float, default=1.0, help="between two looks (default 1)")
-    parser.add_argument("--once", action="store_true", help="print one view and end")
+    parser.add_argument("--interval", metavar="SECONDS", type=float, default=1.0, help="refresh interval (default 1)")
+    parser.add_argument("--once", action="store_true", help="print one view and exit")
     flags.add_settings(parser)
 
 
@@ -172,4 +172,4 @@ def _draw(remote: Remote, clock: Clock, place: str, view: View, interval: int, e
         except MuxError as error:
             if error.code not in ("unreachable", "shutting_down"):
                 raise
-            view = view._replace(trouble="the daemon is away")
+            view = view._replace(trouble="the daemon is not answering")
