@@ -105,7 +105,7 @@ def secrets(tx: Tx, before: Any, given: str | None, *, moved: bool = False) -> S
     if given is None and (before is None or moved):
         made = make_secret(tx.mux.clock.token(32))
         return Secrets(made, made=made)
-    if before is None or moved:  # with a signature of the old secret, the new receiver could pass for us at the old
+    if before is None or moved:  # a signature with the old secret would let the new receiver pose as us to the old
         assert given is not None
         return Secrets(given)
     if given is None or given == before["secret"]:

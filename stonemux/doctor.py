@@ -100,7 +100,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 def as_text(findings: Sequence[Finding]) -> str:
     """The findings for people: one line each, with the remedy below it.
 
-    Findings quote what agents registered and what is in the files of others, so control characters are spelled out.
+    Findings quote data from agents and from other programs' files, so control characters are spelled out.
     """
     lines = []
     for finding in findings:

@@ -29,7 +29,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def tokens(text: str) -> tuple[str, ...]:
-    """The words of a short text as the index tells them apart: without case and accents."""
+    """The words of a short text the way the index compares them: without case and accents."""
     return tuple(re.findall(_WORD, re.sub(_ACCENT, "", unicodedata.normalize("NFD", text.lower()))))
 
 

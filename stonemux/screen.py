@@ -274,7 +274,7 @@ def fill(text: str, width: int, *, right: bool = False) -> str:
     wide = measure(text)
     if wide > width:
         left = max(0, width - 1)
-        for at, one in enumerate(text):  # from its beginning: it may be a whole content
+        for at, one in enumerate(text):  # forward, because it may be a long content
             left -= measure(one)
             if left < 0:
                 text = text[:at]

@@ -71,7 +71,7 @@ def _text(rx: Snapshot, row: Any) -> str:
 def _phrases(q: str) -> str:
     """The query with each word or quoted phrase as an FTS5 string, so that nothing in it is taken for syntax.
 
-    Each once: what a message costs to be ranked grows with the square of the repetitions of a word that it says often.
+    Each occurs only once: the time to rank a message is quadratic in how often the query repeats a word.
     """
     words = [quoted or word for quoted, word in re.findall(_WORD, q.replace("\x00", " "))]
     once = {tokens(word): word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)}

@@ -128,10 +128,10 @@ def started(job: Job, found: Mapping[str, Any]) -> tuple[list[str], dict[str, st
 
 
 def foreign(job: Job, found: Mapping[str, Any]) -> str:
-    """What an entry would start or set besides stonemux, in words, where the file is the project's; else "".
+    """What an entry in a project's file would start or set besides stonemux, in words; "" in any other file.
 
-    Whoever made a project may have written its file, and clients ask before they start what it names. So nothing of it
-    is started here that could be another program, or could change what ours does.
+    A project's author may have written its file, and clients ask before they start what it names. So nothing is started
+    here that could be another program, or could change what ours does.
     """
     if job.scope != "project":
         return ""

@@ -1,8 +1,8 @@
 """The checks of `stonemux doctor` beyond the data: Python, SQLite, settings, limits, clients, doorbells, the service.
 
-A client's MCP configuration is tested as the client uses it, by starting its command. If no daemon answers, that would
-start one, so the command is only asked for its version. A doorbell is not rung, because that would wake its agent; the
-check only tests whether something listens there.
+A client's MCP configuration is tested as the client uses it, by starting its command, but never a foreign command from
+a project's file. If no daemon answers, the command would start one, so it is only asked for its version. A doorbell is
+not rung, because that would wake its agent; the check only tests whether something listens there.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _set_alarm(tx: Tx, row: Task) -> None:
 def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
     """The task's row, if this agent has its latest claim, and the token (if one is given) is that claim's.
 
-    Anybody can make up a token, so it tells apart several processes of one agent, and never stands for an agent.
+    A token can be guessed, so it distinguishes the processes of one agent but never identifies an agent.
     """
     directory.agent(tx, agent_id)
     row = find(tx, task_id)

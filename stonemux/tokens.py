@@ -182,7 +182,7 @@ class Tokens:
         seen = self._seen
         principal = seen.get(authorization)
         if principal is None:
-            if len(authorization) > MOST_TOKEN:  # however many blanks are in it: what is remembered has a bound
+            if len(authorization) > MOST_TOKEN:  # including any spaces: cache keys must be bounded
                 raise _invalid()
             principal = self._verified(authorization[7:].strip(" "))
             if len(seen) >= MOST_SEEN:

@@ -88,7 +88,7 @@ def _opened(name: str) -> Iterator[TextIO]:
     path = Path(name)
     work = path.with_name(f".{path.name}.new")
     try:
-        work.unlink(missing_ok=True)  # whoever else may write in the folder may have put it there
+        work.unlink(missing_ok=True)  # another user of the folder may have put it there
         fd = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as out:
             yield out

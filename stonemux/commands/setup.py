@@ -44,4 +44,4 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _say(text: str) -> None:
-    print(safe(text))  # a preview shows what stands in the file
+    print(safe(text))  # a preview quotes the file
