@@ -116,6 +116,7 @@ class Server(ThreadingHTTPServer):
         self._bell, self._rope = os.pipe()
         for end in (self._bell, self._rope):  # at a change of guard, two threads may have heard of one ring
             os.set_blocking(end, False)
+        self._spare = _spare()
         self._revisits: deque[Connection] = deque()
         self._verdicts: deque[tuple[int, Connection]] = deque()
         self._next_sweep: int | None = None
@@ -308,8 +309,10 @@ class Server(ThreadingHTTPServer):
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, peer = listener.accept()
-            except OSError:  # no connection is pending, or the client gave up before it was accepted
-                return
+            except OSError as trouble:
+                if trouble.errno in (errno.EMFILE, errno.ENFILE):
+                    self._spend_spare(listener, trouble)
+                return  # else no connection is pending, or the client gave up before it was accepted
             if self.stopping:
                 sock.close()
                 return
@@ -317,6 +320,22 @@ class Server(ThreadingHTTPServer):
                 self._welcome(sock, self._secure, remote=self._beyond and is_remote(str(peer[0]), sock))
             else:
                 self._welcome(sock, self._connect)
+
+    def _spend_spare(self, listener: socket.socket, trouble: OSError) -> None:
+        """Turn a client away with the descriptor kept for this: one left waiting would be reported again at once."""
+        spare, self._spare = self._spare, -1
+        if spare < 0:
+            return
+        os.close(spare)
+        try:
+            with contextlib.suppress(OSError):  # somebody else was faster
+                sock, _ = listener.accept()
+                log.warning("a connection was turned away: %s", trouble.strerror)
+                tls = listener is self.socket and self._secure is not self._connect
+                self._turn_away(sock, TLS_ALERT if tls else b"")
+        finally:
+            with contextlib.suppress(OSError):
+                self._spare = _spare()
 
     def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
         """Register a new connection, or turn it away when the limit is reached and no connection is idle."""
@@ -484,8 +503,14 @@ class Server(ThreadingHTTPServer):
             worker.give(None)
         bell, rope = self._bell, self._rope
         self._bell = self._rope = -1  # a call that ends late still rings, and must not write to what is opened next
-        os.close(bell)
-        os.close(rope)
+        for descriptor in (bell, rope, self._spare):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _spare() -> int:
+    """A descriptor of nothing, which can be given up when there are no others."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset[str]]:

@@ -8,6 +8,7 @@ import http.client
 import itertools
 import json
 import os
+import resource
 import select
 import socket
 import ssl
@@ -1519,6 +1520,29 @@ def test_fault_13_a_head_has_5_s_and_a_body_10(served, data, phase, ms):
     assert raw.is_silent()
     served.pass_time(1)
     assert raw.answer().code == "request_timeout"
+
+
+def test_who_comes_when_no_descriptor_is_left_is_turned_away_at_once(served, caplog):
+    server, (soft, hard) = served.server, resource.getrlimit(resource.RLIMIT_NOFILE)
+    late = [socket.socket() for _ in range(3)]
+    first_free = os.dup(late[0].fileno())
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+    try:
+        for sock in late:
+            sock.settimeout(PATIENCE_S)
+            sock.connect(("127.0.0.1", served.port))
+            assert sock.recv(65536)
+        rounds = server._round
+        select.select([], [], [], 0.05)
+        assert server._round - rounds < 10, "nobody waits who would be reported again and again"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for sock in late:
+            sock.close()
+    assert caplog.messages.count("a connection was turned away: Too many open files") == 3
+    caplog.clear()
+    served.still_serves()
 
 
 def test_fault_14_idle_connections_make_room(serve):
