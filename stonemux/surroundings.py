@@ -362,7 +362,7 @@ def _unreachable(url: str, settings: Settings) -> tuple[str, str] | None:
         return f"its URL {problem}", "register another one"
     except OSError as trouble:
         told = f"nobody answers at its address ({trouble.strerror or trouble})"
-        return told, "start its receiver, or register another one one"
+        return told, "start its receiver, or register another one"
     return None
 
 
