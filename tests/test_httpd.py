@@ -39,6 +39,8 @@ POLL = get("/msg/poll?agent_id=bob&timeout=0")
 LONG_POLL = get("/msg/poll?agent_id=bob&timeout=30")
 
 SCHEME = "https" if OVER_TLS else "http"
+AFTER_MS = 1 + httpd.SWEEP_MS * OVER_TLS
+"""How much later than the last moment before it a deadline is noticed: a handshake's has just been looked for."""
 
 _numbers = itertools.count()
 
@@ -402,7 +404,7 @@ def test_a_client_that_stays_silent_is_let_go(served):
     eventually(lambda: not any(each._busy for each in served.server._connections.values()))  # its silence begins
     served.pass_time(14_999)
     assert raw.is_silent()
-    served.pass_time(1)
+    served.pass_time(AFTER_MS)
     eventually(lambda: not served.server.open_connections)
     assert raw.has_ended()
 
@@ -1518,7 +1520,7 @@ def test_fault_13_a_head_has_5_s_and_a_body_10(served, data, phase, ms):
     eventually(lambda: [ours._phase for ours in list(served.server._connections.values())] == [phase])
     served.pass_time(ms - 1)
     assert raw.is_silent()
-    served.pass_time(1)
+    served.pass_time(AFTER_MS)
     assert raw.answer().code == "request_timeout"
 
 
