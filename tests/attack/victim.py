@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -77,8 +78,9 @@ class Victim:
             raise
 
     def pause(self) -> None:
-        """Suspend it, which stops its clock, in effect."""
+        """Suspend it, which stops its clock, in effect; it has stopped when this returns."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # the signal returns before its threads have stopped
 
     def resume(self) -> None:
         """Let it continue."""
