@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,22 @@ def spawn(
         stderr=stderr,
         text=True,
     )
+
+
+def log_until(process: subprocess.Popen[str], what: str) -> list[str]:
+    """Read messages from a daemon's log up to the first that contains `what`; fails after 20 seconds or at its end."""
+    assert process.stderr is not None
+    said: list[str] = []
+    alarm = threading.Timer(20, process.kill)
+    alarm.start()
+    try:
+        for line in process.stderr:
+            said.append(json.loads(line)["message"])
+            if what in said[-1]:
+                return said
+    finally:
+        alarm.cancel()
+    raise AssertionError(said)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, SERVE, ChildDaemon, free_port, running_daemon, spawn
+from daemons import ROOT, SERVE, ChildDaemon, free_port, log_until, running_daemon, spawn
 from faces import Direct
 from fake_clock import FakeClock
 from raw import PATIENCE_S, Raw, eventually, get, post
@@ -183,16 +183,6 @@ def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
         threading.stack_size(0)
 
 
-def until_said(daemon: ChildDaemon, what: str) -> list[str]:
-    """The log's lines up to the first that says this."""
-    said = []
-    for line in daemon.process.stderr:
-        said.append(json.loads(line)["message"])
-        if what in said[-1]:
-            return said
-    raise AssertionError(said)
-
-
 def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
     config = data.parent / "settings.toml"
     config.write_text("[coordination]\nmax_message_size = 300\n")
@@ -204,7 +194,7 @@ def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
             '[coordination]\nmax_message_size = 500\n[server]\nmax_connections = 600\n[logging]\nlevel = "debug"'
         )
         daemon.process.send_signal(signal.SIGHUP)
-        said = until_said(daemon, "were reloaded: 2 changed, 1 will change at the next start")
+        said = log_until(daemon.process, "were reloaded: 2 changed, 1 will change at the next start")
         assert "coordination.max_message_size changed from 300 to 500" in said
         assert "logging.level changed from info to debug" in said
         assert "server.max_connections will change when the daemon restarts" in said
@@ -212,10 +202,10 @@ def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
         assert '"maxLength":500' in ask(daemon, get("/openapi.json")).body.decode().replace(" ", "")
         config.write_text("[coordination]\nmax_mesage_size = 600\n")
         daemon.process.send_signal(signal.SIGHUP)
-        assert "did you mean coordination.max_message_size" in until_said(daemon, "settings are unchanged")[-1]
+        assert "did you mean coordination.max_message_size" in log_until(daemon.process, "settings are unchanged")[-1]
         config.write_text('[server]\nhost = "0.0.0.0"\n')
         daemon.process.send_signal(signal.SIGHUP)
-        assert "server.tls_cert" in until_said(daemon, "settings are unchanged")[-1]
+        assert "server.tls_cert" in log_until(daemon.process, "settings are unchanged")[-1]
         assert ask(daemon, letter).status == 200
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, spawn
+from daemons import ROOT, log_until, spawn
 from faces import Direct, OverHttp
 from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
 from tls_client import CERT, KEY, TlsSocket, trusting
@@ -683,11 +683,7 @@ def test_the_commands_find_a_daemon_with_tls(tmp_path):
 def renewed(process: subprocess.Popen[str]) -> str:
     """What the daemon says when it is told that its certificate was renewed."""
     process.send_signal(signal.SIGHUP)
-    assert process.stderr is not None
-    said = ""
-    while "settings were reloaded" not in said:
-        said += process.stderr.readline()
-    return said
+    return "\n".join(log_until(process, "settings were reloaded"))
 
 
 def test_a_renewed_certificate_is_read_at_sighup_by_the_daemon_and_anew_by_clients_that_know_its_file(
