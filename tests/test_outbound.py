@@ -53,17 +53,13 @@ def test_seven_black_holes_do_not_delay_a_healthy_one__H2(program, direct, outbo
     for number in range(7):
         send(direct, f"hole{number}")
     hole.until(7)
-
-    def p99() -> float:
-        waits = []
-        for _ in range(100):
-            came, began = len(healthy.heard), time.monotonic()
-            send(direct, "well")
-            waits.append(healthy.until(came + 1)[-1].at - began)
-            eventually(lambda: not program.mux.endpoints.bells["well"].busy)
-        return sorted(waits)[98]
-
-    assert any(p99() < 0.2 for _ in range(3)), "whom the holes delay is delayed each time, unlike on a busy machine"
+    waits = []
+    for count in range(1, 101):
+        began = time.monotonic()
+        send(direct, "well")
+        waits.append(healthy.until(count)[-1].at - began)
+        eventually(lambda: not program.mux.endpoints.bells["well"].busy)
+    assert sorted(waits)[98] < 0.2
     assert len(hole.heard) == 7, "each holds one thread at most"
     assert outbound.threads <= THREADS
 
