@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stonemux import license as documents
-from stonemux import licenseclient, licensekey
+from stonemux import license, licenseclient, licensekey
 from stonemux.clock import Clock, rfc3339
 from stonemux.config import Settings
 from stonemux.datadir import read_head, read_install, read_owner_token, write_private
@@ -25,7 +24,7 @@ def activate(settings: Settings, key: str | None, file: str | None) -> dict[str,
     """
     clock = Clock()
     document = _from_file(file) if file is not None else _of_key(settings, key or "", clock)
-    granted = documents.read_license(document, Entitlement(settings, clock).trusted())
+    granted = license.read_license(document, Entitlement(settings, clock).trusted())
     if key is not None and granted.key_sha256 != licensekey.fingerprint(key):
         raise MuxError("license_invalid", "the license received is for another key; nothing was changed")
     if granted.not_after is not None and granted.not_after <= clock.now_ms():
@@ -37,7 +36,7 @@ def activate(settings: Settings, key: str | None, file: str | None) -> dict[str,
 
 def _from_file(file: str) -> dict[str, Any]:
     try:
-        return documents.decode(Path(file).read_bytes())
+        return license.decode(Path(file).read_bytes())
     except OSError as trouble:
         raise MuxError("not_found", f"{file} cannot be read: {trouble.strerror}") from trouble
 

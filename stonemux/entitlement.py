@@ -15,8 +15,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from stonemux import license as documents
-from stonemux import licensekey
+from stonemux import license, licensekey
 from stonemux.clock import Clock
 from stonemux.config import Settings
 from stonemux.errors import MuxError
@@ -73,7 +72,7 @@ class Entitlement:
         self.license, self.problem = None, ""
         try:
             text = self._settings.license_key_file.read_bytes()
-            self.license = documents.read_license(documents.decode(text), self.trusted())
+            self.license = license.read_license(license.decode(text), self.trusted())
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -86,7 +85,7 @@ class Entitlement:
         """The public keys of the trusted issuers by id: those in the settings, and this machine's own."""
         keys = [bytes.fromhex(text) for text in self._settings.trusted_issuers]
         own = own_issuer(self._settings.data_dir)
-        return {documents.key_id(key): key for key in [*keys, *([own] if own else [])]}
+        return {license.key_id(key): key for key in [*keys, *([own] if own else [])]}
 
     def settle(self) -> None:
         """Work out the tier as of now and notify the watchers."""

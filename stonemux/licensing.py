@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stonemux import license as documents
+from stonemux import license
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.license import Sigil
@@ -59,7 +59,7 @@ def command(tx: Tx, *, command: dict[str, Any]) -> dict[str, Any]:
     entitlement = tx.mux.entitlement
     if entitlement.license is None:
         raise MuxError("sigil_refused", "the command is not valid: no license is active here for it to apply to")
-    sigil = documents.read_sigil(command, entitlement.license, tx.now)
+    sigil = license.read_sigil(command, entitlement.license, tx.now)
     row = tx.one("select serial, cmd from sigil where lic_id = ?", sigil.lic_id)
     if row is not None and row["serial"] >= sigil.serial:
         raise MuxError(
