@@ -12,7 +12,7 @@ from typing import Any
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
-from stonemux.tokens import EVERYBODY, LOCAL, LONGEST_MS, ROTATED_MS, Key, Made
+from stonemux.tokens import ANY_AGENT, LOCAL, LONGEST_MS, ROTATED_MS, Key, Made
 from stonemux.transaction import Tx
 
 SECRET_BYTES = 32
@@ -67,10 +67,10 @@ def issue(mux: Mux, caller: Caller, *, agent_id: str | None) -> dict[str, Any]:
 
 
 def _check_sub(agent_id: str | None) -> None:
-    if agent_id == EVERYBODY:
+    if agent_id == ANY_AGENT:
         raise MuxError(
             "reserved_name",
-            f"agent_id {EVERYBODY!r} is not an agent; omit it for a token that may act as any agent",
+            f"agent_id {ANY_AGENT!r} is not an agent; omit it for a token that may act as any agent",
             parameter="agent_id",
         )
 

@@ -35,7 +35,10 @@ LONGEST_MS = 30 * DAY_MS
 """No token lasts longer (the maximum of `auth.token_ttl`), so no revocation needs to."""
 ROTATED_MS = DAY_MS
 """How long the tokens of a replaced key stay valid."""
-EVERYBODY, LOCAL = "*", "local"
+ANY_AGENT = "*"
+"""The `sub` of a token that is bound to no agent."""
+LOCAL = "local"
+"""The `lic` of a token that was made without a license."""
 TOPIC: Topic = ("auth",)
 """Touched when a valid token may have become invalid."""
 _OWNER_PREFIX = "owner_"
@@ -160,7 +163,7 @@ class Tokens:
         """Make a token for one agent, or for any."""
         at = self._clock.now_ms() // 1000
         key = next(reversed(self._keys.values()))
-        sub = agent_id or EVERYBODY
+        sub = agent_id or ANY_AGENT
         expires, jti = at + self._ttl_s, self._clock.token(8)
         claims = {"sub": sub, "lic": lic, "tier": tier, "iat": at, "exp": expires, "jti": jti}
         claims["epoch"] = self.epoch(sub)
@@ -233,7 +236,7 @@ class Tokens:
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         expires_at = claims["exp"] * 1000
         principal = Principal(
-            agent="" if claims["sub"] == EVERYBODY else claims["sub"],
+            agent="" if claims["sub"] == ANY_AGENT else claims["sub"],
             lic=claims["lic"],
             jti=claims["jti"],
             kid=key.kid,
@@ -253,7 +256,7 @@ class Tokens:
     def _is_revoked(self, principal: Principal) -> bool:
         return (
             principal.jti in self._revoked
-            or principal.epoch < self.epoch(principal.agent or EVERYBODY)
+            or principal.epoch < self.epoch(principal.agent or ANY_AGENT)
             or (principal.lic != LOCAL and principal.lic not in self._licenses)
         )
 
