@@ -13,10 +13,13 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stonemux import flags
 from stonemux.errors import EXIT_OK, MuxError
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
 
 MOST_DAYS = 36_500
 
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return _issue(options, settings) if options.action == "issue" else _show(options, settings)
 
 
-def _issue(options: argparse.Namespace, settings: Any) -> int:
+def _issue(options: argparse.Namespace, settings: Settings) -> int:
     from stonemux import activation
     from stonemux.clock import DAY_MS, Clock, moment
     from stonemux.ground import check_owner
@@ -81,7 +84,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
     return EXIT_OK
 
 
-def _show(options: argparse.Namespace, settings: Any) -> int:
+def _show(options: argparse.Namespace, settings: Settings) -> int:
     from stonemux import activation
     from stonemux.clock import Clock
     from stonemux.issuer import Issuer

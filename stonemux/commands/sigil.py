@@ -10,10 +10,13 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stonemux import flags
 from stonemux.errors import EXIT_OK, MuxError
+
+if TYPE_CHECKING:
+    from stonemux.config import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +33,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return _issue(options, settings) if options.action == "issue" else _apply(options, settings)
 
 
-def _issue(options: argparse.Namespace, settings: Any) -> int:
+def _issue(options: argparse.Namespace, settings: Settings) -> int:
     from stonemux.clock import Clock
     from stonemux.issuer import Issuer
     from stonemux.license import COMMANDS
@@ -43,7 +46,7 @@ def _issue(options: argparse.Namespace, settings: Any) -> int:
     return EXIT_OK
 
 
-def _apply(options: argparse.Namespace, settings: Any) -> int:
+def _apply(options: argparse.Namespace, settings: Settings) -> int:
     from stonemux import license, owner
 
     try:
