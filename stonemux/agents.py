@@ -171,9 +171,11 @@ def discover(
     status: str | None,
     channel: str | None,
     include_stale: bool,
+    limit: int | None,
+    after: str | None,
 ) -> dict[str, Any]:
-    """Registered agents that match the filters; stale ones only when asked for."""
-    where, values = ["deregistered_at is null"], list[Any]()
+    """Registered agents that match the filters, by id; stale ones only when asked for."""
+    where, values = ["deregistered_at is null and id > ?"], [after or ""]
     if role is not None:
         where.append("role = ?")
         values.append(role)
@@ -189,7 +191,10 @@ def discover(
         values.append(name)
     wanted = (status,) if status else ("active", "stale") if include_stale else ("active",)
     found = (view(rx, row) for row in rx.sql(f"select * from agent where {' and '.join(where)} order by id", *values))
-    return {"agents": [agent for agent in found if agent["status"] in wanted]}
+    agents = [agent for agent in found if agent["status"] in wanted]
+    if limit is not None and len(agents) > limit:
+        return {"agents": agents[:limit], "more": True}
+    return {"agents": agents}
 
 
 def get(rx: Snapshot, *, agent_id: str) -> dict[str, Any]:

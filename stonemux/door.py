@@ -145,7 +145,8 @@ class Call:
         operation = self.operation
         if operation.kind in ("read", "text"):
             with self._mux.store.read() as rx:
-                return operation.run(rx, **self._args)
+                told = operation.run(rx, **self._args)
+            return self._caller.fitted(told, operation.pages) if self._caller.room and operation.pages else told
         if operation.kind == "lines":
             return operation.run(self._mux, **self._args)
         started = (operation.wait or operation.run)(self._mux, self._caller, **self._args)

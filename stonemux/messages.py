@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 from stonemux import directory, doorbells, filing, handoff, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
-from stonemux.mux import Caller, Mux, Wait
+from stonemux.mux import Caller, Mux, Wait, fitting
 from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
 
@@ -369,10 +368,7 @@ def choose(
 
 def _fitting(rows: list[Any], room: int) -> list[Any]:
     """The first rows that together fit into `room` characters (0 for no limit), but at least one."""
-    if not room:
-        return rows
-    sizes = accumulate(len(row["content"]) + len(row["metadata"] or "") for row in rows)
-    return rows[: max(1, sum(size <= room for size in sizes))]
+    return rows[: fitting((len(row["content"]) + len(row["metadata"] or "") for row in rows), room)] if room else rows
 
 
 def read_after(

@@ -59,6 +59,7 @@ class AgentDiscoverAnswer(TypedDict):
     """What agent.discover returns."""
 
     agents: list[Agent]
+    more: NotRequired[bool]
 
 
 class Doorbell(TypedDict):
@@ -233,6 +234,7 @@ class MsgSearchAnswer(TypedDict):
     """What msg.search returns."""
 
     results: list[MsgSearchAnswerResult]
+    more: NotRequired[bool]
 
 
 class TaskHandoff(TypedDict):
@@ -936,6 +938,8 @@ class Methods:
         status: Literal["active", "stale"] | None = None,
         channel: str | None = None,
         include_stale: bool = False,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> AgentDiscoverAnswer:
         """Find agents by role, group, capability, channel, or status. Stale agents are omitted unless requested.
 
@@ -945,6 +949,8 @@ class Methods:
         - `status`: Only active or only stale agents.
         - `channel`: Only members of this channel (1 to 128 characters).
         - `include_stale`: Include stale agents.
+        - `limit`: The maximum number to return; all if omitted (1 to 1000).
+        - `after`: The id of the last agent on the previous page (1 to 120 characters).
 
         Answers `AgentDiscoverAnswer`. `GET /agent/discover`. Refusals: 400 invalid_field, 404 channel_not_found.
         """
@@ -957,6 +963,8 @@ class Methods:
                 "status": status,
                 "channel": channel,
                 "include_stale": include_stale,
+                "limit": limit,
+                "after": after,
             },
         )
 

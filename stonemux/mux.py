@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 from stonemux.blotter import Blotter
@@ -16,6 +17,7 @@ from stonemux.errors import MuxError
 from stonemux.events import EventLog
 from stonemux.flights import Flights
 from stonemux.hub import Hub, Topic, Watch
+from stonemux.payload import dumps
 from stonemux.presence import Presence
 from stonemux.store import Led, Store
 from stonemux.throttle import Throttle
@@ -59,7 +61,7 @@ class Caller:
         cycle to the garbage collector.
         """
         self.room = 0
-        """The maximum number of characters of messages in an answer; 0 for no limit."""
+        """The maximum number of characters of messages, or of another list, in an answer; 0 for no limit."""
         self.replayed = False
         """Whether the answer is the recorded one of an earlier call with the same key."""
 
@@ -68,6 +70,11 @@ class Caller:
         if self.enter is not None:
             work = self.enter(self, work)
         return work if self.once is None else self.once(self, work)
+
+    def fitted(self, answer: dict[str, Any], rows: str) -> dict[str, Any]:
+        """An answer whose list `rows` is cut to what the caller has room for; `more` says that it was cut."""
+        fits = fitting((len(dumps(row)) for row in answer[rows]), self.room)
+        return answer | {rows: answer[rows][:fits], "more": True} if fits < len(answer[rows]) else answer
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
@@ -79,6 +86,11 @@ class Caller:
         if self.flight is not None:
             self.flight.landed()
             self.flight = None
+
+
+def fitting(sizes: Iterable[int], room: int) -> int:
+    """How many entries of a list, from its beginning, fit into `room` characters together; at least one."""
+    return max(1, sum(size <= room for size in accumulate(sizes)))
 
 
 class Wait(NamedTuple):

@@ -55,7 +55,7 @@ the message's channel ("default" unless you name another).
 
 ## Messages
 - mux_send: to one agent, or to all with a role, group, or capability (pick=one: only the least busy one).
-- mux_broadcast: to every other member of a channel. mux_search: past messages.
+- mux_broadcast: to every other member of a channel. mux_search: past messages; with "more", use more words.
 - mux_poll takes what is queued, highest priority first. With after=N, it instead returns everything after id N and
   acknowledges up to N, so the call is safe to repeat; after=0 reads everything that is kept. An answer has at most
   about 20,000 characters of messages, or one longer message; "more" means that there are more: poll again.
@@ -65,6 +65,7 @@ the message's channel ("default" unless you name another).
 - pending -> claimed -> complete or failed. A claim is a lease; if it runs out, another agent may claim the task, and
   the first one's claim_token is then refused.
 - mux_task_claim returns null if nothing matches you; timeout waits for work. mux_task_list lists without claiming.
+- A list of tasks or agents that is too long has "more": call again and add the arguments in "next".
 - mux_task_complete with status=failed and retry=true returns the task to the pool for another attempt.
 
 ## Shared state
@@ -205,6 +206,8 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
         failed = False
     except MuxError as error:
         told, failed = {"error": _told_error(operation, error)}, True
+    if "more" in told and operation.pages and "after" in operation.by_name and not operation.takes:
+        told["next"] = {"after": next(iter(told[operation.pages][-1].values()))}
     if agent and (unread := desk.unread(agent)):
         told["unread"] = unread
     return _result(told, failed=failed)
@@ -306,7 +309,7 @@ _RESOURCES = (
         _read_guide,
     ),
     Resource(
-        _listed("agents", "All registered agents, including stale ones", uri="stonemux://agents"),
+        _listed("agents", "The registered agents, including stale ones", uri="stonemux://agents"),
         partial(_read_json, "agent.discover", {"include_stale": True}),
     ),
     Resource(

@@ -192,6 +192,8 @@ class Operation(Record):
     """Parameters of which some values need a higher tier."""
     targets: tuple[str, ...] = field(init=False)
     """The parameters that may hold the target of a call, in order of preference."""
+    pages: str = field(init=False)
+    """The list in the answer that comes in pages, if it does; each record's first field identifies it."""
     changes: bool = field(init=False)
     """Whether a call may change something, and so accepts an idempotency key."""
 
@@ -208,6 +210,7 @@ class Operation(Record):
             clamped=tuple(param for param in self.params if param.clamp and not param.required),
             either=tuple((param, by_name[param.either]) for param in self.params if param.either),
             targets=tuple(name for name in TARGETS if name in by_name and name != self.actor),
+            pages=next(iter(self.returns)) if self.returns and "more?" in self.returns else "",
             changes=self.method == "POST",
         )
 

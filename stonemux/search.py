@@ -48,9 +48,11 @@ def search(
             limit,
         )
         results = [view(row) | {"excerpt": excerpt(_text(rx, row), q)} for row in rows]
-    if caller.room:
-        _shorten(results, caller.room)
-    return {"results": results}
+    if not caller.room:
+        return {"results": results}
+    _shorten(results, caller.room)
+    others = caller.fitted({"results": results[1:]}, "results")
+    return others | {"results": results[:1] + others["results"]}
 
 
 def _shorten(results: list[dict[str, Any]], room: int) -> None:

@@ -243,6 +243,10 @@ def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict
     return response.status, _headers(response), data
 
 
+MCP_EXTRAS = ("unread", "next")
+"""What answers over MCP tell models in addition."""
+
+
 class OverMcp(OverHttp):
     """Tools, called over MCP; operations that are not tools go over plain HTTP."""
 
@@ -256,12 +260,13 @@ class OverMcp(OverHttp):
         headers, result = self._call_tool(operation.tool, given)
         self.replayed = headers.get("idempotent-replayed") == "true"
         told = json.loads(result["content"][0]["text"])
-        told.pop("unread", None)
+        for extra in MCP_EXTRAS:
+            told.pop(extra, None)
         if result.get("isError"):
             raise self._refusal(operation, told["error"])
         if name == "msg.poll":
             self._until_received(given["agent_id"])
-        assert told == {key: value for key, value in result["structuredContent"].items() if key != "unread"}
+        assert told == {key: value for key, value in result["structuredContent"].items() if key not in MCP_EXTRAS}
         shapes.check(operation, told)
         return told
 

@@ -228,6 +228,10 @@ def test_discovering_narrows_down_by_every_parameter(face, clock):
     assert found(status="stale") == ["old"]
     assert found(status="active", include_stale=True) == ["ann", "bob"]
     assert "lab" in refusal(face, "channel_not_found", "agent.discover", channel="labs").facts["known_channels"]
+    first = face.call("agent.discover", include_stale=True, limit=2)
+    assert ([agent["id"] for agent in first["agents"]], first["more"]) == (["ann", "bob"], True)
+    assert found(include_stale=True, after="bob", limit=1) == ["old"]
+    assert found(after="bob") == []
 
 
 def test_one_agent_is_shown_with_its_mail_and_claims(face):

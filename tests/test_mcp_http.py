@@ -97,6 +97,33 @@ def test_a_search_has_only_the_best_of_what_is_long_in_full(client, http):
     assert sum(one.get("truncated", False) for one in found) in (1, 2)
 
 
+def test_a_list_comes_in_pages_that_a_model_can_take_in(client, http):
+    client.tool("mux_register", "ann", agent_id="ann", role="x" * 128)
+    tasks = [client.tool("mux_task_post", "ann", description="x" * size)["task_id"] for size in (9000, 9000, 30_000, 1)]
+    for n in range(60):
+        http.call("agent.register", agent_id=f"bot-{n:02}", role="x" * 128, metadata={"about": "y" * 128})
+        http.call("msg.send", from_="ann", to="ann", content=f"needle {n} " + "z" * 480)
+
+    def pages(tool: str, rows: str, key: str) -> list[list[Any]]:
+        seen, told = [], {"next": {}}
+        while "next" in told:
+            told = client.tool(tool, **told["next"])
+            assert ("next" in told) == told.get("more", False)
+            assert len(told[rows]) == 1 or len(json.dumps(told)) < 21_000
+            seen.append([one[key] for one in told[rows]])
+        return seen
+
+    assert pages("mux_task_list", "tasks", "task_id") == [tasks[:2], tasks[2:3], tasks[3:]]
+    agents = pages("mux_discover", "agents", "id")
+    assert len(agents) > 1
+    assert [one for page in agents for one in page] == [one["id"] for one in http.call("agent.discover")["agents"]]
+    assert client.tool("mux_task_list", limit=3)["next"] == {"after": tasks[1]}
+    assert len(http.call("task.list")["tasks"]) == 4
+    found = client.tool("mux_search", q="needle", limit=1000)
+    assert found["more"] is True
+    assert 10 < len(found["results"]) < 60
+
+
 # -- refusals of the transport
 
 
