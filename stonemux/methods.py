@@ -1859,7 +1859,8 @@ class Methods:
           omitted.
 
         Answers `StateWatchAnswer`. `GET /state/watch`, tier pro. Refusals: 400 invalid_field, 400 invalid_timeout, 400
-        missing_field, 402 upgrade_required, 403 agent_mismatch, 404 channel_not_found, 503 too_many_waiters.
+        missing_field, 402 upgrade_required, 403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 503
+        too_many_waiters.
         """
         return self._call(
             "state.watch",
@@ -2370,7 +2371,7 @@ class Methods:
         - `limit`: The maximum number to return (1 to 1000).
 
         Answers `WebhookAttemptsAnswer`. `GET /webhook/attempts`, tier enterprise. Refusals: 400 invalid_field, 402
-        upgrade_required.
+        upgrade_required, 404 agent_not_found, 404 webhook_not_found.
         """
         return self._call(
             "webhook.attempts",

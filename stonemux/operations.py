@@ -1130,7 +1130,7 @@ OPERATIONS: tuple[Operation, ...] = (
         brief="Wait until a shared key passes after_version.",
         tier="pro",
         actor="agent_id",
-        errors=("channel_not_found", "invalid_timeout", "too_many_waiters"),
+        errors=("agent_not_found", "channel_not_found", "invalid_timeout", "too_many_waiters"),
         example={"key": "deployment-status", "after_version": 1, "timeout": 5},
     ),
     Operation(
@@ -1517,6 +1517,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"attempts": [ATTEMPT], "more?": "boolean"},
         tier="enterprise",
+        errors=("agent_not_found", "webhook_not_found"),
         example={"limit": 20},
     ),
     Operation(

@@ -140,6 +140,8 @@ def watch(
     """Wait until the key's version exceeds `after_version`; answers with the latest state, not every step."""
     deadline = mux.clock.ticks_ms() + timeout * 1000
     with mux.store.read() as rx:
+        if agent_id is not None:
+            directory.agent(rx, agent_id)
         channel = directory.channel(rx, channel)["name"]
 
     def look() -> tuple[Any, int]:

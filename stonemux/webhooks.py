@@ -121,13 +121,17 @@ def _check_url(tx: Tx, url: str) -> None:
 def _row(rx: Snapshot, endpoint_id: str) -> Any:
     row = rx.one("select * from webhook where id = ? and agent_id is null", endpoint_id)
     if row is None:
-        known = [found[0] for found in rx.sql("select id from webhook where agent_id is null order by created_at, id")]
-        raise MuxError(
-            "webhook_not_found",
-            f"no endpoint {shown(endpoint_id)} exists. Known: {', '.join(known) or 'none'}",
-            known_webhooks=known,
-        )
+        raise _unknown(rx, endpoint_id)
     return row
+
+
+def _unknown(rx: Snapshot, endpoint_id: str) -> MuxError:
+    known = [found[0] for found in rx.sql("select id from webhook where agent_id is null order by created_at, id")]
+    return MuxError(
+        "webhook_not_found",
+        f"no endpoint {shown(endpoint_id)} exists. Known: {', '.join(known) or 'none'}",
+        known_webhooks=known,
+    )
 
 
 def listed(rx: Snapshot) -> dict[str, Any]:
@@ -183,6 +187,11 @@ def list_attempts(
 ) -> dict[str, Any]:
     """The attempts, newest first, for forwarding and doorbells alike."""
     found, more = attempts.listed(rx, id, agent_id, before, limit)
+    if not found and before is None:  # only then, since attempts outlive their endpoint and agent
+        if agent_id is not None:
+            directory.agent(rx, agent_id)
+        if id is not None and rx.one("select 1 from webhook where id = ?", id) is None:
+            raise _unknown(rx, id)
     answer: dict[str, Any] = {"attempts": found}
     if more:
         answer["more"] = True

@@ -183,6 +183,7 @@ def test_who_updates_must_be_registered(face):
     )
     put(face)
     refusal(face, "agent_not_found", "state.delete", key="k", updated_by="ann")
+    refusal(face, "agent_not_found", "state.watch", key="k", agent_id="ann")
     assert face.call("state.get", key="k")["version"] == 1
 
 

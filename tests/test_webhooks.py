@@ -557,6 +557,12 @@ def test_every_attempt_is_listed_doorbells_too__H6(face, program, outbound, rece
     (older,) = face.call("webhook.attempts", limit=1, before=listed["attempts"][0]["attempt_id"])["attempts"]
     assert older["attempt_id"] < listed["attempts"][0]["attempt_id"]
     assert "the content is nowhere" not in json.dumps(tried(face))
+    assert tried(face, agent_id="ann") == []
+    refusal(face, "agent_not_found", "webhook.attempts", agent_id="bobby")
+    refusal(face, "webhook_not_found", "webhook.attempts", id=endpoint_id[:-1])
+    face.call("agent.deregister", agent_id="bob")
+    face.call("webhook.remove", id=endpoint_id)
+    assert tried(face, agent_id="bob") + tried(face, id=endpoint_id) == [ring, event]
 
 
 def test_counts_show_what_is_delivered(face, program, outbound, receive):
