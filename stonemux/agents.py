@@ -119,14 +119,18 @@ def _check_limit(tx: Tx) -> None:
         return
     count = tx.one("select count(*) from agent where deregistered_at is null")[0]
     if count >= seats:
-        whose, remedy = ("the free tier", "a Pro or Enterprise key") if tier == "free" else ("this license", "another")
+        whose, remedy = "the free tier", "a Pro or Enterprise key"
+        needed: dict[str, Any] = {"needed": "pro"}
+        if tier != "free":  # a higher tier alone would not help
+            whose, remedy = "this license", "a license for more agents"
+            needed = {"needed": tier, "needed_seats": count + 1}
         raise MuxError(
             "agent_limit",
             f"{whose} has {seats} agents, and {count} are registered; deregister one that you do not need, or "
             f"activate {remedy}",
             limit=seats,
             tier=tier,
-            needed="pro" if tier == "free" else tier,
+            **needed,
         )
 
 

@@ -68,7 +68,7 @@ FAILURES: dict[str, Failure] = {
     "token_revoked": Failure(401, EXIT_REFUSED, "The token was revoked."),
     "token_not_yet_valid": Failure(401, EXIT_REFUSED, "The token is dated in the future."),
     "upgrade_required": Failure(402, EXIT_REFUSED, "The operation needs a higher tier."),
-    "agent_limit": Failure(402, EXIT_REFUSED, "The tier allows no more agents."),
+    "agent_limit": Failure(402, EXIT_REFUSED, "The tier or the license allows no more agents."),
     "agent_mismatch": Failure(403, EXIT_REFUSED, "The token is bound to another agent."),
     "sigil_refused": Failure(403, EXIT_REFUSED, "The licensor's command is not valid here."),
     "license_mismatch": Failure(403, EXIT_REFUSED, "The key does not belong to the license that is active here."),

@@ -89,7 +89,7 @@ Generated from the operation table; `make docs` rewrites it.
   answer again, with the header `Idempotent-Replayed: true`, and has no second effect; with another body, it is refused
   with 422 `idempotency_mismatch`.
 - **Tiers.** An operation or parameter that needs a higher tier than the daemon's is refused with 402, `tier`, and
-  `needed`.
+  `needed`. Where a license has too few agents for one more, `needed_seats` says how many it must have.
 """
 
 

@@ -165,9 +165,9 @@ def test_concurrent_registrations_never_exceed_the_seats_of_a_license__A2(face, 
     attempts = [background(face.call, "agent.register", agent_id=f"a{n}") for n in range(8)]
     outcomes = [attempt.exception(5) for attempt in attempts]
     assert sum(error is None for error in outcomes) == 3
-    assert {(error.code, error.facts["limit"], error.facts["tier"]) for error in outcomes if error} == {
-        ("agent_limit", 3, "pro")
-    }
+    refused = {"limit": 3, "tier": "pro", "needed": "pro", "needed_seats": 4}
+    assert all((error.code, error.facts) == ("agent_limit", refused) for error in outcomes if error)
+    assert "or activate a license for more agents" in next(error.message for error in outcomes if error)
 
 
 def test_a_stream_ends_when_its_tier_does(http, program, clock):
