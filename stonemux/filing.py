@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from stonemux import trays
 from stonemux.transaction import Tx
-
-FRESH = -1
-"""The state of a delivery that is queued but not yet filed."""
+from stonemux.trays import FRESH, QUEUED
 
 MOST_FRESH = 512
 """Maximum number of deliveries beyond the mark, or those of one message; a poll scans them in 20 us."""
@@ -45,7 +43,7 @@ def takes(tx: Tx, recipients: int, priority: int) -> bool:
 
 def file(tx: Tx) -> None:
     """Move deliveries that are fresh and still queued to their recipients' other mail, and move the mark."""
-    tx.run(f"update delivery set state = 0 where message_id > {trays.FILED} and state = ?", FRESH)
+    tx.run(f"update delivery set state = {QUEUED} where message_id > {trays.FILED} and state = ?", FRESH)
     tx.run(
         "update meta set value = newest from (select max(message_id) as newest from delivery) "
         "where key = 'filed' and newest > cast(value as integer)"

@@ -8,6 +8,10 @@ from stonemux import directory, doorbells, messages
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.transaction import Snapshot
+from stonemux.trays import DEAD, FRESH, LEASED, QUEUED, SETTLED
+
+STATUSES = {FRESH: "queued", QUEUED: "queued", LEASED: "fetched", SETTLED: "acked", DEAD: "dead"}
+"""A delivery's status in answers, by its stored state; what is in flight, expired, or rung for differs."""
 
 
 def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
@@ -24,7 +28,7 @@ def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
 
 
 def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
-    state = ("queued", "fetched", "acked", "dead")[max(row["state"], messages.QUEUED)]
+    state = STATUSES[row["state"]]
     at, reason = row["settled_at"], row["reason"]
     if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"

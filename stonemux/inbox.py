@@ -19,10 +19,10 @@ from stonemux import directory, documents, door, messages, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.excerpts import shortened
-from stonemux.messages import SETTLED
 from stonemux.mux import Caller, Mux
 from stonemux.schema import MOST_INTEGER, shown
 from stonemux.transaction import Snapshot, Tx
+from stonemux.trays import QUEUED, SETTLED
 
 PREVIEW = 200
 """How many characters of a content a list shows."""
@@ -30,7 +30,7 @@ PREVIEW = 200
 _ID = r"(?s)inbox-([1-9][0-9]{0,18})-(.{1,120})"
 
 _FIELDS = messages.FIELDS + ", d.state, d.archived"
-_SHOWN = "(d.state = 2 or d.state < 2 and (m.expires_at is null or m.expires_at > ?2))"
+_SHOWN = f"(d.state = {SETTLED} or d.state < {SETTLED} and (m.expires_at is null or m.expires_at > ?2))"
 
 
 def _list(*parts: str, narrowed: str = _SHOWN) -> str:
@@ -40,8 +40,8 @@ def _list(*parts: str, narrowed: str = _SHOWN) -> str:
 
 _LISTS = {
     "unread": _list(f"delivery d where d.agent_id = ?1 and d.message_id in ({trays.ids(*trays.UNSETTLED)})"),
-    "read": _list(trays.REST, narrowed="d.state = 2 and d.archived is null"),
-    "archived": _list(trays.REST, narrowed="d.state = 2 and d.archived"),
+    "read": _list(trays.REST, narrowed=f"d.state = {SETTLED} and d.archived is null"),
+    "archived": _list(trays.REST, narrowed=f"d.state = {SETTLED} and d.archived"),
     "all": _list(*trays.EVERYTHING),
 }
 """The queries for each status."""
@@ -51,21 +51,22 @@ _ITEM = (
     f"where d.agent_id = ?1 and d.message_id = ?3 and {_SHOWN}"
 )
 
+_SETTLED_NOW = (
+    f"settled_at = case when state < {SETTLED} then ?3 else settled_at end, "
+    f"reason = case when state < {SETTLED} then null else reason end"
+)
 _MARK = {
     "read": (
-        "update delivery set state = 2, due_at = null, archived = null, "
-        "settled_at = case when state < 2 then ?3 else settled_at end, "
-        "reason = case when state < 2 then null else reason end where agent_id = ?1 and (state < 2 or archived)"
+        f"update delivery set state = {SETTLED}, due_at = null, archived = null, {_SETTLED_NOW} "
+        f"where agent_id = ?1 and (state < {SETTLED} or archived)"
     ),
     "archived": (
-        "update delivery set state = 2, due_at = null, archived = 1, "
-        "settled_at = case when state < 2 then ?3 else settled_at end, "
-        "reason = case when state < 2 then null else reason end "
-        "where agent_id = ?1 and (state < 2 or state = 2 and archived is null)"
+        f"update delivery set state = {SETTLED}, due_at = null, archived = 1, {_SETTLED_NOW} "
+        f"where agent_id = ?1 and (state < {SETTLED} or state = {SETTLED} and archived is null)"
     ),
     "unread": (
-        "update delivery set state = 0, due_at = null, archived = null, settled_at = null, reason = null "
-        "where agent_id = ?1 and state = 2"
+        f"update delivery set state = {QUEUED}, due_at = null, archived = null, settled_at = null, reason = null "
+        f"where agent_id = ?1 and state = {SETTLED}"
     ),
 }
 """The updates that give deliveries a status; those that already have it are left alone."""

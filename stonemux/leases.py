@@ -18,13 +18,22 @@ from typing import Any
 from stonemux import directory, doorbells, messages, trays
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
-from stonemux.messages import DEAD, LEASED, QUEUED, SETTLED
 from stonemux.mux import Caller, Mux
 from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
+from stonemux.trays import DEAD, LEASED, QUEUED, SETTLED
 
 DUE_AT_ONCE = 500
 """Maximum number of expired leases that one transaction settles."""
+
+_LEASE = (
+    f"update delivery set state = {LEASED}, due_at = ?, deliveries = deliveries + 1, fetched_at = ? "
+    f"where agent_id = ? and message_id = ? and state <= {QUEUED} returning deliveries"
+)
+_ACK = (
+    f"update delivery set state = {SETTLED}, due_at = null, settled_at = ?, reason = null "
+    f"where agent_id = ? and message_id = ? and state < {SETTLED}"
+)
 
 
 def take(
@@ -71,8 +80,8 @@ class _Handed:
     def _put_back(self, tx: Tx) -> None:
         for message_id, deliveries in self._leased.items():  # skip one whose lease expired and that is leased anew
             tx.run(
-                "update delivery set state = 0, due_at = null, deliveries = deliveries - 1 "
-                "where agent_id = ? and message_id = ? and state = 1 and deliveries = ?",
+                f"update delivery set state = {QUEUED}, due_at = null, deliveries = deliveries - 1 "
+                f"where agent_id = ? and message_id = ? and state = {LEASED} and deliveries = ?",
                 self._agent_id,
                 message_id,
                 deliveries,
@@ -84,14 +93,7 @@ def _lease(tx: Tx, agent_id: str, ids: list[int], lease_ms: int) -> dict[int, in
     """Lease those that are still queued; returns the count of deliveries by id."""
     leased: dict[int, int] = {}
     for message_id in ids:
-        for row in tx.sql(
-            "update delivery set state = 1, due_at = ?, deliveries = deliveries + 1, fetched_at = ? "
-            "where agent_id = ? and message_id = ? and state <= 0 returning deliveries",
-            tx.now + lease_ms,
-            tx.now,
-            agent_id,
-            message_id,
-        ):
+        for row in tx.sql(_LEASE, tx.now + lease_ms, tx.now, agent_id, message_id):
             leased[message_id] = row[0]
     tx.backlog.pop(agent_id, None)
     _set_alarm(tx, tx.now + lease_ms)
@@ -124,13 +126,7 @@ def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) ->
     rows = [_delivered(tx, agent_id, message_id) for message_id in ids]
     acked = 0
     for row in rows:
-        acked += tx.run(
-            "update delivery set state = 2, due_at = null, settled_at = ?, reason = null "
-            "where agent_id = ? and message_id = ? and state < 2",
-            tx.now,
-            agent_id,
-            row["message_id"],
-        ).rowcount
+        acked += tx.run(_ACK, tx.now, agent_id, row["message_id"]).rowcount
     tx.backlog.pop(agent_id, None)
     return {"acked": acked}
 
@@ -186,7 +182,9 @@ def nack(tx: Tx, *, agent_id: str, id: int, delay: int) -> dict[str, Any]:
         )
         _set_alarm(tx, tx.now + delay * 1000)
     else:
-        tx.run("update delivery set state = 0, due_at = null where agent_id = ? and message_id = ?", agent_id, id)
+        tx.run(
+            f"update delivery set state = {QUEUED}, due_at = null where agent_id = ? and message_id = ?", agent_id, id
+        )
         _changed(tx, agent_id)
         if messages.note_run_out(tx, id):
             return {"id": id, "status": "dead"}
@@ -211,7 +209,7 @@ def _give_up(tx: Tx, row: Any) -> bool:
     if row["deliveries"] < most:
         return False
     tx.run(
-        "update delivery set state = 3, due_at = null, settled_at = ?, reason = 'max_deliveries' "
+        f"update delivery set state = {DEAD}, due_at = null, settled_at = ?, reason = 'max_deliveries' "
         "where agent_id = ? and message_id = ?",
         tx.now,
         row["agent_id"],
@@ -226,8 +224,8 @@ def dead(rx: Snapshot, *, agent_id: str, limit: int) -> dict[str, Any]:
     """An agent's dead letters, oldest first, each with its reason."""
     directory.agent(rx, agent_id)
     rows = rx.sql(
-        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at as died_at from message m, {trays.DEAD} "
-        "and m.id = d.message_id order by d.message_id limit ?2",
+        f"select {messages.FIELDS}, d.deliveries, d.reason, d.settled_at as died_at "
+        f"from message m, {trays.DEAD_LETTERS} and m.id = d.message_id order by d.message_id limit ?2",
         agent_id,
         limit + 1,
     )
@@ -266,8 +264,8 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
     for message_id in ids:
         messages.note_run_out(tx, message_id)
         if tx.run(
-            "update delivery set state = 0, deliveries = 0, settled_at = null, reason = null "
-            "where agent_id = ? and message_id = ? and state = 3",
+            f"update delivery set state = {QUEUED}, deliveries = 0, settled_at = null, reason = null "
+            f"where agent_id = ? and message_id = ? and state = {DEAD}",
             agent_id,
             message_id,
         ).rowcount:
@@ -282,9 +280,9 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
 def redeliver(tx: Tx, agent_id: str, since: int) -> int:
     """Queue again what plain polls have settled since a time, unless archived or expired; returns how many."""
     count = tx.run(
-        "update delivery set state = 0, settled_at = null, reason = null "
+        f"update delivery set state = {QUEUED}, settled_at = null, reason = null "
         "where agent_id = ?1 and reason = ?2 and archived is null "
-        f"and message_id in ({trays.ids(trays.REST, narrowed='d.state = 2 and d.settled_at >= ?3')}) "
+        f"and message_id in ({trays.ids(trays.REST, narrowed=f'd.state = {SETTLED} and d.settled_at >= ?3')}) "
         "and not exists (select 1 from message where id = message_id and expires_at <= ?4)",
         agent_id,
         messages.RECEIVED,
@@ -312,7 +310,7 @@ def settle_due(tx: Tx) -> None:
     for row in rows:
         if not _give_up(tx, row):
             tx.run(
-                "update delivery set state = 0, due_at = null where agent_id = ? and message_id = ?",
+                f"update delivery set state = {QUEUED}, due_at = null where agent_id = ? and message_id = ?",
                 row["agent_id"],
                 row["message_id"],
             )

@@ -25,8 +25,7 @@ from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait, fitting
 from stonemux.payload import dumps
 from stonemux.transaction import Job, Snapshot, Tx
-
-QUEUED, LEASED, SETTLED, DEAD = 0, 1, 2, 3
+from stonemux.trays import DEAD, FRESH, QUEUED, SETTLED
 
 RECEIVED = "received"
 """The reason of a delivery that a plain poll's answer settled; `redeliver` can queue it again."""
@@ -49,26 +48,30 @@ def _poll(*parts: str, order: str, narrowed: str = "") -> str:
 
 
 _BY_URGENCY = "urgency desc, place"
-_OPEN = _poll(*trays.QUEUED, order=_BY_URGENCY)
-_OPEN_IN_CHANNEL = _poll(*trays.QUEUED, order=_BY_URGENCY, narrowed=" and d.channel = ?4")
+_OPEN = _poll(*trays.WAITING, order=_BY_URGENCY)
+_OPEN_IN_CHANNEL = _poll(*trays.WAITING, order=_BY_URGENCY, narrowed=" and d.channel = ?4")
 _OPEN_OF_TYPES = _poll(
-    *trays.QUEUED,
+    *trays.WAITING,
     order=_BY_URGENCY,
     narrowed=" and (?4 is null or d.channel = ?4) and m.type in (select value from json_each(?5))",
 )
-_AFTER = _poll(*trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3")
+_AFTER = _poll(*trays.EVERYTHING, order="place", narrowed=f" and d.message_id > ?4 and d.state < {DEAD}")
 _AFTER_IN_CHANNEL = _poll(
-    *trays.EVERYTHING, order="place", narrowed=" and d.message_id > ?4 and d.state < 3 and d.channel = ?5"
+    *trays.EVERYTHING, order="place", narrowed=f" and d.message_id > ?4 and d.state < {DEAD} and d.channel = ?5"
 )
-_COUNT = "select " + " + ".join(f"(select count(*) from {tray})" for tray in trays.QUEUED)
+_COUNT = "select " + " + ".join(f"(select count(*) from {tray})" for tray in trays.WAITING)
 _LIVING = "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
 _COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
-_COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.QUEUED)}) {_LIVING}"
+_COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.WAITING)}) {_LIVING}"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
 _HIGHEST = (
     "select max("
     + ", ".join(f"(select coalesce(max(d.message_id), 0) from {tray})" for tray in trays.EVERYTHING)
     + ", coalesce((select delivered_through from agent where id = ?1), 0))"
+)
+_SETTLE = (
+    f"update delivery set state = {SETTLED}, settled_at = ?, deliveries = deliveries + 1, due_at = null, reason = ? "
+    f"where agent_id = ? and message_id = ? and state < {SETTLED}"
 )
 
 
@@ -157,7 +160,7 @@ def post(
 
 def _deliver(tx: Tx, message_id: int, channel: str, priority: int, recipients: Sequence[str]) -> None:
     """Put a message into these inboxes, wake those who wait for them, and ring their doorbells."""
-    state = filing.FRESH if filing.takes(tx, len(recipients), priority) else QUEUED
+    state = FRESH if filing.takes(tx, len(recipients), priority) else QUEUED
     for agent_id in recipients:
         tx.insert("delivery", (agent_id, message_id, channel, priority, state))
         tx.backlog[agent_id] += 1
@@ -240,7 +243,8 @@ def run_out(rx: Snapshot, agent_id: str) -> list[int]:
     """An inbox's queued messages that have expired since the last purge."""
     rows = rx.sql(
         "select m.id from message m indexed by message_expires cross join delivery d "
-        "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 and d.state <= 0",
+        "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 "
+        f"and d.state <= {QUEUED}",
         rx.now - PURGE_WITHIN_MS,
         rx.now,
         agent_id,
@@ -308,14 +312,7 @@ def settle(tx: Tx, agent_id: str, ids: Iterable[int]) -> int:
     """Mark deliveries as settled; returns how many were still open."""
     count = 0
     for message_id in ids:
-        count += tx.run(
-            "update delivery set state = 2, settled_at = ?, deliveries = deliveries + 1, due_at = null, reason = ? "
-            "where agent_id = ? and message_id = ? and state < 2",
-            tx.now,
-            RECEIVED,
-            agent_id,
-            message_id,
-        ).rowcount
+        count += tx.run(_SETTLE, tx.now, RECEIVED, agent_id, message_id).rowcount
     _shrink(tx, agent_id, count)
     return count
 
@@ -434,7 +431,7 @@ def delivered_through(rx: Snapshot, agent_id: str) -> int:
 def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> int:
     """Settle everything up to an id, in one channel or in all."""
     count = tx.run(
-        "update delivery set state = 2, settled_at = ?4, due_at = null "
+        f"update delivery set state = {SETTLED}, settled_at = ?4, due_at = null "
         f"where agent_id = ?1 and message_id in ({_UNSETTLED_THROUGH})",
         agent_id,
         through,
@@ -451,8 +448,8 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
 def note_run_out(tx: Tx, message_id: int) -> bool:
     """Record a message's expiry, if its time is up, before the purge does; returns whether it did."""
     noted = tx.run(
-        "update delivery set state = 3, reason = 'expired', settled_at = ?2 where message_id = ?1 and state <= 0 "
-        "and exists (select 1 from message where id = ?1 and expires_at <= ?2)",
+        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?2 where message_id = ?1 "
+        f"and state <= {QUEUED} and exists (select 1 from message where id = ?1 and expires_at <= ?2)",
         message_id,
         tx.now,
     ).rowcount
@@ -473,8 +470,8 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
     delivery does not keep its message.
     """
     expired = tx.run(
-        "update delivery set state = 3, reason = 'expired', settled_at = ?1 where state <= 0 and message_id in "
-        "(select id from message where expires_at > ?2 and expires_at <= ?1)",
+        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?1 where state <= {QUEUED} "
+        "and message_id in (select id from message where expires_at > ?2 and expires_at <= ?1)",
         tx.now,
         since,
     ).rowcount
@@ -486,7 +483,7 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
             # A later id is never older, so the search can stop at the first young message.
             "select id from message m where id < coalesce((select id from message where sent_at >= ? order by id "
             "limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
-            "and d.state < 2) order by id limit ?",
+            f"and d.state < {SETTLED}) order by id limit ?",
             before,
             most,
         )

@@ -10,6 +10,7 @@ from stonemux.clock import rfc3339
 from stonemux.events import Filter
 from stonemux.mux import Caller, Mux, Wait
 from stonemux.transaction import Event, Snapshot
+from stonemux.trays import FRESH, LEASED, QUEUED
 from stonemux.vocabulary import TASK_STATUSES
 
 SCAN = 1000
@@ -108,10 +109,10 @@ def event_view(event: Event) -> dict[str, Any]:
 
 
 _UNREAD = (
-    "select (select count(*) from delivery indexed by delivery_open where state = 0 and priority = 0) "
-    "+ (select count(*) from delivery indexed by delivery_urgent where state = 0 and priority <> 0) "
-    "+ (select count(*) from delivery indexed by delivery_leased where state = 1) "
-    f"+ (select count(*) from delivery where message_id > {trays.FILED} and state = -1)"
+    f"select (select count(*) from delivery indexed by delivery_open where state = {QUEUED} and priority = 0) "
+    f"+ (select count(*) from delivery indexed by delivery_urgent where state = {QUEUED} and priority <> 0) "
+    f"+ (select count(*) from delivery indexed by delivery_leased where state = {LEASED}) "
+    f"+ (select count(*) from delivery where message_id > {trays.FILED} and state = {FRESH})"
 )
 
 

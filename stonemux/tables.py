@@ -26,7 +26,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index message_channel on message (channel, id)",
         "create index message_expires on message (expires_at) where expires_at is not null",
         "create index message_thread on message (thread, id) where thread is not null",
-        # state: 0 queued, 1 leased, 2 settled, 3 dead
+        # `trays` names the states
         """create table delivery (
             agent_id text not null, message_id integer not null, channel text not null,
             priority integer not null default 0, state integer not null default 0, due_at integer,
@@ -204,7 +204,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index delivery_dead on delivery (agent_id, message_id, state) where state = 3",
         "create index delivery_due on delivery (due_at) where due_at is not null",
     ),
-    # deliveries beyond the mark may be fresh (state -1, see `filing`)
+    # the mark, beyond which deliveries may be fresh, see `filing`
     ("insert into meta select 'filed', coalesce(max(message_id), 0) from delivery",),
 )
 

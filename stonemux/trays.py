@@ -1,31 +1,32 @@
-"""The trays of an inbox: partial indexes over `delivery`, and queries built from them.
+"""The states of a delivery, and the trays of an inbox: partial indexes over `delivery`, and queries built from them.
 
-An agent's unread mail is in `OPEN`, in the order of ids. The newest deliveries are still `FRESH`, in one range shared
+An agent's unread mail is in `OPEN`, in the order of ids. The newest deliveries are still in `LATEST`, one range shared
 by all agents, until they are filed (see `filing`). Mail with a priority is read in a different order, so it is in
-`URGENT`; a poll merges the three. `REST` holds everything that is neither open nor fresh, by id, whatever its state;
-with it, a cursor finds all mail in order.
-
-A delivery's `state`, here and in every statement: -1 fresh, 0 queued, 1 leased, 2 settled, 3 dead. The order of the
-numbers lets `<= 0` mean "waits to be read" and `< 2` mean "not settled".
+`URGENT`; a poll merges the three. `REST` holds everything that is in neither of the first two, by id, whatever its
+state; with it, a cursor finds all mail in order.
 
 The indexes are covering: extra columns at their ends save a look-up in the table. So a query's cost depends on how much
 it returns, not on how much is stored.
 """
 
+FRESH, QUEUED, LEASED, SETTLED, DEAD = -1, 0, 1, 2, 3
+"""The states of a delivery; one that is fresh is queued, but not yet filed. Their order makes `<= QUEUED` mean "waits
+to be read", and `< SETTLED` "not settled"."""
+
 FILED = "(select cast(value as integer) from meta where key = 'filed')"
 """The mark: no message up to this id is fresh."""
 
 # In all of them, ?1 is the agent's id.
-OPEN = "delivery d indexed by delivery_open where d.agent_id = ?1 and d.state = 0 and d.priority = 0"
-FRESH = f"delivery d where d.agent_id = ?1 and d.message_id > {FILED} and d.state = -1 and d.priority = 0"
-URGENT = "delivery d indexed by delivery_urgent where d.agent_id = ?1 and d.state = 0 and d.priority <> 0"
-LEASED = "delivery d indexed by delivery_leased where d.agent_id = ?1 and d.state = 1"
-DEAD = "delivery d indexed by delivery_dead where d.agent_id = ?1 and d.state = 3"
-REST = "delivery d indexed by delivery_rest where d.agent_id = ?1 and (d.state > 0 or d.priority <> 0)"
+OPEN = f"delivery d indexed by delivery_open where d.agent_id = ?1 and d.state = {QUEUED} and d.priority = 0"
+LATEST = f"delivery d where d.agent_id = ?1 and d.message_id > {FILED} and d.state = {FRESH} and d.priority = 0"
+URGENT = f"delivery d indexed by delivery_urgent where d.agent_id = ?1 and d.state = {QUEUED} and d.priority <> 0"
+ON_LEASE = f"delivery d indexed by delivery_leased where d.agent_id = ?1 and d.state = {LEASED}"
+DEAD_LETTERS = f"delivery d indexed by delivery_dead where d.agent_id = ?1 and d.state = {DEAD}"
+REST = f"delivery d indexed by delivery_rest where d.agent_id = ?1 and (d.state > {QUEUED} or d.priority <> 0)"
 
-QUEUED = (OPEN, FRESH, URGENT)
-UNSETTLED = (*QUEUED, LEASED)
-EVERYTHING = (OPEN, FRESH, REST)
+WAITING = (OPEN, LATEST, URGENT)
+UNSETTLED = (*WAITING, ON_LEASE)
+EVERYTHING = (OPEN, LATEST, REST)
 
 
 def ids(*trays: str, narrowed: str = "true") -> str:
