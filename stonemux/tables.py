@@ -143,7 +143,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             request_id text not null, body blob not null, calls integer not null, hash blob not null) strict""",
     ),
     (
-        # state: 0 to be sent (again), 1 dead. Holds whatever has failed once, so that no retention period deletes it.
+        # Holds whatever has failed once, so that no retention period deletes it; `webhooks` names the states.
         """create table forward (
             webhook text not null, event_id integer not null, wire_id text not null, kind text not null,
             body text not null, state integer not null default 0, tries integer not null default 0, due_at integer,

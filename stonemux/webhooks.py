@@ -30,6 +30,7 @@ DEAD_KEPT_MS = 30 * DAY_MS
 LISTED_DEAD = 100
 
 WAITING, DEAD = 0, 1
+"""The states of a row of `forward`: to be sent (again), or a dead letter."""
 
 
 class Delivery(NamedTuple):
@@ -92,7 +93,7 @@ def add(
         cursor,
         tx.now,
     )
-    tx.run("update forward set due_at = ? where webhook = ? and state = 0", tx.now, endpoint_id)
+    tx.run(f"update forward set due_at = ? where webhook = ? and state = {WAITING}", tx.now, endpoint_id)
     now, endpoints = tx.now, tx.mux.endpoints
 
     def added() -> None:
@@ -141,8 +142,8 @@ def listed(rx: Snapshot) -> dict[str, Any]:
 
 
 def _view(rx: Snapshot, row: Any) -> dict[str, Any]:
-    dead = rx.sql("select event_id from forward where webhook = ? and state = 1 order by event_id", row["id"])
-    waiting = rx.one("select count(*), min(due_at) from forward where webhook = ? and state = 0", row["id"])
+    dead = rx.sql(f"select event_id from forward where webhook = ? and state = {DEAD} order by event_id", row["id"])
+    waiting = rx.one(f"select count(*), min(due_at) from forward where webhook = ? and state = {WAITING}", row["id"])
     told: dict[str, Any] = {
         "id": row["id"],
         "url": doorbells.shown_url(row["url"]),
@@ -238,7 +239,7 @@ def replay(tx: Tx, *, id: str, since: int | None, event_ids: list[int] | None) -
 
 def _revive(tx: Tx, endpoint_id: str, which: str, *values: Any) -> int:
     return tx.run(
-        f"update forward set state = 0, tries = 0, due_at = ? where webhook = ? and state = 1 and {which}",
+        f"update forward set state = {WAITING}, tries = 0, due_at = ? where webhook = ? and state = {DEAD} and {which}",
         tx.now,
         endpoint_id,
         *values,
@@ -296,7 +297,9 @@ def next_delivery(rx: Snapshot, endpoint: Endpoint) -> Delivery | int | None:
     if row is None:
         return None
     order = "event_id" if row["ordered"] else "due_at, event_id"
-    kept = rx.one(f"select * from forward where webhook = ? and state = 0 order by {order} limit 1", endpoint.id)
+    kept = rx.one(
+        f"select * from forward where webhook = ? and state = {WAITING} order by {order} limit 1", endpoint.id
+    )
     if kept is not None and kept["due_at"] <= rx.now:
         return Delivery(
             row, kept["event_id"], kept["wire_id"], kept["kind"], kept["body"].encode(), kept["tries"], True
@@ -443,7 +446,7 @@ def load(rx: Snapshot) -> list[Endpoint]:
 
 def counts(rx: Snapshot) -> dict[str, int]:
     """How many endpoints, events waiting for another attempt, and dead letters there are."""
-    waiting, dead = rx.one("select coalesce(sum(state = 0), 0), coalesce(sum(state = 1), 0) from forward")
+    waiting, dead = rx.one(f"select coalesce(sum(state = {WAITING}), 0), coalesce(sum(state = {DEAD}), 0) from forward")
     return {"endpoints": len(rx.mux.endpoints.forwards), "retrying": waiting, "dead": dead}
 
 
@@ -451,7 +454,7 @@ def purge(tx: Tx, most: int) -> int:
     """Delete up to `most` dead letters that nobody replayed within a month; returns how many."""
     return tx.run(
         "delete from forward where (webhook, event_id, wire_id) in "
-        "(select webhook, event_id, wire_id from forward where state = 1 and at < ? limit ?)",
+        f"(select webhook, event_id, wire_id from forward where state = {DEAD} and at < ? limit ?)",
         tx.now - DEAD_KEPT_MS,
         most,
     ).rowcount
