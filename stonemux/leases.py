@@ -104,6 +104,17 @@ def _set_alarm(tx: Tx, at: int) -> None:
     tx.after(lambda: tx.mux.alarm.set(at))
 
 
+def _queue_again(tx: Tx, agent_id: str, message_id: int) -> bool:
+    """End a lease, so that the message is delivered again; False if its time to live ran out, so that it is dead."""
+    tx.run(
+        f"update delivery set state = {QUEUED}, due_at = null where agent_id = ? and message_id = ?",
+        agent_id,
+        message_id,
+    )
+    _changed(tx, agent_id)
+    return not messages.note_run_out(tx, message_id)
+
+
 def _changed(tx: Tx, agent_id: str) -> None:
     """Note that a message is queued again: wake the inbox's waiters."""
     tx.backlog.pop(agent_id, None)
@@ -181,13 +192,8 @@ def nack(tx: Tx, *, agent_id: str, id: int, delay: int) -> dict[str, Any]:
             "update delivery set due_at = ? where agent_id = ? and message_id = ?", tx.now + delay * 1000, agent_id, id
         )
         _set_alarm(tx, tx.now + delay * 1000)
-    else:
-        tx.run(
-            f"update delivery set state = {QUEUED}, due_at = null where agent_id = ? and message_id = ?", agent_id, id
-        )
-        _changed(tx, agent_id)
-        if messages.note_run_out(tx, id):
-            return {"id": id, "status": "dead"}
+    elif not _queue_again(tx, agent_id, id):
+        return {"id": id, "status": "dead"}
     return {"id": id, "status": "queued"}
 
 
@@ -308,15 +314,7 @@ def settle_due(tx: Tx) -> None:
     rows = tx.sql("select * from delivery where due_at <= ? order by due_at limit ?", tx.now, DUE_AT_ONCE)
     back: dict[str, int] = {}
     for row in rows:
-        if not _give_up(tx, row):
-            tx.run(
-                f"update delivery set state = {QUEUED}, due_at = null where agent_id = ? and message_id = ?",
-                row["agent_id"],
-                row["message_id"],
-            )
-            _changed(tx, row["agent_id"])
-            if messages.note_run_out(tx, row["message_id"]):
-                continue
+        if not _give_up(tx, row) and _queue_again(tx, row["agent_id"], row["message_id"]):
             back[row["agent_id"]] = max(row["message_id"], back.get(row["agent_id"], 0))
     for agent_id, newest in back.items():
         _ring(tx, agent_id, newest)
