@@ -188,7 +188,7 @@ def _view(row: Any, agent_id: str, full: bool) -> dict[str, Any]:
         item["content"] = text
     else:
         item["preview"] = shortened(text, PREVIEW)
-    for extra in ("subject", "type", "thread", "reply_to", "priority", "content_ref"):
+    for extra in messages.PLAIN_EXTRAS:
         if row[extra]:
             item[extra] = row[extra]
     if row["truncated"]:

@@ -38,8 +38,10 @@ FIELDS = (
     "m.priority, m.metadata, m.content_ref, m.truncated, m.mentions"
 )
 
-EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref", "truncated", "mentions", "metadata")
-"""Fields of a message that are shown only if they have a value; the last three are stored in another form."""
+PLAIN_EXTRAS = ("subject", "type", "thread", "reply_to", "priority", "content_ref")
+"""Fields of a message that are shown, as they are stored, if they have a value."""
+EXTRAS = (*PLAIN_EXTRAS, "truncated", "mentions", "metadata")
+"""The same, and those that are stored in another form."""
 
 
 def _poll(*parts: str, order: str, narrowed: str = "") -> str:
@@ -85,7 +87,7 @@ def view(row: Any) -> dict[str, Any]:
         "channel": row["channel"],
         "sent_at": rfc3339(row["sent_at"]),
     }
-    for extra in EXTRAS[:6]:
+    for extra in PLAIN_EXTRAS:
         if row[extra]:
             shown[extra] = row[extra]
     if row["truncated"]:
