@@ -65,10 +65,9 @@ def _tell(done: Done, value: Any, error: BaseException | None) -> None:
         log.exception("an outcome could not be reported")
 
 
-def _tell_all(batch: list[Job], error: BaseException) -> bool:
+def _tell_all(batch: list[Job], error: BaseException) -> None:
     for job in batch:
         _tell(job.done, None, error)
-    return True
 
 
 class _Result:
@@ -249,10 +248,11 @@ class Store:
         self._lead_on(until_empty=until_empty)
 
     def _lead_on(self, *, until_empty: bool = False) -> None:
+        """Lead until the queue is empty, or for one batch; the committer then leads the rest."""
         more = True
         while more:
             try:
-                self._lead()
+                self._commit_queued()
             except BaseException:  # an interrupted leader must still hand over
                 self._relay.release()
                 raise
@@ -262,34 +262,28 @@ class Store:
                 self._relay.release()
                 return
 
-    def _lead(self) -> None:
-        with self._gate:
-            count = min(len(self._queue), MOST_IN_A_BATCH)
-            batch = [self._queue.popleft() for _ in range(count)]
-        if batch:
-            self._commit(batch)
-
     def _go_on(self) -> None:
         """The committer thread: leads when more is queued than one caller's batch."""
         while True:
             self._relay.acquire()
             if self._ended:
                 return
-            more = True
-            while more:
-                self._lead()
-                with self._gate:
-                    more = self._leading = bool(self._queue)
+            self._lead_on(until_empty=True)
 
-    def _commit(self, batch: list[Job]) -> None:
-        if not self._attempt(batch):
+    def _commit_queued(self) -> None:
+        """Commit a batch of what is queued, or its jobs one by one if one of them spoils it for the others."""
+        with self._gate:
+            count = min(len(self._queue), MOST_IN_A_BATCH)
+            batch = [self._queue.popleft() for _ in range(count)]
+        if batch and not self._attempt(batch):
             for job in batch:
                 self._attempt([job])
 
     def _attempt(self, batch: list[Job], *, may_retry: bool = True) -> bool:
-        """Run the batch in one transaction; False if its jobs must be run again one by one."""
+        """Run the batch in one transaction, and tell its jobs their outcomes; False if they must be run one by one."""
         if self.fatal is not None:
-            return _tell_all(batch, self.fatal)
+            _tell_all(batch, self.fatal)
+            return True
         if self._tight and self._is_tight(may_retry):
             batch = _refuse_growth(batch)
             if not batch:
@@ -308,21 +302,10 @@ class Store:
                     outcomes.append((job.done, None, error))
             events, topics, offers, hooks = tx.commit()
         except Exception as error:
-            verdict = self._judge(error, writing=True)
-            try:
-                tx.abandon()
-            except sqlite3.Error as trouble:
-                verdict = self._stop(trouble)
-            if verdict is error and len(batch) > 1:  # one of the jobs is to blame, not the disk
-                return False
-            if may_retry and _is_full(verdict) and self._give_ballast():
-                self._tight = True
-                for job in batch:
-                    self._attempt([job], may_retry=False)
-                return True
-            return _tell_all(batch, verdict)
+            return self._failed(batch, error, may_retry)
         if self._inodes() != self._files:
-            return _tell_all(batch, self._lost())
+            _tell_all(batch, self._lost())
+            return True
         self.head += len(events)
         try:
             for hook in hooks:
@@ -333,6 +316,23 @@ class Store:
             log.exception("a commit could not be announced")
         for done, value, failure in outcomes:
             _tell(done, value, failure)
+        return True
+
+    def _failed(self, batch: list[Job], error: Exception, may_retry: bool) -> bool:
+        """Roll back a batch that was not committed, and tell its jobs; False if they must be run one by one."""
+        verdict = self._judge(error, writing=True)
+        try:
+            self._tx.abandon()
+        except sqlite3.Error as trouble:
+            verdict = self._stop(trouble)
+        if verdict is error and len(batch) > 1:  # one of the jobs is to blame, not the disk
+            return False
+        if may_retry and _is_full(verdict) and self._give_ballast():
+            self._tight = True
+            for job in batch:
+                self._attempt([job], may_retry=False)
+        else:
+            _tell_all(batch, verdict)
         return True
 
     def _give_ballast(self) -> bool:
