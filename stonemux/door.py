@@ -207,12 +207,11 @@ def admit(mux: Mux, operation: Operation, caller: Caller) -> None:
     """
     if operation.tier != "free":
         _check_tier(mux, operation.tier, operation.name)
-    if caller.principal is not None or operation.open:
-        pass
-    elif mux.tokens.asks:
-        caller.principal = mux.tokens.admit(caller.bearer)
-    elif operation.owner and mux.tokens.is_owner(caller.bearer):
-        caller.principal = OWNER
+    if caller.principal is None and not operation.open:
+        if mux.tokens.asks:
+            caller.principal = mux.tokens.admit(caller.bearer)
+        elif operation.owner and mux.tokens.is_owner(caller.bearer):
+            caller.principal = OWNER
     if operation.owner and caller.principal is not OWNER:
         raise MuxError(
             "owner_only",
