@@ -74,14 +74,14 @@ def _check(row: Task, agent: Any, restart: bool, start: bool) -> None:
     elif lack := taskrows.lack(row, agent):
         problem = lack
     elif start and row.status in ("waiting", "delayed"):
-        problem = f"is {taskrows.view(row)['status']} and cannot be started yet; dispatch it without mark_as_started"
+        problem = f"is {taskrows.status(row)} and cannot be started yet; dispatch it without mark_as_started"
     else:
         return
     raise MuxError(
         "task_conflict",
         f"task {row.id} {problem}. Nothing was dispatched",
         task_id=row.id,
-        status=taskrows.view(row)["status"],
+        status=taskrows.status(row),
         claimed_by=holder,
     )
 
