@@ -62,25 +62,32 @@ def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str,
     head = mux.log.head
     if after > head:
         return {"events": [], "head": head, "next": head, "reset": {"requested": after, "head": head}}
-    found: list[Event] = []
-    answer: dict[str, Any] = {"events": found, "head": head}
     with mux.store.read() as rx:
-        if (gap := gap_after(rx, after)) is not None:
-            answer["gap"] = gap
-            after = gap["oldest"] - 1
-        while len(found) < limit and (page := events.stored(rx, after, SCAN)):
-            for event in page:
-                after = event.id
-                if wanted.wants(event):
-                    found.append(event)
-                    if len(found) == limit:
-                        break
-    answer["events"] = [event_view(event) for event in found]
-    answer["next"] = after
-    answer["head"] = max(head, after)  # the pages may include events that came meanwhile
+        gap = gap_after(rx, after)
+        found, after = _scan(rx, after if gap is None else gap["oldest"] - 1, wanted, limit)
+    answer: dict[str, Any] = {
+        "events": [event_view(event) for event in found],
+        "head": max(head, after),  # the pages may include events that came meanwhile
+        "next": after,
+    }
+    if gap is not None:
+        answer["gap"] = gap
     if len(found) == limit and after < head:
         answer["more"] = True
     return answer
+
+
+def _scan(rx: Snapshot, after: int, wanted: Filter, limit: int) -> tuple[list[Event], int]:
+    """Up to `limit` events after `after` that pass the filter, and the id of the last event examined."""
+    found: list[Event] = []
+    while page := events.stored(rx, after, SCAN):
+        for event in page:
+            after = event.id
+            if wanted.wants(event):
+                found.append(event)
+                if len(found) == limit:
+                    return found, after
+    return found, after
 
 
 def gap_after(rx: Snapshot, after: int) -> dict[str, Any] | None:
