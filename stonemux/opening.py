@@ -53,7 +53,11 @@ sqlite3.register_adapter(bytes, _itself)
 
 
 def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) -> sqlite3.Connection:
-    """Open the writing connection to a database that is sound, or new in a directory that never held one."""
+    """Open the writing connection to a database that is sound, or new in a directory that never held one.
+
+    Raises `data_refused` (unless `accept_rollback`, also for one that is older than the directory remembers) and
+    `unsafe_environment`, where SQLite cannot write durably.
+    """
     path = directory.database
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
         raise MuxError(
@@ -74,26 +78,31 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
     try:
         if not looked:
             check_sound(db, path, directory.marked)
-        db.row_factory = Row
-        if not path.stat().st_size:  # the first page of a new database overwrites nothing that a journal could restore
-            db.execute("PRAGMA journal_mode=MEMORY")
-        mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
-            raise MuxError("unsafe_environment", f"SQLite cannot use a write-ahead log for {path} (it offers {mode!r})")
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-        if hasattr(os, "uname") and os.uname().sysname == "Darwin":  # plain fsync does not flush the drive there
-            db.execute("PRAGMA fullfsync=1")
-            db.execute("PRAGMA checkpoint_fullfsync=1")
-        if db.execute("PRAGMA synchronous").fetchone()[0] != FULL:
-            raise MuxError("unsafe_environment", f"SQLite cannot be made to flush each commit of {path} to the disk")
+        _make_durable(db, path)
     except sqlite3.DatabaseError as error:
         db.close()
         raise _unreadable(path, error) from error
     except BaseException:
         db.close()
         raise
+    db.row_factory = Row
     return db
+
+
+def _make_durable(db: sqlite3.Connection, path: Path) -> None:
+    """Set up the writing connection: a write-ahead log that each commit flushes; raises `unsafe_environment`."""
+    if not path.stat().st_size:  # the first page of a new database overwrites nothing that a journal could restore
+        db.execute("PRAGMA journal_mode=MEMORY")
+    mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise MuxError("unsafe_environment", f"SQLite cannot use a write-ahead log for {path} (it offers {mode!r})")
+    for pragma in PRAGMAS:
+        db.execute(f"PRAGMA {pragma}")
+    if hasattr(os, "uname") and os.uname().sysname == "Darwin":  # plain fsync does not flush the drive there
+        db.execute("PRAGMA fullfsync=1")
+        db.execute("PRAGMA checkpoint_fullfsync=1")
+    if db.execute("PRAGMA synchronous").fetchone()[0] != FULL:
+        raise MuxError("unsafe_environment", f"SQLite cannot be made to flush each commit of {path} to the disk")
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
