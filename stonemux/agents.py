@@ -58,17 +58,17 @@ def register(
     tx.forget()
     tx.run(
         "insert into agent (id, role, capabilities, grp, channel, metadata, ack, registered_at, last_heartbeat) "
-        "values (?1, ?2, ?3, ?4, ?5, ?6, ?8, ?7, ?7) on conflict (id) do update set role = ?2, capabilities = ?3, "
-        "grp = ?4, channel = ?5, metadata = ?6, ack = ?8, last_heartbeat = ?7, deregistered_at = null, "
-        "registered_at = case when deregistered_at is null then registered_at else ?7 end",
+        "values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8) on conflict (id) do update set role = ?2, capabilities = ?3, "
+        "grp = ?4, channel = ?5, metadata = ?6, ack = ?7, last_heartbeat = ?8, deregistered_at = null, "
+        "registered_at = case when deregistered_at is null then registered_at else ?8 end",
         agent_id,
         role,
         dumps(capabilities or []),
         group,
         channel,
         dumps(metadata) if metadata else None,
-        tx.now,
         ack,
+        tx.now,
     )
     if before is not None and before["channel"] != channel:
         tx.run("delete from member where channel = ? and agent_id = ?", before["channel"], agent_id)
