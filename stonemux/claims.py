@@ -22,7 +22,10 @@ from stonemux.vocabulary import NO_TASK
 
 
 def claim(tx: Tx, *, agent_id: str, channel: str, task_id: str | None, timeout: int = 0) -> dict[str, Any] | None:
-    """Claim the best task that fits, at once; returns None if there is none."""
+    """Claim the best task that fits, at once; returns None if there is none.
+
+    `timeout` is 0 here: with another one, `await_claim` runs instead.
+    """
     row = _claim_one(tx, agent_id, channel, task_id)
     if row is None:
         return None
