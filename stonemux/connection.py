@@ -9,8 +9,20 @@ the answer handed out (see `mux.Flight`): more bytes or an orderly close mean re
 that closes without having read our answer sends a reset right after its orderly close, so a close counts as a receipt
 only if no reset follows within 3 ms.
 
-**Deadlines** are total: they run from the first byte of a head or body to its last, however slowly the bytes trickle
-in.
+**Phases.** `_phase` is what the connection waits for, and so what its deadline means (`overdue`):
+
+    idle       the first byte of a request                  IDLE_MS        close
+    head       the rest of its head                         HEAD_MS        refuse it
+    body       the rest of its body                         BODY_MS        refuse it
+    busy       its answer: `begin` or `finish`              (none)
+    streaming  more of the answer: `proceed` or `finish`    the next beat  send one, or close if the last is not taken
+    sending    room in the socket for the end of it         SEND_MS        close
+    draining   the client's end, after the last answer      DRAIN_MS       close
+
+A request that arrives whole takes it from idle to busy, an answer that fits from there to idle. HEAD_MS and BODY_MS are
+total: they run from the first byte to the last, however slowly the bytes trickle in. Draining may take SEND_MS if a
+receipt is outstanding, and BODY_MS behind a body that was refused unread. When idle or draining ends, what was handed
+out counts as received if the client's system has acknowledged every byte. `tls` adds phases of its own.
 
 `lock` guards everything here. Flights are notified without it, because a notification may commit and so cause other
 connections to answer.
@@ -35,6 +47,7 @@ from stonemux.readiness import Ready
 from stonemux.schema import BODY_LIMIT
 
 RECEIVE = 16 * 1024
+"""How many bytes are read at a time."""
 HEARD_OUT = 64 * 1024
 """How many bytes of later requests are read before sending an answer that hands something out."""
 IDLE_MS = 15_000
@@ -43,8 +56,11 @@ BODY_MS = 10_000
 SEND_MS = 15_000
 DRAIN_MS = 500
 DRAIN_BYTES = 256 * 1024
+"""How many bytes are discarded while draining; the connection is then closed."""
 LONG_DRAIN_BYTES = 16 * 1024 * 1024
+"""The same behind a body that was refused before it was read."""
 VERDICT_MS = 3
+"""How long after a client's orderly close a reset may still say that it left the answer unread."""
 MOST_REQUESTS = 1000
 """Maximum number of requests on one connection."""
 
@@ -170,8 +186,8 @@ class Connection:
         self._head: wire.Head | None = None
         self._chunks: wire.ChunkedBody | None = None
         self._pile: bytearray | None = None  # a long body so far; extending the buffer would copy it each time
-        self._busy = False
-        self._beat, self._beat_ms = b"", 0
+        self._busy = False  # a request is running: since its last byte came, until its whole answer is sent
+        self._beat, self._beat_ms = b"", 0  # while streaming
         self._answering = False  # `_unsent` ends with the answer to the running request
         self._drained = False  # the socket was read empty, and no event has come since
         self._ending = False  # the client has closed its side

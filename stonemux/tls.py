@@ -16,6 +16,12 @@ nothing of TLS, so a client that connects and sends nothing blocks nobody; its h
   connection needs one; it then travels in the same segment as the end of the answer, and most libraries read both at
   once.
 
+**Phases** besides those of every connection:
+
+    handshake  the client's first byte                      HEAD_MS        close
+    shaking    the rest of the handshake                    the same       close
+    parting    the end of TCP behind the client's goodbye   PARTING_MS     conclude: received, unless it was reset
+
 Imported only where a certificate is configured.
 """
 
