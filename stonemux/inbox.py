@@ -130,6 +130,8 @@ def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status:
     again = tx.mux.flights.held(agent_id)
     if ids is None:
         updated = _mark(tx, status, agent_id, None)
+        if status == "unread":
+            messages.note_all_run_out(tx, agent_id)
     else:
         wanted = [_find(tx, *_parsed(one, agent_id))["id"] for one in ids]
         updated = sum(_mark(tx, status, agent_id, message_id) for message_id in wanted)

@@ -79,13 +79,14 @@ class _Handed:
 
     def _put_back(self, tx: Tx) -> None:
         for message_id, deliveries in self._leased.items():  # skip one whose lease expired and that is leased anew
-            tx.run(
+            if tx.run(
                 f"update delivery set state = {QUEUED}, due_at = null, deliveries = deliveries - 1 "
                 f"where agent_id = ? and message_id = ? and state = {LEASED} and deliveries = ?",
                 self._agent_id,
                 message_id,
                 deliveries,
-            )
+            ).rowcount:
+                messages.note_run_out(tx, message_id)
         _changed(tx, self._agent_id)
 
 

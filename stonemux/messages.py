@@ -449,10 +449,20 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
 
 def note_run_out(tx: Tx, message_id: int) -> bool:
     """Record a message's expiry, if its time is up, before the purge does; returns whether it did."""
+    return _note_run_out(tx, "message_id = ?1", message_id)
+
+
+def note_all_run_out(tx: Tx, agent_id: str) -> None:
+    """Record the expiry of all of an inbox's queued messages whose time is up."""
+    _note_run_out(tx, f"agent_id = ?1 and message_id in ({trays.ids(*trays.WAITING)})", agent_id)
+
+
+def _note_run_out(tx: Tx, which: str, value: Any) -> bool:
+    """Record as dead what is queued and expired among the deliveries that match `which`, SQL with `value` as ?1."""
     noted = tx.run(
-        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?2 where message_id = ?1 "
-        f"and state <= {QUEUED} and exists (select 1 from message where id = ?1 and expires_at <= ?2)",
-        message_id,
+        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?2 where state <= {QUEUED} "
+        f"and {which} and exists (select 1 from message where id = message_id and expires_at <= ?2)",
+        value,
         tx.now,
     ).rowcount
     if noted:
@@ -471,14 +481,7 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
     First records messages as dead whose time to live expired after `since`, where the last purge stopped; a dead
     delivery does not keep its message.
     """
-    expired = tx.run(
-        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?1 where state <= {QUEUED} "
-        "and message_id in (select id from message where expires_at > ?2 and expires_at <= ?1)",
-        tx.now,
-        since,
-    ).rowcount
-    if expired:
-        tx.backlog.clear()
+    _note_run_out(tx, "message_id in (select id from message where expires_at > ?1 and expires_at <= ?2)", since)
     doomed = [
         row[0]
         for row in tx.sql(

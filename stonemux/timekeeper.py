@@ -84,7 +84,7 @@ class Timekeeper:
         self._mux = mux
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
-        self._run_out_from = self._run_out_to = 0  # times of the last full scan and of the last scan for expired mail
+        self._run_out_to = 0  # when expired mail was last looked for; the first time, all of it is
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
@@ -227,10 +227,7 @@ class Timekeeper:
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
-        # Once a day, scan all of it: a message that was marked as unread again may have expired long ago.
-        since = self._run_out_to if now < self._run_out_from + DAY_MS else 0
-        self._run_out_from = self._run_out_from if since else now
-        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, since))
+        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, self._run_out_to))
         self._run_out_to = now
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))

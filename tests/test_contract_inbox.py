@@ -256,14 +256,17 @@ def test_what_has_run_out_of_time_is_in_no_inbox(team, clock):
     )
 
 
-def test_what_was_read_and_has_run_out_is_marked_unread_for_the_dead_letters(team, clock):
-    sent = send(team, ttl_seconds=1)
-    assert poll(team) == [sent]
-    clock.advance(1000)
-    assert poll(team, redeliver=True) == []
-    assert items(team, "read") == [sent]
-    mark(team, "unread", sent)
-    assert items(team, "all") == []
+@pytest.mark.parametrize("by_id", [True, False])
+def test_what_was_read_and_has_run_out_is_marked_unread_for_the_dead_letters(team, clock, program, by_id):
+    sent, other = send(team, ttl_seconds=1), send(team)
+    assert poll(team) == [sent, other]
+    for _ in range(3):  # the purge passes
+        clock.advance(60_000)
+        program.timekeeper.tick()
+    assert poll(team, redeliver=True) == [other]
+    assert items(team, "read") == [other, sent]
+    assert mark(team, "unread", *([sent, other] if by_id else [])) == 2
+    assert items(team, "all") == [other]
     assert [dead["id"] for dead in team.call("msg.dead", agent_id="bob")["messages"]] == [sent]
 
 

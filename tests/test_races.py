@@ -720,6 +720,17 @@ def test_an_answer_that_is_lost_late_leaves_the_next_ones_lease_alone(program, m
     assert poll(mux, ack="manual")[0] == [], "the second worker is about it"
 
 
+def test_an_answer_that_is_lost_after_the_time_to_live_leaves_a_dead_letter(program, mux, direct, clock):
+    join(direct, "ann", "bob")
+    direct.call("msg.send", from_="ann", to="bob", content="hi", ttl_seconds=1)
+    _, late = poll(mux, ack="manual", lease=600)
+    for _ in range(3):  # the purge passes
+        clock.advance(60_000)
+        program.timekeeper.tick()
+    late.flight.lost()
+    assert [dead["reason"] for dead in direct.call("msg.dead", agent_id="bob")["messages"]] == ["expired"]
+
+
 def test_a_lease_that_runs_out_wakes_a_waiter(program, direct, clock, waiting):
     join(direct, "ann", "bob", "cid")
     post(direct, claim_timeout=10)
