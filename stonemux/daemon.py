@@ -24,13 +24,12 @@ from collections.abc import Callable
 from stonemux import VERSION, config, launch, logs, operations, signals, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, authority, check_safe
-from stonemux.datadir import OWNER_TOKEN, DataDir
+from stonemux.datadir import OWNER_TOKEN
 from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
-from stonemux.mux import Mux
+from stonemux.mux import opened
 from stonemux.outbound import Outbound
 from stonemux.signals import Signals
-from stonemux.store import Store
 from stonemux.telemetry import Telemetry
 
 log = logging.getLogger("stonemux")
@@ -49,23 +48,20 @@ class Daemon:
         self.failure: MuxError | None = None
         self._signals = Signals()  # never closed, so that a late `stop` cannot write to a reused descriptor
         with contextlib.ExitStack() as undo:
-            self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
-            undo.callback(self._directory.close)
-            self._store = Store(self._directory, clock, accept_rollback=accept_rollback)
-            undo.callback(self._store.close)
-            self._store.on_fatal = self._fail
-            self.mux = Mux(settings, clock, self._store)
+            self.mux = undo.enter_context(opened(settings, clock, accept_rollback=accept_rollback))
+            self.mux.store.on_fatal = self._fail
+            directory = self.mux.store.directory
             timekeeper.boot(self.mux)
-            self._directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
+            directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
             operations.load()
             self.server = Server(self.mux)
-            undo.pop_all()
+            self._undo = undo.pop_all()
         self._timekeeper = timekeeper.Timekeeper(self.mux)
         self._timekeeper.start()
         self._outbound = Outbound(self.mux)
         self._outbound.start()
         self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
-        self._telemetry = Telemetry(self.mux, self._directory)
+        self._telemetry = Telemetry(self.mux, directory)
         self._telemetry.start()
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
         self._door.start()
@@ -130,8 +126,7 @@ class Daemon:
         self._outbound.stop()
         with contextlib.suppress(MuxError):
             self._timekeeper.stop()
-        self._store.close()
-        self._directory.close()
+        self._undo.close()
 
 
 def serve(

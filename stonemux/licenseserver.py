@@ -19,16 +19,14 @@ from stonemux import operations
 from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.connection import Connection
-from stonemux.datadir import DataDir
 from stonemux.entitlement import ISSUER
 from stonemux.exchange import Exchange, routes
 from stonemux.httpd import Server
 from stonemux.issuer import Issuer
-from stonemux.mux import Caller, Mux
+from stonemux.mux import Caller, Mux, opened
 from stonemux.record import replace
 from stonemux.schema import MOST_INTEGER, REQUIRED, TIERS, Operation, Param
 from stonemux.signals import Signals
-from stonemux.store import Store
 from stonemux.wire import Head
 
 log = logging.getLogger("stonemux")
@@ -145,12 +143,8 @@ class LicenseDaemon:
         )
         check_safe(settings)
         with contextlib.ExitStack() as undo:
-            self._directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
-            undo.callback(self._directory.close)
-            self._store = Store(self._directory, clock)
-            undo.callback(self._store.close)
-            self.server = LicenseServer(Mux(settings, clock, self._store))
-            undo.pop_all()
+            self.server = LicenseServer(undo.enter_context(opened(settings, clock)))
+            self._undo = undo.pop_all()
         self.port = self.server.port
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
         self._door.start()
@@ -160,8 +154,7 @@ class LicenseDaemon:
         self.server.stop()
         self._door.join()
         self.server.server_close()
-        self._store.close()
-        self._directory.close()
+        self._undo.close()
 
 
 def serve(settings: Settings, *, say: Callable[[int], None]) -> None:

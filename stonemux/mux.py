@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from stonemux.blotter import Blotter
 from stonemux.clock import Clock
 from stonemux.config import Settings
+from stonemux.datadir import DataDir
 from stonemux.endpoints import Endpoints
 from stonemux.entitlement import Entitlement
 from stonemux.errors import MuxError
@@ -272,3 +273,20 @@ class Mux:
 
     def _try(self, wait: Wait) -> Any:
         return wait.attempt() if wait.work is None else wait.attempt(self.store.write(wait.work))
+
+
+@contextmanager
+def opened(settings: Settings, clock: Clock, *, accept_rollback: bool = False) -> Iterator[Mux]:
+    """A program on the configured data directory, which is locked for the duration of the block.
+
+    Raises what opening the directory and its database raises (`DataDir`, `Store`).
+    """
+    directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
+    try:
+        store = Store(directory, clock, accept_rollback=accept_rollback)
+        try:
+            yield Mux(settings, clock, store)
+        finally:
+            store.close()
+    finally:
+        directory.close()

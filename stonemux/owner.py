@@ -14,11 +14,10 @@ from typing import Any, Self
 from stonemux import audit, door, operations, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings
-from stonemux.datadir import DataDir, read_owner_token
-from stonemux.mux import Caller, Mux
+from stonemux.datadir import read_owner_token
+from stonemux.mux import Caller, opened
 from stonemux.remote import Remote
 from stonemux.schema import Operation
-from stonemux.store import Store
 from stonemux.tokens import OWNER
 
 
@@ -45,13 +44,8 @@ class Here:
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        settings, clock = self._settings, Clock()
         with contextlib.ExitStack() as undo:
-            directory = DataDir(settings.data_dir, allow_network_fs=settings.allow_network_fs)
-            undo.callback(directory.close)
-            store = Store(directory, clock)
-            undo.callback(store.close)
-            self._mux = Mux(settings, clock, store)
+            self._mux = undo.enter_context(opened(self._settings, Clock()))
             timekeeper.boot(self._mux)
             self._undo = undo.pop_all()
         return self
