@@ -1,7 +1,8 @@
 """stonemux: a daemon through which the AI agents on one machine coordinate.
 
 Where to start reading: `operations` (the table of everything it does), then `agents`, `messages`, and `tasks` (what the
-operations do), then `store`, `hub`, and `events` (how nothing gets lost and every waiter wakes).
+operations do), then `store`, `hub`, and `events` (how nothing gets lost and every waiter wakes). docs/design.md tells
+where everything else is.
 """
 
 from __future__ import annotations

@@ -286,6 +286,16 @@ def test_no_module_has_the_name_of_one_of_the_standard_library():
     assert not set(MODULES) - {"__main__"} & sys.stdlib_module_names
 
 
+def design(title: str) -> str:
+    text = (PACKAGE.parent / "docs/design.md").read_text(encoding="utf-8")
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_design_says_once_where_each_module_belongs():
+    told = sorted(re.findall(r"`([a-z0-9_]+)`", design("Where things are")))
+    assert told == sorted({module.partition(".")[0] for module in MODULES})
+
+
 def test_the_design_tells_of_each_thread_of_the_daemon():
     reached, new = set(), {"daemon"}
     while new:
@@ -299,6 +309,5 @@ def test_the_design_tells_of_each_thread_of_the_daemon():
         for keyword in node.keywords
         if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
     }
-    design = (PACKAGE.parent / "docs/design.md").read_text(encoding="utf-8")
-    section = design.partition("## Threads")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| ([a-z-]+) \| ", section, re.MULTILINE)) - {"thread", "main"} == threads
+    told = re.findall(r"^\| ([a-z-]+) \| ", design("Threads"), re.MULTILINE)
+    assert set(told) - {"thread", "main"} == threads
