@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -540,8 +541,6 @@ HEAD = json.loads(WHOLE[-1])["head"]
 
 
 def test_a_record_is_canonical_json_and_its_hash_can_be_computed_by_anybody():
-    import hashlib
-
     for line in WHOLE[:-1]:
         told = json.loads(line)
         assert json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n" == line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from faces import Direct, join
 
+from stonemux import autodispatch
 from stonemux.record import replace
 
 AUTO = pytest.mark.settings(dispatch_auto=True)
@@ -267,8 +268,6 @@ def test_it_goes_on_after_a_restart(crew, program):
 @pytest.fixture
 def rung(mux, monkeypatch):
     """When the timekeeper was last asked to look at once."""
-    from stonemux import autodispatch
-
     autodispatch.follow(mux)
     asked = []
     monkeypatch.setattr(mux.alarm, "set", asked.append)

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from faces import join, refusal
+from faces import Direct, join, refusal
 
 LONG = "The quick brown fox. " * 5000  # 105,000 bytes: more than a message takes
 
@@ -194,8 +194,6 @@ def test_many_old_documents_go_together(direct, clock, program):
 
 
 def test_documents_are_for_every_tier(open_program):
-    from faces import Direct
-
     face = Direct(open_program(default_tier="free").mux)
     join(face, "ann", "bob")
     face.call("msg.send", from_="ann", to="bob", content_ref=document(face))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
-from faces import join, refusal
+from faces import Direct, join, refusal
 
 from stonemux import door, operations
 from stonemux.mux import Caller
@@ -230,8 +232,6 @@ def test_a_lease_is_ended_by_read_and_left_alone_by_unread(team, clock, program)
 
 
 def test_unread_mail_counts_against_the_limit_of_an_inbox__I12(open_program):
-    from faces import Direct
-
     face = Direct(open_program(inbox_limit=1).mux)
     join(face, "ann", "bob")
     sent = send(face)
@@ -295,8 +295,6 @@ def test_what_is_known_to_have_arrived_is_read_even_before_that_is_written(direc
     join(direct, "ann", "bob")
     sent = send(direct)
     caller, _ = take(mux)
-    import threading
-
     mux.store.gatherers.add(threading.get_ident())  # queued, and led by whoever writes next
     caller.arrived()
     mux.store.gatherers.discard(threading.get_ident())
@@ -331,8 +329,6 @@ def test_what_is_marked_as_unread_on_its_way_is_delivered_again__I2(direct, mux,
 
 
 def test_a_mark_in_the_same_commit_as_the_arrival_wakes_a_parked_poll(direct, mux, clock, background):
-    import threading
-
     join(direct, "ann", "bob")
     sent = send(direct)
     caller, _ = take(mux)
@@ -390,8 +386,6 @@ def test_an_empty_list_of_items_marks_nothing(team):
 
 
 def test_an_inbox_is_for_every_tier(open_program):
-    from faces import Direct
-
     face = Direct(open_program(default_tier="free").mux)
     join(face, "ann", "bob")
     sent = send(face)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faces import Direct
 
 from stonemux.errors import MuxError
 
@@ -174,8 +175,6 @@ def test_only_what_is_on_a_lease_can_be_nacked_or_extended(face, mail, operation
 
 
 def test_i13_a_message_delivered_in_vain_too_often_becomes_a_dead_letter(open_program, background):
-    from faces import Direct
-
     program = open_program(max_deliveries=2)
     face = Direct(program.mux)
     face.call("agent.register", agent_id="ann")
@@ -198,8 +197,6 @@ def test_i13_a_message_delivered_in_vain_too_often_becomes_a_dead_letter(open_pr
 
 
 def test_i13_a_nack_counts_towards_the_last_delivery(open_program):
-    from faces import Direct
-
     program = open_program(max_deliveries=1)
     face = Direct(program.mux)
     face.call("agent.register", agent_id="bob")
@@ -264,8 +261,6 @@ def test_requeuing_what_was_read_lifts_no_time_to_live(face, mail, clock):
 
 
 def test_a_lease_outlives_a_restart(open_program):
-    from faces import Direct
-
     program = open_program()
     face = Direct(program.mux)
     face.call("agent.register", agent_id="bob")

@@ -14,10 +14,11 @@ from receivers import eventually, status
 from standardwebhooks.webhooks import Webhook
 
 from stonemux import addresses, doorbells, signature, timekeeper
-from stonemux.attempts import verdict
+from stonemux.attempts import jittered, verdict
 from stonemux.clock import Clock, rfc3339
 from stonemux.endpoints import Outcome
 from stonemux.outbound import Outbound
+from stonemux.record import replace
 
 SECRET = signature.make_secret("5a" * 32)
 MINUTE, HOUR = 60_000, 3_600_000
@@ -283,8 +284,6 @@ def test_retries_follow_the_schedule_under_one_id(program, direct, outbound, clo
 
 
 def test_the_delays_are_spread_by_a_fifth(program, direct):
-    from stonemux.attempts import jittered
-
     clock = Clock()
     found = [jittered(10_000, clock) for _ in range(500)]
     assert 8_000 <= min(found) < 8_500
@@ -597,8 +596,6 @@ def test_doorbells_are_for_pro(face, program):
 
 
 def test_a_downgrade_keeps_doorbells_and_rings_them_after_the_upgrade__L1(open_program, receive):
-    from stonemux.record import replace
-
     receiver, program = receive(), open_program()
     face = Direct(program.mux)
     join(face, "ann")
@@ -618,8 +615,6 @@ def test_a_downgrade_keeps_doorbells_and_rings_them_after_the_upgrade__L1(open_p
 
 
 def test_whoever_was_downgraded_may_still_take_a_doorbell_down(open_program):
-    from stonemux.record import replace
-
     program = open_program()
     hang(Direct(program.mux), "http://127.0.0.1:9/")
     program.settings = replace(program.settings, default_tier="free")
@@ -692,8 +687,6 @@ def test_no_command_runs_that_the_settings_do_not_name(open_program, allowed, ur
 
 
 def test_a_command_that_fails_or_is_no_longer_allowed_is_tried_again(open_program):
-    from stonemux.record import replace
-
     program = open_program(webhooks_exec=("*",))
     face, outbound = Direct(program.mux), Outbound(program.mux)
     outbound.start()

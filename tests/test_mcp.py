@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -304,8 +305,6 @@ def test_the_whole_list_is_small(mux):
 
 def o200k(text: str) -> int | None:
     """Tokens as a model counts them, where the encoding's data lies on this machine already."""
-    import os
-
     if not os.environ.get("TIKTOKEN_CACHE_DIR"):
         return None
     tiktoken = pytest.importorskip("tiktoken")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -364,8 +365,6 @@ def test_a_client_that_hangs_up_cancels_its_wait(http, mux, client, clock):
 
 
 def test_messages_that_were_not_received_are_put_back(http, mux, client, clock):
-    import struct
-
     client.tool("mux_register", agent_id="ann")
     client.tool("mux_send", "ann", to="ann", content="kept")
     raw = Raw(http, call("mux_poll", agent_id="ann", timeout=0))

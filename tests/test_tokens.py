@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 import socket
 from http.client import HTTPConnection
 
 import pytest
-from faces import Direct, OverHttp, bearer_of, join, post_mcp, refusal
+from faces import Direct, OverHttp, OverMcp, bearer_of, join, post_mcp, refusal
 from fake_clock import EPOCH_MS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from raw import OVER_TLS, Raw, eventually, request
 from streams import Reader
 from tls_client import CERT
 
-from stonemux import audit
+from stonemux import audit, tokens
 from stonemux.client import Client
 from stonemux.errors import MuxError
 from stonemux.licensekey import Key
@@ -38,8 +39,6 @@ def encoded(value):
 def resigned(mux, claims):
     """A token with these claims, signed as the daemon signs."""
     (header, key) = list(mux.tokens._keys.items())[-1]
-    import hmac
-
     signed = f"{header}.{encoded(claims)}"
     signature = base64.urlsafe_b64encode(hmac.digest(key.secret, signed.encode(), "sha256")).rstrip(b"=").decode()
     return f"{signed}.{signature}"
@@ -449,8 +448,6 @@ def test_who_acts_may_be_left_out_and_is_then_the_tokens_agent(face):
 
 
 def test_over_mcp_a_bound_token_says_who_speaks(mux):
-    from faces import OverMcp
-
     with OverMcp(mux) as face:
         join(face, "ann", "bob")
         face.token = issued(face, "ann")
@@ -626,8 +623,6 @@ def test_judging_a_token_asks_the_database_nothing__S3(mux, monkeypatch):
 
 
 def test_remembered_tokens_are_few(mux, monkeypatch):
-    from stonemux import tokens
-
     monkeypatch.setattr(tokens, "MOST_SEEN", 3)
     for n in range(10):
         mux.tokens.admit(f"Bearer {mux.tokens.make(f'a{n}', lic='local', tier='pro').token}")

@@ -13,6 +13,7 @@ from stonemux import events, signature, timekeeper, webhooks
 from stonemux.attempts import FORWARD_DELAYS
 from stonemux.clock import Clock
 from stonemux.outbound import Outbound
+from stonemux.record import replace
 
 SECRET = signature.make_secret("5a" * 32)
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -579,8 +580,6 @@ def test_counts_show_what_is_delivered(face, program, outbound, receive):
 
 
 def test_a_downgrade_pauses_forwarding_and_loses_nothing__L1(open_program, receive):
-    from stonemux.record import replace
-
     receiver, program = receive(), open_program()
     last = put(Direct(program.mux))
     forward(Direct(program.mux), receiver.url)
