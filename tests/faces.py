@@ -92,6 +92,12 @@ def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
     return headers
 
 
+def _in_query(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, list) else value
+
+
 def bearer_of(face: Direct | OverHttp, operation: Operation) -> str | None:
     """The token that a face presents: the test's, or the owner's if the operation requires it."""
     token = face.token
@@ -153,10 +159,8 @@ class OverHttp:
         stopping = threading.Thread(target=self.server.stop, daemon=True)
         stopping.start()
         stopping.join(0.1)
-        while stopping.is_alive() and isinstance(
-            self.mux.clock, FakeClock
-        ):  # it waits 3 ms for a verdict, on a clock that stands still
-            self.mux.clock.advance(3)
+        while stopping.is_alive() and isinstance(self.mux.clock, FakeClock):
+            self.mux.clock.advance(3)  # it waits 3 ms for a verdict, on a clock that stands still
             stopping.join(0.1)
         self._door.join(5)
         self.server.server_close()
@@ -188,21 +192,7 @@ class OverHttp:
         bearer = bearer_of(self, operation)
         headers = {} if bearer is None else {"Authorization": bearer}
         if operation.method == "GET":
-            query = urlencode(
-                {
-                    key: (
-                        "true"
-                        if value is True
-                        else "false"
-                        if value is False
-                        else ",".join(value)
-                        if isinstance(value, list)
-                        else value
-                    )
-                    for key, value in given.items()
-                    if value is not None
-                }
-            )
+            query = urlencode({key: _in_query(value) for key, value in given.items() if value is not None})
             path = operation.path + (f"?{query}" if query else "")
             status, headers, body = self.request("GET", path, headers=headers)
         else:
