@@ -50,7 +50,7 @@ if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(MEMORY, os.W_OK):
 
 
 class Program:
-    """An open program in a directory; `reopen` closes it properly and opens it again."""
+    """An open program in a directory; a test may `close` it, `open` it with options, or do both with `reopen`."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
         self.path = path
@@ -60,9 +60,10 @@ class Program:
         self.settings = replace(Settings(), data_dir=path, port=0, license_key_file=path / "license.key", **settings)
         if not path.exists():
             shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
-        self._open()
+        self.open()
 
-    def _open(self, **options: Any) -> None:
+    def open(self, **options: Any) -> None:
+        """Open it, at first or after `close`; `options` are the store's."""
         self.directory = DataDir(self.path)
         self.store = Store(self.directory, self.clock, **options)
         self.mux = Mux(self.settings, self.clock, self.store)
@@ -77,7 +78,7 @@ class Program:
 
     def reopen(self) -> Mux:
         self.close()
-        self._open()
+        self.open()
         return self.mux
 
 

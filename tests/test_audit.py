@@ -712,7 +712,7 @@ def restored(program, copy: Path) -> None:
     directory = DataDir(program.path)
     copies.restore(directory, copy, program.clock.now_ms())
     directory.close()
-    program._open()
+    program.open()
 
 
 def test_a_restored_log_goes_on_and_says_what_was_lost(open_program):
@@ -742,10 +742,10 @@ def test_a_log_that_was_cut_or_rewritten_is_noticed_at_the_start(open_program, t
         assert db.execute(tamper).rowcount
     db.close()
     with pytest.raises(MuxError, match="audit log") as caught:
-        program._open()
+        program.open()
     assert caught.value.code == "data_refused"
     program.directory.close()
-    program._open(accept_rollback=True)
+    program.open(accept_rollback=True)
     assert records(Direct(program.mux))[-1]["action"] == "storage.went_back"
 
 
@@ -832,7 +832,7 @@ def test_the_command_holds_a_file_against_a_head_and_an_anchor(program, tmp_path
     assert command(capsys, "audit", "verify", file, "--head", head)[0] == 1
     program.close()
     assert command(capsys, "audit", "anchor", data=program.path)[0] == 0
-    program._open()
+    program.open()
 
 
 def test_the_command_says_what_it_cannot_read(tmp_path, capsys):

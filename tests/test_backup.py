@@ -194,7 +194,7 @@ def test_nobody_else_sees_a_backup_that_is_being_made(http, program, tmp_path, m
     finally:
         os.umask(before)
         if not held:
-            program._open()
+            program.open()
     assert trap.read_text() == "precious"
     assert stat.S_IMODE(out.lstat().st_mode) == 0o600
 
@@ -209,7 +209,7 @@ def test_the_command_copies_a_directory_that_no_daemon_holds(direct, program, tm
     assert sorted(file.name for file in program.path.iterdir()) == before
     assert command("backup", data=program.path) == 0
     assert len(list((program.path / "backups").iterdir())) == 1
-    program._open()
+    program.open()
 
 
 def test_the_command_copies_what_stands_only_in_the_log(direct, program, tmp_path):
@@ -249,7 +249,7 @@ def restored(program: Program, direct: Direct, tmp_path: Path) -> Callable[[], D
     def go_back() -> Direct:
         program.close()
         assert command("restore", copy, "--yes", data=program.path) == 0
-        program._open()
+        program.open()
         return Direct(program.mux)
 
     return go_back
@@ -276,7 +276,7 @@ def test_a_file_that_would_act_in_our_name_is_not_restored(direct, program, tmp_
     assert command("restore", copy, "--yes", data=program.path) == 78
     assert "that stonemux did not make" in capsys.readouterr().err
     assert (program.path / "stonemux.db").read_bytes() == before
-    program._open()
+    program.open()
 
 
 def test_no_id_is_dealt_again_after_a_restore__i11(restored, direct, program, capsys):
@@ -389,7 +389,7 @@ def test_a_restore_shows_what_it_would_do_and_asks(restored, program, tmp_path, 
     assert not list(program.path.glob("before-restore-*"))
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     assert command("restore", tmp_path / "copy.db", data=program.path) == 0
-    program._open()
+    program.open()
 
 
 def test_a_backup_is_restored_by_its_name_alone_and_into_a_new_directory(direct, program, tmp_path, capsys):
@@ -404,7 +404,7 @@ def test_a_backup_is_restored_by_its_name_alone_and_into_a_new_directory(direct,
     assert json.loads(capsys.readouterr().out)["kept"] is None
     assert (fresh / "CREATED").exists()
     assert texts(fresh / "stonemux.db") == ["one"]
-    program._open()
+    program.open()
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "foreign", "newer", "page", "empty"])
@@ -428,7 +428,7 @@ def test_a_file_that_is_no_sound_backup_is_refused_and_nothing_changes(restored,
     before = {file.name: file.read_bytes() for file in program.path.iterdir() if file.is_file()}
     assert command("restore", copy, "--yes", data=program.path) == (3 if damage == "missing" else 78)
     assert {file.name: file.read_bytes() for file in program.path.iterdir() if file.is_file()} == before
-    program._open()
+    program.open()
 
 
 def test_a_log_that_was_not_folded_in_is_kept_with_what_it_belongs_to(restored, direct, program, tmp_path):
@@ -464,7 +464,7 @@ def test_a_restore_that_is_interrupted_leaves_one_database_or_the_other(
         patched.setattr(os, act, interrupt)
         with contextlib.suppress(KeyboardInterrupt):
             command("restore", tmp_path / "copy.db", "--yes", data=program.path)
-    program._open()
+    program.open()
     assert len(calls) > at, "it was interrupted"
     assert texts_of(program) in (["one", "two", "three"], ["one", "two"])
 
@@ -484,7 +484,7 @@ def test_a_restore_that_fails_says_so_and_keeps_the_database(restored, program, 
         patched.setattr(os, "fsync", full)
         assert command("restore", tmp_path / "copy.db", "--yes", data=program.path) == 1
     assert "No space left" in capsys.readouterr().err
-    program._open()
+    program.open()
     assert texts_of(program) == ["one", "two"]
 
 
@@ -492,15 +492,15 @@ def test_a_database_that_went_back_and_was_accepted_begins_a_new_epoch_too(direc
     join(direct, "ann", "bob")
     program.close()
     old = (program.path / "stonemux.db").read_bytes()
-    program._open()
+    program.open()
     last = say(Direct(program.mux), "lost")
     seen = program.store.head
     program.close()
     (program.path / "stonemux.db").write_bytes(old)
     with pytest.raises(MuxError):
-        program._open()
+        program.open()
     program.directory.close()
-    program._open(accept_rollback=True)
+    program.open(accept_rollback=True)
     face = Direct(program.mux)
     assert face.call("events.list", after=seen)["gap"]["missed"] > 0
     assert say(face, "new")[0] > last[0] + 1000

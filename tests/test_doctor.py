@@ -50,7 +50,7 @@ def stopped(program, direct):
     yield program.path
     program.path.chmod(0o700)
     with contextlib.suppress(BaseException):
-        program._open(accept_rollback=True)
+        program.open(accept_rollback=True)
         return
     program.close = lambda: None
 

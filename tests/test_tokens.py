@@ -242,7 +242,7 @@ def test_fault_40_a_token_runs_out_and_setting_the_clock_back_does_not_revive_it
     face.__exit__(None, None, None)
     program.close()
     clock._offset -= DAY_MS  # somebody sets the machine's clock back; what was seen is remembered
-    program._open()
+    program.open()
     face.mux = program.mux
     face.__enter__()
     refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
@@ -569,7 +569,7 @@ def test_a_database_that_went_back_in_time_revives_no_revoked_token(program):
     head = program.directory.path / "head.json"
     old = json.loads(head.read_text())
     head.write_text(json.dumps(old | {"event_seq": old["event_seq"] + 10}))
-    program._open(accept_rollback=True)
+    program.open(accept_rollback=True)
     face = Direct(program.mux)
     face.token = token
     refusal(face, "token_invalid", "stats")
