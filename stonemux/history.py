@@ -32,7 +32,7 @@ def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
     at, reason = row["settled_at"], row["reason"]
     if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"
-    elif state == "queued" and message["expires_at"] is not None and message["expires_at"] <= rx.now:
+    elif state == "queued" and not row["revived"] and message["expires_at"] and message["expires_at"] <= rx.now:
         state, at, reason = "dead", message["expires_at"], "expired"  # as the next purge will record it
     elif state == "queued" and (rung := doorbells.notified(rx, row["agent_id"], message["id"])) is not None:
         state, at = "notified", rung

@@ -30,7 +30,7 @@ PREVIEW = 200
 _ID = r"(?s)inbox-([1-9][0-9]{0,18})-(.{1,120})"
 
 _FIELDS = messages.FIELDS + ", d.state, d.archived"
-_SHOWN = f"(d.state = {SETTLED} or d.state < {SETTLED} and (m.expires_at is null or m.expires_at > ?2))"
+_SHOWN = f"(d.state = {SETTLED} or d.state < {SETTLED} and {messages.ALIVE})"
 
 
 def _list(*parts: str, narrowed: str = _SHOWN) -> str:

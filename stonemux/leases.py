@@ -262,7 +262,7 @@ def _dead_view(row: Any) -> dict[str, Any]:
 def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
     """Queue dead letters again, with their count of deliveries reset; other messages are left alone.
 
-    A message that expired loses its time to live: the caller wants it delivered all the same.
+    One that expired no longer has a time to live in this inbox: the caller wants it delivered all the same.
     """
     directory.agent(tx, agent_id)
     for message_id in ids:
@@ -270,14 +270,14 @@ def requeue(tx: Tx, *, agent_id: str, ids: list[int]) -> dict[str, Any]:
     count = 0
     for message_id in ids:
         messages.note_run_out(tx, message_id)
-        if tx.run(
-            f"update delivery set state = {QUEUED}, deliveries = 0, settled_at = null, reason = null "
-            f"where agent_id = ? and message_id = ? and state = {DEAD}",
+        count += tx.run(
+            f"update delivery set state = {QUEUED}, deliveries = 0, settled_at = null, reason = null, revived = "
+            "(select 1 from message where id = message_id and (revived or expires_at <= ?1)) "
+            f"where agent_id = ?2 and message_id = ?3 and state = {DEAD}",
+            tx.now,
             agent_id,
             message_id,
-        ).rowcount:
-            messages.lift_time_to_live(tx, message_id)
-            count += 1
+        ).rowcount
     if count:
         _changed(tx, agent_id)
         _ring(tx, agent_id, max(ids))
@@ -290,7 +290,7 @@ def redeliver(tx: Tx, agent_id: str, since: int) -> int:
         f"update delivery set state = {QUEUED}, settled_at = null, reason = null "
         "where agent_id = ?1 and reason = ?2 and archived is null "
         f"and message_id in ({trays.ids(trays.REST, narrowed=f'd.state = {SETTLED} and d.settled_at >= ?3')}) "
-        "and not exists (select 1 from message where id = message_id and expires_at <= ?4)",
+        "and (revived or not exists (select 1 from message where id = message_id and expires_at <= ?4))",
         agent_id,
         messages.RECEIVED,
         since,

@@ -44,9 +44,16 @@ EXTRAS = (*PLAIN_EXTRAS, "truncated", "mentions", "metadata")
 """The same, and those that are stored in another form."""
 
 
+ALIVE = (
+    "(m.expires_at is null or m.expires_at > ?2 or exists (select 1 from delivery own "
+    "where own.message_id = d.message_id and own.agent_id = d.agent_id and own.revived))"
+)
+"""SQL: the delivery d of message m has not expired at the time ?2, or was requeued since. The index that d is read from
+has no `revived`, so it is looked up, but only once the time is over."""
+
+
 def _poll(*parts: str, order: str, narrowed: str = "") -> str:
-    alive = "(m.expires_at is null or m.expires_at > ?2)"
-    return trays.merged(*parts, fields=FIELDS, narrowed=alive + narrowed, order=order + " limit ?3")
+    return trays.merged(*parts, fields=FIELDS, narrowed=ALIVE + narrowed, order=order + " limit ?3")
 
 
 _BY_URGENCY = "urgency desc, place"
@@ -62,7 +69,10 @@ _AFTER_IN_CHANNEL = _poll(
     *trays.EVERYTHING, order="place", narrowed=f" and d.message_id > ?4 and d.state < {DEAD} and d.channel = ?5"
 )
 _COUNT = "select " + " + ".join(f"(select count(*) from {tray})" for tray in trays.WAITING)
-_LIVING = "where not exists (select 1 from message where id = message_id and expires_at <= ?2)"
+_LIVING = (
+    "where not exists (select 1 from message m where m.id = message_id and m.expires_at <= ?2 and not exists "
+    "(select 1 from delivery d where d.message_id = m.id and d.agent_id = ?1 and d.revived))"
+)
 _COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
 _COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.WAITING)}) {_LIVING}"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
@@ -246,7 +256,7 @@ def run_out(rx: Snapshot, agent_id: str) -> list[int]:
     rows = rx.sql(
         "select m.id from message m indexed by message_expires cross join delivery d "
         "on d.message_id = m.id where m.expires_at > ?1 and m.expires_at <= ?2 and d.agent_id = ?3 "
-        f"and d.state <= {QUEUED}",
+        f"and d.state <= {QUEUED} and d.revived is null",
         rx.now - PURGE_WITHIN_MS,
         rx.now,
         agent_id,
@@ -461,18 +471,14 @@ def _note_run_out(tx: Tx, which: str, value: Any) -> bool:
     """Record as dead what is queued and expired among the deliveries that match `which`, SQL with `value` as ?1."""
     noted = tx.run(
         f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?2 where state <= {QUEUED} "
-        f"and {which} and exists (select 1 from message where id = message_id and expires_at <= ?2)",
+        f"and {which} and revived is null "
+        "and exists (select 1 from message where id = message_id and expires_at <= ?2)",
         value,
         tx.now,
     ).rowcount
     if noted:
         tx.backlog.clear()
     return bool(noted)
-
-
-def lift_time_to_live(tx: Tx, message_id: int) -> None:
-    """Let an expired message be delivered again; deliveries that expired have been recorded before."""
-    tx.run("update message set expires_at = null where id = ? and expires_at <= ?", message_id, tx.now)
 
 
 def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:

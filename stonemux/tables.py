@@ -206,6 +206,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # the mark, beyond which deliveries may be fresh, see `filing`
     ("insert into meta select 'filed', coalesce(max(message_id), 0) from delivery",),
+    # requeued after its message's time to live ran out, which therefore does not concern it any more
+    ("alter table delivery add column revived integer",),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

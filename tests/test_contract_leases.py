@@ -222,18 +222,33 @@ def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, pr
 
 @pytest.mark.parametrize("later", [1_000, 200_000])
 def test_a_requeued_letter_outlives_its_time_for_its_reader_alone(face, mail, clock, program, later):
+    def letters(operation, agent_id, **given):
+        return ids(face.call(operation, agent_id=agent_id, **given)["messages"])
+
     mail()
-    face.call("agent.register", agent_id="cat")
+    for agent_id in ("cat", "dan", "eve"):
+        face.call("agent.register", agent_id=agent_id)
     sent = face.call("msg.broadcast", from_="ann", content="a", ttl_seconds=1)["message_id"]
+    assert letters("msg.poll", "dan", timeout=0) == letters("msg.poll", "eve", ack="manual", lease=600) == [sent]
     clock.advance(later)
     program.timekeeper.tick()
     assert face.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 1}
-    assert face.call("msg.dead", agent_id="bob")["messages"] == []
+    clock.advance(later)
+    program.timekeeper.tick()
+    assert letters("msg.dead", "bob") == []
     assert face.call("agent.get", agent_id="bob")["agent"]["unread"] == 1
+    assert [one["message_id"] for one in face.call("inbox.list", agent_id="bob")["items"]] == [sent]
+    status = {one["agent_id"]: one["status"] for one in face.call("msg.status", id=sent)["recipients"]}
+    assert status == {"bob": "queued", "cat": "dead", "dan": "acked", "eve": "fetched"}
+    assert letters("msg.poll", "bob", after=0) == letters("msg.poll", "bob", timeout=0) == [sent]
+    assert letters("msg.poll", "bob", timeout=0, redeliver=True) == ids(take(face, redeliver=True)) == [sent]
+    assert face.call("msg.nack", agent_id="bob", id=sent) == {"id": sent, "status": "queued"}
     assert ids(take(face)) == [sent]
-    assert face.call("msg.poll", agent_id="cat", timeout=0)["messages"] == []
-    assert ids(face.call("msg.dead", agent_id="cat")["messages"]) == [sent]
     assert face.call("msg.ack", agent_id="bob", ids=[sent]) == {"acked": 1}
+    assert letters("msg.poll", "cat", timeout=0) == letters("msg.poll", "dan", timeout=0, redeliver=True) == []
+    assert letters("msg.poll", "dan", after=0, timeout=0) == []
+    assert face.call("msg.nack", agent_id="eve", id=sent) == {"id": sent, "status": "dead"}
+    assert letters("msg.dead", "cat") == letters("msg.dead", "eve") == [sent]
 
 
 def test_a_lease_that_outlasts_the_time_to_live_ends_with_a_dead_letter(face, mail, clock, program):
