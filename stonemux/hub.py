@@ -19,7 +19,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from stonemux.clock import Clock
@@ -85,9 +84,7 @@ class Sleep(Watch):
         self._hub.enroll(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._hub.dismiss(self)
 
     def _rouse(self) -> None:

@@ -16,7 +16,6 @@ import re
 import socket
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from stonemux import VERSION, addresses
@@ -68,9 +67,7 @@ class Talk:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         sock, self._socket = self._socket, None
         if sock is not None:
             sock.close()

@@ -14,7 +14,6 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -140,9 +139,7 @@ class RoundTrip:
     def __enter__(self) -> RoundTrip:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end(keep=kind is None)
 
     def request(
