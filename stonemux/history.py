@@ -57,11 +57,7 @@ def listed(
     limit: int,
 ) -> dict[str, Any]:
     """Message history, newest first, whatever the state of the deliveries."""
-    if channel is not None:
-        channel = directory.channel(rx, channel)["name"]
-    if agent_id is not None:
-        directory.agent(rx, agent_id)
-    where, values = narrow(channel, agent_id)
+    where, values = narrow(rx, channel, agent_id)
     if thread is not None:
         root = int(thread) if thread.isascii() and thread.isdigit() and len(thread) < 19 else -1
         where.append("(m.thread = ? or m.id = ?)")
@@ -85,14 +81,18 @@ def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[s
     return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
 
 
-def narrow(channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
-    """Conditions and their values that narrow a query of `message m` to a channel and to an agent."""
+def narrow(rx: Snapshot, channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+    """Conditions and their values that narrow a query of `message m` to a channel and to an agent, if they are given.
+
+    Raises `channel_not_found` or `agent_not_found`.
+    """
     where: list[str] = []
     values: list[Any] = []
     if channel is not None:
         where.append("m.channel = ?")
-        values.append(channel)
+        values.append(directory.channel(rx, channel)["name"])
     if agent_id is not None:
+        directory.agent(rx, agent_id)
         where.append("(m.sender = ? or exists (select 1 from delivery d where d.agent_id = ? and d.message_id = m.id))")
         values += [agent_id, agent_id]
     return where, values

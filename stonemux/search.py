@@ -11,7 +11,6 @@ import re
 import sqlite3
 from typing import Any
 
-from stonemux import directory
 from stonemux.documents import PREVIEW
 from stonemux.errors import MuxError
 from stonemux.excerpts import excerpt, tokens
@@ -32,13 +31,9 @@ def search(
 ) -> dict[str, Any]:
     """Messages that contain all words, best match first, with an excerpt."""
     with mux.store.read() as rx:
-        if channel is not None:
-            channel = directory.channel(rx, channel)["name"]
-        if agent_id is not None:
-            directory.agent(rx, agent_id)
+        where, values = narrow(rx, channel, agent_id)
     while mux.store.write(_take_in):
         pass
-    where, values = narrow(channel, agent_id)
     with mux.store.read() as rx:
         rows = rx.sql(
             f"select {FIELDS} from message_words w join message m on m.id = w.rowid "
