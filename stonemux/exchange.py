@@ -32,7 +32,7 @@ EVENT_STREAM = ("text/event-stream", "X-Accel-Buffering: no")
 Routes = Mapping[str, Mapping[str, Operation]]
 
 
-def routes(rows: Iterable[Operation]) -> Routes:
+def by_path(rows: Iterable[Operation]) -> Routes:
     """Index a table's operations by path, and then by method."""
     found: dict[str, dict[str, Operation]] = {}
     for row in rows:
@@ -40,7 +40,7 @@ def routes(rows: Iterable[Operation]) -> Routes:
     return found
 
 
-ROUTES = routes(operations.OPERATIONS)
+ROUTES = by_path(operations.OPERATIONS)
 
 
 class Exchange(Caller):

@@ -20,7 +20,7 @@ from stonemux.clock import Clock
 from stonemux.config import Settings, check_safe
 from stonemux.connection import Connection
 from stonemux.entitlement import ISSUER
-from stonemux.exchange import Exchange, routes
+from stonemux.exchange import Exchange, by_path
 from stonemux.httpd import Server
 from stonemux.issuer import Issuer
 from stonemux.mux import Caller, Mux, opened
@@ -115,7 +115,7 @@ class _LicenseExchange(Exchange):
     """A request to this table of operations."""
 
     __slots__ = ()
-    routes = routes(ROWS)
+    routes = by_path(ROWS)
 
 
 class LicenseServer(Server):
