@@ -44,7 +44,7 @@ from stonemux.config import Settings, bracketed, is_loopback
 from stonemux.connection import VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
-from stonemux.local import Listener
+from stonemux.local import BACKLOG, Listener
 from stonemux.mcp import PATH as MCP_PATH
 from stonemux.mcphttp import McpExchange
 from stonemux.mux import Mux
@@ -80,9 +80,8 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 class Server(ThreadingHTTPServer):
     """The listening socket and its connections. `_lock` guards the connections and the idle workers."""
 
-    request_queue_size = 1024
+    request_queue_size = BACKLOG
     allow_reuse_address = True
-    daemon_threads = True
 
     def __init__(self, mux: Mux) -> None:
         """Bind to the configured address; raises `address_in_use` if the daemon cannot listen there."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from stonemux.errors import MuxError
 
 BACKLOG = 1024
+"""How many connections the system holds until they are accepted. With a few, as is usual, those beyond them in a burst
+wait a second for their system's next try."""
 
 
 class Listener:
