@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -192,28 +194,57 @@ def inspect(file: Path) -> Contents:
         raise MuxError("not_found", f"{file}: no such file")
     try:
         with contextlib.closing(open_unchanged(file)) as db:
+            _distrust(db)
             if not check_sound(db, file, marked=True):
                 raise MuxError("data_refused", f"{file} is not a stonemux database; nothing was changed")
             if (problem := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
                 raise MuxError("data_refused", f"{file} is damaged ({problem}); nothing was changed")
-            if foreign := _foreign(db):
-                raise MuxError(
-                    "data_refused", f"{file} holds {foreign} that stonemux did not make; nothing was changed"
-                )
-            return contents(db)
-    except sqlite3.Error as trouble:
+            _check_schema(db, file)
+            found = contents(db)
+            found.told()  # times that cannot be shown are refused, too
+            return found
+    except (sqlite3.Error, ValueError, OverflowError) as trouble:
         raise MuxError("data_refused", f"{file} cannot be read ({trouble}); nothing was changed") from trouble
 
 
-_VIEWS = {" ".join(step.lower().split()) for steps in MIGRATIONS for step in steps if step.startswith("create view ")}
+def _distrust(db: sqlite3.Connection) -> None:
+    """Have SQLite expect the worst of a file that may come from anybody."""
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.execute("PRAGMA cell_size_check=ON")
 
 
-def _foreign(db: sqlite3.Connection) -> str:
-    """A trigger or view in a database that would act in our name from then on, such as deal tokens; else ""."""
-    for kind, name, sql in db.execute("select type, name, sql from sqlite_master where type in ('trigger', 'view')"):
-        if kind == "trigger" or " ".join(sql.lower().split()) not in _VIEWS:
-            return f"the {kind} {shown(name)}"
-    return ""
+_DERIVED = re.compile("message_words.*|sqlite_stat[0-9]")
+"""Tables that are not ours alone: the full-text index, which a restore removes (`search` makes it anew), and SQLite's
+own statistics."""
+
+
+def _check_schema(db: sqlite3.Connection, file: Path) -> None:
+    """Refuse a database whose schema is not exactly what the migrations make.
+
+    A trigger or a view could act in our name, such as deal tokens, and so could a table that only looks like ours: if
+    it lets a signing key have no epoch, that key outlives the restore.
+    """
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        for statement in chain.from_iterable(MIGRATIONS[:version]):
+            model.execute(statement)
+        ours = _schema(model)
+    if strange := sorted(_schema(db) ^ ours):
+        kind, name, _ = strange[0]
+        raise MuxError(
+            "data_refused",
+            f"{file} has a schema that stonemux did not make ({kind} {shown(name)}); nothing was changed",
+        )
+
+
+def _schema(db: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Kind, name and SQL of everything in a database's schema but the tables in `_DERIVED`."""
+    rows = db.execute("select type, name, sql from sqlite_master where sql is not null")
+    return {
+        (kind, name, " ".join(sql.split()))
+        for kind, name, sql in rows
+        if kind != "table" or not _DERIVED.fullmatch(name)
+    }
 
 
 def present(directory: DataDir) -> Contents | None:
@@ -230,11 +261,11 @@ def present(directory: DataDir) -> Contents | None:
 # -- restoring a copy
 
 
-def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head]:
-    """Replace the directory's database, which must not be in use, by a copy.
+def restore(directory: DataDir, file: Path, found: Contents, now: int) -> tuple[Path | None, Head]:
+    """Replace the directory's database, which must not be in use, by a copy that `inspect` has found to contain this.
 
     Returns where the replaced database is kept (None if there was none), and the head from which ids continue. Raises
-    `storage_full` or `backup_failed`; the database is then unchanged.
+    `data_refused`, `storage_full` or `backup_failed`; the database is then unchanged.
     """
     old = present(directory)
     work = directory.path / ".restore.new"
@@ -242,6 +273,12 @@ def restore(directory: DataDir, file: Path, now: int) -> tuple[Path | None, Head
         _check_space(directory.path, file.stat().st_size)
         _vacuum(lambda: open_unchanged(file), work)
         with contextlib.closing(sqlite3.connect(work, isolation_level=None)) as db:
+            _distrust(db)
+            _check_schema(db, file)  # again: the file may be somebody else's, and another one by now
+            if contents(db) != found:
+                raise MuxError("data_refused", f"{file} has changed since it was inspected; nothing was changed")
+            db.execute("drop table if exists message_words")
+            db.execute("update searched set through = 0")
             seen = [stand(db), directory.read_head(), Head(at=now)]
             head = leap(db, *seen, *([old.stands] if old is not None else []))
         kept = _keep_old(directory, now)

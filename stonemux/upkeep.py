@@ -86,7 +86,7 @@ def restore(
         say(preview(named, found, directory, now))
         if not agreed():
             raise MuxError("not_confirmed", "nothing was changed")
-        kept, head = copies.restore(directory, named, now)
+        kept, head = copies.restore(directory, named, found, now)
     finally:
         directory.close()
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -17,7 +18,7 @@ import pytest
 from conftest import Program
 from faces import Direct, OverHttp, command, join, refusal, say
 
-from stonemux import copies, tables
+from stonemux import copies, tables, upkeep
 from stonemux.errors import MuxError
 
 
@@ -261,10 +262,19 @@ def restored(program: Program, direct: Direct, tmp_path: Path) -> Callable[[], D
         ["create trigger evil after insert on token_key begin insert into token_key values (1, 2, 3, 4, 5); end"],
         ["create view evil as select secret from token_key"],
         ["drop view message_text", "create view message_text as select 1 as id, null as subject, 'x' as content"],
+        [
+            "drop table token_key",
+            "create table token_key (kid text primary key, secret blob, epoch text, made_at integer, until integer)",
+            "insert into token_key values ('evil', randomblob(32), null, 0, null)",
+        ],
+        ["create unique index evil on event (id, kind)"],
+        ["drop table token_revoked"],
+        ["update meta set value = 'a lot' where key = 'clock'"],
+        ["update meta set value = '999999999999999999' where key = 'clock'"],
     ],
 )
 def test_a_file_that_would_act_in_our_name_is_not_restored(direct, program, tmp_path, capsys, steps):
-    """It comes from elsewhere, and would go on to deal tokens or show keys."""
+    """It comes from elsewhere, and would go on to deal tokens or show keys; a key without an epoch outlived it all."""
     join(direct, "ann")
     copy = tmp_path / "copy.db"
     shutil.move(direct.call("admin.backup")["path"], copy)
@@ -274,9 +284,36 @@ def test_a_file_that_would_act_in_our_name_is_not_restored(direct, program, tmp_
     program.close()
     before = (program.path / "stonemux.db").read_bytes()
     assert command("restore", copy, "--yes", data=program.path) == 78
-    assert "that stonemux did not make" in capsys.readouterr().err
+    assert re.search("that stonemux did not make|cannot be read", capsys.readouterr().err)
     assert (program.path / "stonemux.db").read_bytes() == before
     program.open()
+
+
+@pytest.mark.parametrize("step", ["create trigger evil after insert on event begin select 1; end", "delete from agent"])
+def test_what_was_inspected_is_restored_or_nothing(direct, program, tmp_path, step):
+    """While the user reads the preview, the owner of the file's folder may change it."""
+    join(direct, "ann")
+    copy = tmp_path / "copy.db"
+    shutil.move(direct.call("admin.backup")["path"], copy)
+    program.close()
+    before = (program.path / "stonemux.db").read_bytes()
+
+    def agreed() -> bool:
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
+            db.execute(step)
+        return True
+
+    with pytest.raises(MuxError) as caught:
+        upkeep.restore(program.settings, copy, say=lambda text: None, agreed=agreed)
+    assert caught.value.code == "data_refused"
+    assert (program.path / "stonemux.db").read_bytes() == before
+    assert not (program.path / ".restore.new").exists()
+    program._open()
+
+
+def test_a_search_after_a_restore_finds_what_the_copy_holds(restored, direct):
+    assert len(direct.call("msg.search", q="two")["results"]) == 1
+    assert len(restored().call("msg.search", q="two")["results"]) == 1
 
 
 def test_no_id_is_dealt_again_after_a_restore__i11(restored, direct, program, capsys):

@@ -193,6 +193,7 @@ SHARED = {
     "member": {"agents", "channels", "directory"},
     # what a database is; the time it has seen; what stands for purged records and messages; what is filed
     "meta": {"migration", "opening", "store", "audit", "messages", "filing"},
+    "searched": {"search", "copies"},  # how far the index goes; a restore removes the index
     "audit": {"transaction", "opening", "audit"},  # the leader chains; a leap is recorded; old records go
 }
 """Tables that more than one module writes."""

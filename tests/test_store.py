@@ -1135,7 +1135,7 @@ def test_the_way_back_from_a_newer_version_and_forward_again(opened, newer):
     (copy,) = copies_made(opened)
     assert f"stonemux restore {copy.name}" in caught.value.message
     locked = DataDir(opened.path)
-    kept, _ = copies.restore(locked, copy, FakeClock().now_ms())
+    kept, _ = copies.restore(locked, copy, copies.inspect(copy), FakeClock().now_ms())
     locked.close()
     assert kept is not None
     store = opened()
@@ -1302,7 +1302,8 @@ def test_mail_of_an_older_schema_is_all_there_and_in_its_order(old_mail):
 
 def test_I11_a_restored_copy_of_an_older_schema_deals_no_id_again(old_mail, tmp_path):
     directory = DataDir(tmp_path / "fresh")
-    copies.restore(directory, old_mail / "stonemux.db", FakeClock().now_ms())
+    copy = old_mail / "stonemux.db"
+    copies.restore(directory, copy, copies.inspect(copy), FakeClock().now_ms())
     directory.close()
     program = Program(tmp_path / "fresh")
     try:
