@@ -46,7 +46,7 @@ from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
 from stonemux.local import BACKLOG, Listener
 from stonemux.mcp import PATH as MCP_PATH
-from stonemux.mcphttp import McpExchange
+from stonemux.mcphttp import CallKey, McpExchange
 from stonemux.mux import Mux
 from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
@@ -104,6 +104,8 @@ class Server(ThreadingHTTPServer):
         self.streamer = sse.Streamer(mux)
         self.lot = Lot(mux, self._ring_from_elsewhere, self.aside)
         """The calls that wait without a thread."""
+        self.cancelable: dict[CallKey, Connection] = {}
+        """The connections of the MCP calls in progress that a notification may cancel; each access is atomic."""
         self._openapi = b""
         self._lock = threading.Lock()
         self._all_ended = threading.Condition(self._lock)

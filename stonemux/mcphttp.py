@@ -1,12 +1,17 @@
 """MCP over HTTP: one POST carries one message, and nothing is remembered between requests.
 
-This is Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"), without sessions: GET and
-DELETE are refused, and no session id is issued. The newer revision's standard headers are checked against the body.
+This is Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"); GET and DELETE are refused.
+The newer revision's standard headers are checked against the body.
 
 Quick requests are answered on the thread that read them; tools and resources get a worker. An answer is plain JSON
 unless it must wait or a notification precedes it: then it turns into an event stream at once, with a comment every 15
-s, since clients give up on a silent answer after a minute. A client that hangs up cancels its call. An answer that
-delivers messages closes its connection, because the client's own close soon shows whether they arrived.
+s, since clients give up on a silent answer after a minute. An answer that delivers messages closes its connection,
+because the client's own close soon shows whether they arrived.
+
+A client that hangs up cancels its call. A legacy client that gives up does not hang up: it sends a notification on
+another connection, and throws away an answer that still comes. Request ids repeat between clients, so `initialize`
+issues a session id, by which the notification finds its call. Nothing else belongs to a session: any id is accepted,
+such as one from before a restart.
 """
 
 from __future__ import annotations
@@ -31,6 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stonemux")
 
+CallKey = tuple[str, type[mcp.RequestId], mcp.RequestId]
+"""A call in progress: its session, and the type and value of its request id (1 and "1" are two ids)."""
+
+SESSION_HEADER = "mcp-session-id"
 COMMENT = b": still waiting\n\n"
 
 ROOM = 20_000
@@ -40,12 +49,13 @@ ROOM = 20_000
 class McpExchange(Exchange):
     """A request to `mcp.PATH` until it is answered."""
 
-    __slots__ = ("_streaming",)
+    __slots__ = ("_key", "_streaming")
 
     def __init__(self, server: Server, connection: Connection, head: wire.Head) -> None:
         super().__init__(server, connection, head)
         self.room = ROOM
         self._streaming = False
+        self._key: CallKey | None = None
 
     @contextmanager
     def park(self, watch: Watch) -> Iterator[None]:
@@ -100,19 +110,40 @@ class McpExchange(Exchange):
         if request is None or request.request_id is None:
             if request is None and headers.get("mcp-protocol-version") in mcp.MODERN:
                 raise Fault(mcp.INVALID_REQUEST, "responses are not accepted: this server sends no requests")
+            if request is not None and request.method == "notifications/cancelled":
+                self._cancel(request.params.get("requestId"))
             self._send(202, b"")
             return
         request = check_headers(request, headers)
         if self._server.mcp.is_quick(request):
+            if request.method == "initialize":
+                self._extra += (("Mcp-Session-Id", self._server.mux.clock.token(16)),)
             self._answer_message(request)
         else:
+            self._enlist(request)
             self._server.aside(lambda: self._answer_message(request))
+
+    def _enlist(self, request: Request) -> None:
+        """Let a notification of the same legacy session cancel this call until it is answered."""
+        session = self._head.headers.get(SESSION_HEADER)
+        if session is not None and request.request_id is not None and not request.modern:
+            self._key = session, type(request.request_id), request.request_id
+            self._server.cancelable[self._key] = self._connection
+
+    def _cancel(self, request_id: Any) -> None:
+        """Cancel a call of this session as if its client had hung up; an unknown id is ignored (Cancellation)."""
+        session = self._head.headers.get(SESSION_HEADER)
+        if session is not None and isinstance(request_id, (str, int)):
+            connection = self._server.cancelable.pop((session, type(request_id), request_id), None)
+            if connection is not None:
+                connection.hang_up()
 
     def _answer_message(self, request: Request) -> None:
         try:
             session = self._session(request)
             message = self._server.mcp.answer(request, session)
         except Hangup:
+            self._delist()
             self._connection.abandon()
             return
         except Fault as fault:
@@ -153,7 +184,13 @@ class McpExchange(Exchange):
         self.stream()
         self._connection.proceed(_event(message))
 
+    def _delist(self) -> None:
+        """The call can no longer be cancelled: its connection may soon carry another one."""
+        if self._key is not None:
+            self._server.cancelable.pop(self._key, None)
+
     def _send_message(self, message: dict[str, Any], status: int) -> None:
+        self._delist()
         flight, self.flight = self.flight, None
         if flight is not None and "error" in message:
             flight.lost()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -203,9 +205,14 @@ def test_the_newer_revision_takes_no_responses(client):
     assert client.post(message, MCP_Protocol_Version="2026-07-28")[0] == 400
 
 
-def test_no_session_is_given_out(client):
+def test_a_session_has_an_id_that_only_the_handshake_gives_out_and_nothing_asks_for(client):
     _, headers, _ = client.post(ask("initialize", protocolVersion="2025-11-25"), Mcp_Session_Id="made-up")
-    assert "mcp-session-id" not in headers
+    assert re.fullmatch("[!-~]{32,}", headers["mcp-session-id"])
+    for session in ({}, {"Mcp_Session_Id": "of-a-daemon-before-the-restart"}):
+        status, headers, _ = client.post(ask("ping"), **session)
+        assert (status, "mcp-session-id" in headers) == (200, False)
+    message = modern("server/discover")
+    assert "mcp-session-id" not in client.post(message, **standard(message))[1]
 
 
 # -- versions and headers
@@ -297,12 +304,13 @@ def test_an_idempotency_key_counts_for_a_tool_that_changes_something(client):
 class Raw:
     """A connection that reads as much as the test wants."""
 
-    def __init__(self, http, message: dict[str, Any], accept: str = BOTH) -> None:
+    def __init__(self, http, message: dict[str, Any], accept: str = BOTH, session: str = "none") -> None:
         body = json.dumps(message).encode()
         self.sock = Connected(http.port).sock
         self.sock.sendall(
-            b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\n"
-            b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b" % (http.port, accept.encode(), len(body), body)
+            b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\nMcp-Session-Id: %b\r\n"
+            b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (http.port, session.encode(), accept.encode(), len(body), body)
         )
         self.got = b""
 
@@ -311,6 +319,12 @@ class Raw:
             data = self.sock.recv(65536)
             assert data, self.got
             self.got += data
+        return self.got
+
+    def rest(self) -> bytes:
+        with suppress(ConnectionResetError):
+            while data := self.sock.recv(65536):
+                self.got += data
         return self.got
 
 
@@ -354,14 +368,43 @@ def test_a_client_that_hangs_up_cancels_its_wait(http, mux, client, clock):
     raw = Raw(http, call("mux_poll", agent_id="ann", timeout=60))
     clock.until_parked(1)
     raw.sock.close()
+    until_nobody_waits(mux)
+    client.tool("mux_send", "ann", to="ann", content="kept")
+    assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"
+
+
+def until_nobody_waits(mux) -> None:
     patience = threading.Event()
     for _ in range(500):
         if mux.hub.parked == 0:
             break
         patience.wait(0.01)
     assert mux.hub.parked == 0
+
+
+@pytest.mark.parametrize("accept", [BOTH, "application/json"])
+def test_a_legacy_client_cancels_its_wait_with_a_notification(http, mux, client, clock, accept):
+    def cancel(session: str, request_id: Any) -> None:
+        message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
+        assert client.post(message, Mcp_Session_Id=session)[0] == 202
+
+    client.tool("mux_register", agent_id="ann")
+    mine, other = (client.post(ask("initialize"))[1]["mcp-session-id"] for _ in range(2))
+    waiting = [Raw(http, call("mux_poll", agent_id="ann", timeout=60), accept, one) for one in (mine, other)]
+    clock.until_parked(2)
+    for session, request_id in (("none", 1), (mine, "1"), (mine, 1.0), (mine, True), (mine, [1]), (mine, 2)):
+        cancel(session, request_id)
+    assert mux.hub.parked == 2
+    cancel(mine, 1)
+    clock.until_parked(1)
+    assert b"jsonrpc" not in waiting[0].rest()
+    cancel(other, 1)
+    until_nobody_waits(mux)
     client.tool("mux_send", "ann", to="ann", content="kept")
     assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"
+    assert not http.server.cancelable
+    waiting[0].sock.close()
+    waiting[1].sock.close()
 
 
 def test_messages_that_were_not_received_are_put_back(http, mux, client, clock):

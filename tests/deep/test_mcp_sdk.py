@@ -46,6 +46,10 @@ async def drive(client: Any, who: str) -> None:
     await call("mux_broadcast", **{"from": who, "content": "all"})
     assert (await call("mux_poll", agent_id=who))["messages"][0]["content"] == "hello"
     assert (await call("mux_poll", agent_id=who, timeout=1))["messages"] == []
+    with pytest.raises(Exception, match="timed out"):
+        await client.call_tool("mux_poll", {"agent_id": who}, read_timeout_seconds=0.2)
+    await call("mux_send", **{"from": who, "to": who, "content": "not for a call that was given up"})
+    assert (await call("mux_poll", agent_id=who, timeout=0))["messages"][0]["content"].startswith("not for")
     await call("mux_search", q="hello")
     await call("mux_task_post", description="d", posted_by=who, assigned_to=who)
     claim = await call("mux_task_claim", agent_id=who)
