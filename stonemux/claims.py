@@ -9,6 +9,7 @@ query is part of the claiming statement itself.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -47,8 +48,9 @@ def await_claim(mux: Mux, caller: Caller, *, agent_id: str, channel: str, task_i
         return got
 
     def pass_on() -> None:
-        with mux.store.read() as rx:
-            still_open = [topic for topic in awaited_tasks if rx.one(_best(topic[0]), *topic[1:]) is not None]
+        still_open = awaited_tasks
+        with suppress(MuxError), mux.store.read() as rx:  # if that fails, wake somebody for nothing rather than nobody
+            still_open = tuple(topic for topic in awaited_tasks if rx.one(_best(topic[0]), *topic[1:]) is not None)
         for topic in still_open:
             mux.hub.offer(topic)
 

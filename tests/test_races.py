@@ -557,8 +557,21 @@ def test_a_task_posted_while_its_waiter_leaves_wakes_the_next(mux, direct, clock
     assert staying.result(5)["task"]["claimed_by"] == "cid"
 
 
-def test_a_woken_waiter_that_takes_another_task_passes_the_wake_up_on(mux, direct, clock, waiting, monkeypatch):
-    """bob can do p and q and is woken for p; he takes the more urgent q, and dan, who can do p, must hear of it."""
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_woken_waiter_that_takes_another_task_passes_the_wake_up_on(
+    mux, direct, waiting, once_before, monkeypatch, readable
+):
+    """bob can do p and q and is woken for p; he takes the more urgent q, and dan, who can do p, must hear of it.
+
+    Even if bob's thread cannot read whether p is still there.
+    """
+
+    def fail_to_read() -> Any:
+        monkeypatch.undo()
+        raise MuxError("storage_busy", "too many open files")
+
+    if not readable:
+        once_before(Hub, "dismiss", lambda: monkeypatch.setattr(mux.store, "read", fail_to_read))
     join(direct, "ann")
     join(direct, "bob", capabilities=["p", "q"])
     join(direct, "dan", capabilities=["p"])
