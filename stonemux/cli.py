@@ -10,6 +10,7 @@ unreachable, 70 storage failed, 78 data refused, 130 interrupted. Errors are one
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: escape what its encoding lacks
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""What a command prints at the end: an answer in the requested form, or a refusal."""
+"""What a command prints: an answer in the requested form, bytes as they are, or a refusal."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> 
     if options.quiet:
         return "\n".join(screen.ids(told))
     return screen.answer(operation, told, look)
+
+
+def unchanged(data: bytes) -> None:
+    """Write bytes to standard output, whatever its encoding."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def as_typed(message: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 from urllib.parse import urlencode
 
 import pytest
@@ -403,22 +403,42 @@ class _PerThread(io.TextIOBase):
         self.own = threading.local()
 
     def write(self, text: str) -> int:
+        return self._stream().write(text)
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """Where bytes are written."""
+        return self._stream().buffer
+
+    def _stream(self) -> TextIO:
         stream = getattr(self.own, "stream", None) or self.usual
         assert stream is not None
-        return stream.write(text)
+        return stream
+
+
+class _Caught(io.TextIOWrapper):
+    """A stream whose text can be read."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+
+    def getvalue(self) -> str:
+        """Everything that was written."""
+        assert isinstance(self.buffer, io.BytesIO)
+        return self.buffer.getvalue().decode()
 
 
 _OUT, _ERR = _PerThread(), _PerThread()
 
 
 @contextmanager
-def _caught() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+def _caught() -> Iterator[tuple[_Caught, _Caught]]:
     """Capture what this thread writes to standard output and standard error."""
     if sys.stdout is not _OUT:  # pytest installs its own streams before each test
         _OUT.usual, sys.stdout = sys.stdout, _OUT
     if sys.stderr is not _ERR:
         _ERR.usual, sys.stderr = sys.stderr, _ERR
-    _OUT.own.stream, _ERR.own.stream = caught = io.StringIO(), io.StringIO()
+    _OUT.own.stream, _ERR.own.stream = caught = _Caught(), _Caught()
     try:
         yield caught
     finally:

@@ -112,6 +112,35 @@ def test_a_poll_whose_output_fails_takes_nothing(typed, http, clock, monkeypatch
     assert typed("msg", "poll", "bob", "--timeout", "0", "-q")[1] == "1\n"
 
 
+def test_a_stream_that_cannot_encode_a_text_gets_an_escaped_one_and_contents_unchanged(typed, http, monkeypatch):
+    http.call("msg.send", from_="ann", to="bob", content="café \U0001f389")
+
+    def out(*words: str) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert typed(*words) == (0, "", "")
+        return stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+    assert b"  caf\xe9 \\U0001f389  " in out("msg", "list")
+    assert out("show", "1", "--raw") == "café \U0001f389".encode()
+    assert json.loads(out("export").decode("ascii"))["content"] == "café \U0001f389"
+    http.call("channel.create", name="\U0001f389", created_by="ann")
+    assert "\U0001f389".encode() in out("audit", "export"), "a changed byte would break the chain"
+
+
+def test_with_standard_output_closed_nothing_is_printed_and_no_mail_is_taken(typed, http, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert typed("msg", "send", "hi", "--from", "ann", "--to", "bob") == (0, "", "")
+        for words in (["show", "1", "--raw"], ["openapi"], ["msg", "list"], ["inbox", "bob"]):
+            assert typed(*words) == (0, "", "")
+        told = "stonemux: standard output is closed, so the messages would be lost; nothing was taken\n"
+        assert typed("msg", "poll", "bob", "--timeout", "0") == (1, "", told)
+        assert typed("export")[::2] == (1, "stonemux: - cannot be written: it is closed\n")
+    assert typed("msg", "poll", "bob", "--timeout", "0", "-q")[1] == "1\n"
+
+
 def test_commands_that_are_named_like_an_area_say_so():
     assert {row.name for row in cli.COMMANDS if row.beside} == {row.name for row in cli.COMMANDS} & set(
         verbs.areas(OPERATIONS)

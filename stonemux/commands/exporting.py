@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -46,8 +45,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         head = newest[0]["id"] if newest else 0
         count = 0
         with _opened(options.file) as out, Progress("exporting", head - options.after) as bar:
+            bar.visible = bar.visible and not out.isatty()  # the messages themselves show how far it is
             for message in messages(remote, given, options.after, head):
-                out.write(json.dumps(message, ensure_ascii=False) + "\n")
+                out.write(screen.as_json(message, out) + "\n")
                 count += 1
                 bar.show(message["id"] - options.after, screen.counted(count, "message"))
     if options.file != "-":
@@ -83,6 +83,8 @@ def _whole(remote: Remote, message: dict[str, Any]) -> dict[str, Any]:
 def _opened(name: str) -> Iterator[TextIO]:
     """Standard output, or a file that appears under its name only when it is complete."""
     if name == "-":
+        if sys.stdout is None:
+            raise MuxError("bad_file", "- cannot be written: it is closed")
         yield sys.stdout
         return
     path = Path(name)

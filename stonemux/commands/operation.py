@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from codecs import getincrementaldecoder
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stonemux import flags, output, screen, verbs
@@ -37,7 +36,9 @@ def run(operation: Operation, words: Sequence[str], environ: Mapping[str, str]) 
             return _ask(desk, typed, environ)
     with of_user(settings, environ) as remote:
         if typed.operation.kind in ("stream", "document", "lines"):
-            return _copy(remote.stream(typed.operation, typed.given))
+            for piece in remote.stream(typed.operation, typed.given):
+                output.unchanged(piece)
+            return EXIT_OK
         return _ask(remote, typed, environ)
 
 
@@ -67,6 +68,8 @@ def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) 
     operation, given, options = typed
     if options.idempotency_key is not None:
         given["idempotency_key"] = options.idempotency_key
+    if operation.takes and sys.stdout is None:
+        raise MuxError("bad_file", "standard output is closed, so the messages would be lost; nothing was taken")
     clock, interval = Clock(), _interval(options.interval)
     before = None
     while True:
@@ -76,22 +79,13 @@ def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) 
             if options.watch and look.width is not None:
                 sys.stdout.write("\x1b[H\x1b[2J")
             if text and text != before:
-                print(text)
-            sys.stdout.flush()  # messages count as received only once they could be written
+                print(text, flush=True)  # messages count as received only once they could be written
         if remote.replayed:
             print("stonemux: this was already done; here is the first answer again", file=sys.stderr)
         if not options.watch:
             return EXIT_OK
         before = text if look.width is None else None
         clock.pause(interval)
-
-
-def _copy(pieces: Iterable[bytes]) -> int:
-    decoder = getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        sys.stdout.write(decoder.decode(piece))
-        sys.stdout.flush()
-    return EXIT_OK
 
 
 def _interval(text: str | None) -> int:

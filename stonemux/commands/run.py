@@ -133,8 +133,7 @@ def _silent(text: str) -> None:
 
 
 def _emit(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    print(text, end="", flush=True)
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from stonemux import flags, screen
+from stonemux import flags, output, screen
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, MuxError
 from stonemux.operations import BY_NAME
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if found[0] == "msg.status":
             answer = {"message": _message(remote, int(options.id)), "recipients": answer["recipients"]}
     if options.raw:
-        sys.stdout.write(_content(options.id, answer))
+        output.unchanged(_content(options.id, answer).encode())
     elif options.json:
         print(screen.as_json(answer, sys.stdout))
     else:
