@@ -92,7 +92,7 @@ class Pool:
                 sock.close()
                 raise
         except (OSError, ValueError) as trouble:
-            raise NoAnswer(str(trouble)) from trouble
+            raise NoAnswer(_words(trouble)) from trouble
 
     def _secured(self, sock: socket.socket) -> socket.socket:
         if self._trust is None or not self._trust.is_current():
@@ -162,7 +162,7 @@ class RoundTrip:
             self._receive(sock)
         except (OSError, ValueError) as trouble:
             self._check()
-            raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
+            raise NoAnswer(_words(trouble)) from trouble
         self._check()
 
     def stream(self, path: str, headers: Mapping[str, str], *, timeout: float | None = None) -> Iterator[bytes]:
@@ -176,7 +176,7 @@ class RoundTrip:
             data, wanted = self._receive_head(sock)
         except (OSError, ValueError) as trouble:
             self._check()
-            raise NoAnswer(str(trouble) or type(trouble).__name__) from trouble
+            raise NoAnswer(_words(trouble)) from trouble
         sock.settimeout(timeout)
         return self._pieces(sock, data, wanted)
 
@@ -207,7 +207,7 @@ class RoundTrip:
                 continue
             except OSError as trouble:
                 self._check()
-                raise NoAnswer(str(trouble)) from trouble
+                raise NoAnswer(_words(trouble)) from trouble
             self._check()
             if not data and wanted is not None:
                 raise NoAnswer("the connection ended before the answer did")
@@ -284,15 +284,29 @@ class RoundTrip:
         self._reusable = False
 
 
+def _words(trouble: Exception) -> str:
+    """What went wrong, in the system's words if there are any, without its number."""
+    return (trouble.strerror if isinstance(trouble, OSError) else None) or str(trouble) or type(trouble).__name__
+
+
 def _request(authority: str, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", f"Host: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
-        raise ValueError("a header must not contain a line break")
-    return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
+    try:
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise ValueError(head)
+        return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
+    except ValueError:
+        bad = next((name for name, value in headers.items() if not _is_sendable(value)), "Host")
+        problem = f"the header {bad} has a line break or a character that cannot be sent; check where it comes from"
+        raise MuxError("bad_header", problem + (" (STONEMUX_TOKEN)" if bad == "Authorization" else "")) from None
+
+
+def _is_sendable(value: str) -> bool:
+    return "\n" not in value and "\r" not in value and max(value, default="") <= "\xff"
 
 
 def with_query(path: str, given: Mapping[str, Any]) -> str:

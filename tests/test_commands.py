@@ -280,6 +280,28 @@ def test_an_inbox_is_listed_by_status(typed, http):
     assert typed("inbox", "bob", "--limit", "0")[0] == 2
 
 
+def test_an_inbox_is_paged_with_the_flags_that_it_names(typed, http):
+    for number in range(3):
+        http.call("msg.send", from_="ann", to="bob", content=str(number))
+    told = typed("inbox", "bob", "--limit", "2")[1]
+    assert "there are more: see --limit and --before" in told
+    assert typed("inbox", "bob", "--limit", "2", "--before", "2", "-q")[1] == "inbox-1-bob\n"
+
+
+def test_a_bound_token_says_whose_inbox_it_is(typed, http):
+    http.call("msg.send", from_="ann", to="bob", content="hi")
+    assert typed("inbox", "-q", STONEMUX_TOKEN=http.call("token.issue", agent_id="bob")["token"])[1] == "inbox-1-bob\n"
+    status, _, err = typed("inbox", STONEMUX_TOKEN=http.call("token.issue")["token"])
+    assert (status, err) == (2, "stonemux: whose inbox? Pass an agent, or set STONEMUX_AGENT\n")
+
+
+@pytest.mark.parametrize("token", ["a\nb", "“a”"])
+def test_a_token_that_cannot_be_sent_is_told_apart_from_a_daemon_that_is_away(typed, token):
+    status, _, err = typed("msg", "list", STONEMUX_TOKEN=token)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("stonemux: the header Authorization has a line break or a character that cannot be sent")
+
+
 def test_the_newest_events_are_a_line_each(typed, http):
     http.call("msg.send", from_="ann", to="bob", content="a\x1b[2J\nb")
     lines = typed("events", "--types", "message")[1].splitlines()

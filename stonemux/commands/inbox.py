@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unread (default), read, archived, or all; with --follow also for new items, where all is the default",
     )
     parser.add_argument("--limit", help="maximum number of existing items to show (default 100)")
-    parser.add_argument("--follow", action="store_true", help="then show new items in full until interrupted")
+    parser.add_argument("--before", metavar="ID", help="only existing items of messages whose ids are below this one")
+    parser.add_argument("-f", "--follow", action="store_true", help="then show new items in full until interrupted")
     parser.add_argument(
         "--json",
         action="store_true",
@@ -42,18 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Show the inbox, and follow it if asked to."""
-    agent = options.agent or environ.get("STONEMUX_AGENT")
-    if not agent:
-        raise MuxError("missing_field", "whose inbox? Pass an agent, or set STONEMUX_AGENT")
-    given: dict[str, Any] = {"agent_id": agent}
-    given |= {name: value for name in ("status", "limit") if (value := getattr(options, name)) is not None}
+    given = {name: value for name in ("status", "limit", "before") if (value := getattr(options, name)) is not None}
     if options.full or options.follow:
         given["full"] = True
     with of_user(flags.settings(options, environ), environ) as remote:
+        given["agent_id"] = options.agent or environ.get("STONEMUX_AGENT") or _bound(remote, environ)
         if options.follow:
             _follow(remote, given, options, environ)
         print(_text(remote.ask(BY_NAME["inbox.list"], given), options, environ))
     return EXIT_OK
+
+
+def _bound(remote: Remote, environ: Mapping[str, str]) -> str:
+    """The agent that the user's token is bound to."""
+    missing = MuxError("missing_field", "whose inbox? Pass an agent, or set STONEMUX_AGENT")
+    if not environ.get("STONEMUX_TOKEN"):
+        raise missing
+    try:
+        return str(remote.ask(BY_NAME["agent.heartbeat"], {})["agent_id"])
+    except MuxError as error:
+        raise missing if error.code == "missing_field" else error from None
 
 
 def _text(answer: Mapping[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> str:
