@@ -60,7 +60,32 @@ COMMANDS: tuple[Command, ...] = (
 
 
 HELP = ("-h", "--help")
-HABITS = {"start": "serve", "daemon": "serve", "version": "--version", "ps": "top", "ls": "agent discover"}
+VERSIONS = ("--version", "-V", "version")
+HABITS = {
+    "start": "serve",
+    "daemon": "serve",
+    "ping": "health",
+    "info": "status",
+    "config": "doctor",
+    "ps": "top",
+    "monitor": "events --follow",
+    "subscribe": "events --follow",
+    "tail": "events --follow",
+    "follow": "events --follow",
+    "logs": "events --follow",
+    "ls": "agent discover",
+    "agents": "agent discover",
+    "tasks": "task list",
+    "channels": "channel list",
+    "messages": "msg list",
+    "keys": "state list",
+    "del": "state delete",
+    "publish": "msg broadcast",
+    "peek": "inbox",
+    "put": "task post",
+    "reserve": "task claim",
+    "kick": "task requeue",
+}
 """What users of other programs may type, and what it is called here."""
 
 ENDING = (
@@ -72,6 +97,8 @@ ENDING = (
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: escape what its encoding lacks
     try:
         try:
             return _run(words, environ)
@@ -97,8 +124,6 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: escape what its encoding lacks
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -108,7 +133,7 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     name, *rest = arguments
     if name == "help":
         return _run([*rest, "--help"], environ)
-    if name == "--version":
+    if name in VERSIONS:
         print(f"stonemux {VERSION}")
         return EXIT_OK
     command = next((command for command in COMMANDS if command.name == name), None)
@@ -143,16 +168,19 @@ def _run_command(command: Command, words: Sequence[str], environ: Mapping[str, s
 
 
 def _unknown(name: str) -> str:
-    from stonemux import operations, verbs
+    from stonemux import flags, operations, verbs
 
     if name.startswith("-"):
-        return f"unknown flag {name} before a command"
+        flag = name.partition("=")[0]
+        if flag in (*verbs.SHORT, *(known.typed for known in (*verbs.OUTPUT, *flags.PLACE))):
+            return f"{flag} goes after the command: stonemux COMMAND {flag} ..."
+        return f"unknown flag {flag} before a command"
     if name in ("stop", "restart", "kill"):
         return f"unknown command {name!r}; {ENDING}"
     areas = verbs.areas(operations.OPERATIONS)
     known = [*(command.name for command in COMMANDS), *areas, *verbs.ALIASES]
     meant = [f"stonemux {area} {name}" for area, here in areas.items() if name in here]
-    if not meant and name in HABITS:
+    if name in HABITS:
         meant = [f"stonemux {HABITS[name]}"]
     if not meant:
         meant = [guess(name, known)]

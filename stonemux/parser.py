@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"one word too many: {rest[0]!r}")
             known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
             close = guess(flag.lstrip("-"), known)
-            self.error(f"unknown flag {flag}{did_you_mean(close and '--' + close)}")
+            wrapped = "--" not in words and any(str(action.metavar).startswith("-- ") for action in self._actions)
+            hint = "; put -- before the command to run" if wrapped else did_you_mean(close and "--" + close)
+            self.error(f"unknown flag {flag}{hint}")
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -35,6 +35,9 @@ SYNONYMS = (
 )
 """Verbs that people confuse with each other."""
 
+ELSEWHERE = {"msg get": "stonemux show ID", "msg show": "stonemux show ID", "msg view": "stonemux show ID"}
+"""Commands that do what an area may be expected to do."""
+
 OUTPUT = (
     Flag("json", "", "print the daemon's answer (or refusal) as JSON, for programs"),
     Flag("quiet", "", "print ids only"),
@@ -75,7 +78,7 @@ def unknown(area: str, verb: str, here: Iterable[str]) -> str:
     """The message for a verb that an area does not have."""
     known = [known for known in here if known]
     same = [one for one in known for words in SYNONYMS if verb in words and one in words]
-    close = same[0] if same else guess(verb, known)
+    close = ELSEWHERE.get(f"{area} {verb}") or (same[0] if same else guess(verb, known))
     return f"{area} has no verb {shown(verb)}" + did_you_mean(close, f"It has: {', '.join(known)}")
 
 
@@ -132,7 +135,10 @@ def read(
         line.given.setdefault(operation.actor, agent)
     for param in operation.needed:
         if param.name not in line.given and not (token and param.acts):
-            raise MuxError("missing_field", f"{flag(param)} is required: {param.doc}", parameter=param.name)
+            told = f"{flag(param)} is required: {param.doc}"
+            if param.name == operation.actor:
+                told += " Or set STONEMUX_AGENT"
+            raise MuxError("missing_field", told, parameter=param.name)
     return Typed(operation, line.given, line.options)
 
 
@@ -214,9 +220,13 @@ class _Line:
         accepted = [param.name for param in self._operation.params] + [KEY.name] * self._operation.changes
         known = [one.removeprefix("--").replace("-", "_") for one in (*self._params, *self._common)]
         close = meant(word, known)
+        if not name.startswith("--") and slots(self._operation):
+            hint = "; to give it as a value, put -- before it"
+        else:
+            hint = did_you_mean(close and typed(close))
         return MuxError(
             "unknown_field",
-            f"unknown flag {name[:80]}" + did_you_mean(close and typed(close)),
+            f"unknown flag {name[:80]}{hint}",
             parameter=word[:128],
             nearest=close if close in accepted else None,
             accepted=accepted,

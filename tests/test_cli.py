@@ -42,7 +42,14 @@ def test_no_command_is_help_and_status_2(capsys):
 
 
 def test_the_version_is_told(capsys):
-    assert typed(capsys, "--version") == (0, f"stonemux {__version__}\n", "")
+    for word in ("--version", "-V", "version"):
+        assert typed(capsys, word) == (0, f"stonemux {__version__}\n", "")
+
+
+def test_what_users_of_other_programs_type_leads_to_what_exists(capsys):
+    for elsewhere, here in cli.HABITS.items():
+        assert f"; did you mean stonemux {here}?" in typed(capsys, elsewhere)[2]
+        assert typed(capsys, *here.split(), "--help")[0] == 0
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
@@ -84,7 +91,21 @@ def test_each_command_explains_itself(capsys, command):
         (["msg", "send", "--message", "hi"], "stonemux: unknown flag --message; did you mean --content?"),
         (["agent", "register", "--name", "ann"], "stonemux: unknown flag --name; did you mean --agent-id?"),
         (["task", "post", "--zzz", "x"], "stonemux: unknown flag --zzz (see stonemux task post --help)"),
-        (["--port", "1", "serve"], "stonemux: unknown flag --port before a command (see stonemux --help)"),
+        (
+            ["--port", "1", "serve"],
+            "stonemux: --port goes after the command: stonemux COMMAND --port ... (see stonemux",
+        ),
+        (["-q", "task", "list"], "stonemux: -q goes after the command: stonemux COMMAND -q ... (see stonemux"),
+        (["--frob", "serve"], "stonemux: unknown flag --frob before a command (see stonemux --help)"),
+        (["info"], "stonemux: unknown command 'info'; did you mean stonemux status?"),
+        (["messages"], "stonemux: unknown command 'messages'; did you mean stonemux msg list?"),
+        (["msg", "show", "1"], "stonemux: msg has no verb 'show'; did you mean stonemux show ID?"),
+        (
+            ["run", "--agent", "a", "claude", "-p"],
+            "stonemux run: unknown flag -p; put -- before the command to run (see",
+        ),
+        (["state", "set", "n", "-5"], "stonemux: unknown flag -5; to give it as a value, put -- before it (see"),
+        (["msg", "poll"], "stonemux: --agent-id is required: Whose inbox. Or set STONEMUX_AGENT (see"),
         (["status", "--prot", "1"], "stonemux status: unknown flag --prot; did you mean --port?"),
         (["status", "--prot=1"], "stonemux status: unknown flag --prot; did you mean --port?"),
         (["status", "--por", "1"], "stonemux status: unknown flag --por; did you mean --port?"),
