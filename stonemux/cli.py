@@ -97,6 +97,8 @@ ENDING = (
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - a closed input is an empty one, from here to the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: escape what its encoding lacks
     try:

@@ -129,15 +129,24 @@ def test_a_stream_that_cannot_encode_a_text_gets_an_escaped_one_and_contents_unc
     assert "\U0001f389".encode() in out("audit", "export"), "a changed byte would break the chain"
 
 
+def test_a_closed_standard_input_is_an_empty_one(typed, monkeypatch):
+    for words in (["import", "-"], ["audit", "verify", "-"], ["msg", "send", "-", "--from", "ann", "--to", "bob"]):
+        monkeypatch.setattr(sys, "stdin", None)
+        status, _, err = typed(*words)
+        assert (status in (0, 1, 2), err.count("\n")) == (True, status != 0)
+        sys.stdin.close()
+
+
 def test_with_standard_output_closed_nothing_is_printed_and_no_mail_is_taken(typed, http, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", None)
         assert typed("msg", "send", "hi", "--from", "ann", "--to", "bob") == (0, "", "")
-        for words in (["show", "1", "--raw"], ["openapi"], ["msg", "list"], ["inbox", "bob"]):
+        for words in (["show", "1", "--raw"], ["openapi"], ["msg", "list"], ["inbox", "bob"], ["events"], ["top"]):
             assert typed(*words) == (0, "", "")
         told = "stonemux: standard output is closed, so the messages would be lost; nothing was taken\n"
         assert typed("msg", "poll", "bob", "--timeout", "0") == (1, "", told)
         assert typed("export")[::2] == (1, "stonemux: - cannot be written: it is closed\n")
+        assert typed("mcp")[::2] == (1, "stonemux: standard output, where the answers go, is closed\n")
     assert typed("msg", "poll", "bob", "--timeout", "0", "-q")[1] == "1\n"
 
 
@@ -669,6 +678,15 @@ def test_a_bar_never_passes_its_end_and_tells_the_time_left():
     assert bar.line(500, "", 0) == f"x  [{'#' * 24}] 100 %"
     assert bar.line(25, "a", 10_000) == f"x  [{'#' * 6}{'-' * 18}]  25 %  a, 30 s left"
     assert progress.Progress("x", 0, io.StringIO()).line(7, "", 3000) == "x  7  3 s"
+
+
+def test_no_bar_is_drawn_between_the_messages_that_an_export_prints(typed, http, monkeypatch):
+    http.call("msg.send", from_="ann", to="bob", content="hi")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out := Terminal())
+        patch.setattr(sys, "stderr", err := Terminal())
+        assert typed("export")[0] == 0
+    assert (json.loads(out.getvalue())["content"], err.getvalue()) == ("hi", "")
 
 
 def test_a_growing_file_is_watched(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         while options.follow or tail.after < tail.head:
             for event in tail.next(timeout=WAIT_S if options.follow else 0):
                 print(_line(event, options, environ))
-            sys.stdout.flush()
+            print(end="", flush=True)
     return EXIT_OK
 
 

@@ -123,7 +123,6 @@ def _ids(items: list[dict[str, Any]]) -> set[int]:
 def _print(item: Mapping[str, Any], options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     look = screen.look(sys.stdout, environ, Clock().now_ms())
     if options.json:
-        print(screen.as_json(item, sys.stdout))
+        print(screen.as_json(item, sys.stdout), flush=True)
     else:
-        print(item["id"] if options.quiet else screen.letter(item, look) + "\n")
-    sys.stdout.flush()
+        print(item["id"] if options.quiet else screen.letter(item, look) + "\n", flush=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from stonemux import flags
+from stonemux.errors import MuxError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Serve until standard input ends."""
     from stonemux import stdio
 
-    if sys.stdin is not None and sys.stdin.isatty():
+    if sys.stdout is None:
+        raise MuxError("bad_file", "standard output, where the answers go, is closed")
+    if sys.stdin.isatty():
         print(
             "stonemux: mcp is for programs that start it, which stonemux setup configures; Ctrl-D ends it",
             file=sys.stderr,

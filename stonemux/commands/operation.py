@@ -57,9 +57,8 @@ def as_broadcast(typed: verbs.Typed) -> verbs.Typed:
 
 def standard_input() -> str:
     """All of standard input. Raises `invalid_utf8`."""
-    data = sys.stdin.buffer.read() if sys.stdin is not None else b""
     try:
-        return data.decode()
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:
         raise MuxError("invalid_utf8", "standard input is not UTF-8 text") from None
 

@@ -128,7 +128,12 @@ def _rate(view: View, before: View | None, now: int, group: str, name: str) -> s
 
 
 def _is_drawable(environ: Mapping[str, str]) -> bool:
-    return sys.stdout.isatty() and sys.stdin.isatty() and environ.get("TERM") not in (None, "", "dumb")
+    return (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and sys.stdin.isatty()
+        and environ.get("TERM") not in (None, "", "dumb")
+    )
 
 
 @contextlib.contextmanager
