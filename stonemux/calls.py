@@ -308,13 +308,12 @@ class Calls(Methods):
 
     def unreachable(self, trouble: str, name: str, key: str | None) -> MuxError:
         """The error for a daemon that could not be reached, or that did not answer."""
-        start = f"stonemux serve{launch.at(self._pool.port)}"
-        message = f"no stonemux daemon answers at {self._pool.authority} ({trouble}); start one with: {start}"
+        error = self._pool.unreachable(NoAnswer(trouble))
         if key is None or not self._reached:
-            return MuxError("unreachable", message)
+            return error
         return MuxError(
             "unreachable",
-            f"{message}. Whether {name} happened is unknown; repeating it with the same idempotency_key is safe",
+            f"{error.message}. Whether {name} happened is unknown; repeating it with the same idempotency_key is safe",
             idempotency_key=key,
         )
 

@@ -25,14 +25,14 @@ def command() -> list[str]:
     python = [os.path.abspath(sys.executable), *kept]
     if (file := archive()) is not None:
         return [*python, file]
-    return [*python, "-P", os.path.join(root(), "stonemux", "__main__.py")]
+    return [*python, "-P", _main()]
 
 
 def typed() -> str:
     """The command as a person types it, also without its verb."""
     if archive() is not None:
         return f"python3 {sys.argv[0]}"
-    return "python3 -m stonemux" if sys.argv[0].endswith("__main__.py") else "stonemux"
+    return "python3 -m stonemux" if os.path.realpath(sys.argv[0]) == _main() else "stonemux"
 
 
 def serving(port: int) -> str:
@@ -49,6 +49,10 @@ def archive() -> str | None:
     """The archive that this process runs from, or None."""
     file = getattr(stonemux.__loader__, "archive", None)
     return None if file is None else os.path.abspath(file)
+
+
+def _main() -> str:
+    return os.path.join(root(), "stonemux", "__main__.py")
 
 
 def root() -> str:

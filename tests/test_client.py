@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Program
-from daemons import running_daemon
+from daemons import ROOT, running_daemon
 from faces import OverHttp, join
 from fake_clock import FakeClock
 from raw import eventually
@@ -212,14 +212,24 @@ def test_a_wait_that_broke_late_is_tried_as_long_as_one_that_broke_at_once(clien
     assert 64_000 <= clock.ticks_ms() - tried[0] < 65_000
 
 
-def test_without_a_daemon_the_first_call_says_so_after_two_seconds():
+@pytest.mark.parametrize(
+    ("program", "start"),
+    [
+        (f"{ROOT}/stonemux/__main__.py", "python3 -m stonemux"),
+        ("/opt/app/__main__.py", "stonemux"),
+        ("/usr/bin/stonemux", "stonemux"),
+    ],
+)
+def test_without_a_daemon_the_first_call_says_so_after_two_seconds(monkeypatch, program, start):
+    monkeypatch.setattr(sys, "argv", [program])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with Client(f"127.0.0.1:{port}", environ={}) as client:
         clock = on_fake_time(client)
         begun = clock.ticks_ms()
         error = refused("unreachable", client.health)
-        assert f"start one with: stonemux serve --port {port}" in error.message
+        told = f"no stonemux daemon answers at 127.0.0.1:{port} (Connection refused); start one with: {start} serve"
+        assert error.message == f"{told} --port {port}"
         assert "unknown" not in error.message
         assert 1_000 <= clock.ticks_ms() - begun < 2_000
 
