@@ -332,20 +332,27 @@ def _backups(patient: Patient) -> Iterator[Finding]:
 def _files(patient: Patient) -> Iterator[Finding]:
     """Check that nobody else can read the stored messages, copies of them, and keys."""
     ours = [patient.path, patient.path / copies.FOLDER]
-    open_to_all = []
+    open_to_all: list[Path] = []
+    foreign: list[Path] = []
     for file in sorted(file for folder in ours if folder.is_dir() for file in folder.iterdir()):
         with contextlib.suppress(FileNotFoundError):
             found = file.lstat()
             if not stat.S_ISREG(found.st_mode):
                 continue
             if found.st_uid != os.geteuid():
-                remedy = f"chown it, or run as user {found.st_uid}"
-                yield Finding("files", PROBLEM, f"{file} belongs to user {found.st_uid}", remedy)
+                foreign.append(file)
             elif found.st_mode & 0o077:
-                open_to_all.append(str(file))
+                open_to_all.append(file)
+    if foreign:
+        told = f"{_first(foreign)} belong to another user ({foreign[0].lstat().st_uid})"
+        yield Finding("files", PROBLEM, told, "chown them, or run as that user")
     if open_to_all:
-        more = f" and {len(open_to_all) - 3} more" if len(open_to_all) > 3 else ""
-        yield Finding("files", NOTE, f"others may read {', '.join(open_to_all[:3])}{more}", "chmod 600 them")
+        yield Finding("files", NOTE, f"others may read {_first(open_to_all)}", "chmod 600 them")
+
+
+def _first(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(map(str, files[:3])) + more
 
 
 ALWAYS: tuple[tuple[str, Check], ...] = (

@@ -118,6 +118,12 @@ def elsewhere(tmp_path):
     directory.close()
 
 
+def test_a_token_for_a_directory_without_data_comes_with_a_warning(tmp_path, capsys):
+    for told in (f"stonemux: {tmp_path}/new held no data; the token is for a daemon that is started with it\n", ""):
+        assert command("token", data=tmp_path / "new") == 0
+        assert capsys.readouterr().err == told
+
+
 def test_a_daemon_is_not_taken_for_the_one_that_holds_the_directory(look, http, elsewhere):
     found = look("--port", http.port, data=elsewhere, status=0)
     assert "does not use" in one(found, "daemon", "note")["found"]
@@ -160,6 +166,11 @@ def test_a_directory_that_others_may_write_to_is_a_problem(look, stopped):
     stopped.chmod(0o700)
     (stopped / "stonemux.db").chmod(0o644)
     assert "chmod 600" in one(look(status=0), "files", "note")["remedy"]
+
+
+def test_files_of_another_user_are_one_problem(look, stopped, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    assert f"belong to another user ({os.getuid()})" in one(look(status=1), "files", "problem")["found"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "page", "foreign", "newer"])

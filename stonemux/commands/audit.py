@@ -52,7 +52,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return EXIT_REFUSED
     except OSError as trouble:
         raise _unreadable(options.file, trouble) from trouble
-    print(json.dumps({"whole": True} | found._asdict()) if options.json else _told(options.file, found))
+    name = "standard input" if options.file == "-" else options.file
+    print(json.dumps({"whole": True} | found._asdict()) if options.json else _told(name, found))
     return EXIT_OK
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 
 from stonemux import flags
@@ -22,8 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Print the token, and nothing else."""
-    from stonemux import owner
+    from stonemux import owner, screen
+    from stonemux.datadir import DATABASE
 
-    made = owner.call(flags.settings(options, environ), "token.issue", {"agent_id": options.agent})
+    settings = flags.settings(options, environ)
+    is_new = not (settings.data_dir / DATABASE).exists()
+    made = owner.call(settings, "token.issue", {"agent_id": options.agent})
+    if is_new:
+        told = f"stonemux: {settings.data_dir} held no data; the token is for a daemon that is started with it"
+        print(screen.safe(told), file=sys.stderr)
     print(json.dumps(made) if options.json else made["token"])
     return EXIT_OK
