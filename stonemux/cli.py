@@ -144,7 +144,9 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     from stonemux import operations, verbs
 
     here = verbs.areas(operations.OPERATIONS).get(verbs.ALIASES.get(name, name), {})
-    verb = rest[0] if rest and rest[0] in here else ""
+    verb = verbs.spelled(name, rest[0]) if rest else ""
+    if verb not in here:
+        verb = ""
     if verb in here:
         from stonemux.commands import operation
 

@@ -10,6 +10,7 @@ from typing import Any
 from stonemux import screen
 from stonemux.errors import MuxError
 from stonemux.schema import Operation
+from stonemux.verbs import CONTENT
 
 
 def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> str:
@@ -21,6 +22,21 @@ def answer(operation: Operation, told: Any, options: Any, look: screen.Look) -> 
     if options.quiet:
         return "\n".join(screen.ids(told))
     return screen.answer(operation, told, look)
+
+
+def content(told: Any) -> str:
+    """The text that is the substance of an answer. Raises `not_found` if there is none."""
+    for thing in (told, *told.values()):
+        for name in CONTENT:
+            if isinstance(thing, dict) and isinstance(thing.get(name), str):
+                return str(thing[name])
+    raise MuxError("not_found", "this has no content; omit --raw")
+
+
+def raw(text: str) -> None:
+    """Write a content unchanged; on a terminal, a line feed follows it if it has none, for the prompt."""
+    at_prompt = sys.stdout is not None and sys.stdout.isatty() and not text.endswith("\n")
+    unchanged((text + "\n" * at_prompt).encode())
 
 
 def unchanged(data: bytes) -> None:

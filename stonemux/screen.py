@@ -35,6 +35,9 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
 }
 """The columns of lists whose records have more fields than fit on a line; other lists show all fields."""
 
+TWINS = ("memberIds",)
+"""Fields that only repeat another one, for programs that know it by this name."""
+
 TONES: Mapping[str, str] = {
     "active": "32",
     "complete": "32",
@@ -174,7 +177,7 @@ def ids(told: Mapping[str, Any]) -> list[str]:
 
 def record(shape: Mapping[str, Any], told: Mapping[str, Any], look: Look) -> str:
     """One record: a line per field; a value of several lines goes below its name."""
-    shown = {name: value for name, value in told.items() if value not in (None, [], {})}
+    shown = {name: value for name, value in told.items() if value not in (None, [], {}) and name not in TWINS}
     width = max((len(_label(name)) for name in shown), default=0)
     lines = []
     for name, value in shown.items():

@@ -21,6 +21,9 @@ from stonemux.schema import Operation, Param, from_decimal, meant, shown
 ALIASES: Mapping[str, str] = {"message": "msg"}
 """Other spellings of areas, as used in documents."""
 
+VERB_ALIASES: Mapping[str, str] = {"agent list": "discover"}
+"""Other spellings of verbs: every other area has a list."""
+
 SYNONYMS = (
     {"create", "post", "register", "new", "add"},
     {"get", "show", "view", "read", "members"},
@@ -43,11 +46,15 @@ OUTPUT = (
     Flag("quiet", "", "print ids only"),
     Flag("help", "", "print this help"),
 )
+RAW = Flag("raw", "", "print only the content or value, unchanged")
 WATCH = (
     Flag("watch", "", "repeat the call until interrupted"),
     Flag("interval", "SECONDS", "how long to wait between calls (default 2)"),
 )
 KEY = Flag("idempotency_key", "KEY", "makes the call safe to repeat: for 24 hours, repeating it has no second effect")
+
+CONTENT = ("content", "value")
+"""The fields that hold the substance of an answer."""
 
 SHORT = {"-h": "--help", "-q": "--quiet"}
 WIDTH = 100
@@ -72,6 +79,11 @@ def areas(operations: Iterable[Operation]) -> dict[str, dict[str, Operation]]:
         area, _, verb = operation.name.partition(".")
         found.setdefault(area, {})[verb] = operation
     return found
+
+
+def spelled(area: str, verb: str) -> str:
+    """A verb's own name, if it has been typed in another spelling."""
+    return VERB_ALIASES.get(f"{area} {verb}", verb)
 
 
 def unknown(area: str, verb: str, here: Iterable[str]) -> str:
@@ -99,7 +111,16 @@ def slots(operation: Operation) -> list[Param]:
 
 def common(operation: Operation) -> tuple[Flag, ...]:
     """The flags of an operation that are not parameters."""
-    return (*([KEY] if operation.changes else []), *OUTPUT, *(WATCH if _is_look(operation) else ()), *PLACE)
+    key = (KEY,) if operation.changes else ()
+    look = _is_look(operation)
+    raw = (RAW,) if look and _has_content(operation.returns) else ()
+    return (*key, *raw, *OUTPUT, *(WATCH if look else ()), *PLACE)
+
+
+def _has_content(shape: Any) -> bool:
+    """Whether there is one text that is the substance of an answer of this shape."""
+    inner = [shape, *shape.values()] if isinstance(shape, dict) else []
+    return any(isinstance(fields, dict) and name in fields for fields in inner for name in CONTENT)
 
 
 def _is_look(operation: Operation) -> bool:
@@ -151,7 +172,7 @@ class _Line:
         self._operation = operation
         self._params = {flag(param): param for param in operation.params}
         self._common = {one.typed: one for one in common(operation)}
-        for one in (*OUTPUT, *WATCH, KEY, *PLACE):
+        for one in (*OUTPUT, RAW, *WATCH, KEY, *PLACE):
             setattr(self.options, one.name, None if one.metavar else False)
         self._loose: list[str] = []
         self._stdin = stdin

@@ -178,6 +178,16 @@ def test_a_refusal_names_operations_as_they_are_typed(typed, http):
     assert "create it with state.set and" in told
 
 
+def test_agents_are_listed_like_everything_else(typed):
+    assert typed("agent", "list", "-q") == (0, "ann\nbob\n", "")
+    assert typed("help", "agent", "list")[1].startswith("usage: stonemux agent discover")
+
+
+def test_members_are_told_once(typed):
+    assert "memberIds" not in typed("channel", "get", "default")[1]
+    assert "memberIds" in typed("channel", "get", "default", "--json")[1]
+
+
 def test_help_says_how_it_is_typed(typed, capsys):
     told = typed("webhook", "add", "--help")[1]
     assert "Default: yes; --no-ordered for no." in told
@@ -266,6 +276,20 @@ def test_what_is_no_id_or_not_there_is_refused(typed):
     assert typed("show", "doc-99")[0] == 3
     assert typed("show", "inbox-99-bob")[0] == 3
     assert typed("show", "9" * 19)[0] in (2, 3)
+
+
+def test_a_value_and_a_content_are_printed_alone_and_unchanged(typed, http, monkeypatch):
+    http.call("state.set", key="k", value="one\ntwo ")
+    http.call("msg.send", from_="ann", to="bob", content="hi")
+    assert typed("state", "get", "k", "--raw") == (0, "one\ntwo ", "")
+    assert typed("inbox", "show", "inbox-1-bob", "--raw") == (0, "hi", "")
+    with monkeypatch.context() as patch:
+        stream = io.TextIOWrapper(io.BytesIO())
+        patch.setattr(stream, "isatty", lambda: True)
+        patch.setattr(sys, "stdout", stream)
+        assert typed("show", "1", "--raw")[0] == 0
+        assert stream.buffer.getvalue() == b"hi\n"  # type: ignore[attr-defined]
+    assert "--raw" not in typed("task", "get", "--help")[1]
 
 
 def test_what_has_no_content_has_no_raw_form(typed, http):

@@ -74,7 +74,10 @@ def _ask(remote: Remote | Here, typed: verbs.Typed, environ: Mapping[str, str]) 
     while True:
         with remote.asked(operation, given) as answer:
             look = screen.look(sys.stdout, environ, clock.now_ms())
-            text = output.answer(operation, answer, options, look)
+            if options.raw and not options.watch:
+                output.raw(output.content(answer))
+                return EXIT_OK
+            text = output.content(answer) if options.raw else output.answer(operation, answer, options, look)
             if options.watch and look.width is not None:
                 sys.stdout.write("\x1b[H\x1b[2J")
             if text and text != before:

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if found[0] == "msg.status":
             answer = {"message": _message(remote, int(options.id)), "recipients": answer["recipients"]}
     if options.raw:
-        output.unchanged(_content(options.id, answer).encode())
+        output.raw(output.content(answer))
     elif options.json:
         print(screen.as_json(answer, sys.stdout))
     else:
@@ -62,13 +62,6 @@ def _message(remote: Remote, number: int) -> dict[str, Any]:
             found: dict[str, Any] = message
             return found
     raise MuxError("message_not_found", f"message {number} is no longer kept")
-
-
-def _content(wanted: str, answer: Mapping[str, Any]) -> str:
-    for thing in answer.values():
-        if isinstance(thing, dict) and isinstance(thing.get("content"), str):
-            return str(thing["content"])
-    raise MuxError("not_found", f"{wanted} has no content; omit --raw")
 
 
 def _text(name: str, answer: Mapping[str, Any], look: screen.Look) -> str:
