@@ -6,7 +6,8 @@
 
 An agent that has asked something ends its session this way instead of waiting for the answer. The reply wakes the task
 in the reply's own transaction. Any later message in the thread of that question counts as a reply, unless it is from
-the agent that handed the task off. An answer that arrived before the handoff counts as well.
+the agent that handed the task off, and so does a reply to a message of that thread in another one. An answer that
+arrived before the handoff counts as well.
 
 Messages without a thread cost nothing; the others look up their thread in a cached set of awaited threads.
 """
@@ -74,7 +75,9 @@ def _thread(tx: Tx, message_id: int, agent_id: str) -> tuple[str, None] | tuple[
         )
     thread: str = message[0] or str(message_id)
     answer = tx.one(
-        "select id, sender from message where thread = ? and id > ? and sender <> ? order by id limit 1",
+        "select id, sender from message where thread = ?1 and id > ?2 and sender <> ?3 union all "
+        "select message_id, sender from aside where thread = ?1 and message_id > ?2 and sender <> ?3 "
+        "order by id limit 1",
         thread,
         message_id,
         agent_id,
@@ -95,3 +98,14 @@ def answered(tx: Tx, thread: str, sender: str, message_id: int) -> None:
             _note_answer(tx, row, sender, message_id)
             tasks.resume(tx, row.seq, "reply")
     tx.cache.pop(_AWAITED, None)
+
+
+def answered_aside(tx: Tx, thread: str, sender: str, message_id: int) -> None:
+    """The same for a reply that is in a thread of its own; it is written down for a handoff that comes later."""
+    tx.run("insert into aside (message_id, thread, sender) values (?, ?, ?)", message_id, thread, sender)
+    answered(tx, thread, sender, message_id)
+
+
+def forget(tx: Tx) -> None:
+    """Delete what was written down about messages that have been purged."""
+    tx.run("delete from aside where message_id not in (select id from message)")

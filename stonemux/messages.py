@@ -163,7 +163,7 @@ def post(
     if thread is not None:
         handoff.answered(tx, thread, sender, message_id)
     if answers is not None and answers != thread:  # even in another thread, it answers that message
-        handoff.answered(tx, answers, sender, message_id)
+        handoff.answered_aside(tx, answers, sender, message_id)
     _deliver(tx, message_id, channel, priority, recipients)
     extras = (subject, type, thread, reply_to, priority, content_ref, truncated, mentions, metadata)
     _announce(tx, message_id, sender, to, content, channel, recipients, extras)
@@ -509,4 +509,6 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
         )
         tx.run("delete from delivery where message_id = ?", message_id)
         tx.run("delete from message where id = ?", message_id)
+    if doomed:
+        handoff.forget(tx)
     return len(doomed)

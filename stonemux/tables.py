@@ -208,6 +208,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("insert into meta select 'filed', coalesce(max(message_id), 0) from delivery",),
     # requeued after its message's time to live ran out, which therefore does not concern it any more
     ("alter table delivery add column revived integer",),
+    # messages that reply to one of another thread, with that thread: there, they are answers, too
+    (
+        "create table aside (message_id integer primary key, thread text not null, sender text not null) strict",
+        "create index aside_thread on aside (thread, message_id)",
+    ),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

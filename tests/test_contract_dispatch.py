@@ -7,7 +7,7 @@ import re
 import pytest
 from faces import Direct, join, refusal
 
-from stonemux import handoff
+from stonemux import handoff, messages
 
 DAY = 24 * 3600 * 1000
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -398,6 +398,28 @@ def test_an_answer_that_was_faster_than_the_handoff_counts(crew):
     assert claim(crew)["task_id"] == task_id
     acts = [(one["act"], one["agent_id"]) for one in get(crew, task_id)["history"]]
     assert acts[2:4] == [("handoff", "ann"), ("answered", "director")]
+
+
+def test_an_answer_in_another_thread_that_was_faster_than_the_handoff_counts(crew, program, clock):
+    def handed_off(asked):
+        task_id = post(crew)
+        claim(crew, task_id=task_id)
+        return crew.call("task.handoff", task_id=task_id, agent_id="ann", note="n", waiting_on=asked)["status"]
+
+    question = send(crew, "ann", "director")
+    more = send(crew, "ann", "director", reply_to=question)
+    send(crew, "ann", "director", reply_to=more, thread="elsewhere")
+    send(crew, "director", "ann", thread="elsewhere")
+    assert handed_off(more) == "waiting"
+    send(crew, "director", "bob", reply_to=more, thread="elsewhere")
+    assert handed_off(more) == handed_off(question) == "pending"
+    clock.advance(1)
+    assert program.store.write(lambda tx: messages.purge(tx, tx.now, 100)) == 0, "nobody has read them"
+    for agent_id in ("director", "ann", "bob"):
+        crew.call("msg.poll", agent_id=agent_id, timeout=0)
+    assert program.store.write(lambda tx: messages.purge(tx, tx.now, 100)) == 5
+    with program.store.read() as rx:
+        assert rx.one("select count(*) from aside")[0] == 0
 
 
 def test_nobody_waits_for_an_answer_longer_than_a_day(crew, clock, program, background):
