@@ -308,7 +308,7 @@ def test_what_was_inspected_is_restored_or_nothing(direct, program, tmp_path, st
     assert caught.value.code == "data_refused"
     assert (program.path / "stonemux.db").read_bytes() == before
     assert not (program.path / ".restore.new").exists()
-    program._open()
+    program.open()
 
 
 def test_a_search_after_a_restore_finds_what_the_copy_holds(restored, direct):
