@@ -53,7 +53,7 @@ def test_anything_else_is_a_failure(receive, code):
     assert found.gone == (code == 410)
 
 
-def test_nobody_there(receive):
+def test_a_port_where_nobody_listens_refuses_the_connection(receive):
     receiver = receive()
     receiver.close()
     assert post(receiver.url)[:2] == (None, "connection refused")

@@ -57,7 +57,7 @@ def test_all_wycheproof_vectors_are_there():
     assert {verdict for _, verdict, *_ in VECTORS} == {"valid", "invalid", "acceptable"}
 
 
-def test_wycheproof():
+def test_each_wycheproof_vector_is_judged_as_it_says():
     for number, verdict, public, signature, message in VECTORS:
         accepted = ed25519.verify(octets(public), octets(message), octets(signature))
         assert verdict == "acceptable" or accepted == (verdict == "valid"), number

@@ -80,12 +80,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_order_is_found(name):
+def test_a_history_that_some_order_explains_is_linearizable(name):
     assert is_linearizable(GOOD[name])
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_there_is_no_order(name):
+def test_a_history_that_no_order_explains_is_not(name):
     assert not is_linearizable(BAD[name])
 
 

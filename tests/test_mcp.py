@@ -183,7 +183,7 @@ def test_a_probe_before_initialize_is_answered_fast(legacy):
     assert legacy.ask("ping") == {}
 
 
-def test_discover(modern):
+def test_discover_tells_versions_identity_and_instructions_and_may_be_cached(modern):
     result = modern.ask("server/discover")
     assert result["supportedVersions"][0] == "2026-07-28"
     assert result["resultType"] == "complete"
@@ -320,7 +320,7 @@ def test_instructions_are_short(mux):
 # -- calling tools
 
 
-def test_a_conversation(mux):
+def test_agents_of_both_generations_share_messages_tasks_and_state(mux):
     ann, bob = Talk(mux, agent="ann"), Talk(mux, agent="bob", modern=True)
     ann.call("mux_register", role="researcher")
     bob.call("mux_register", capabilities=["drafting"])
@@ -480,7 +480,7 @@ def test_a_tier_that_is_too_low_is_a_result(mux):
 # -- resources and prompts
 
 
-def test_resources(talk):
+def test_the_guide_and_the_agents_are_resources(talk):
     talk.call("mux_register", agent_id="ann")
     uris = [resource["uri"] for resource in talk.ask("resources/list")["resources"]]
     assert uris == ["stonemux://guide", "stonemux://agents"]

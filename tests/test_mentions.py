@@ -46,7 +46,7 @@ def test_a_known_name_behind_an_at_sign_is_a_mention(text, found):
         "@two  words",
     ],
 )
-def test_nothing_else_is(text):
+def test_other_signs_longer_words_and_unknown_names_mention_nobody(text):
     assert mentions.find(text, KNOWN) == []
 
 
