@@ -74,7 +74,7 @@ class Entitlement:
             text = self._settings.license_key_file.read_bytes()
             self.license = license.read_license(license.decode(text), self.trusted())
         except FileNotFoundError:
-            pass
+            pass  # no license, which is no problem
         except OSError as error:
             self.problem = f"the license cannot be read: {error.strerror}"
         except MuxError as error:

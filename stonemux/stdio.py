@@ -182,7 +182,7 @@ class Pipe:
                     answer = payload.write_json(mcp.internal_fault(request.request_id).response())
                 self._deliver(call, answer)
         except Aborted:
-            pass
+            pass  # it was cancelled, so nobody waits for an answer
         except BrokenPipeError:
             os._exit(0)  # nobody reads the output any more
 
