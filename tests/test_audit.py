@@ -710,7 +710,7 @@ def test_nothing_is_purged_where_the_key_cannot_be_made(open_program, caplog):
 def restored(program, copy: Path) -> None:
     program.close()
     directory = DataDir(program.path)
-    copies.restore(directory, copy, program.clock.now_ms())
+    copies.restore(directory, copy, copies.inspect(copy), program.clock.now_ms())
     directory.close()
     program.open()
 
