@@ -80,7 +80,7 @@ def deactivate(settings: Settings) -> Path:
 
 def take_up(settings: Settings) -> str:
     """Have a running daemon read the license again; returns the outcome in words."""
-    if read_owner_token(settings.data_dir) is None:
+    if read_owner_token(settings.data_dir, settings.authority) is None:
         return "no daemon is running here; the next one will start with it"
     from stonemux import owner  # imports the whole program
 

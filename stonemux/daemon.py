@@ -24,7 +24,7 @@ from collections.abc import Callable
 from stonemux import VERSION, config, launch, logs, operations, signals, timekeeper
 from stonemux.clock import Clock
 from stonemux.config import Settings, authority, check_safe
-from stonemux.datadir import OWNER_TOKEN
+from stonemux.datadir import ADDRESS, OWNER_TOKEN
 from stonemux.errors import MuxError
 from stonemux.httpd import STACK_BYTES, Server
 from stonemux.mux import opened
@@ -52,9 +52,14 @@ class Daemon:
             self.mux.store.on_fatal = self._fail
             directory = self.mux.store.directory
             timekeeper.boot(self.mux)
-            directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
             operations.load()
             self.server = Server(self.mux)
+            try:  # the token comes last: commands show it only to who listens at that address
+                directory.write_passing(ADDRESS, authority(settings.host, self.server.port) + "\n")
+                directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
+            except BaseException:
+                self.server.server_close()
+                raise
             self._undo = undo.pop_all()
         self._timekeeper = timekeeper.Timekeeper(self.mux)
         self._timekeeper.start()

@@ -4,7 +4,8 @@ The lock is an `flock` on the directory itself: a lock *file* can be unlinked an
 `fcntl` locks vanish when any descriptor of the file is closed. Next to the database there are `CREATED` (this directory
 once held a database, so a missing database is a loss and not a beginning), `head.json` (how far the event log, the
 messages and the audit log had come, so that a database that went back in time is noticed and no id is assigned twice),
-and, once audit records were purged, `audit.key`.
+and, once audit records were purged, `audit.key`. While a daemon runs, there are its process id, its address, and the
+owner's token as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ HEAD = "head.json"
 PID = "daemon.pid"
 AUDIT_KEY = "audit.key"
 INSTALL = "install.json"
+ADDRESS = "daemon.address"
+"""Where the daemon that holds the directory listens."""
 OWNER_TOKEN = "owner.token"
 
 
@@ -118,8 +121,9 @@ class DataDir:
 
     def close(self) -> None:
         """Unlock the directory."""
-        with contextlib.suppress(OSError):
-            (self.path / PID).unlink()
+        for passing in (PID, ADDRESS, OWNER_TOKEN):
+            with contextlib.suppress(OSError):
+                (self.path / passing).unlink()
         os.close(self._fd)
 
 
@@ -135,14 +139,39 @@ def write_private(path: Path, text: str, *, lasting: bool = True) -> None:
     os.replace(temporary, path)
 
 
-def read_owner_token(path: Path) -> str | None:
-    """The owner token of the daemon that holds this directory; None if there is no such daemon or it is unreadable."""
+def read_owner_token(path: Path, address: str) -> str | None:
+    """The owner token of the daemon that holds this directory, to be shown at this address (host:port).
+
+    None if there is no such daemon, or the token is unreadable. Raises `token_invalid` if that daemon listens
+    elsewhere: whoever listens at the address instead must not learn the token.
+    """
     try:
-        if is_held(path):
-            return (path / OWNER_TOKEN).read_text().strip()
+        token = (path / OWNER_TOKEN).read_text().strip() if is_held(path) else None
     except OSError:
-        pass
-    return None
+        return None
+    if token is None:
+        return None
+    listening = _noted(path / ADDRESS)
+    if not _leads_to(address, listening):
+        where = f", which listens at {listening}" if listening else ""
+        raise MuxError(
+            "token_invalid",
+            f"the daemon at {address} does not use the data directory {path}; pass the one that it uses as --data-dir, "
+            f"or the --port of the one that uses this{where}",
+        )
+    return token
+
+
+_LOCALHOST = ("localhost", "127.0.0.1")
+_ALSO = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+"""The loopback addresses at which somebody who listens at all addresses is reached."""
+
+
+def _leads_to(address: str, listening: str) -> bool:
+    """Whether whoever connects to `address` reaches who listens at `listening`, and nobody else."""
+    host, _, port = address.replace(*_LOCALHOST, 1).rpartition(":")
+    own, _, its = listening.replace(*_LOCALHOST, 1).rpartition(":")
+    return port == its and host in (own, _ALSO.get(own))
 
 
 def read_install(path: Path, new_id: Callable[[], str]) -> tuple[str, int]:
@@ -214,8 +243,12 @@ def check_usable(path: Path) -> None:
 
 def noted_pid(path: Path) -> str:
     """The process id of the directory's holder, if it was recorded; else ""."""
+    return _noted(path / PID)
+
+
+def _noted(file: Path) -> str:
     try:
-        return (path / PID).read_text().strip()
+        return file.read_text().strip()
     except OSError:
         return ""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stonemux import VERSION, copies, datadir, ground, operations, pool, surroundings
+from stonemux import VERSION, copies, datadir, ground, pool, surroundings
 from stonemux.ballast import ROOM_BYTES, Ballast
 from stonemux.clock import DAY_MS, MINUTE_MS, Clock, rfc3339
 from stonemux.config import Settings, check_safe
@@ -28,7 +28,6 @@ from stonemux.datadir import Head
 from stonemux.errors import MuxError
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
 from stonemux.opening import RESTORE, check_sound, gone_back, stand
-from stonemux.remote import Remote
 from stonemux.screen import counted, safe
 
 LARGE_LOG = 64 * 1024 * 1024
@@ -215,15 +214,11 @@ def _daemon(patient: Patient) -> Iterator[Finding]:
 
 
 def _is_anothers(patient: Patient) -> bool:
-    """Whether the daemon that answers rejects the owner token in this data directory, and so uses another one."""
-    token = datadir.read_owner_token(patient.path)
-    if token is None:
-        return False
+    """Whether the daemon that holds this data directory listens elsewhere, so that the one that answers is another."""
     try:
-        with Remote(patient.settings, token) as daemon:
-            daemon.ask(operations.BY_NAME["license.status"], {})
-    except MuxError as error:
-        return error.code == "token_invalid"
+        datadir.read_owner_token(patient.path, patient.settings.authority)
+    except MuxError:
+        return True
     return False
 
 

@@ -22,9 +22,8 @@ from stonemux.tokens import OWNER
 
 def desk(settings: Settings, token: str | None = None) -> Remote | Here:
     """Where to call the owner's operations; `token` is used if the data directory holds none."""
-    mine = read_owner_token(settings.data_dir)
-    shown = mine or token
-    return Here(settings) if shown is None else Remote(settings, shown, owned=settings.data_dir if mine else None)
+    shown = read_owner_token(settings.data_dir, settings.authority) or token
+    return Here(settings) if shown is None else Remote(settings, shown)
 
 
 def call(settings: Settings, name: str, given: Mapping[str, Any]) -> Any:

@@ -82,8 +82,10 @@ class Pool:
                 return sock
             sock.close()
         try:
+            # A daemon that is told localhost listens at 127.0.0.1; anybody could listen at ::1, which may come first.
+            name = "127.0.0.1" if self.host.lower() == "localhost" else self.host
             # as bytes: for a str, Python loads the IDNA codec, in case the name is not ASCII
-            host: Any = self.host.encode() if self.host.isascii() else self.host
+            host: Any = name.encode() if name.isascii() else name
             sock = socket.create_connection((host, self.port), timeout=CONNECT_S)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

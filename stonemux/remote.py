@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stonemux.errors import MuxError, read_error
@@ -27,11 +26,9 @@ ACT_S = 3600.0
 class Remote:
     """A daemon, and the token to use, if any. `replayed` says whether the last answer was that of an earlier call."""
 
-    def __init__(self, settings: Settings, token: str | None, *, owned: Path | None = None) -> None:
-        """`owned` is the data directory whose owner token this is."""
+    def __init__(self, settings: Settings, token: str | None) -> None:
         self._pool = Pool(settings.host, settings.port, settings.tls_cert)
         self._token = token
-        self._owned = owned
         self.replayed = False
 
     def __enter__(self) -> Self:
@@ -73,18 +70,8 @@ class Remote:
             return trip.body.decode()
         answer = json.loads(trip.body)
         if trip.status != 200:
-            raise self._refused(trip, answer)
+            raise _refusal(trip, answer)
         return answer
-
-    def _refused(self, trip: RoundTrip, answer: Any) -> MuxError:
-        error = _refusal(trip, answer)
-        if error.code != "token_invalid" or self._owned is None:
-            return error
-        return MuxError(
-            error.code,
-            f"the daemon at {self._pool.authority} does not use the data directory {self._owned}; pass the one that "
-            "it uses as --data-dir, or another daemon's port as --port",
-        )
 
     def stream(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[bytes]:
         """Call an operation whose answer may never end; yields it piece by piece."""

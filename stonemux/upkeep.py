@@ -52,7 +52,7 @@ def _directly(directory: DataDir, output: Path | None) -> dict[str, Any]:
 
 def _through_the_daemon(settings: Settings, output: Path | None) -> dict[str, Any]:
     operation = operations.BY_NAME["admin.backup"]
-    with Remote(settings, read_owner_token(settings.data_dir), owned=settings.data_dir) as daemon:
+    with Remote(settings, read_owner_token(settings.data_dir, settings.authority)) as daemon:
         answer: dict[str, Any] = daemon.ask(operation, {})
     made = Path(answer["path"])
     if not made.exists() or not made.parent.parent.samefile(settings.data_dir):

@@ -35,7 +35,7 @@ from raw import PATIENCE_S, Raw, eventually, get, post
 
 from stonemux import VERSION, cli, daemon, datadir, logs, pool, timekeeper
 from stonemux.config import Settings
-from stonemux.datadir import DataDir
+from stonemux.datadir import DataDir, read_owner_token
 from stonemux.errors import MuxError
 from stonemux.record import replace
 from stonemux.store import Store
@@ -129,6 +129,7 @@ def test_the_banner_says_where_what_and_what_next(data):
         for path in data.iterdir():
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         assert (data / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
+        assert read_owner_token(data, f"localhost:{daemon.port}").startswith("owner_")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -154,7 +155,7 @@ def test_e9_a_stop_answers_what_waits_and_ends_in_time(data, stop):
         assert idle.has_ended()
         assert exit_status(daemon) == 0
         assert time.monotonic() - begun < STOP_S
-        assert not (data / "daemon.pid").exists()
+        assert not [file.name for file in data.iterdir() if file.name.startswith(("daemon.", "owner."))]
         assert not (data / "stonemux.db-wal").exists()
 
 

@@ -20,15 +20,18 @@ from tls_client import CERT
 
 from stonemux import audit, tokens
 from stonemux.client import Client
+from stonemux.datadir import ADDRESS, OWNER_TOKEN, DataDir, read_owner_token
 from stonemux.errors import MuxError
 from stonemux.licensekey import Key
 from stonemux.operations import BY_NAME, OPERATIONS
+from stonemux.pool import Pool
 from stonemux.tokens import MOST_TOKEN, Tokens
 
 REQUIRED = pytest.mark.settings(auth_tokens="required")
 DAY_MS = 24 * 3600 * 1000
 KEY = Key("pro", 1, 1).text
 """A key without a typo, of a license that nobody has given out."""
+ANY = (socket.AF_INET, socket.SOCK_STREAM, 0)
 CALLED = [operation for operation in OPERATIONS if operation.kind not in ("stream", "document")]
 
 
@@ -495,6 +498,44 @@ def test_the_owner_may_act_as_anybody(face):
     face.call("msg.send", from_="bob", to="ann", content="x")
     face.token = face.mux.tokens.owner[:-1] + "x"
     refusal(face, "token_invalid", "stats")
+
+
+@pytest.mark.parametrize(
+    ("listening", "asked", "shown"),
+    [
+        ("127.0.0.1:3392", "127.0.0.1:3392", True),
+        ("127.0.0.1:3392", "localhost:3392", True),
+        ("localhost:3392", "127.0.0.1:3392", True),
+        ("[::1]:3392", "[::1]:3392", True),
+        ("0.0.0.0:3392", "127.0.0.1:3392", True),
+        ("[::]:3392", "[::1]:3392", True),
+        ("127.0.0.1:3392", "127.0.0.1:3393", False),
+        ("127.0.0.1:3392", "127.0.0.2:3392", False),
+        ("127.0.0.1:3392", "[::1]:3392", False),
+        ("0.0.0.0:3392", "[::1]:3392", False),
+        ("0.0.0.0:3392", "example.com:3392", False),
+        ("", "127.0.0.1:3392", False),
+    ],
+)
+def test_the_owners_token_is_shown_only_where_the_daemon_listens_that_it_belongs_to(tmp_path, listening, asked, shown):
+    """Anybody on the machine may listen at another address, and would be the owner with it."""
+    directory = DataDir(tmp_path / "data")
+    (directory.path / OWNER_TOKEN).write_text("owner_x\n")
+    (directory.path / ADDRESS).write_text(f"{listening}\n")
+    if shown:
+        assert read_owner_token(directory.path, asked) == "owner_x"
+    else:
+        with pytest.raises(MuxError, match="--data-dir"):
+            read_owner_token(directory.path, asked)
+    directory.close()
+    assert read_owner_token(directory.path, asked) is None
+
+
+def test_localhost_is_where_a_daemon_listens_that_is_told_so(monkeypatch):
+    """For many systems it is ::1 first, where anybody may listen while the daemon has 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *_: [(*ANY, "", (host.decode(), port))])
+        Pool("LocalHost", listener.getsockname()[1]).take().close()
 
 
 # -- keys

@@ -52,19 +52,16 @@ def _answers(settings: Settings, token: str | None) -> list[Any]:
     from stonemux.datadir import read_owner_token
     from stonemux.remote import Remote
 
-    mine = None if token else read_owner_token(settings.data_dir)
+    foreign = None
     try:
-        with Remote(settings, token or mine, owned=settings.data_dir if mine else None) as daemon:
-            return _ask(daemon)
+        token = token or read_owner_token(settings.data_dir, settings.authority)
     except MuxError as error:
-        if error.code != "token_invalid" or mine is None:
-            raise
         foreign = error
     try:
-        with Remote(settings, None) as daemon:
+        with Remote(settings, token) as daemon:
             return _ask(daemon)
     except MuxError as error:
-        raise foreign if error.code == "token_missing" else error from None
+        raise foreign if foreign is not None and error.code == "token_missing" else error from None
 
 
 def _ask(daemon: Remote) -> list[Any]:

@@ -24,7 +24,7 @@ def test_every_operation_keeps_to_the_openapi_document(tmp_path):
     with running_daemon(tmp_path / "data", "--config", str(settings)) as daemon:
         document = tmp_path / "openapi.json"
         document.write_bytes(daemon.get("/openapi.json"))
-        owner = read_owner_token(tmp_path / "data")
+        owner = read_owner_token(tmp_path / "data", f"127.0.0.1:{daemon.port}")
         done = subprocess.run(
             [
                 *(str(TOOL), "--config-file", str(HERE / "schemathesis.toml"), "run", str(document)),
