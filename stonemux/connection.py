@@ -381,6 +381,7 @@ class Connection:
         return head, body
 
     def _begin_body(self, head: wire.Head) -> None:
+        self._head = head
         try:
             limit = self._attendant.most_body(head) if head.chunked or head.length > BODY_LIMIT else BODY_LIMIT
         except MuxError:
@@ -394,7 +395,6 @@ class Connection:
                 close=True,
                 limit=limit,
             )
-        self._head = head
         if head.chunked:
             self._chunks = wire.ChunkedBody(limit)
         elif head.length > BODY_LIMIT:
@@ -411,6 +411,11 @@ class Connection:
             self._due(within_ms)
 
     # -- answering, on any thread
+
+    @property
+    def path(self) -> str:
+        """The path of the request whose body is not complete; "" if there is none."""
+        return self._head.path if self._head is not None else ""
 
     @property
     def last(self) -> bool:

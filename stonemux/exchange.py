@@ -365,12 +365,12 @@ class Exchange(Caller):
         self._connection.finish(answer, close=self._close, flight=flight)
 
 
-def refusal(error: MuxError, request_id: str) -> bytes:
-    """A complete error answer, with `Connection: close`, for a request that could not be read."""
+def refusal(error: MuxError, request_id: str, body: bytes | None = None) -> bytes:
+    """A complete error answer, with `Connection: close`, for a request that could not be read; `body` replaces ours."""
     extra = (("Retry-After", str(error.retry_after)),) if error.retry_after is not None else ()
     return wire.render(
         error.failure.http,
-        payload.write_line(error.body(request_id)),
+        payload.write_line(error.body(request_id)) if body is None else body,
         request_id=request_id,
         close=True,
         extra=extra + challenge(error),

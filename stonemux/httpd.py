@@ -46,7 +46,7 @@ from stonemux.errors import MuxError
 from stonemux.exchange import ROUTES, Exchange, refusal
 from stonemux.local import BACKLOG, Listener
 from stonemux.mcp import PATH as MCP_PATH
-from stonemux.mcphttp import CallKey, McpExchange
+from stonemux.mcphttp import CallKey, McpExchange, refused
 from stonemux.mux import Mux
 from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
@@ -401,7 +401,8 @@ class Server(ThreadingHTTPServer):
         request_id = self.request_id()
         if error.failure.http in audit.GUARDED:
             self.mux.blotter.note(Entry("http.request", outcome=error.code, request_id=request_id))
-        connection.finish(refusal(error, request_id), close=True)
+        body = payload.write_json(refused(error, request_id)) if connection.path == MCP_PATH else None
+        connection.finish(refusal(error, request_id, body), close=True)
 
     def revisit(self, connection: Connection) -> None:
         """Have the attending thread look at this connection again."""

@@ -19,10 +19,12 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
+from stonemux import payload
 from stonemux.errors import MuxError, nearest
 from stonemux.record import Record
 from stonemux.schema import Operation, shown
@@ -78,6 +80,42 @@ class Fault(Exception):
 
 
 # -- reading a message
+
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'  # or one without an end, lest it is looked for again and again
+_PIECE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
+_ID = re.compile(rb"\s*:\s*(" + _STRING + rb"|-?[0-9]+)\s*[,}]", re.DOTALL)
+
+
+def parse(message: bytes) -> Any:
+    """Decode a message's JSON; raises Fault -32700."""
+    try:
+        return payload.read_value(message)
+    except MuxError as error:
+        raise unreadable(message, error) from error
+
+
+def unreadable(message: bytes, error: MuxError) -> Fault:
+    """The error for a message that is refused before it is classified.
+
+    It has the id if the message is JSON, only too long, too deep, or with a number or character that is refused: an
+    error without an id reaches nobody over standard input and output, and the client would wait for its answer.
+    """
+    request_id = None if error.code in ("invalid_json", "invalid_utf8") else _id_in(message)
+    return Fault(PARSE_ERROR, f"Parse error: {error.message}", {"code": error.code}, request_id)
+
+
+def _id_in(message: bytes) -> RequestId | None:
+    """The id of an object, found without parsing it as a whole."""
+    depth = 0
+    for piece in _PIECE.finditer(message):
+        if piece[0] in b"[{":
+            depth += 1
+        elif piece[0] in b"]}":
+            depth -= 1
+        elif depth == 1 and piece[0] == b'"id"' and (found := _ID.match(message, piece.end())):
+            with suppress(MuxError):
+                return _id_of({"id": payload.read_value(found[1])})
+    return None
 
 
 class Request(NamedTuple):

@@ -72,9 +72,18 @@ class McpExchange(Exchange):
             if self._is_post():
                 self._handle(body)
         except Fault as fault:
-            self._send_message(fault.response(), _refused_status(fault.code))
+            self._send_message(fault.response(), self._faulty_status(fault))
         except Exception as error:
             self._refuse(error)
+
+    def _faulty_status(self, fault: Fault) -> int:
+        """The HTTP status for a message at fault; a 400 ends the whole session of a legacy client (Python SDK 1)."""
+        in_message = fault.request_id is not None and fault.code in (mcp.PARSE_ERROR, mcp.INVALID_PARAMS)
+        return 200 if in_message and not self._is_modern() else _refused_status(fault.code)
+
+    def _is_modern(self) -> bool:
+        """Whether the headers name a revision without a handshake."""
+        return self._head.headers.get("mcp-protocol-version") in mcp.MODERN
 
     def _hosts(self) -> frozenset[str]:
         """The accepted values of Host: as in the SDKs, loopback names with any port, such as that of a tunnel."""
@@ -102,13 +111,9 @@ class McpExchange(Exchange):
             self.principal = tokens.admit(self.bearer)
         wire.check_content_type(self._head)
         check_accept(headers)
-        try:
-            message = payload.read_value(body)
-        except MuxError as error:
-            raise Fault(mcp.PARSE_ERROR, f"Parse error: {error.message}", {"code": error.code}) from error
-        request = mcp.read(message)
+        request = mcp.read(mcp.parse(body))
         if request is None or request.request_id is None:
-            if request is None and headers.get("mcp-protocol-version") in mcp.MODERN:
+            if request is None and self._is_modern():
                 raise Fault(mcp.INVALID_REQUEST, "responses are not accepted: this server sends no requests")
             if request is not None and request.method == "notifications/cancelled":
                 self._cancel(request.params.get("requestId"))
@@ -212,8 +217,7 @@ class McpExchange(Exchange):
             self._server.mux.blotter.note(entry)
         self._close = self._close or error.close
         self._extra += challenge(error)
-        fault = Fault(mcp.INVALID_REQUEST, error.message, error.body(self.request_id)["error"])
-        self._send_message(fault.response(), error.failure.http)
+        self._send_message(refused(error, self.request_id), error.failure.http)
 
 
 class _Desk:
@@ -235,6 +239,11 @@ class _Desk:
         mux.presence.beat(agent_id)
         with mux.flights.of(agent_id) as held, mux.store.read() as rx:
             return max(0, messages.queued(rx, agent_id) - len(held))
+
+
+def refused(error: MuxError, request_id: str) -> dict[str, Any]:
+    """The message for a request that HTTP refuses, whatever message it carries."""
+    return Fault(mcp.INVALID_REQUEST, error.message, error.body(request_id)["error"]).response()
 
 
 def _event(message: dict[str, Any]) -> bytes:

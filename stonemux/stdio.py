@@ -270,13 +270,9 @@ class _Closed:
 
 def _parsed(line: bytes) -> Any:
     if len(line) > MOST_LINE:
-        raise Fault(
-            mcp.PARSE_ERROR, f"Parse error: a message may have at most {MOST_LINE} bytes, and this one has {len(line)}"
-        )
-    try:
-        return payload.read_value(line.strip())
-    except MuxError as error:
-        raise Fault(mcp.PARSE_ERROR, f"Parse error: {error.message}", {"code": error.code}) from error
+        problem = f"a message may have at most {MOST_LINE} bytes, and this one has {len(line)}; send less"
+        raise mcp.unreadable(line, MuxError("body_too_large", problem))
+    return mcp.parse(line.strip())
 
 
 def _waits(call: _Call) -> bool:

@@ -134,6 +134,29 @@ def test_what_is_no_message_is_refused(message, code):
 
 
 @pytest.mark.parametrize(
+    ("message", "request_id"),
+    [
+        (b'{"id": 7, "params": {"id": 8, "n": 9999999999999999999999}}', 7),
+        (b'{"params": {"id": 8, "text": "\\ud83d"}, "id": "\\"id\\": 9"}', '"id": 9'),
+        (b'{"method": "id", "\\"id": 5, "a": "\\ud83d", "id"\n:\n-3\n}', -3),
+        (b'{"a":' + b"[" * 100 + b'{"id":1}' + b"]" * 100 + b',"id":2}', 2),
+        (b'{"id": 1, "id": 2}', 1),
+        (b'{"id": "\\ud83d", "a": 1}', None),
+        (b'{"id": [1], "n": 9999999999999999999999}', None),
+        (b'{"id": 9999999999999999999999}', None),
+        (b'[{"id": 1, "n": 9999999999999999999999}]', None),
+        (b'{"id": 1, "broken"', None),
+        (b'{"id": 1, "a": "\xff"}', None),
+        (b"[" * 100 + b'\\"' * 100_000 + b"\\", None),
+    ],
+)
+def test_json_that_is_refused_is_answered_by_its_id(message, request_id):
+    with pytest.raises(Fault) as caught:
+        mcp.parse(message)
+    assert (caught.value.code, caught.value.request_id) == (mcp.PARSE_ERROR, request_id)
+
+
+@pytest.mark.parametrize(
     "message",
     [
         {"jsonrpc": "2.0", "method": "notifications/initialized"},

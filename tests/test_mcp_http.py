@@ -161,6 +161,13 @@ def test_the_transport_refuses_with_json_rpc_errors(client, headers, status):
     assert answer["error"]["data"]["code"]
 
 
+def test_a_body_that_is_not_read_is_refused_with_a_json_rpc_error(client):
+    status, _, answer = client.post(b" " * 1_048_577)
+    assert (status, answer["id"], answer["error"]["code"]) == (413, None, mcp.INVALID_REQUEST)
+    assert answer["error"]["data"]["code"] == "body_too_large"
+    assert json.loads(client.http.request("POST", "/msg/send", b" " * 1_048_577)[2])["error"]["limit"] == 1_048_576
+
+
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:1", "[::1]:65535", "LOCALHOST:80"])
 def test_loopback_is_known_by_any_port(client, host):
     assert client.post(ask("ping"), Host=host)[0] == 200
@@ -182,6 +189,13 @@ def test_a_local_origin_is_welcome(client):
 def test_what_cannot_be_read_is_a_parse_error(client, body):
     status, _, answer = client.post(body)
     assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.PARSE_ERROR, None)
+
+
+@pytest.mark.parametrize("body", [b'{"id":3,"a":"\\ud83d"}', b'{"jsonrpc":"2.0","id":3,"method":"ping","params":[]}'])
+def test_what_has_an_id_is_refused_with_it_and_ends_no_legacy_session(client, body):
+    for version, status in (("2025-06-18", 200), ("2026-07-28", 400)):
+        got, _, answer = client.post(body, MCP_Protocol_Version=version)
+        assert (got, answer["id"], "error" in answer) == (status, 3, True)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b"null", b'"ping"', b"{}"])

@@ -204,6 +204,7 @@ def test_a_broken_line_ends_nothing(place):
     assert ann.answer(ann.send("ping"))["result"] == {}
     codes = [json.loads(line)["error"]["code"] for line in ann.lines if b'"error"' in line]
     assert sorted(codes) == [mcp.PARSE_ERROR] * 2 + [mcp.INVALID_REQUEST] * 2
+    assert "1048576 bytes" in ann.answer(ann.begin("mux_send", content="x" * 1_100_000))["error"]["message"]
 
 
 def test_the_end_of_the_input_ends_it_within_a_second(place):
