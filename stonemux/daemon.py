@@ -20,6 +20,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from shlex import quote
 
 from stonemux import VERSION, config, launch, logs, operations, signals, timekeeper
 from stonemux.clock import Clock
@@ -185,13 +186,15 @@ def _calm_collector() -> None:
 
 def banner(daemon: Daemon) -> str:
     """What the user needs to know after the start, and what to type next."""
-    run = launch.typed()
+    look = f"{launch.typed()} status{launch.at(daemon.server.port)}"
+    if daemon.mux.tokens.required and daemon.settings.data_dir != Settings().data_dir.expanduser():
+        look += f" --data-dir {quote(str(daemon.settings.data_dir))}"  # which holds the owner's token
     rows = [
         ("listening", daemon.url),
         *([("socket", daemon.settings.unix_socket)] if daemon.settings.unix_socket else []),
         ("data", str(daemon.settings.data_dir)),
         ("tier", daemon.mux.tier),
-        ("try", f"{run} status{launch.at(daemon.server.port)}"),
+        ("try", look),
         ("stop", "Ctrl-C"),
     ]
     return "\n".join([f"stonemux {VERSION}", *(f"  {name:<10}{value}" for name, value in rows)])

@@ -137,7 +137,7 @@ class _Session:
                 break
         if not isinstance(answer.get("result"), dict):
             error = answer.get("error")
-            raise _Trouble(f"it refused {method}: {json.dumps(error)[:500]}", code=_code(error))
+            raise _Trouble(f"it refused {method}: {_reason(error)}", code=_code(error))
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -175,6 +175,13 @@ class _Session:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return f" with status {self._child.wait(1)}"
         return " its output"
+
+
+def _reason(error: Any) -> str:
+    """The words of a JSON-RPC error, with its number; whatever it is, if it has none."""
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return f"{error['message'][:500]} ({json.dumps(error.get('code'))[:20]})"
+    return json.dumps(error)[:500]
 
 
 def _code(error: Any) -> str:

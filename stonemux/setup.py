@@ -37,6 +37,7 @@ INSTALLED = ("-P", "-m", "stonemux")
 """What starts an installed stonemux, behind the interpreter."""
 FOREIGN_FORM = ("type", "url", "httpUrl", "serverUrl", "headers", "http_headers", "bearer_token_env_var")
 """Fields of an entry that reached stonemux over HTTP; they would contradict a command."""
+TOKEN_REMEDY = "set STONEMUX_TOKEN in the env of its entry; make a token with: stonemux token --agent NAME"
 ATTEMPTS = 5
 """How often to try: clients write their files too, and an edit that was overtaken starts over."""
 
@@ -154,7 +155,8 @@ def check(job: Job, *, patience_ms: int = probe.PATIENCE_MS) -> list[str]:
         return probe.list_tools(command, environ, folder, patience_ms=patience_ms)
     except MuxError as error:
         told = f"{job.file} was written, but its command does not work: {error.message}"
-        raise MuxError(error.code, told, **error.facts) from None
+        remedy = TOKEN_REMEDY if error.facts.get("refused", "").startswith("token_") else ""
+        raise MuxError(error.code, told, remedy=remedy, **error.facts) from None
 
 
 # --- the command

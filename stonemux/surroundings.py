@@ -43,7 +43,6 @@ LEAST_TIME = 1_735_689_600_000
 """The beginning of 2025: a clock that shows an earlier time was never set."""
 CLIENT_MS = 8_000
 """How long a client's command may take."""
-TOKEN_REMEDY = "set STONEMUX_TOKEN in the env of its entry; make a token with: stonemux token --agent NAME"
 BELL_S = 1.0
 MOST_BELLS = 20
 OTHERS = ("STONEMUX_AGENT", "STONEMUX_TOKEN", "STONEMUX_CONFIG", "STONEMUX_CLI", "STONEMUX_SEED", "STONEMUX_SOAK")
@@ -221,7 +220,7 @@ def _entry(patient: Patient, job: setup.Job, entry: Any, where: str, remedy: str
         if error.facts.get("untried"):
             return _untried(where, error.message, remedy)
         lacks_token = error.facts.get("refused", "").startswith("token_")
-        return Finding("clients", PROBLEM, error.message, TOKEN_REMEDY if lacks_token else remedy)
+        return Finding("clients", PROBLEM, error.message, setup.TOKEN_REMEDY if lacks_token else remedy)
 
 
 def _url(entry: Mapping[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,22 @@ def test_the_banner_says_where_what_and_what_next(data):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
         assert (data / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
         assert read_owner_token(data, f"localhost:{daemon.port}").startswith("owner_")
+
+
+def test_the_banner_names_the_directory_with_the_token_that_status_needs(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    for required, path, flag in (
+        (True, "/srv/my data", " --data-dir '/srv/my data'"),
+        (False, "/srv/my data", ""),
+        (True, "/home/ann/.stonemux", ""),
+    ):
+        running: Any = SimpleNamespace(
+            url="http://127.0.0.1:3392",
+            settings=replace(Settings(), data_dir=Path(path)),
+            mux=SimpleNamespace(tier="free", tokens=SimpleNamespace(required=required)),
+            server=SimpleNamespace(port=3392),
+        )
+        assert f" status{flag}\n" in daemon.banner(running)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

@@ -714,7 +714,7 @@ def test_a_command_that_hangs_is_reported(job):
     [
         ("die", "it ended with status 7 before it answered initialize; the end of its standard error:\n  | line 29\n"),
         ("chatter", "it wrote something other than the protocol to standard output: b'Welcome!'"),
-        ("refuse", 'it refused initialize: {"code": -32602, "message": "not today", '),
+        ("refuse", "it refused initialize: not today (-32602); set STONEMUX_TOKEN in the env of its entry"),
         ("odd", "its answer to tools/list has no list of tools"),
     ],
 )
