@@ -283,14 +283,20 @@ class Connection:
                 self._close(arrived=self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
         self._tell()
 
-    def hang_up(self, *, idle: bool = False) -> None:
+    @property
+    def stuck_since(self) -> int | None:
+        """Since when the client leaves a part of an answer unread (ticks); None if there is no such answer."""
+        return self._deadline - SEND_MS if self._phase == "sending" and self._deadline is not None else None
+
+    def hang_up(self, *, idle: bool = False, stuck: bool = False) -> None:
         """Close at once; a running request has nobody left to answer.
 
         On an idle connection, an answer counts as received if the client's system has acknowledged every byte. With
-        `idle`, close only if no request runs, since one may have come after the caller looked.
+        `idle`, close only if no request runs, since one may have come after the caller looked; with `stuck`, only if
+        the client has still not taken its answer.
         """
         with self.lock:
-            if idle and self._busy:
+            if (idle and self._busy) or (stuck and self.stuck_since is None):
                 return
             self._gone = True
             watch = self._watch

@@ -64,6 +64,8 @@ HELD_UP_MS = 20
 QUIET_ROUNDS = 10
 """After this many checks without traffic, the guard sleeps until there is traffic again."""
 ACCEPTED_AT_ONCE = 64
+STUCK_MS = 1000
+"""How long a client may leave an answer unread before it gives way to a new connection, if all places are taken."""
 STOP_MS = 1000
 """How long the requests in progress may take to finish when the daemon stops."""
 IDLE_WORKERS = 64
@@ -286,8 +288,9 @@ class Server(ThreadingHTTPServer):
 
     def _see_to_the_rest(self) -> None:
         """Serve revisited connections, settle verdicts that are due, look at parked calls, and check deadlines."""
-        while (connection := _taken(self._revisits)) is not None:
-            connection.attend()
+        for _ in range(len(self._revisits)):  # what they append, such as a pipelined request, waits for the next round
+            if (connection := _taken(self._revisits)) is not None:
+                connection.attend()
         now = self.ticks_ms()
         while (verdict := _taken(self._verdicts)) is not None:
             if verdict[0] > now:
@@ -357,12 +360,18 @@ class Server(ThreadingHTTPServer):
         connection.attend()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest, to make room for a new one; False if none is idle."""
+        """Close the connection that has been idle longest, or else leaves an answer unread; False if there is none."""
         with self._lock:
-            idle = [(since, other) for other in self._connections.values() if (since := other.idle_since) is not None]
-        if not idle:
+            others = list(self._connections.values())
+        idle = [(since, other) for other in others if (since := other.idle_since) is not None]
+        if idle:
+            min(idle, key=lambda pair: pair[0])[1].hang_up(idle=True)
+            return True
+        stuck = [(since, other) for other in others if (since := other.stuck_since) is not None]
+        since, other = min(stuck, key=lambda pair: pair[0], default=(0, None))
+        if other is None or self.ticks_ms() - since < STUCK_MS:
             return False
-        min(idle, key=lambda pair: pair[0])[1].hang_up(idle=True)
+        other.hang_up(stuck=True)
         return True
 
     def _turn_away(self, sock: socket.socket, words: bytes) -> None:

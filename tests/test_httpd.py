@@ -30,6 +30,7 @@ from tls_client import trusting
 from stonemux import connection, httpd
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
 from stonemux.errors import MuxError
+from stonemux.httpd import STUCK_MS
 from stonemux.operations import OPERATIONS
 from stonemux.readiness import Ready
 from stonemux.transaction import Job
@@ -88,6 +89,10 @@ class Served:
     def eventually(self, holds: Callable[[], Any], step: int = VERDICT_MS) -> None:
         """Wait until `holds()`, while time passes in steps."""
         eventually(lambda: holds() or (self.pass_time(step) and False))
+
+    def connections(self) -> list[Connection]:
+        """The daemon's ends of the open connections."""
+        return list(self.server._connections.values())
 
     def until_acknowledged(self) -> None:
         """Wait until the clients' systems have acknowledged every byte, which they may put off for 40 ms."""
@@ -620,6 +625,42 @@ def test_the_oldest_idle_connection_makes_room_for_a_new_one(serve):
     assert connections[0].has_ended()
     assert [raw.ask(HEALTH).status for raw in connections[1:]] == [200] * 3
     served.still_serves()
+
+
+def test_who_does_not_read_its_answers_makes_room_for_a_new_one(serve):
+    """Anybody could hold all places, without a token: a refusal that nobody reads holds one just as well."""
+    served = serve(max_connections=4)
+    connections = []
+    for count in range(1, 5):
+        connections.append(served.connect())
+        connections[-1].send(get("/openapi.json") * 100)
+        eventually(lambda count=count: [o.stuck_since is None for o in served.connections()].count(False) == count)
+        served.clock.advance(100)
+    served.turns_away()
+    served.clock.advance(STUCK_MS - 400)
+    longest = min((other.stuck_since, other) for other in served.connections())[1]
+    assert served.connect().ask(HEALTH).status == 200
+    assert longest not in served.connections()
+    assert len([other for other in served.connections() if other.stuck_since is not None]) == 3
+    for raw in connections:
+        raw.reset()
+
+
+def test_who_asks_much_at_once_lets_others_have_their_turn(served, monkeypatch):
+    many, one = served.connect(), served.connect()
+    assert [raw.ask(HEALTH).status for raw in (many, one)] == [200, 200]
+    handle, sent = served.server.handle, []
+
+    def handling(*asked: Any) -> None:
+        if not sent:
+            sent.append(one.send(HEALTH))
+        handle(*asked)
+
+    monkeypatch.setattr(served.server, "handle", handling)
+    many.send(HEALTH * 200)
+    turns = [int(raw.answer().headers["x-request-id"].rpartition("-")[2], 16) for raw in (many, one)]
+    assert turns[1] - turns[0] < 5
+    assert [many.answer().status for _ in range(199)] == [200] * 199
 
 
 def test_a_connection_is_refused_when_none_is_idle(serve):
