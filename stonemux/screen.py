@@ -146,7 +146,8 @@ def answer(operation: Operation, told: Mapping[str, Any], look: Look) -> str:
     parts += _flushed(shape, facts, look)
     if told.get("more"):
         flags = [f"--{name}" for name in ("limit", "after", "before") if name in operation.by_name]
-        parts.append(look.tone("2", f"there are more: see {' and '.join(flags)}"))
+        how = "--limit, or poll again" if operation.takes else " and ".join(flags)
+        parts.append(look.tone("2", f"there are more: see {how}"))
     return "\n\n".join(part for part in parts if part) or (f"no {_label([*told][-1])}" if told else "")
 
 

@@ -104,7 +104,7 @@ def flag(param: Param) -> str:
 
 def slots(operation: Operation) -> list[Param]:
     """The parameters that may be given without their flags, in order; a sender or poster may not."""
-    loose = [param for param in operation.params if param.required or param.name == "content"]
+    loose = [param for param in operation.params if param.required or param.either]
     acting = [param for param in loose if param.name == operation.actor == "agent_id"]
     return [param for param in loose if param.name != operation.actor] + acting
 
@@ -159,7 +159,7 @@ def read(
             told = f"{flag(param)} is required: {param.doc}"
             if param.name == operation.actor:
                 told += " Or set STONEMUX_AGENT"
-            raise MuxError("missing_field", told, parameter=param.name)
+            raise MuxError("missing_field", "; ".join([told, *line.placed]), parameter=param.name)
     return Typed(operation, line.given, line.options)
 
 
@@ -169,6 +169,8 @@ class _Line:
     def __init__(self, operation: Operation, stdin: Callable[[], str]) -> None:
         self.given: dict[str, Any] = {}
         self.options = SimpleNamespace()
+        self.placed: list[str] = []
+        """What each word without a flag was taken for."""
         self._operation = operation
         self._params = {flag(param): param for param in operation.params}
         self._common = {one.typed: one for one in common(operation)}
@@ -193,8 +195,11 @@ class _Line:
         """Assign the words without a flag to the parameters in `slots` that are not given yet."""
         words = iter(self._loose)
         for param in slots(self._operation):
-            if param.name not in self.given and (word := next(words, None)) is not None:
+            if {param.name, param.either} & {*self.given}:
+                continue
+            if (word := next(words, None)) is not None:
                 self._put(param, self._value(param, word))
+                self.placed.append(f"{shown(word)} is {flag(param)}")
         for word in words:
             alone = ", ".join(param.name.upper() for param in slots(self._operation)) or "nothing"
             problem = f"one word too many: {shown(word)}; only {alone} may be given without a flag"
@@ -276,11 +281,11 @@ def _text(param: Param, text: str) -> Any:
 
 
 def _names(param: Param, text: str) -> Any:
-    return _json(param, text, list) if text.startswith("[") else text.split(",")
+    return _json(param, text, list) if text.startswith("[") else [part.strip() for part in text.split(",")]
 
 
 def _integers(param: Param, text: str) -> Any:
-    return [_integer(param, part) for part in text.split(",")]
+    return [_integer(param, part.strip()) for part in text.split(",")]
 
 
 def _object(param: Param, text: str) -> Any:

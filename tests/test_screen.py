@@ -75,6 +75,7 @@ def test_nothing_to_claim_is_said():
         ("channel.messages", "--limit and --before"),
         ("msg.dead", "--limit"),
         ("events.list", "--limit and --after"),
+        ("msg.poll", "--limit, or poll again"),
     ],
 )
 def test_that_there_are_more_names_flags_that_exist(name, told):

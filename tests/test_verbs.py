@@ -83,6 +83,17 @@ def test_what_is_required_may_stand_without_its_flag_the_acting_agent_last():
     assert given("--", "--text", "ann") == {"text": "--text", "agent_id": "ann"}
 
 
+def test_either_of_two_may_stand_without_its_flag_unless_the_other_is_given():
+    dispatch = BY_NAME["task.dispatch"]
+    assert verbs.read(dispatch, ["t1", "bob"]).given == {"task_id": "t1", "agent_id": "bob"}
+    assert verbs.read(dispatch, ["bob", "--task-id", "t1"]).given == {"task_id": "t1", "agent_id": "bob"}
+    assert verbs.read(dispatch, ["bob", "--task-ids", "t1,t2"]).given == {"task_ids": ["t1", "t2"], "agent_id": "bob"}
+
+
+def test_a_list_may_have_blanks_after_its_commas():
+    assert given("hi", "ann", "--tags", "a, b", "--ids", "1, 2") == ANN | {"tags": ["a", "b"], "ids": [1, 2]}
+
+
 def test_the_acting_agent_comes_from_outside_unless_it_is_named():
     assert given("hi", agent="ann") == ANN
     assert given("hi", "ann", agent="bob") == ANN
@@ -106,6 +117,7 @@ def test_a_dash_is_standard_input_as_it_is():
     ("words", "code", "told"),
     [
         (["hi"], "missing_field", "--agent-id is required: The acting agent."),
+        (["bob"], "missing_field", "--agent-id is required: The acting agent. Or set STONEMUX_AGENT; 'bob' is --text"),
         (["--agent-id", "ann"], "missing_field", "--text is required: What it says."),
         (["--agent-id", "ann", "--text"], "invalid_field", "--text needs a value"),
         (["hi", "ann", "bob"], "not_understood", "one word too many: 'bob'"),
