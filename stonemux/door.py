@@ -98,6 +98,11 @@ class Call:
         """The checked arguments."""
         return self._args
 
+    @property
+    def replayed(self) -> bool:
+        """Whether the answer is that of an earlier call with the same idempotency key."""
+        return self._caller.replayed
+
     def queue(self, done: Done) -> None:
         """Queue the work; the thread that leads its commit calls `done(answer, error)` afterwards."""
         assert self.work is not None

@@ -45,7 +45,8 @@ A running daemon reloads those marked \\* on SIGHUP; the others take effect at i
 MANY = (
     f"Over HTTP the body may also be a list of up to {MOST_TOGETHER} such objects: one transaction and one flush, "
     'answered with `{"results": [...]}` in the order of the list. Each is a call of its own, with its own '
-    "`idempotency_key`: what is refused has `error` in its place and harms none of the others."
+    "`idempotency_key`: what is refused has `error` in its place and harms none of the others, and what repeats an "
+    "earlier call has `replayed`."
 )
 
 

@@ -6,7 +6,7 @@ Nothing is retried here: the user sees what happened and decides.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +21,10 @@ PATIENCE_S = 30.0
 """How long a call may take beyond the wait that it asks for."""
 ACT_S = 3600.0
 """How long an act, such as a backup, may take."""
+
+
+Given = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The parameters of a call, or of each call in a list."""
 
 
 class Remote:
@@ -45,8 +49,16 @@ class Remote:
         with self.asked(operation, given) as answer:
             return answer
 
+    def ask_all(self, operation: Operation, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Call an operation that takes a list; returns the answers in their order, a MuxError for each refused call.
+
+        Raises what `ask` raises if the whole request failed.
+        """
+        with self.asked(operation, calls) as answer:
+            return [read_error(told["error"]) if "error" in told else told for told in answer["results"]]
+
     @contextmanager
-    def asked(self, operation: Operation, given: Mapping[str, Any]) -> Iterator[Any]:
+    def asked(self, operation: Operation, given: Given) -> Iterator[Any]:
         """Call an operation; what it delivers counts as received when the block ends, and goes back if it fails."""
         path, body, headers = self._request(operation, given)
         with self._pool.round_trip() as trip:
@@ -86,10 +98,10 @@ class Remote:
         except (NoAnswer, ValueError) as trouble:
             raise self._pool.unreachable(trouble) from trouble
 
-    def _request(self, operation: Operation, given: Mapping[str, Any]) -> tuple[str, bytes | None, dict[str, str]]:
+    def _request(self, operation: Operation, given: Given) -> tuple[str, bytes | None, dict[str, str]]:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
-            if operation.method == "GET":
+            if operation.method == "GET" and isinstance(given, Mapping):
                 return with_query(operation.path, given), None, headers
             return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
         except UnicodeEncodeError:
@@ -105,5 +117,7 @@ def _refusal(trip: RoundTrip, answer: Any) -> MuxError:
     return read_error(answer["error"], trip.headers.get("retry-after", ""))
 
 
-def _patience(operation: Operation, given: Mapping[str, Any]) -> float:
-    return ACT_S if operation.kind == "act" else PATIENCE_S + operation.asked_wait(given)
+def _patience(operation: Operation, given: Given) -> float:
+    if operation.kind == "act":
+        return ACT_S
+    return PATIENCE_S + (operation.asked_wait(given) if isinstance(given, Mapping) else 0)

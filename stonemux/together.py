@@ -80,8 +80,10 @@ def _run(tx: Tx, call: door.Call | MuxError) -> Ending:
 
 
 def _told(call: door.Call | MuxError, value: Any, error: BaseException | None) -> dict[str, Any]:
+    replayed = {}
     if isinstance(call, door.Call):
         value, error = call.concluded(value, error)
+        replayed = {"replayed": True} if call.replayed else {}
     if isinstance(error, MuxError):
-        return error.body()
-    return {} if error is not None else dict(value)
+        return error.body() | replayed
+    return replayed if error is not None else value | replayed

@@ -85,6 +85,9 @@ BAD: list[tuple[Any, str]] = [
     (message("x", to=5), "invalid_field"),
     (message("x", channel="nowhere"), "channel_not_found"),
     (message("x", reply_to=99), "message_not_found"),
+    ('{"from": "ann", "to": "bob", "content": "\\ud800"}', "invalid_unicode"),
+    ('{"from": "ann", "to": "bob", "content": "x", "metadata": {"a": NaN}}', "invalid_json"),
+    (message("x", id=1, reply_to=[1]), "invalid_field"),
 ]
 
 
@@ -197,29 +200,72 @@ def test_an_export_finds_every_id_and_crosses_gaps_in_strides(ids):
 
 
 class Ending:
-    """A daemon that goes away after some calls."""
+    """A daemon that refuses whatever comes after some calls; `asked` says what was in each request."""
 
     replayed = False
 
-    def __init__(self, calls: int, code: str) -> None:
+    def __init__(self, calls: int = 10_000, code: str = "", *, whole: bool = False) -> None:
         self.calls = calls
         self.code = code
+        self.whole = whole
+        self.asked: list[list[str]] = []
 
     def ask(self, operation: Any, given: dict[str, Any]) -> dict[str, Any]:
-        self.calls -= 1
-        if self.calls < 0:
+        (told,) = self.ask_all(operation, [given])
+        if isinstance(told, MuxError):
+            raise told
+        return told
+
+    def ask_all(self, operation: Any, calls: list[dict[str, Any]]) -> list[Any]:
+        self.asked.append([str(given["content"]) for given in calls])
+        if self.whole and len(calls) > self.calls:
             raise MuxError(self.code, "gone")
-        return {"message_id": 7}
+        return [self._answer() for _ in calls]
+
+    def _answer(self) -> Any:
+        self.calls -= 1
+        return MuxError(self.code, "gone") if self.calls < 0 else {"message_id": 10_000 - self.calls}
 
 
+def take(job: Import, *told: Any) -> None:
+    for number, line in enumerate(lines(*told).splitlines(), 1):
+        job.take(number, line.encode())
+    job.send()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
 @pytest.mark.parametrize("code", ["unreachable", "storage_error", "shutting_down", "upgrade_required"])
-def test_an_import_stops_where_no_line_could_be_sent_and_says_where(code, capsys):
-    job = Import(Ending(2, code), Settings(), ids=False)  # type: ignore[arg-type]
-    for number in (1, 2):
-        job.take(number, json.dumps(message("x")).encode())
+def test_an_import_stops_where_no_line_could_be_sent_and_says_where(code, at_once, capsys):
+    job = Import(Ending(2, code), Settings(), ids=False, at_once=at_once)  # type: ignore[arg-type]
     with pytest.raises(MuxError) as caught:
-        job.take(3, json.dumps(message("x")).encode())
+        take(job, *[message("x")] * 3)
     assert caught.value.code == code
     assert caught.value.message.startswith("stopped at line 3: gone")
     job.report(as_json=False, quiet=False)
     assert capsys.readouterr().out == "2 messages\n"
+
+
+def test_an_import_whose_request_fails_stops_at_its_first_line():
+    job = Import(Ending(2, "unreachable", whole=True), Settings(), ids=False, at_once=3)  # type: ignore[arg-type]
+    with pytest.raises(MuxError) as caught:
+        take(job, message("x", to="*"), *[message("y")] * 3)
+    assert caught.value.message.startswith("stopped at line 2: gone")
+
+
+def test_an_import_sends_many_lines_at_once_in_their_order():
+    """What a reply refers to has its new id before the reply is sent."""
+    daemon = Ending()
+    job = Import(daemon, Settings(), ids=False, at_once=3)  # type: ignore[arg-type]
+    take(
+        job,
+        *(message(str(n), id=n) for n in range(4)),
+        message("4", id=4, thread="3"),
+        message("5", id=5, thread="design", reply_to=1),
+        message("6", id=6, reply_to=5),
+        message("7", to="*"),
+        message("8"),
+    )
+    assert daemon.asked == [["0", "1", "2"], ["3"], ["4", "5"], ["6"], ["7"], ["8"]]
+    daemon.asked.clear()
+    take(Import(daemon, Settings(), ids=False, at_once=100), *[message("x" * 60_000)] * 20)  # type: ignore[arg-type]
+    assert [len(asked) for asked in daemon.asked] == [17, 3], "a request has at most 1 MiB"
