@@ -187,6 +187,8 @@ def _calm_collector() -> None:
 def banner(daemon: Daemon) -> str:
     """What the user needs to know after the start, and what to type next."""
     look = f"{launch.typed()} status{launch.at(daemon.server.port)}"
+    if daemon.settings.tls_cert:
+        look = f"STONEMUX_TLS_CERT={quote(daemon.settings.tls_cert)} {look}"
     if daemon.mux.tokens.required and daemon.settings.data_dir != Settings().data_dir.expanduser():
         look += f" --data-dir {quote(str(daemon.settings.data_dir))}"  # which holds the owner's token
     rows = [

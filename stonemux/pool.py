@@ -288,7 +288,9 @@ class RoundTrip:
 
 def _words(trouble: Exception) -> str:
     """What went wrong, in the system's words if there are any, without its number."""
-    return (trouble.strerror if isinstance(trouble, OSError) else None) or str(trouble) or type(trouble).__name__
+    if isinstance(trouble, OSError) and trouble.strerror:
+        return f"{trouble.filename}: {trouble.strerror}" if trouble.filename else trouble.strerror
+    return str(trouble) or type(trouble).__name__
 
 
 def _request(authority: str, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:

@@ -39,7 +39,11 @@ class Trust:
 
     def secure(self, sock: socket.socket) -> ssl.SSLSocket:
         """Start TLS on a connected socket; raises OSError if the peer is not the trusted daemon."""
-        secured = self._context.wrap_socket(sock, server_hostname=self._host)
+        try:
+            secured = self._context.wrap_socket(sock, server_hostname=self._host)
+        except ssl.SSLCertVerificationError as error:
+            told = f"certificate verify failed: {error.verify_message.rstrip('.')}; trusted is {self._file}"
+            raise OSError(told) from error
         if self._here and secured.getpeercert(binary_form=True) not in self._known:
             secured.close()
             raise OSError(

@@ -133,20 +133,23 @@ def test_the_banner_says_where_what_and_what_next(data):
         assert read_owner_token(data, f"localhost:{daemon.port}").startswith("owner_")
 
 
-def test_the_banner_names_the_directory_with_the_token_that_status_needs(monkeypatch):
+def test_the_banner_names_what_status_needs(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
-    for required, path, flag in (
-        (True, "/srv/my data", " --data-dir '/srv/my data'"),
-        (False, "/srv/my data", ""),
-        (True, "/home/ann/.stonemux", ""),
+    monkeypatch.setattr(sys, "argv", ["stonemux"])
+    for required, path, certificate, flag in (
+        (True, "/srv/my data", "", " --data-dir '/srv/my data'"),
+        (False, "/srv/my data", "", ""),
+        (True, "/home/ann/.stonemux", "", ""),
+        (False, "/home/ann/.stonemux", "/srv/cert.pem", ""),
     ):
         running: Any = SimpleNamespace(
             url="http://127.0.0.1:3392",
-            settings=replace(Settings(), data_dir=Path(path)),
+            settings=replace(Settings(), data_dir=Path(path), tls_cert=certificate),
             mux=SimpleNamespace(tier="free", tokens=SimpleNamespace(required=required)),
             server=SimpleNamespace(port=3392),
         )
-        assert f" status{flag}\n" in daemon.banner(running)
+        variable = certificate and f"STONEMUX_TLS_CERT={certificate} "
+        assert f"  try       {variable}stonemux status{flag}\n" in daemon.banner(running)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

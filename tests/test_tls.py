@@ -597,9 +597,13 @@ def another(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_client_trusts_nobody_else(served, tmp_path, another):
-    assert "certificate verify failed" in unreachable(served.port, cert=str(another[0]))
+    told = unreachable(served.port, cert=str(another[0]))
+    assert "(certificate verify failed: self" in told
+    assert f"; trusted is {another[0]}); start one" in told
     assert "contains no certificate" in unreachable(served.port, cert=KEY)
-    assert "No such file" in unreachable(served.port, cert=str(tmp_path / "none.pem"))
+    assert f"({tmp_path}/none.pem: No such file or directory)" in unreachable(
+        served.port, cert=str(tmp_path / "none.pem")
+    )
 
 
 def test_a_client_without_the_certificate_is_told_what_it_lacks(served):
