@@ -148,8 +148,9 @@ class Client(Calls):
         """Yield events as they happen, starting after the id `after` (0: from the oldest that is kept).
 
         Continues where it was when the daemon restarts. A `gap` event names the events that are no longer kept; a
-        `reset` event means that the id lies in the future: read everything anew then. Ends when nothing has come for
-        `timeout` seconds, or within a second after `stop` is set; otherwise never.
+        `reset` event means that the id lies in the future, or that the daemon came back with another log, such as an
+        older copy of its data: read everything anew then. Ends when nothing has come for `timeout` seconds, or within a
+        second after `stop` is set; otherwise never.
         """
         return follow.events(self, after, types=types, channel=channel, agent_id=agent_id, timeout=timeout, stop=stop)
 

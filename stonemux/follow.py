@@ -94,21 +94,31 @@ def events(
     timeout: float | None,
     stop: threading.Event | None,
 ) -> Iterator[StreamedEvent]:
-    """Yield events as they happen; after the events that follow the id `after`, if one is given."""
+    """Yield events as they happen; after the events that follow the id `after`, if one is given.
+
+    A stream is reopened one event early, because ids alone do not tell one log from another: where an older copy of the
+    data was put back, they start over and soon pass the last one that was seen.
+    """
     filters = {"types": types or None, "channel": channel, "agent_id": agent_id}
     path = with_query(BY_NAME["events.stream"].path, filters)
     patience = min(QUIET_S if timeout is None else timeout, QUIET_S if stop is None else STOP_S) + 0.001
-    last, heard = after, calls.ticks_ms()
+    last, seen, heard = after, "", calls.ticks_ms()
     while True:
         with calls.round_trip() as trip:
-            attempt = partial(_open, calls, trip, path, last, patience)
-            last, pieces = calls.persist("events.stream", None, 0, attempt)
+            attempt = partial(_open, calls, trip, path, last - 1 if last and seen else last, patience)
+            begun, pieces = calls.persist("events.stream", None, 0, attempt)
+            found = _events(calls, pieces)
+            if last is None:
+                last = begun
+            elif seen:
+                found = _continued(found, last, seen, int(trip.headers["x-stonemux-event-head"]))
             with suppress(NoAnswer, Aborted):  # reopen the stream where it ended
-                for event in _events(calls, pieces):
+                for event in found:
                     if event is not None and event["type"] == "shutdown":
                         break
                     if event is not None:
-                        last = event["id"]
+                        if event["id"]:
+                            last, seen = event["id"], "" if event["type"] in ("gap", "reset") else json.dumps(event)
                         yield event
                         heard = calls.ticks_ms()
                     if stop is not None and stop.is_set():
@@ -143,6 +153,31 @@ def _events(calls: Calls, pieces: Iterator[bytes]) -> Iterator[StreamedEvent | N
             alive = calls.ticks_ms()
         elif calls.ticks_ms() - alive > QUIET_S * 1000:
             return
+
+
+def _continued(
+    found: Iterator[StreamedEvent | None], last: int, seen: str, head: int
+) -> Iterator[StreamedEvent | None]:
+    """The events of a stream that was opened one event early: those after the event `last`, which must come as `seen`.
+
+    If it does not, the log is another one, which is told as a `reset` to its head.
+    """
+    for event in found:
+        if event is None or not event["id"]:
+            yield event
+            continue
+        if event["type"] == "gap":  # to us, one event less is missing
+            event["data"] |= {"requested": last, "missed": event["data"]["missed"] - 1}
+            if event["data"]["missed"]:
+                yield event
+        elif event["type"] == "reset":
+            event["data"]["requested"] = last
+            yield event
+        elif json.dumps(event) != seen:
+            yield {"id": head, "type": "reset", "data": {"requested": last, "head": head}}
+            return
+        break
+    yield from found
 
 
 class Frames:

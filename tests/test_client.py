@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Program
@@ -641,6 +643,50 @@ def test_a_future_id_is_told_as_a_reset(client: Client):
 def test_a_refused_stream_raises(client: Client):
     with pytest.raises(MuxError, match="nobody"):
         next(client.events(agent_id="nobody"))
+
+
+def stream(head: int, *events: tuple[int, str, dict[str, Any]]) -> bytes:
+    """A stream that ends after these events."""
+    told = b"HTTP/1.1 200 X\r\nX-Request-Id: r1\r\nX-Stonemux-Event-Head: %d\r\n\r\n" % head
+    for number, kind, data in events:
+        told += f"id: {number}\n".encode() * bool(number) + f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+    return told
+
+
+NEXT = (8, "message", {"id": 2})
+
+
+@pytest.mark.parametrize(
+    ("again", "told", "resumed"),
+    [
+        ([(7, "message", {"id": 1}), NEXT], [], None),
+        ([(7, "message", {"id": 9}), NEXT], [(20, "reset", {"requested": 7, "head": 20})], 20),
+        ([NEXT], [(20, "reset", {"requested": 7, "head": 20})], 20),
+        ([(3, "reset", {"requested": 6, "head": 3})], [(3, "reset", {"requested": 7, "head": 3})], 3),
+        ([(7, "gap", {"requested": 6, "missed": 1, "oldest": 8}), NEXT], [], None),
+        (
+            [(9, "gap", {"requested": 6, "missed": 3, "oldest": 10})],
+            [(9, "gap", {"requested": 7, "missed": 2, "oldest": 10})],
+            9,
+        ),
+        ([(0, "auth_expired", {"code": "token_expired"})], [(0, "auth_expired", {"code": "token_expired"})], 6),
+    ],
+    ids=["the same log", "another log", "a log without it", "a shorter log", "forgotten", "more forgotten", "no token"],
+)
+def test_a_log_that_was_replaced_is_noticed_even_if_it_is_longer_by_now(again, told, resumed):
+    """The last event must come again as it was: ids start over where an older copy of the data was put back."""
+    first = (7, "message", {"id": 1})
+    last = [first] * (resumed == 6) + [(21, *NEXT[1:])]
+    with scripted(stream(7, first), stream(20, *again), stream(20, *last)) as (server, client):
+        following = client.events(after=5)
+        event = next(following)
+        event["data"].clear()  # it belongs to the caller
+        found = [next(following) for _ in (*told, 1)]
+        following.close()
+    assert [(event["id"], event["type"], event["data"]) for event in found[:-1]] == told
+    assert (found[-1]["id"], found[-1]["type"]) == (8 if resumed is None else 21, "message")
+    asked = [asked.headers["last-event-id"] for asked in server.asked]
+    assert asked == ["5", "6", str(resumed)][: len(asked)]
 
 
 def test_frames_are_whole_wherever_they_are_cut():
