@@ -244,7 +244,14 @@ class Installer:
         for command in service.renew if started else ():
             if self._try(command):
                 patience_ms = START_MS
-        self._run(commands, patience_ms=patience_ms)
+        try:
+            self._run(commands, patience_ms=patience_ms)
+        except MuxError as error:
+            remedy = (
+                f"{service.file} stays: install again from a login session of this user (containers and su have no "
+                "session), or remove it with: stonemux service remove"
+            )
+            raise MuxError(error.code, error.message, remedy=remedy) from error
         if started:
             self._await()
         self._say(f"log: {service.logs}")

@@ -150,7 +150,9 @@ def test_a_daemon_that_was_started_otherwise_is_in_the_way(typed, tmp_path):
 
 def test_what_the_system_refuses_is_told_with_its_words(typed):
     typed("install", status=1, expected=1)
-    assert "systemctl --user daemon-reload: no bus" in typed.err
+    told = f"systemctl --user daemon-reload: no bus; {typed.unit} stays: install again from a login session"
+    assert told in typed.err
+    assert typed.unit.exists()
 
 
 def test_removing_takes_away_the_file_also_where_the_system_refuses(typed):
