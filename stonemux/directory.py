@@ -16,6 +16,10 @@ from stonemux.transaction import Snapshot, Tx
 
 DEFAULT_CHANNEL = "default"
 ADDRESS_PREFIXES = ("role:", "group:", "capability:")
+AROUND = 50
+"""How many names on either side of an unknown one are compared with it."""
+MOST_LISTED = 20
+"""How many names a refusal lists: a thousand refusals go into one answer."""
 OTHERS = ("to", "members", "assigned_to")
 """Parameters that name an agent other than the caller."""
 
@@ -45,9 +49,7 @@ def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
 
 def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> MuxError:
     """The refusal of an agent that is not registered."""
-    known = nearest(
-        agent_id, (row[0] for row in rx.sql("select id from agent where deregistered_at is null limit 5000"))
-    )
+    known = nearest(agent_id, _around(rx, "id from agent where deregistered_at is null and id", agent_id))
     listed = f"Known, for example: {', '.join(known)}" if known else "No agent is registered yet"
     remedy = "register it with agent.register, or list the agents with agent.discover"
     if parameter in OTHERS:  # a model told to register it would take over its name
@@ -77,7 +79,7 @@ def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
     """The channel's row, by name or by `ch-` id; raises `channel_not_found` with the nearest known names."""
     row = channel_called(rx, name)
     if row is None:
-        known = nearest(name, (row[0] for row in rx.sql("select name from channel limit 5000")))
+        known = nearest(name, _around(rx, "name from channel where name", name))
         raise MuxError(
             "channel_not_found",
             f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in "
@@ -91,6 +93,12 @@ def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
 def is_member(rx: Snapshot, name: str, agent_id: str) -> bool:
     """Whether the agent is a member of the channel."""
     return _one(rx, "select 1 from member where channel = ? and agent_id = ?", name, agent_id) is not None
+
+
+def _around(rx: Snapshot, names: str, wanted: str) -> list[str]:
+    """The names on both sides of a place in the alphabet: all of them may be too many to compare in a refusal."""
+    after = rx.sql(f"select {names} >= ? order by 1 limit {AROUND}", wanted)
+    return [row[0] for row in (*after, *rx.sql(f"select {names} < ? order by 1 desc limit {AROUND}", wanted))]
 
 
 def channels_of(rx: Snapshot, agent_id: str) -> list[str]:
@@ -120,16 +128,18 @@ def member_set(rx: Snapshot, name: str) -> frozenset[str]:
     return found
 
 
-def member_rows(rx: Snapshot, name: str) -> list[Any]:
-    """The id, role, group, and capabilities (a list) of each member of a channel."""
-    return [
-        (row["id"], row["role"], row["grp"], json.loads(row["capabilities"]))
-        for row in rx.sql(
+def member_rows(tx: Tx, name: str) -> list[Any]:
+    """The id, role, group, and capabilities (a list) of each member of a channel, cached like the rest."""
+    found: list[Any] | None = tx.cache.get(("rows", name))
+    if found is None:
+        rows = tx.sql(
             "select a.id, a.role, a.grp, a.capabilities from member m join agent a on a.id = m.agent_id "
             "where m.channel = ? and a.deregistered_at is null order by a.id",
             name,
         )
-    ]
+        found = [(row["id"], row["role"], row["grp"], json.loads(row["capabilities"])) for row in rows]
+        tx.cache["rows", name] = found
+    return found
 
 
 def make_channel(

@@ -218,22 +218,28 @@ CLOSE = 0.5
 
 
 def nearest(wanted: str, known: Iterable[str], most: int = 5) -> list[str]:
-    """The known names closest to `wanted`; if none is close, the first few."""
-    names = sorted(known)
-    return _close(wanted, names, most, CLOSE) or names[:most]
+    """The known names closest to `wanted`; if none is close, the first few.
+
+    Callers choose these names, and the time must not grow with the square of their length, as it does in `guess`. So
+    names are close if half of the pairs of neighboring letters in them are the same.
+    """
+    names, pairs = sorted(known), _pairs(wanted)
+    alike = [(2 * len(pairs & other) / (len(pairs) + len(other)), name) for name in names if (other := _pairs(name))]
+    close = sorted((one for one in alike if one[0] >= CLOSE), reverse=True)
+    return [name for _, name in close[:most]] or names[:most]
+
+
+def _pairs(name: str) -> set[tuple[str, str]]:
+    return {*zip(f" {name}", f"{name} ", strict=True)}
 
 
 def guess(wanted: str, known: Iterable[str], *, least: float = CLOSE) -> str:
     """The known name that was probably meant; "" if none is close, since a random suggestion would mislead."""
-    return "".join(_close(wanted, sorted(known), 1, least))
+    import difflib  # only needed after a mistake, so startup does not load it
+
+    return "".join(difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=least))
 
 
 def did_you_mean(name: str, then: str = "") -> str:
     """The end of a refusal: suggests `name`, unless it is empty, and continues with `then`."""
     return " ".join(filter(None, (f"; did you mean {name}?" if name else "." * bool(then), then)))
-
-
-def _close(wanted: str, names: list[str], most: int, least: float) -> list[str]:
-    import difflib  # only needed after a mistake, so startup does not load it
-
-    return difflib.get_close_matches(wanted, names, n=most, cutoff=least)

@@ -5,6 +5,7 @@ The content is text or a document (`content_ref`): the document's text if it fit
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,7 +101,7 @@ def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
     name: str = directory.channel(tx, channel)["name"]  # the caller may have given its id
     if directory.is_member(tx, name, agent_id):
         return name
-    theirs = directory.channels_of(tx, agent_id)
+    theirs = directory.channels_of(tx, agent_id)[: directory.MOST_LISTED]
     raise MuxError(
         "not_in_channel",
         f"{agent_id!r} is not a member of channel {name!r}; send in one of its channels ({', '.join(theirs)}), or add "
@@ -131,21 +132,15 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_o
     active_only = active_only or pick == "one"
     sort, _, name = to.partition(":")
     everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
-    if sort == "role":
-        found = [row[0] for row in everyone if row[1] == name]
-        present = sorted({row[1] for row in everyone if row[1]})
-    elif sort == "group":
-        found = [row[0] for row in everyone if row[2] == name]
-        present = sorted({row[2] for row in everyone if row[2]})
-    else:
-        found = [row[0] for row in everyone if name in row[3]]
-        present = sorted({capability for row in everyone for capability in row[3]})
-    matching = found
+    place = {"role": slice(1, 2), "group": slice(2, 3)}.get(sort)
+    named = [(row[0], row[3] if place is None else row[place]) for row in everyone]
+    matching = found = [agent_id for agent_id, names in named if name in names]
     if active_only:
         found = [agent_id for agent_id in found if tx.mux.presence.status(agent_id) == "active"]
     if pick == "one":
         found = _least_busy(tx, found)
     if not found:
+        present = heapq.nsmallest(directory.MOST_LISTED, {one for _, names in named for one in names if one})
         raise _nobody(to, channel, present, matching[:5])
     return found
 

@@ -76,7 +76,7 @@ def _run(tx: Tx, call: door.Call | MuxError) -> Ending:
     except MuxError as refusal:
         if not tx.rewind(mark):  # it has already written, so only the whole batch can be rolled back
             raise
-        return None, refusal
+        return None, refusal.with_traceback(None)  # a thousand of them would keep what their frames hold
 
 
 def _told(call: door.Call | MuxError, value: Any, error: BaseException | None) -> dict[str, Any]:

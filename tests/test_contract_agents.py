@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from faces import join, refusal
 
+from stonemux import directory
+from stonemux.errors import nearest
+
 MINUTE = 60_000
 
 
@@ -259,6 +262,28 @@ def test_an_unknown_agent_is_refused_with_the_nearest_names__fault_25(face):
     error = refusal(face, "agent_not_found", "agent.get", agent_id="resercher")
     assert error.facts["known_agents"][0] == "researcher"
     assert "researcher" in error.message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "near"),
+    [("bo", "bob"), ("bbo", "bob"), ("wroker-7", "worker-7"), ("worker", "worker-7"), ("ann", None), ("q" * 120, None)],
+)
+def test_names_are_near_that_have_the_same_pairs_of_letters(wanted, near):
+    known = ["worker-7", "steward", "bob", "z" * 120]
+    assert nearest(wanted, known, most=1) == [near or "bob"]
+    assert nearest(wanted, known, most=3) == ([near] if near else ["bob", "steward", "worker-7"])
+
+
+def test_only_some_of_many_names_are_compared_with_an_unknown_one(direct, mux):
+    """One call with a thousand unknown names made everybody wait for minutes."""
+    with mux.store.read() as rx:
+        for names in ("id from agent where deregistered_at is null and id", "name from channel where name"):
+            assert directory._around(rx, names, "m") == (["default"] if "channel" in names else [])
+    join(direct, *(f"{letter}{number:02d}" for letter in "az" for number in range(60)))
+    assert len(refusal(direct, "agent_not_found", "agent.get", agent_id="m").facts["known_agents"]) == 5
+    with mux.store.read() as rx:
+        found = directory._around(rx, "id from agent where deregistered_at is null and id", "m")
+    assert sorted(found) == [*(f"a{n:02d}" for n in range(10, 60)), *(f"z{n:02d}" for n in range(50))]
 
 
 def test_a_notification_reaches_the_agents_own_channel_and_nobody_else(face):

@@ -148,6 +148,20 @@ def test_addresses_reach_every_matching_member_but_the_sender(team):
     assert error.facts["present"] == ["dev"]
 
 
+def test_a_refusal_lists_some_of_many_names(direct):
+    """A list of sends that each listed ten thousand capabilities took all memory."""
+    join(direct, "ann", capabilities=["go"])
+    join(direct, "bob", capabilities=[f"c{n:03d}" for n in range(256)])
+    for n in range(30):
+        direct.call("channel.create", name=f"c{n:02d}", members=["bob"])
+    error = refusal(direct, "no_recipient", "msg.send", from_="ann", to="capability:x", content="x")
+    assert error.facts["present"] == [f"c{n:03d}" for n in range(20)]
+    direct.call("channel.create", name="lab", members=["ann"])
+    error = refusal(direct, "not_in_channel", "msg.send", from_="ann", to="bob", content="x", channel="lab")
+    assert error.facts["channels"] == ["agent-bob", *(f"c{n:02d}" for n in range(19))]
+    assert len(error.message) < 500
+
+
 def test_pick_one_chooses_the_least_busy_active_match(team, clock):
     join(team, "old", role="dev")
     clock.advance(300_000)
