@@ -98,6 +98,11 @@ class Target(Record):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
+    @property
+    def origin(self) -> str:
+        """The URL up to its path."""
+        return f"http{'s' * self.secure}://{self.authority}"
+
 
 class Policy(Record):
     """What the settings allow, and where the daemon itself listens."""
@@ -163,13 +168,23 @@ def check(url: str, policy: Policy) -> Target:
     target = parse(url)
     if target.host.rstrip(".").lower() in METADATA_NAMES:
         raise ForbiddenURL(f"names {target.host}, a metadata service, which is never called")
+    judge_all(target, _known(target), policy)
+    return target
+
+
+def is_local(target: Target) -> bool:
+    """Whether a target plainly is this machine; no name server is asked."""
+    found = _known(target)
+    return bool(found) and all(_in(ip_address(address.partition("%")[0]), LOOPBACK) for address in found)
+
+
+def _known(target: Target) -> list[str]:
+    """The addresses of a target's host as far as they are known without asking a name server."""
     try:
-        found = resolve(target, numeric=True)
+        return resolve(target, numeric=True)
     except OSError:
         name = target.host.rstrip(".").lower()
-        found = ["127.0.0.1"] if name == "localhost" or name.endswith(".localhost") else []
-    judge_all(target, found, policy)
-    return target
+        return ["127.0.0.1"] if name == "localhost" or name.endswith(".localhost") else []
 
 
 def resolve(target: Target, *, numeric: bool = False) -> list[str]:

@@ -150,11 +150,17 @@ def view(rx: Snapshot, agent_id: str) -> dict[str, Any] | None:
 
 
 def shown_url(url: str) -> str:
-    """A URL without the parts that are often secret: its query, or the arguments of a command."""
+    """A URL without the parts that are often secret: its query, or the arguments of a command.
+
+    If it leads to another machine, its path is left out as well: at many services, the path is the password.
+    """
     if url.startswith(bellcommand.SCHEME):
         return bellcommand.SCHEME + shlex.split(url.removeprefix(bellcommand.SCHEME))[0]
-    base, question, _ = url.partition("?")
-    return base + ("?…" if question else "")
+    target = addresses.parse(url)
+    if addresses.is_local(target):
+        base, question, _ = url.partition("?")
+        return base + ("?…" if question else "")
+    return url if target.path == "/" else f"{target.origin}/…"
 
 
 def status(row: Any) -> str:

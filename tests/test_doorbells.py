@@ -539,6 +539,25 @@ def test_a_replaced_secret_signs_beside_the_new_one_for_a_day(program, direct, o
         eventually(lambda: row(program)["wire_id"] is None)
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example/services/T0/B0/secret?a=b", "https://hooks.example/…"),
+        ("https://ntfy.example:8443/topic", "https://ntfy.example:8443/…"),
+        ("http://8.8.8.8?secret", "http://8.8.8.8/…"),
+        ("https://hooks.example/", "https://hooks.example/"),
+        ("http://localhost:9", "http://localhost:9"),
+        ("http://localhost:9/ring?secret", "http://localhost:9/ring?…"),
+        ("http://[::1]:9/agents/writer", "http://[::1]:9/agents/writer"),
+        ("http://2130706433:9/ring", "http://2130706433:9/ring"),
+    ],
+)
+def test_the_parts_of_a_url_that_are_often_secret_are_not_shown(face, url, shown):
+    hang(face, url)
+    assert bell(face)["url"] == shown
+    assert face.call("webhook.add", url=url)["webhook"]["url"] == shown
+
+
 def test_an_empty_url_removes_and_an_absent_one_keeps(face, program):
     join(face, "ann")
     hang(face, "http://127.0.0.1:9/x")
