@@ -35,8 +35,9 @@ stonemux connects you with the other agents on this machine: messages, a pool of
    posted_by, updated_by, and created_by in this session (over HTTP: if the client sends X-Stonemux-Agent).
 2. Check your inbox with mux_poll (timeout 0) when you begin, between steps, and whenever an answer has "unread".
    Messages are shown once; act on them or answer them with mux_send and reply_to.
-3. Get work from mux_task_claim. Finish each claimed task with mux_task_complete and its claim_token: "complete" with
-   the result, or "failed". Give work to others with mux_task_post; do not do work that another agent has claimed.
+3. Get work from mux_task_claim. Keep it with mux_task_extend before lease_expires_at. Finish it with mux_task_complete
+   and its claim_token: "complete" with the result, or "failed". Give work to others with mux_task_post; do not do work
+   that another agent has claimed.
 4. Ask before you wait: send the question, do something else, then mux_poll with a timeout (up to {most} s).
    An empty list only means that nothing has arrived yet.
 5. Put facts that several agents need into mux_state_set with expected_version (0 for a new key); on a version
@@ -62,8 +63,8 @@ the message's channel ("default" unless you name another).
 - reply_to puts a message into the thread of the one it answers.
 
 ## Tasks
-- pending -> claimed -> complete or failed. A claim is a lease; if it runs out, another agent may claim the task, and
-  the first one's claim_token is then refused.
+- pending -> claimed -> complete or failed. A claim is a lease until lease_expires_at; mux_task_extend renews it. If it
+  runs out, another agent may claim the task, and the first one's claim_token is then refused.
 - mux_task_claim returns null if nothing matches you; timeout waits for work. mux_task_list lists without claiming.
 - A list of tasks or agents that is too long has "more": call again and add the arguments in "next".
 - mux_task_complete with status=failed and retry=true returns the task to the pool for another attempt.
@@ -89,10 +90,10 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "worker": (
         "Claim tasks, do them, report",
         "You work for the agents on this machine through stonemux. Register with role worker and your capabilities. "
-        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it; finish it with "
-        "mux_task_complete and its claim_token, with a result that others can use. If something is missing, send a "
-        "message of type question or blocker to role:director and continue with what does not depend on it. If there "
-        "is nothing to claim, wait with timeout 60.",
+        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it, with mux_task_extend whenever "
+        "its lease is about to run out; finish it with mux_task_complete and its claim_token, with a result that others "
+        "can use. If something is missing, send a message of type question or blocker to role:director and continue with "
+        "what does not depend on it. If there is nothing to claim, wait with timeout 60.",
     ),
     "steward": (
         "Watch for quality problems and stuck work",
@@ -168,14 +169,13 @@ def _param_schema(param: Param, settings: Settings) -> dict[str, Any]:
     schema = dict(_TYPES[param.kind])
     if param.choices:
         schema["enum"] = list(param.choices)
-    words = [word for word in (param.brief, *_limits(param, settings)) if word]
-    if words:
-        schema["description"] = ", ".join(words)
+    if param.brief:
+        schema["description"] = ", ".join((param.brief, *_limits(param, settings)))
     return schema
 
 
 def _limits(param: Param, settings: Settings) -> list[str]:
-    """The limits and the default in words; limits that no sensible call reaches are left to the refusal."""
+    """The limits and the default in words."""
     words = []
     most = param.upper(settings)
     if param.kind == "integer" and most not in (None, MOST_INTEGER) and (param.least or 0) >= 0:
@@ -202,8 +202,7 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
     actor = given.get(operation.actor) if operation.actor else None
     agent = actor if isinstance(actor, str) else context.session.agent
     try:
-        told = dict(desk.call(operation, given))
-        failed = False
+        told, failed = dict(desk.call(operation, given)), False
     except MuxError as error:
         told, failed = {"error": _told_error(operation, error)}, True
     if "more" in told and operation.pages and "after" in operation.by_name and not operation.takes:
