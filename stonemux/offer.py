@@ -90,10 +90,10 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "worker": (
         "Claim tasks, do them, report",
         "You work for the agents on this machine through stonemux. Register with role worker and your capabilities. "
-        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it, with mux_task_extend whenever "
-        "its lease is about to run out; finish it with mux_task_complete and its claim_token, with a result that others "
-        "can use. If something is missing, send a message of type question or blocker to role:director and continue with "
-        "what does not depend on it. If there is nothing to claim, wait with timeout 60.",
+        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it, with mux_task_extend when "
+        "its lease is about to run out; finish it with mux_task_complete and its claim_token, with a result that "
+        "others can use. If something is missing, send a message of type question or blocker to role:director and "
+        "continue with what does not depend on it. If there is nothing to claim, wait with timeout 60.",
     ),
     "steward": (
         "Watch for quality problems and stuck work",
