@@ -15,6 +15,7 @@ from typing import Any
 from stonemux import VERSION, operations
 from stonemux.config import Settings
 from stonemux.errors import MuxError
+from stonemux.excerpts import shortened
 from stonemux.mcp import CLIENT_INFO, Context, Prompt, Registry, Resource, Tool
 from stonemux.payload import dumps
 from stonemux.schema import MOST_INTEGER, Operation, Param, from_decimal
@@ -24,6 +25,9 @@ TOOLS: Mapping[str, Operation] = {row.tool: row for row in operations.OPERATIONS
 
 CLIENT_KEY = "client"
 """The key in an agent's metadata for what its client program said about itself at registration."""
+
+ECHO = 256
+"""The most characters of a text in an answer that only repeats it; models pay for every word. No name is longer."""
 
 _WORDS = {row.name: row.tool or f"`{row.typed}`" for row in operations.OPERATIONS if row.tool or "." in row.name}
 _OPERATION = "|".join(rf"\b{re.escape(name)}\b" for name in _WORDS)
@@ -203,6 +207,8 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
     agent = actor if isinstance(actor, str) else context.session.agent
     try:
         told, failed = dict(desk.call(operation, given)), False
+        if operation.echoes and (brief := _brief(told)) != told:
+            told = brief | {"truncated": True}
     except MuxError as error:
         told, failed = {"error": _told_error(operation, error)}, True
     if "more" in told and operation.pages and "after" in operation.by_name and not operation.takes:
@@ -210,6 +216,15 @@ def _run(operation: Operation, context: Context) -> dict[str, Any]:
     if agent and (unread := desk.unread(agent)):
         told["unread"] = unread
     return _result(told, failed=failed)
+
+
+def _brief(value: Any) -> Any:
+    """An answer with only the beginnings of its long texts."""
+    if isinstance(value, dict):
+        return {name: _brief(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_brief(inner) for inner in value]
+    return shortened(value, ECHO) if isinstance(value, str) else value
 
 
 def _result(told: dict[str, Any], *, failed: bool) -> dict[str, Any]:

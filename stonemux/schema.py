@@ -225,6 +225,11 @@ class Operation(Record):
         return f"stonemux {self.name.replace('.', ' ')}"
 
     @property
+    def echoes(self) -> bool:
+        """Whether the texts in its answer are ones that its caller sent, or was given before."""
+        return self.changes and self.nothing is None
+
+    @property
     def summary(self) -> str:
         """The first sentence of `doc`, without its period."""
         return self.doc.partition(". ")[0].strip().rstrip(".")

@@ -233,7 +233,7 @@ def post_mcp(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, dict
     return response.status, _headers(response), data
 
 
-MCP_EXTRAS = ("unread", "next")
+MCP_EXTRAS = ("unread", "next", "truncated")
 """What answers over MCP tell models in addition."""
 
 

@@ -405,6 +405,24 @@ def test_a_worker_keeps_its_claim_for_as_long_as_it_works(mux, clock):
     ann.call("mux_task_complete", task_id=task, claim_token=claim["claim_token"])
 
 
+def test_long_texts_that_a_caller_knows_are_not_repeated_to_it(mux):
+    ann = Talk(mux, agent="ann")
+    ann.call("mux_register")
+    long, cut = "long " * 80, ("long " * 80)[:255] + "…"
+    posted = ann.call("mux_task_post", description=long, metadata={"notes": [long, "short"]})
+    assert (posted["task"]["description"], posted["task"]["metadata"]["notes"]) == (cut, [cut, "short"])
+    claimed = ann.call("mux_task_claim")
+    assert claimed["task"]["description"] == long
+    done = ann.call("mux_task_complete", task_id=claimed["task_id"], result=long)
+    assert (done["task"]["description"], done["task"]["result"]) == (cut, cut)
+    written = ann.call("mux_state_set", key="plan", value=long)
+    assert written["value"] == cut
+    assert posted["truncated"] is done["truncated"] is written["truncated"] is True
+    assert "truncated" not in claimed
+    assert ann.call("mux_state_get", key="plan")["value"] == long
+    assert "truncated" not in ann.call("mux_state_set", key="k" * 256, value="s" * 256)
+
+
 def test_a_name_that_is_given_wins_over_the_sessions(mux):
     for agent in ("ann", "bob"):
         Talk(mux).call("mux_register", agent_id=agent)
