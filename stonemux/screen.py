@@ -188,10 +188,10 @@ def record(shape: Mapping[str, Any], told: Mapping[str, Any], look: Look) -> str
             text = _cell(shape.get(name), value, look)
         if _is_time(shape.get(name)):
             text = f"{value} ({text})"
-        label = look.tone("2", f"{_label(name):<{width}}")
         if "\n" in text:
-            lines += [label, textwrap.indent(text.rstrip("\n"), GAP)]
+            lines += [look.tone("2", _label(name)), textwrap.indent(text.rstrip("\n"), GAP)]
         else:
+            label = look.tone("2", f"{_label(name):<{width}}")
             lines.append(f"{label}{GAP}{_tone(name, text, text, look)}")
     return "\n".join(lines)
 

@@ -348,6 +348,16 @@ def test_the_newest_events_are_a_line_each(typed, http):
     assert typed("events", "--after", "x")[0] == 2
 
 
+def test_color_moves_no_column_of_the_events(typed, http, monkeypatch):
+    http.call("channel.create", name="sec", created_by="ann")
+    plain = typed("events")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", colored := Terminal())
+        typed("events")
+    assert "\x1b[" in colored.getvalue()
+    assert re.sub(r"\x1b\[\d+m", "", colored.getvalue()) == plain
+
+
 class AFollowed:
     """A daemon that answers what it was told to."""
 
@@ -613,6 +623,8 @@ COMPLETED = [
     (["task", "list", "--limit", ""], []),
     (["stats", "--js"], ["--json"]),
     (["inbox", "li"], ["list"]),
+    (["agent", "li"], ["list"]),
+    (["agent", "list", "--inc"], ["--include-stale"]),
     (["inbox", "--fol"], ["--follow"]),
     (["setup", "cu"], ["cursor"]),
     (["nonsense", ""], []),

@@ -54,6 +54,10 @@ def tree() -> Tree:
         found[area] = [Word(verb, operation.summary) for verb, operation in here.items() if verb]
         for verb, operation in here.items():
             found[f"{area} {verb}".rstrip()] = _of_operation(operation)
+    for typed, verb in verbs.VERB_ALIASES.items():
+        area, _, alias = typed.partition(" ")
+        found[area].append(Word(alias, f"the same as {verb}"))
+        found[typed] = found[f"{area} {verb}"]
     found[""] += [Word(area, ", ".join(filter(None, here))) for area, here in areas.items() if area not in named]
     found[""] += [Word(alias, f"the same as {area}") for alias, area in verbs.ALIASES.items()]
     for row in cli.COMMANDS:

@@ -63,7 +63,8 @@ def _line(event: Mapping[str, Any], options: argparse.Namespace, environ: Mappin
     told = ", ".join(
         f"{name} {screen.safe(_short(value))}" for name, value in event["data"].items() if value not in EMPTY
     )
-    head = f"{look.tone('2', at)}  {event['id']:>6}  {look.tone('1', event['type']):<18}"
+    kind = look.tone("1", f"{event['type']:<18}")
+    head = f"{look.tone('2', at)}  {event['id']:>6}  {kind}"
     return f"{head}  {screen.safe(event['channel'] or '-')}  {told}"
 
 
