@@ -60,7 +60,7 @@ class Settings(Record):
         "server",
         "Address to listen on. Beyond loopback, callers need tokens and the port needs TLS or insecure_http; list the "
         "host names that callers use in allowed_hosts.",
-        kind="text",
+        kind="host",
         environment="STONEMUX_HOST",
     )
     port: int = _setting(

@@ -122,6 +122,16 @@ def _text(given: Given) -> str:
     return value
 
 
+def _host(given: Given) -> str:
+    value = _text(given)
+    if "/" in value or "[" in value or value.count(":") == 1:  # an IPv6 address has more colons
+        raise given.refuse(
+            f"is {shown(value)}; it must be a name or an address alone; the port is a setting of its own, and an "
+            "IPv6 address has no brackets here"
+        )
+    return value
+
+
 def _path(given: Given) -> Path:
     value = given.value
     if type(value) is not str or not value or "\0" in value:
@@ -214,6 +224,7 @@ KINDS: Mapping[str, tuple[Callable[[Given], Any], str]] = {
     "integer": (_integer, ""),
     "boolean": (_boolean, "true, false"),
     "text": (_text, "text"),
+    "host": (_host, "a host name or an address"),
     "path": (_path, "a path"),
     "place": (_place, "a path, or empty"),
     "hosts": (_hosts, "a list of host names"),

@@ -271,7 +271,8 @@ def test_each_kind_of_id_is_shown(typed, http):
 
 
 def test_what_is_no_id_or_not_there_is_refused(typed):
-    assert typed("show", "nonsense")[0] == 2
+    status, _, err = typed("show", "nonsense")
+    assert (status, "`stonemux state get` show something by its name" in err) == (2, True)
     assert typed("show", "99")[0] == 3
     assert typed("show", "doc-99")[0] == 3
     assert typed("show", "inbox-99-bob")[0] == 3

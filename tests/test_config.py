@@ -157,6 +157,12 @@ def test_settings_are_frozen() -> None:
         ("[server]\nallow_network_fs = 1\n", "server.allow_network_fs is 1; it must be true or false"),
         ("[server]\nhost = 127\n", "server.host is 127; it must be text"),
         ('[server]\nhost = ""\n', "server.host is empty"),
+        (
+            '[server]\nhost = "http://localhost"\n',
+            'server.host is "http://localhost"; it must be a name or an address alone',
+        ),
+        ('[server]\nhost = "127.0.0.1:80"\n', 'server.host is "127.0.0.1:80"; it must be a name or an address alone'),
+        ('[server]\nhost = "[::1]"\n', 'server.host is "[::1]"; it must be a name or an address alone'),
         ('[server]\nhost = "a\\nb"\n', 'server.host is "a\\nb"; it must be text'),
         ('[server]\nhost = "\\u202e"\n', "it must be text without control characters"),
         ('[server]\ndata_dir = ""\n', 'server.data_dir is ""; it must be a path'),

@@ -41,7 +41,8 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if found is None:
         raise MuxError(
             "not_understood",
-            f"{options.id[:80]!r} is not an id: a number, a task's UUID, or inbox-..., doc-..., ch-...",
+            f"{options.id[:80]!r} is not an id: a number, a task's UUID, or inbox-..., doc-..., ch-...; "
+            "agent.get, channel.get, and state.get show something by its name",
         )
     with of_user(flags.settings(options, environ), environ) as remote:
         answer = remote.ask(BY_NAME[found[0]], {found[1]: options.id})
