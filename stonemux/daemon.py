@@ -125,6 +125,7 @@ class Daemon:
 
     def close(self) -> None:
         """Shut down: answer waiting calls, commit what is queued, and unlock the data directory."""
+        self.mux.store.hasten()
         self.server.stop()
         self._door.join()
         self.server.server_close()

@@ -26,7 +26,7 @@ SKIPPED = 1_000_000
 RESTORE = "copy the directory aside, then restore a backup: stonemux restore FILE"
 """The remedy for a damaged database."""
 BUSY_S = 5.0
-"""How long the writer waits for another program that has locked the database."""
+"""How long a start waits for another program that has locked the database."""
 FULL = 2
 """SQLite's number for `synchronous=FULL`, which flushes at each commit."""
 PRAGMAS = (

@@ -41,7 +41,7 @@ from stonemux.datadir import DataDir, Head, check_usable
 from stonemux.errors import MuxError
 from stonemux.hub import Topic
 from stonemux.migration import migrate
-from stonemux.opening import BUSY_S, Connect, Row, audited, leap, open_checked, seen_beyond, stand
+from stonemux.opening import Connect, Row, audited, leap, open_checked, seen_beyond, stand
 from stonemux.transaction import Done, Event, Job, Snapshot, Tx, Work
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ log = logging.getLogger("stonemux")
 
 MOST_IN_A_BATCH = 256
 POOLED_READERS = 8
+BUSY_TURN_MS = 100
+BUSY_TURNS = 50
+"""How often in a row a commit waits BUSY_TURN_MS for another program that has locked the database."""
+LAST_BUSY_TURNS = 2
+"""The same for a daemon that is stopping."""
 
 
 class Led(Exception):
@@ -140,6 +145,7 @@ class Store:
         self._gate = threading.Lock()
         self._queue: deque[Job] = deque()
         self._leading = False
+        self._busy_turns = BUSY_TURNS
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
@@ -182,6 +188,7 @@ class Store:
         self._tx = Tx(db, self.mux, standing.message_seq, audited(db))
         self._clock.anchor(self.newest)
         self._note_clock(self._tx)
+        db.execute(f"PRAGMA busy_timeout={BUSY_TURN_MS}")
 
     def _meta(self, key: str) -> str:
         row = self._db.execute("select value from meta where key = ?", (key,)).fetchone()
@@ -291,7 +298,7 @@ class Store:
         tx = self._tx
         outcomes: list[tuple[Done, Any, BaseException | None]] = []
         try:
-            tx.begin(self._clock.now_ms(), self.head)
+            self._begin()
             for job in batch:
                 mark = tx.mark()
                 try:
@@ -334,6 +341,22 @@ class Store:
         else:
             _tell_all(batch, verdict)
         return True
+
+    def _begin(self) -> None:
+        """Open the transaction, waiting for another program's lock in turns, since a stop may cut the wait short."""
+        turn = 1
+        while True:
+            try:
+                self._tx.begin(self._clock.now_ms(), self.head)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or turn >= self._busy_turns:
+                    raise
+                turn += 1
+
+    def hasten(self) -> None:
+        """From now on, wait only briefly for another program's lock; any thread may call this before `close`."""
+        self._busy_turns = LAST_BUSY_TURNS
 
     def _give_ballast(self) -> bool:
         """Release the ballast's disk space; False if there was none."""
@@ -487,7 +510,7 @@ class Store:
             self._judge(error)
             return False
         finally:
-            self._db.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")
+            self._db.execute(f"PRAGMA busy_timeout={BUSY_TURN_MS}")
             with self._gate:
                 more = self._leading = bool(self._queue)
             if more:
@@ -535,6 +558,7 @@ class Store:
         result = _Result()  # queued last, so everything before it is done when it is
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return
+        self.hasten()
         self.cut_check()
         self.lead()
         with contextlib.suppress(MuxError, sqlite3.Error):

@@ -179,6 +179,20 @@ def test_e9_a_stop_answers_what_waits_and_ends_in_time(data, stop):
         assert not (data / "stonemux.db-wal").exists()
 
 
+def test_a_stop_does_not_wait_for_a_program_that_has_locked_the_database(made, monkeypatch, background):
+    monkeypatch.setattr("stonemux.store.BUSY_TURN_MS", 1)
+    monkeypatch.setattr("stonemux.store.BUSY_TURNS", 2**62)  # as long as it runs, it waits for the end of the lock
+    running = daemon.Daemon(replace(Settings(), data_dir=made, port=0))
+    with contextlib.closing(sqlite3.connect(made / "stonemux.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with Raw(running.server.port) as raw:
+            raw.send(post("/msg/send", {"from": "ann", "to": "bob", "content": "too late"}))
+            eventually(lambda: running.mux.store.led)
+            closing = background(running.close)
+            assert raw.answer().json["error"]["code"] == "storage_busy"
+        closing.result(PATIENCE_S)
+
+
 def test_a_stop_right_after_the_start_is_heard(data):
     for _ in range(3):
         with running_daemon(data) as daemon:

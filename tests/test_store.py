@@ -519,7 +519,8 @@ def change(tx: Tx) -> int:
 @pytest.mark.parametrize("rolls_back", [False, True], ids=["stays open", "rolled back by SQLite"])
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN])
 @pytest.mark.parametrize("at", range(WRITES))
-def test_a_fault_at_any_statement_changes_nothing_and_passes(opened, fault, at, code, rolls_back):
+def test_a_fault_at_any_statement_changes_nothing_and_passes(opened, fault, at, code, rolls_back, monkeypatch):
+    monkeypatch.setattr("stonemux.store.BUSY_TURNS", 1)  # its patience is at an end
     store = opened(connect=fault.connect)
     announced: list[Any] = []
     store.publish = lambda *what: announced.append(what)
@@ -538,6 +539,19 @@ def test_a_fault_at_any_statement_changes_nothing_and_passes(opened, fault, at, 
     assert store.head == 1, "no event id was used up"
     assert notes(store) == ["k", "m1", "m2"]
     assert len(announced) == 1
+
+
+def test_a_commit_waits_for_another_programs_lock(opened, fault, background, monkeypatch):
+    monkeypatch.setattr("stonemux.store.BUSY_TURN_MS", 5)
+    store = opened(connect=fault.connect)
+    with contextlib.closing(sqlite3.connect(opened.path / "stonemux.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        fault.arm(None)
+        writing = background(store.write, note("a"))
+        while len(fault.seen) < 2:
+            pass
+        other.execute("ROLLBACK")
+        assert writing.result(5) == "a"
 
 
 def test_the_faults_above_strike_every_statement(opened, fault):
