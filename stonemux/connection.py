@@ -154,6 +154,7 @@ class Connection:
         "_flights",
         "_gone",
         "_head",
+        "_heard_out",
         "_left_to_drain",
         "_phase",
         "_pile",
@@ -199,6 +200,7 @@ class Connection:
         self._unsent = b""
         self._served = 0
         self._flights: list[Flight] = []
+        self._heard_out = True  # all that came before the last answer with a flight was read before it
         self._verdicts: list[tuple[Flight, bool]] = []
         self._watch: Watch | None = None
 
@@ -326,7 +328,7 @@ class Connection:
                 self._end_of_input()
                 return None
             self._drained = len(data) < RECEIVE and not self._ending
-            if self._flights:
+            if self._flights and self._heard_out:
                 self._judge(arrived=True)
             if self._draining:
                 self._left_to_drain -= len(data)
@@ -470,12 +472,16 @@ class Connection:
             self._attendant.revisit(self)
 
     def _hear_out(self) -> None:
-        """Read what the client has sent so far: only bytes it sends after an answer can acknowledge that answer."""
+        """Read what the client has sent so far: only bytes it sends after an answer can acknowledge that answer.
+
+        If that is too much, no bytes do until another answer, only the end of the connection.
+        """
+        self._heard_out = False
         while len(self._buffer) < HEARD_OUT:
             try:
                 data = self.sock.recv(RECEIVE)
             except BlockingIOError:
-                self._drained = True
+                self._drained = self._heard_out = True
                 return
             except OSError:
                 data = b""

@@ -1769,6 +1769,50 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 HEARD = Ready(-1, writable=False, ended=False)
 
 
+class Verdicts:
+    """Something in flight; notes what became of it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def landed(self) -> None:
+        self.told.append("landed")
+
+    def lost(self) -> None:
+        self.told.append("lost")
+
+
+@pytest.mark.parametrize("heard", [0, 1], ids=["never", "later"])
+def test_i5_more_than_is_read_ahead_of_an_answer_is_no_receipt_of_it(pair, heard):
+    """Long requests were pipelined behind a poll: what is left of them when it is answered says nothing about it."""
+    ours, theirs = pair
+    attendant, first, second = Attendant(), Verdicts(), Verdicts()
+    kept = Connection(attendant, ours)
+    size = connection.HEARD_OUT * 3 // 2
+    theirs.sendall(request("POST", "/x", body=b"1"))
+    eventually(lambda: unread(ours))
+    kept.stir(HEARD)
+    theirs.sendall(request("POST", "/x", body=b"2" * size))
+    eventually(lambda: unread(ours) > size)
+    kept.finish(b"answer", close=False, flight=first)
+    kept.stir(HEARD)
+    assert len(attendant.handled) == 2
+    assert first.told == []
+    if heard:  # what follows an answer before which all was read speaks for the earlier ones, too
+        kept.finish(b"answer", close=False, flight=second)
+        theirs.sendall(b"POST")
+        eventually(lambda: unread(ours))
+        kept.stir(HEARD)
+        assert first.told == second.told == ["landed"]
+    else:
+        theirs.close()  # with an answer unread
+        eventually(lambda: select.select([ours], [], [], 0)[0])
+        kept.finish(b"answer", close=False)
+        kept.stir(HEARD)
+        kept.conclude()
+        assert first.told == ["lost"]
+
+
 def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
     ours, theirs = pair
     attendant, stuck = Attendant(), Stuck(ours)
