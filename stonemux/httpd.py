@@ -125,6 +125,8 @@ class Server(ThreadingHTTPServer):
         self._next_sweep: int | None = None
         # which thread attends; `_watch` guards the handover between it and the guard
         self._watch = threading.Condition()
+        self._guard: threading.Thread | None = None
+        self._guardless = False
         self._attending: int | None = None
         self._round = 0
         self._in_round = False
@@ -198,10 +200,20 @@ class Server(ThreadingHTTPServer):
             sock.setblocking(False)
             self._ready.add_listener(fd)
         self._ready.add_listener(self._bell)
-        guard = threading.Thread(target=self._take_turns, args=(False,), name="guard", daemon=True)
-        guard.start()
+        self._start_guard()
         self._take_turns(True)
-        guard.join()
+        if self._guard is not None:
+            self._guard.join()
+
+    def _start_guard(self) -> None:
+        self._guard = threading.Thread(target=self._take_turns, args=(False,), name="guard", daemon=True)
+        try:
+            self._guard.start()
+        except RuntimeError as trouble:
+            self._guard = None
+            if not self._guardless:
+                self._guardless = True
+                log.warning("the system has no thread left for the guard (%s): a slow disk delays all calls", trouble)
 
     def _take_turns(self, attending: bool) -> None:
         me = threading.get_ident()
@@ -224,15 +236,14 @@ class Server(ThreadingHTTPServer):
         while not self._ended and self._attending == me:
             self._in_round = False
             happened = self._ready.wait(0 if gathering else self._patience())
+            # Before the guard may take over: it could close one of these and give its descriptor to a new connection.
+            concerned = [(ready, self._connections.get(ready.fd)) for ready in happened]
             self._in_round = True
             self._round += 1
             if not self._traffic:
-                with self._watch:
-                    self._traffic = True
-                    self._watch.notify_all()
+                self._alert_guard()
             knocks = []
-            for ready in happened:
-                connection = self._connections.get(ready.fd)
+            for ready, connection in concerned:
                 if connection is not None:
                     try:
                         connection.stir(ready)
@@ -255,6 +266,15 @@ class Server(ThreadingHTTPServer):
                 self.mux.store.lead(until_empty=True)
         self.mux.store.lead(until_empty=True)  # what was gathered when the guard took over
         self.ring()  # a ring that was heard here may have been for the other, who sleeps as long as was right before it
+
+    def _alert_guard(self) -> None:
+        """Tell the guard that there is traffic; without one, try again to start it."""
+        if self._guard is None:
+            self._start_guard()
+        if self._guard is not None:
+            with self._watch:
+                self._traffic = True
+                self._watch.notify_all()
 
     def _stand_guard(self, me: int) -> None:
         """Sleep while there is no traffic; take over when the attending thread is held up."""

@@ -513,6 +513,61 @@ def test_who_was_relieved_has_the_other_look_again_how_long_to_sleep(served, mon
     eventually(lambda: ("lead", "ring") in itertools.pairwise([what for what, who in did if who == held_up[0]]))
 
 
+def test_an_event_is_not_told_to_another_connection_that_has_got_the_descriptor_meanwhile(served, monkeypatch):
+    """While a thread is held up in its round, the other may close a connection and accept one in its place."""
+    server, wait, stir = served.server, served.server._ready.wait, Connection.stir
+    clients = [served.connect(), served.connect()]
+    assert [raw.ask(HEALTH).status for raw in clients] == [200, 200]
+    (slow_fd, slow), (fd, other) = server._connections.items()
+    told, stirred, waiting = [], [], []
+
+    class Newcomer:
+        def stir(self, ready: Ready) -> None:
+            stirred.append("newcomer")
+
+    def wait_for_both(patience: int | None) -> list[Ready]:
+        waiting.append(True)
+        happened = wait(patience)
+        if any(ready.fd == slow_fd for ready in happened) and not told:
+            told.append(True)
+            happened = [Ready(slow_fd, False, False), Ready(fd, False, True)]
+        return happened
+
+    def stir_slowly(connection: Connection, ready: Ready) -> None:
+        if connection is slow:
+            server._connections[fd] = Newcomer()
+        stirred.append("slow" if connection is slow else "other")
+        stir(connection, ready)
+
+    monkeypatch.setattr(Connection, "stir", stir_slowly)
+    monkeypatch.setattr(server._ready, "wait", wait_for_both)
+    server.ring()
+    eventually(lambda: waiting)
+    clients[0].send(HEALTH)
+    assert clients[0].answer().status == 200
+    eventually(lambda: len(stirred) > 1)
+    monkeypatch.undo()
+    server._connections[fd] = other
+    assert stirred[:2] == ["slow", "other"]
+
+
+def test_a_guard_that_cannot_be_started_is_started_later(serve, monkeypatch, caplog):
+    start, tries = threading.Thread.start, []
+
+    def no_thread_at_first(thread: threading.Thread) -> None:
+        if thread.name == "guard":
+            tries.append(thread)
+            if len(tries) < 3:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread_at_first)
+    served = serve()
+    eventually(lambda: served.ask(HEALTH).status == 200 and len(tries) == 3)
+    assert caplog.text.count("no thread left") == 1
+    caplog.clear()
+
+
 def test_the_ring_at_a_stop_is_left_for_the_other_to_hear(served, monkeypatch):
     server = served.server
     with monkeypatch.context() as deaf:
