@@ -22,6 +22,10 @@ from stonemux.transaction import Snapshot, Tx
 PAGE = 2000
 PAGE_BYTES = 4_000_000
 """How many messages and bytes one transaction indexes at most, so that no sender waits long behind it."""
+EXAMINED = 4_000_000
+LEAST_EXAMINED = 4_000
+"""How many characters are examined for the excerpts of one answer, best match first, and how many of each text at
+least: a thousand long documents would take minutes."""
 
 _WORD = r'"([^"]*)"|(\S+)'
 
@@ -42,7 +46,11 @@ def search(
             *values,
             limit,
         )
-        results = [view(row) | {"excerpt": excerpt(_text(rx, row), q)} for row in rows]
+        results, room = [], EXAMINED
+        for row in rows:
+            text = _text(rx, row, max(room, LEAST_EXAMINED))
+            room -= len(text)
+            results.append(view(row) | {"excerpt": excerpt(text, q)})
     if not caller.room:
         return {"results": results}
     _shorten(results, caller.room)
@@ -58,11 +66,11 @@ def _shorten(results: list[dict[str, Any]], room: int) -> None:
             shown["content"], shown["truncated"] = shown["content"][:PREVIEW], True
 
 
-def _text(rx: Snapshot, row: Any) -> str:
-    """The indexed text of a message."""
+def _text(rx: Snapshot, row: Any, most: int) -> str:
+    """The first `most` characters of a message's indexed text."""
     if not row["truncated"]:
-        return str(row["content"])
-    return str(rx.one("select content from message_text where id = ?", row["id"])[0])
+        return str(row["content"])[:most]
+    return str(rx.one("select substr(content, 1, ?) from message_text where id = ?", most, row["id"])[0])
 
 
 def _phrases(q: str) -> str:

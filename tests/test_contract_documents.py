@@ -155,6 +155,18 @@ def test_a_search_finds_words_of_the_whole_document(team):
     assert [one["id"] for one in team.call("msg.search", q="haystack")["results"]] == [sent]
 
 
+def test_only_so_much_is_examined_for_the_excerpts_of_one_answer(team, monkeypatch):
+    """A search that found a thousand long documents took minutes, and everybody's calls with it."""
+    monkeypatch.setattr("stonemux.search.EXAMINED", 200_000)
+    ref = document(team, "word " * 20_000 + "needle")
+    for _ in range(3):
+        team.call("msg.send", from_="ann", to="bob", content_ref=ref)
+    team.call("msg.send", from_="ann", to="bob", content="a needle")
+    found = [found["excerpt"] for found in team.call("msg.search", q="needle")["results"]]
+    assert ["**needle**" in excerpt for excerpt in found] == [True, True, False, False]
+    assert found[-1].startswith("word word")
+
+
 def test_a_search_takes_in_large_documents_a_few_at_a_time(team, monkeypatch):
     monkeypatch.setattr("stonemux.search.PAGE_BYTES", 150_000)
     sent = [
