@@ -1,10 +1,15 @@
 # `make` prints this help. Tools go into .venv, which `make` creates; the program itself needs none of them.
 PYTHON ?= python3
-# A read-only checkout keeps its tools and build results elsewhere, and stores nothing about its tests.
-VENV := $(shell test -w . && echo .venv || echo $${TMPDIR:-/tmp}/stonemux-venv-$$(id -u))
-DIST := $(shell test -w . && echo dist || echo $${TMPDIR:-/tmp}/stonemux-dist-$$(id -u))
-export HYPOTHESIS_STORAGE_DIRECTORY := $(shell test -w . && echo .hypothesis || echo $(VENV)/hypothesis)
-PYTEST = $(BIN)/python -m pytest$(shell test -w . || echo ' -p no:cacheprovider')
+# A read-only checkout keeps its tools and build results elsewhere, and stores nothing about its tests. What is there is
+# run, so the folder must be ours: anybody could have made one of that name.
+ifneq ($(shell test -w . && echo yes),yes)
+ELSEWHERE := $(shell d=$${TMPDIR:-/tmp}/stonemux-$$(id -u); mkdir -m 700 $$d 2> /dev/null; test -O $$d && test ! -L $$d && echo $$d)
+$(if $(ELSEWHERE),,$(error this folder is read-only, and stonemux-UID in TMPDIR or /tmp is somebody else's: set TMPDIR to a folder of yours))
+endif
+VENV := $(if $(ELSEWHERE),$(ELSEWHERE)/venv,.venv)
+DIST := $(if $(ELSEWHERE),$(ELSEWHERE)/dist,dist)
+export HYPOTHESIS_STORAGE_DIRECTORY := $(if $(ELSEWHERE),$(ELSEWHERE)/hypothesis,.hypothesis)
+PYTEST = $(BIN)/python -m pytest$(if $(ELSEWHERE), -p no:cacheprovider)
 BIN := $(VENV)/bin
 EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])"
 
