@@ -73,7 +73,9 @@ class Flights:
         return message_id <= self._shown.get(agent_id, 0) or message_id in self.held(agent_id)
 
     def held(self, agent_id: str) -> frozenset[int]:
-        """A copy of this agent's ids in flight."""
+        """A copy of this agent's ids in flight; anybody may ask, so nothing is kept of a name that is not known."""
+        if agent_id not in self._agents:
+            return frozenset()
         lock, held = self._entry(agent_id)
         with lock:
             return frozenset(held)

@@ -412,11 +412,13 @@ class Server(ThreadingHTTPServer):
     # -- what connections ask of the server
 
     def most_body(self, head: wire.Head) -> int:
-        """The maximum body size in bytes for this request; a large body needs its token first."""
+        """The maximum body size in bytes for this request; before a large body is read, its sender must be admitted."""
         operation = ROUTES.get(head.path, {}).get(head.method)
         if operation is None or operation.most_body <= BODY_LIMIT:
             return BODY_LIMIT
-        if self.mux.tokens.required:  # or a few hundred strangers could fill the memory with what nobody will read
+        # Else strangers, or a page that a browser shows, could fill the memory with what nobody will read.
+        wire.admit(head, self.hosts, self.origins)
+        if self.mux.tokens.required:
             self.mux.tokens.admit(head.headers.get("authorization"))
         return operation.most_body
 

@@ -35,6 +35,7 @@ def test_ids_are_in_flight_for_one_agent_until_they_end():
         held.update([1, 2])
     assert flights.held("bob") == {1, 2}
     assert flights.held("ann") == set()
+    assert [*flights._agents] == ["bob"], "nothing is kept of who is only asked about"
     flights.end("bob", [1, 3])
     assert flights.held("bob") == {2}
 

@@ -1516,6 +1516,8 @@ def test_fault_09_a_foreign_page_polls_nothing(served, line, code):
     assert served.status_of(message_id) == "queued"
     assert raw.ask(request("HEAD", "/health", line), head=True).status == 403
     assert raw.ask(request("OPTIONS", "/msg/poll", line)).status == 403
+    got = raw.ask(request("POST", "/document/create", line, "Content-Length: 9000000"))
+    assert (got.status, got.code, got.headers["connection"]) == (403, code, "close"), "nothing is kept of a long body"
     served.still_serves()
 
 
