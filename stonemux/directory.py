@@ -47,13 +47,13 @@ def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
     return row
 
 
-def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> MuxError:
-    """The refusal of an agent that is not registered."""
+def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id", remedy: str = "") -> MuxError:
+    """The refusal of an agent that is not registered; `remedy` replaces what it says to do."""
     known = nearest(agent_id, _around(rx, "id from agent where deregistered_at is null and id", agent_id))
     listed = f"Known, for example: {', '.join(known)}" if known else "No agent is registered yet"
-    remedy = "register it with agent.register, or list the agents with agent.discover"
-    if parameter in OTHERS:  # a model told to register it would take over its name
+    if not remedy and parameter in OTHERS:  # a model told to register it would take over its name
         remedy = "agent.discover shows who is, and each agent registers itself"
+    remedy = remedy or "register it with agent.register, or list the agents with agent.discover"
     return MuxError(
         "agent_not_found",
         f"no agent {shown(agent_id)} is registered ({parameter}); {remedy}. {listed}",

@@ -95,7 +95,8 @@ def _mentioned(tx: Tx, channel: str, sender: str, text: str) -> Sequence[str]:
 
 def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
     """The name of a direct message's channel; raises `not_in_channel` unless the recipient is a member."""
-    directory.agent(tx, agent_id, "to")
+    if directory.find_agent(tx, agent_id) is None:
+        raise directory.unknown_agent(tx, agent_id, "to", _whom_it_means(tx, agent_id, channel))
     if directory.is_member(tx, channel, agent_id):
         return channel
     name: str = directory.channel(tx, channel)["name"]  # the caller may have given its id
@@ -108,6 +109,24 @@ def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
         "it with channel.join",
         channels=theirs,
     )
+
+
+def _whom_it_means(tx: Tx, name: str, channel: str) -> str:
+    """How to reach those whom a sender means who gives this name for an agent; "" if nobody else has it either."""
+    if name in (EVERYBODY, "all", "everyone", "everybody"):
+        return "msg.broadcast sends to all members of a channel"
+    if directory.find_channel(tx, name) is not None:
+        return f"{shown(name)} is a channel: msg.broadcast sends to its members"
+    named = directory.channel_called(tx, channel)
+    rows = directory.member_rows(tx, named["name"]) if named is not None else []
+    for sort, names in (
+        ("role", (row[1] for row in rows)),
+        ("group", (row[2] for row in rows)),
+        ("capability", (one for row in rows for one in row[3])),
+    ):
+        if name in names:
+            return f"send to {shown(f'{sort}:{name}')} for the agents with that {sort}"
+    return ""
 
 
 def _routed(tx: Tx, type: str | None) -> str:

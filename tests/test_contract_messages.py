@@ -106,6 +106,21 @@ def test_sender_and_recipient_must_be_registered__fault_25(team):
     assert error.facts["known_agents"][0] == "bob"
 
 
+def test_who_names_no_agent_as_recipient_is_told_how_to_reach_whom_it_means(team):
+    join(team, "eve", role="review", group="night", capabilities=["rust"])
+    team.call("channel.create", name="lab")
+    for to, meant in {
+        "*": "msg.broadcast sends to all members of a channel",
+        "everyone": "msg.broadcast sends to all members of a channel",
+        "lab": "'lab' is a channel: msg.broadcast sends to its members",
+        "review": "send to 'role:review' for the agents with that role",
+        "night": "send to 'group:night' for the agents with that group",
+        "rust": "send to 'capability:rust' for the agents with that capability",
+    }.items():
+        error = refusal(team, "agent_not_found", "msg.send", from_="ann", to=to, content="x")
+        assert error.message.startswith(f"no agent {to!r} is registered (to); {meant}. Known, for example: "), to
+
+
 def test_the_recipient_must_be_a_member_of_the_channel_and_the_sender_need_not(team):
     join(team, "dan", channel="lab")
     error = refusal(team, "not_in_channel", "msg.send", from_="dan", to="ann", content="x", channel="lab")
