@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 VERSION = __version__ = "0.1.0"
 
+__all__ = ["VERSION", "Client", "MuxError", "generate_agent_channel_name", "parse_agent_channel_name"]
+
+
+def __dir__() -> list[str]:
+    """What a user of the package may want, for completion in a Python shell."""
+    return [*__all__, "__doc__", "__version__"]
+
 
 def __getattr__(name: str) -> Any:
     """Import `Client` and `MuxError` on first use: most commands need neither."""

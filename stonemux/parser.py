@@ -7,10 +7,11 @@ flag is added.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from stonemux.errors import EXIT_USAGE, did_you_mean, guess
+from stonemux.errors import EXIT_USAGE, MuxError, did_you_mean, guess
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,8 +20,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+        self._as_json = False
+
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words, or exit with a refusal."""
+        self._as_json = "--json" in words
         options, rest = self.parse_known_args(words)
         if rest:
             flag = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
@@ -39,5 +43,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions if required else ():
             if action.choices and not action.option_strings:  # the choices say more than the argument's internal name
                 names = names.replace(action.dest, "|".join(action.choices))
-        message = lead + required + names
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        message = f"{lead}{required}{names} (see {self.prog} --help)"
+        if self._as_json:
+            print(json.dumps(MuxError("not_understood", message).body()))
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -121,6 +122,13 @@ def test_what_cannot_be_understood_is_one_line_with_the_nearest_name_and_status_
     assert (status, out) == (2, "")
     assert err.startswith(told)
     assert err.count("\n") == 1
+
+
+def test_a_program_gets_what_was_not_understood_as_json(capsys):
+    for words in (["inbox", "--json", "--bogus"], ["bogus", "--json"], ["msg", "list", "--json", "--bogus"]):
+        status, out, err = typed(capsys, *words)
+        told = json.loads(out)["error"]["message"]
+        assert (status, err.count("\n"), told in err) == (2, 1, True)
 
 
 def child(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:

@@ -214,6 +214,13 @@ def test_a_wait_that_broke_late_is_tried_as_long_as_one_that_broke_at_once(clien
     assert 64_000 <= clock.ticks_ms() - tried[0] < 65_000
 
 
+def test_what_the_package_offers_can_be_listed_and_imported():
+    namespace: dict[str, Any] = {}
+    exec("from stonemux import *", namespace)  # as in a Python shell
+    assert namespace["Client"] is Client
+    assert set(stonemux.__all__) <= {*dir(stonemux)} & {*namespace}
+
+
 @pytest.mark.parametrize(
     ("program", "start"),
     [
