@@ -61,6 +61,8 @@ ExecReload=kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=1
 RestartPreventExitStatus={lasting}
+# A reload in the first moment of a start ends Python, before the daemon can heed it
+RestartForceExitStatus=SIGHUP
 TimeoutStopSec={stop}
 NoNewPrivileges=yes
 RestrictRealtime=yes

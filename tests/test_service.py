@@ -247,6 +247,12 @@ def test_systemd_finds_nothing_wrong_with_the_unit(typed, tmp_path, settings):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_reload_that_comes_before_python_can_heed_it_leaves_a_daemon_running(typed):
+    """By default, systemd takes the end by SIGHUP for a stop that was wanted."""
+    typed("install", "--no-start")
+    assert "\nRestartForceExitStatus=SIGHUP\n" in typed.unit.read_text()
+
+
 def test_launchd_is_told_the_same(tmp_path):
     settings = replace(Settings(), data_dir=tmp_path)
     found = service.describe(["/py", "-P", "/a b/m.py", "serve"], settings, {"HOME": "/Users/ann"}, "darwin")
