@@ -1380,7 +1380,7 @@ class Methods:
         limit: int = 20,
     ) -> MsgSearchAnswer:
         """Full-text search of contents and subjects, best match first, with an excerpt that encloses the matching words
-        in ** and **.
+        in ** and **. In Chinese, Japanese, and Korean, any part of a sentence is a word.
 
         - `q`: Words that must all occur; put a phrase in quotes (up to 1024 bytes).
         - `channel`: Only this channel (1 to 128 characters).

@@ -716,7 +716,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "wait",
         "search.search",
         "Full-text search of contents and subjects, best match first, with an excerpt that encloses the matching "
-        "words in ** and **.",
+        "words in ** and **. In Chinese, Japanese, and Korean, any part of a sentence is a word.",
         slow=True,
         params=(
             Param("q", "text", REQUIRED, least=1, most=1024, doc="Words that must all occur; put a phrase in quotes."),

@@ -2,7 +2,8 @@
 
 Sending does not pay for the index: a search first indexes what was sent since the last one, a page at a time, and then
 runs the query. The index stores no contents of its own; it refers to the messages. For a message that carries the
-preview of a document, the document's first million characters are searched.
+preview of a document, the document's first million characters are searched. Scripts without spaces between words are
+indexed letter by letter (`excerpts.apart`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from stonemux.documents import PREVIEW
 from stonemux.errors import MuxError
-from stonemux.excerpts import excerpt, tokens
+from stonemux.excerpts import apart, excerpt, tokens
 from stonemux.history import narrow
 from stonemux.messages import FIELDS, view
 from stonemux.mux import Caller, Mux
@@ -28,6 +29,10 @@ LEAST_EXAMINED = 4_000
 least: a thousand long documents would take minutes."""
 
 _WORD = r'"([^"]*)"|(\S+)'
+
+_TEXT = "content || coalesce(subject, '')"
+_PLAIN = f"(length({_TEXT}) = length(cast({_TEXT} as blob)))"
+"""SQL: a message is ASCII, so its text goes into the index as it is, without a detour through Python."""
 
 
 def search(
@@ -82,7 +87,7 @@ def _phrases(q: str) -> str:
     once = {tokens(word): word.replace('"', '""') for word in words if any(letter.isalnum() for letter in word)}
     if not once:
         raise MuxError("invalid_field", "q has no word to search for", parameter="q")
-    return " ".join(f'"{word}"' for word in once.values())
+    return " ".join(f'"{apart(word)}"' for word in once.values())
 
 
 def _make_index(tx: Tx) -> None:
@@ -109,11 +114,12 @@ def _take_in(tx: Tx) -> bool:
     if newest <= through:
         return False
     last = _page(tx, through)
-    tx.run(
-        "insert into message_words (rowid, content, subject) select id, content, subject from message_text "
-        "where id > ? and id <= ?",
-        through,
-        last,
+    page = "select id, content, subject from message_text where id > ? and id <= ?"
+    tx.run(f"insert into message_words (rowid, content, subject) {page} and {_PLAIN}", through, last)
+    rest = tx.sql(f"{page} and not {_PLAIN}", through, last)
+    tx.many(
+        "insert into message_words (rowid, content, subject) values (?, ?, ?)",
+        [(row["id"], apart(row["content"]), row["subject"] and apart(row["subject"])) for row in rest],
     )
     tx.run("update searched set through = ?", last)
     return bool(last < newest)
@@ -123,8 +129,8 @@ def _page(tx: Tx, through: int) -> int:
     """The id of the last message of the page after `through`."""
     last, size = through, 0
     for row in tx.sql(
-        "select id, case when truncated then (select size from document where id = content_ref) else length(content) "
-        "end from message where id > ? order by id limit ?",
+        "select id, case when truncated then (select size from document where id = content_ref) else "
+        "length(cast(content as blob)) end from message where id > ? order by id limit ?",
         through,
         PAGE,
     ):

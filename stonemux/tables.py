@@ -213,6 +213,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create table aside (message_id integer primary key, thread text not null, sender text not null) strict",
         "create index aside_thread on aside (thread, message_id)",
     ),
+    # The index of words is rebuilt, letter by letter for scripts that have no spaces between words.
+    ("drop table if exists message_words", "update searched set through = 0"),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

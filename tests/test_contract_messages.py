@@ -560,6 +560,25 @@ def test_search_finds_all_words_best_first_with_an_excerpt(team):
     assert search("red", channel="default") == [later, found] or search("red") == [found, later]
 
 
+def test_a_search_finds_parts_of_a_sentence_that_is_written_without_spaces(team):
+    chinese, japanese = (
+        send(team, content="部署脚本在凌晨失败了"),
+        send(team, content="明日のGPT会議は中止です", subject="予定表"),
+    )
+    korean, plain = send(team, content="회의는 내일"), send(team, content="Café\0 会")
+
+    def search(q):
+        return [m["id"] for m in team.call("msg.search", q=q)["results"]]
+
+    assert search("凌晨") == search("脚本 失败") == search('"部署脚本"') == [chinese]
+    assert search("会議") == search("GPT会議は") == search("gpt") == search("予定") == [japanese]
+    assert search("회의") == [korean]
+    assert search("cafe") == [plain]
+    assert search("会") == [plain, japanese]
+    assert search("議会") == search("晨凌") == []
+    assert team.call("msg.search", q="会議")["results"][0]["excerpt"] == "明日のGPT**会議**は中止です"
+
+
 def test_a_word_that_a_search_repeats_costs_nothing(direct):
     join(direct, "ann", "bob")
     found = direct.call("msg.send", from_="ann", to="bob", content="a " * 30_000)["message_id"]

@@ -22,6 +22,12 @@ from stonemux.excerpts import SPAN, excerpt, tokens
         ("", "red", ""),
         ("a+b (c)", "b", "a+**b** (c)"),
         ("日本 語", "語", "日本 **語**"),
+        ("明日の会議は中止です", "会議", "明日の**会議**は中止です"),
+        ("明日のGPT会議は中止", "gpt会議", "明日の**GPT会議**は中止"),
+        ("GPT 会議", "GPT会議", "**GPT** **会議**"),
+        ("GPTS会議", "GPT", "GPTS会議"),
+        ("がか", "か", "が**か**"),
+        ("회의는 내일", "회의", "**회의**는 내일"),
         ("x", '"', "x"),
     ],
 )
@@ -47,10 +53,12 @@ def test_without_a_find_the_beginning_is_shown():
     assert excerpt("word " * 100, "other").startswith("word word")
 
 
-@pytest.mark.parametrize("text", ["word " * 200_000, "x" * 1_000_000, "wörd " * 200_000, "wordx" * 200_000])
+@pytest.mark.parametrize(
+    "text", ["word " * 200_000, "x" * 1_000_000, "wörd " * 200_000, "wordx" * 200_000, "会議x" * 330_000]
+)
 def test_the_longest_text_is_no_burden(text):
     began = time.monotonic()
-    excerpt(text, "word wörd x")
+    excerpt(text, "word wörd x 会議 " + " ".join(f"{chr(0x4E00 + n)}{n}" for n in range(150)))
     assert time.monotonic() - began < 5
 
 
@@ -63,6 +71,8 @@ def test_the_longest_text_is_no_burden(text):
         ("snake_case", ("snake", "case")),
         ("weiß", ("weiß",)),
         ("...", ()),
+        ("GPT会議は", ("gpt", "会", "議", "は")),
+        ("か が 회희", ("か", "が", "회", "희")),
     ],
 )
 def test_words_are_told_apart_as_the_index_does(text, found):
