@@ -407,16 +407,22 @@ class Layer:
             "protocolVersion": asked if asked in LEGACY else LEGACY[0],
             "capabilities": self.registry.capabilities | self.registry.legacy_capabilities,
             "serverInfo": self.registry.info,
-            "instructions": self.registry.instructions,
+            "instructions": self._instructions(context),
         }
 
     def _discover(self, context: Context) -> dict[str, Any]:
         """2026-07-28, Discovery. Older versions come last, for a client that knows none of the newer ones."""
-        return {
+        result = {
             "supportedVersions": list(SUPPORTED),
             "capabilities": self.registry.capabilities,
-            "instructions": self.registry.instructions,
+            "instructions": self._instructions(context),
         }
+        return result | {"cacheScope": "private"} if context.session.agent else result
+
+    def _instructions(self, context: Context) -> str:
+        """The registry's, with the caller's name if it has one: a model would choose another one for itself."""
+        agent = context.session.agent
+        return self.registry.instructions + (f"Your agent_id is {agent}.\n" if agent else "")
 
     # -- lists
 

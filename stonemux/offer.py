@@ -271,9 +271,11 @@ def _given(operation: Operation, context: Context) -> dict[str, Any]:
 
 
 def _as_integer(value: Any) -> Any:
-    """Convert a decimal string to an integer: some models write "30" for 30."""
+    """Convert what stands for an integer: some models write "30" for 30; 30.0 is an integer in JSON Schema, too."""
     if isinstance(value, list):
         return [_as_integer(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return from_decimal(value) if isinstance(value, str) else value
 
 

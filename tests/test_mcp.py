@@ -343,6 +343,14 @@ def test_instructions_are_short(mux):
     assert set(re.findall(r"mux_\w+", told + offer.GUIDE + str(offer.ROLES))) <= set(listed(mux))
 
 
+def test_instructions_tell_a_model_the_name_that_its_client_has_set_for_it(mux):
+    for modern, method in ((False, "initialize"), (True, "server/discover")):
+        known, unknown = (Talk(mux, modern=modern, agent=agent).ask(method) for agent in ("ann", ""))
+        assert known["instructions"] == unknown["instructions"] + "Your agent_id is ann.\n"
+        if modern:
+            assert (known["cacheScope"], unknown["cacheScope"]) == ("private", "public")
+
+
 # -- calling tools
 
 
@@ -473,6 +481,10 @@ def test_decimal_texts_are_taken_as_integers_and_nothing_else_is(mux):
     ann.call("mux_register")
     ann.call("mux_send", to="ann", content="x", priority="3")
     assert ann.call("mux_poll", timeout="0")["messages"][0]["priority"] == 3
+    assert ann.call("mux_poll", timeout=0.0) == {"messages": []}
+    assert ann.failure("mux_poll", timeout=0.5)["error"]["code"] == "invalid_timeout"
+    assert ann.failure("mux_send", to="ann", content="x", reply_to=1e300)["error"]["code"] == "invalid_field"
+    assert ann.failure("mux_send", to="ann", content="x", reply_to=True)["error"]["code"] == "invalid_field"
     assert ann.failure("mux_poll", timeout="soon")["error"]["code"] == "invalid_timeout"
     assert ann.failure("mux_discover", include_stale="true")["error"]["code"] == "invalid_field"
 
