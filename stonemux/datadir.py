@@ -152,12 +152,14 @@ def read_owner_token(path: Path, address: str) -> str | None:
     if token is None:
         return None
     listening = _noted(path / ADDRESS)
+    if not listening:
+        told = f"the daemon that holds {path} does not say where it listens; it is of an earlier version: restart it"
+        raise MuxError("token_invalid", told)
     if not _leads_to(address, listening):
-        where = f", which listens at {listening}" if listening else ""
         raise MuxError(
             "token_invalid",
             f"the daemon at {address} does not use the data directory {path}; pass the one that it uses as --data-dir, "
-            f"or the --port of the one that uses this{where}",
+            f"or the --port of the one that uses this, which listens at {listening}",
         )
     return token
 
