@@ -113,6 +113,7 @@ def test_a_daemon_of_another_directory_is_noted(look, http, tmp_path):
 def elsewhere(tmp_path):
     """The data directory of a daemon that listens at another port."""
     directory = DataDir(tmp_path / "elsewhere")
+    (directory.path / datadir.ADDRESS).write_text("127.0.0.1:1\n")
     (directory.path / datadir.OWNER_TOKEN).write_text("a.b.c\n")
     yield directory.path
     directory.close()
