@@ -360,7 +360,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         returns={"agent": AGENT, "created": "boolean", "webhook_secret?": "string"},
         tool="mux_register",
-        brief="Join stonemux as agent_id, or update your record. Do this first.",
+        brief="Join stonemux as agent_id. Do this first. A later call replaces your record.",
         repeatable=True,
         actor="agent_id",
         errors=("reserved_name", "agent_limit"),
