@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from stonemux.clock import Clock
 from stonemux.errors import MuxError
 from stonemux.ground import check_file_system, check_owner
 
@@ -30,6 +31,8 @@ INSTALL = "install.json"
 ADDRESS = "daemon.address"
 """Where the daemon that holds the directory listens."""
 OWNER_TOKEN = "owner.token"
+LOOKS = 1000
+"""How many milliseconds a start waits for processes that look whether the directory is held; a look is over at once."""
 
 
 class Head(NamedTuple):
@@ -70,9 +73,7 @@ class DataDir:
         self._lock()
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take():
             os.close(self._fd)
             holder = noted_pid(self.path)
             raise MuxError(
@@ -81,9 +82,20 @@ class DataDir:
                 f"daemon{f' (pid {holder})' if holder else ''}; stop that daemon, or pass another directory as "
                 "--data-dir",
                 pid=holder or None,
-            ) from None
+            )
         with contextlib.suppress(OSError):  # only for the message above; may be missing if the disk is full
             self.write_passing(PID, f"{os.getpid()}\n")
+
+    def _take(self) -> bool:
+        """Lock the directory; False if another process holds it. One that only looks (`is_held`) is waited for."""
+        for _ in range(LOOKS):
+            if _locks(self._fd, fcntl.LOCK_EX):
+                return True
+            if not _locks(self._fd, fcntl.LOCK_SH):
+                return False
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            Clock().pause(1)
+        return False
 
     def write_file(self, name: str, text: str) -> None:
         """Atomically replace a small file, mode 0600: a reader sees the old text or the new one, never a part."""
@@ -259,9 +271,15 @@ def is_held(path: Path) -> bool:
     """Whether a daemon holds the data directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _locks(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)  # which also unlocks it
-    return False
+
+
+def _locks(fd: int, how: int) -> bool:
+    """Lock a file without waiting; False if another process's lock prevents that."""
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -436,6 +436,13 @@ def test_a_system_without_a_table_of_mounts_is_no_obstacle(tmp_path):
     DataDir(tmp_path / "data", mounts=tmp_path / "none").close()
 
 
+def test_a_command_that_looks_whether_a_daemon_runs_does_not_keep_one_from_starting(tmp_path, monkeypatch):
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as `is_held` does for an instant
+    monkeypatch.setattr(datadir.Clock, "pause", lambda clock, ms: os.close(looking))
+    DataDir(tmp_path).close()
+
+
 def test_a_refused_directory_stays_unlocked(tmp_path):
     path = tmp_path / "data"
     first = DataDir(path)
