@@ -106,6 +106,8 @@ def _make_durable(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        return MuxError("storage_busy", f"another program has locked {path}; end it, or try again later", retry_after=1)
     return MuxError(
         "data_refused",
         f"{path} cannot be read as a stonemux database ({error}); it was left untouched",
@@ -139,7 +141,7 @@ def open_unchanged(path: Path, *, live: bool = False) -> sqlite3.Connection:
             return _open_apart(path)
     # Without a log, create nothing next to the database, not even an empty log.
     how = "mode=ro" if live or (log.exists() and log.stat().st_size) else "immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=BUSY_S)
 
 
 def _open_apart(path: Path) -> sqlite3.Connection:

@@ -978,6 +978,18 @@ def test_a_sqlite_that_does_not_flush_at_each_commit_is_refused(opened):
     assert caught.value.code == "unsafe_environment"
 
 
+def test_a_database_that_another_program_has_to_itself_is_not_called_unreadable(opened, monkeypatch):
+    monkeypatch.setattr(opening, "BUSY_S", 0.01)
+    opened()
+    opened.close()
+    with contextlib.closing(sqlite3.connect(opened.path / "stonemux.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("insert into meta values ('a', 'b')")
+        with pytest.raises(MuxError, match="another program has locked") as caught:
+            opened()
+    assert caught.value.code == "storage_busy"
+
+
 @pytest.mark.parametrize("damage", ["empty", "garbage", "garbage page", "missing", "foreign", "no tables"])
 def test_a_database_that_is_not_ours_or_not_whole_is_refused_and_left_alone(opened, damage):
     """Fault 37."""
