@@ -93,12 +93,17 @@ def decode(text: bytes | str, kind: str = LICENSE) -> dict[str, Any]:
     with _examined(kind):
         if len(text) <= MOST_DOCUMENT:
             try:
-                document = json.loads(text)
+                document = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
                 if type(document) is dict:
                     return document
             except (ValueError, RecursionError):
                 pass
-        raise _Flaw("it is not a JSON object of at most 16 KiB")
+        raise _Flaw("it is not a JSON object of at most 16 KiB, without fractions")
+
+
+def _refuse(number: str) -> Any:
+    """No document has fractions, and infinity and NaN cannot be written as JSON again."""
+    raise ValueError
 
 
 def read_license(document: Mapping[str, Any], trusted: Mapping[str, bytes]) -> License:

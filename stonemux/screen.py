@@ -81,8 +81,9 @@ def look(stream: TextIO, environ: Mapping[str, str], now_ms: int) -> Look:
 
 
 def as_json(value: Any, stream: TextIO) -> str:
-    """JSON on one line; non-ASCII characters only if the stream can encode them."""
-    return json.dumps(value, ensure_ascii=(getattr(stream, "encoding", None) or "").lower() not in ("utf-8", "utf8"))
+    """JSON on one line; non-ASCII characters only if the stream can encode them, and none that a terminal obeys."""
+    told = json.dumps(value, ensure_ascii=(getattr(stream, "encoding", None) or "").lower() not in ("utf-8", "utf8"))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", told)
 
 
 def safe(text: str) -> str:

@@ -646,7 +646,7 @@ def test_a_license_that_ran_out_or_is_no_license_is_not_put_in_place(tmp_path, c
     assert not (tmp_path / ".stonemux" / "license.key").exists()
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", "9" * 20_000])
+@pytest.mark.parametrize("text", ["", "x", "[]", "9" * 20_000, '{"serial": 1e999}', '{"serial": NaN}'])
 def test_a_file_that_holds_no_command_is_refused_as_a_command(tmp_path, capsys, text):
     file = tmp_path / "command"
     file.write_text(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import time
 
 import pytest
@@ -181,6 +183,11 @@ def test_what_agents_wrote_cannot_play_with_the_terminal(nasty):
     assert nasty not in screen.answer(
         BY_NAME["task.get"], {"task": {"metadata": {nasty: nasty}, "result": nasty}}, PLAIN
     )
+    with open(os.devnull, "w", encoding="utf-8") as stream:
+        told = screen.as_json({nasty: f"ü{nasty}"}, stream)
+    assert nasty not in told
+    assert "ü" in told
+    assert json.loads(told) == {nasty: f"ü{nasty}"}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from stonemux import flags, launch
 from stonemux.errors import EXIT_INTERRUPTED, MuxError
+from stonemux.screen import safe
 from stonemux.signals import NONE, Signals
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _until_signal(runner: Runner) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"stonemux run: {text}", file=sys.stderr, flush=True)
+    print(f"stonemux run: {safe(text)}", file=sys.stderr, flush=True)
 
 
 def _silent(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stonemux import VERSION, flags
 from stonemux.errors import EXIT_OK, MuxError
-from stonemux.screen import counted, span
+from stonemux.screen import counted, safe, span
 
 if TYPE_CHECKING:
     from stonemux.config import Settings
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if options.json:
         print(json.dumps({"running": True, "health": health, "license": license, "stats": stats}))
     else:
-        print(_text(settings.authority, health, license, stats))
+        print(safe(_text(settings.authority, health, license, stats)))  # whoever listens there may not be a daemon
     return EXIT_OK
 
 
