@@ -154,7 +154,8 @@ def _open_apart(path: Path) -> sqlite3.Connection:
     with tempfile.TemporaryDirectory(prefix=".look-", dir=path.parent) as apart:
         for end in ("", "-wal"):
             os.link(f"{path}{end}", f"{apart}/{path.name}{end}")
-        db = sqlite3.connect(f"{Path(apart, path.name).absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        file = Path(apart, path.name).absolute().as_uri()
+        db = sqlite3.connect(f"{file}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_S)
         try:
             db.execute("select count(*) from sqlite_master").fetchone()  # makes SQLite open all the files it needs
         except BaseException:
