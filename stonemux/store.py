@@ -149,6 +149,7 @@ class Store:
         self._closed = False
         self._ended = False
         self._readers: list[sqlite3.Connection] = []
+        self._files: tuple[int, int] | None = None
         self.copying = threading.Lock()
         """Held while a copy of the database is made, so that only one is made at a time."""
         check_usable(directory.path)
@@ -404,6 +405,8 @@ class Store:
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return MuxError("storage_busy", "another program has locked the database; try again", retry_after=1)
         if kind == sqlite3.SQLITE_CANTOPEN:
+            if self._files is not None and self._inodes() != self._files:
+                return self._lost()
             return MuxError(
                 "storage_busy",
                 "the database cannot be opened again (too many open files?); try again",
@@ -453,7 +456,7 @@ class Store:
         try:
             return self._readers.pop()
         except IndexError:
-            db = self._connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=256)
+            db = self._connected("rw", cached_statements=256)  # not "rwc", which would create a missing file
             db.row_factory = Row
             db.execute("PRAGMA query_only=1")
             db.execute("PRAGMA wal_autocheckpoint=0")
@@ -545,8 +548,11 @@ class Store:
 
     def apart(self) -> sqlite3.Connection:
         """Open a separate read-only connection, for work that is slow or cannot run in a snapshot."""
-        uri = f"{Path(self._path).absolute().as_uri()}?mode=ro"
-        return self._connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        return self._connected("ro")
+
+    def _connected(self, mode: str, **options: Any) -> sqlite3.Connection:
+        uri = f"{Path(self._path).absolute().as_uri()}?mode={mode}"
+        return self._connect(uri, uri=True, isolation_level=None, check_same_thread=False, **options)
 
     def tie(self, mux: Mux) -> None:
         """Connect the store to its program; transactions pass that on to the handlers."""

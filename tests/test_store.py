@@ -782,6 +782,21 @@ def test_a_file_that_was_taken_away_gets_no_acknowledgement(opened, name, act):
     assert announced == []
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_reader_makes_no_empty_file_where_the_database_was(opened, gone):
+    """Fault 36: what is opened anew then would be taken for the database, and have no tables."""
+    store = opened()
+    store._drop_readers()
+    (opened.path / "stonemux.db").rename(opened.path / "kept.db")
+    if not gone:
+        (opened.path / "stonemux.db").mkdir()
+    with pytest.raises(MuxError) as caught, store.read() as rx:
+        rx.one("select * from meta")
+    assert caught.value.code == "storage_lost"
+    assert (opened.path / "stonemux.db").exists() != gone
+    assert store.fatal is not None
+
+
 # -- upkeep
 
 
