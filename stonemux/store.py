@@ -51,6 +51,8 @@ log = logging.getLogger("stonemux")
 
 MOST_IN_A_BATCH = 256
 POOLED_READERS = 8
+FAILED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite reports when the disk fails or pages are damaged."""
 BUSY_TURN_MS = 100
 BUSY_TURNS = 50
 """How often in a row a commit waits BUSY_TURN_MS for another program that has locked the database."""
@@ -412,7 +414,7 @@ class Store:
                 "the database cannot be opened again (too many open files?); try again",
                 retry_after=1,
             )
-        if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if kind in FAILED:
             return self._stop(error)
         # SQLite silently opens a file read-only if it cannot write it, and reports that at the first change. On a
         # connection made for reading, the error is only a caller's mistake.
@@ -527,8 +529,11 @@ class Store:
             try:
                 rows = db.execute("PRAGMA integrity_check(3)").fetchall()
             except sqlite3.DatabaseError as error:
-                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+                kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if kind == sqlite3.SQLITE_INTERRUPT:
                     return
+                if kind not in FAILED:  # such as too many open files, which says nothing about the database
+                    raise
                 rows = [(str(error),)]
             finally:
                 self._checking = None

@@ -914,6 +914,21 @@ def test_a_check_that_finds_damage_says_so_and_serving_goes_on(opened, caplog):
     assert opened().checked == (0, -1), "but again after a start"
 
 
+def test_a_check_that_cannot_open_the_files_does_not_call_them_damaged(opened, fault, monkeypatch):
+    store = opened(connect=fault.connect)
+    trouble = sqlite3.OperationalError("unable to open database file")
+    trouble.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+    def no_descriptor(*_: Any) -> None:
+        raise trouble
+
+    monkeypatch.setattr(Faulty, "execute", no_descriptor)
+    with pytest.raises(sqlite3.OperationalError):
+        store.check()
+    monkeypatch.undo()
+    assert (store.damage, store.checked) == ("", (0, -1))
+
+
 @pytest.mark.parametrize("whose", ["store", "timekeeper"])
 def test_the_end_cuts_a_check_short(opened, caplog, whose):
     store = opened()
