@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from faces import post_mcp
 from raw import Raw as Connected
+from raw import request
 
 from stonemux import mcp
 
@@ -161,11 +162,14 @@ def test_the_transport_refuses_with_json_rpc_errors(client, headers, status):
     assert answer["error"]["data"]["code"]
 
 
-def test_a_body_that_is_not_read_is_refused_with_a_json_rpc_error(client):
-    status, _, answer = client.post(b" " * 1_048_577)
-    assert (status, answer["id"], answer["error"]["code"]) == (413, None, mcp.INVALID_REQUEST)
-    assert answer["error"]["data"]["code"] == "body_too_large"
-    assert json.loads(client.http.request("POST", "/msg/send", b" " * 1_048_577)[2])["error"]["limit"] == 1_048_576
+def test_a_body_that_is_not_read_is_refused_with_a_json_rpc_error(http):
+    raw = Connected(http.port)
+    raw.send(request("POST", "/mcp", "Content-Type: application/json", "Content-Length: 1048577"))
+    status, headers = raw.head()
+    refused = json.loads(raw.read_until(b"}}}"))
+    assert (status, refused["id"], refused["error"]["code"]) == (413, None, mcp.INVALID_REQUEST)
+    assert refused["error"]["data"]["code"] == "body_too_large"
+    assert refused["error"]["data"]["request_id"] == headers["x-request-id"]
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:1", "[::1]:65535", "LOCALHOST:80"])
