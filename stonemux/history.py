@@ -57,7 +57,7 @@ def listed(
     limit: int,
 ) -> dict[str, Any]:
     """Message history, newest first, whatever the state of the deliveries."""
-    where, values = narrow(rx, channel, agent_id)
+    where, values = narrow(rx, channel, agent_id, sought=thread is None)
     if thread is not None:
         root = int(thread) if thread.isascii() and thread.isdigit() and len(thread) < 19 else -1
         where.append("(m.thread = ? or m.id = ?)")
@@ -81,15 +81,18 @@ def log(rx: Snapshot, *, channel: str, before: int | None, limit: int) -> dict[s
     return listed(rx, channel=channel, agent_id=None, thread=None, before=before, after=None, limit=limit)
 
 
-def narrow(rx: Snapshot, channel: str | None, agent_id: str | None) -> tuple[list[str], list[Any]]:
+def narrow(
+    rx: Snapshot, channel: str | None, agent_id: str | None, *, sought: bool = True
+) -> tuple[list[str], list[Any]]:
     """Conditions and their values that narrow a query of `message m` to a channel and to an agent, if they are given.
 
+    With `sought` false, the messages are not looked for in the index of channels, because another index has fewer.
     Raises `channel_not_found` or `agent_not_found`.
     """
     where: list[str] = []
     values: list[Any] = []
     if channel is not None:
-        where.append("m.channel = ?")
+        where.append("m.channel = ?" if sought else "+m.channel = ?")
         values.append(directory.channel(rx, channel)["name"])
     if agent_id is not None:
         directory.agent(rx, agent_id)

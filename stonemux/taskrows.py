@@ -12,13 +12,15 @@ The transitions are data. `delayed` is a pending task that nobody may claim befo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from stonemux import directory
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
+from stonemux.payload import dumps
 from stonemux.transaction import Snapshot
+from stonemux.vocabulary import TASK_STATUSES
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -45,6 +47,15 @@ MOVES: dict[tuple[str, str], str] = {
 """(status, act) -> next status; any other combination is a conflict."""
 
 FINAL = ("complete", "failed", "cancelled")
+STORED = ("delayed", *TASK_STATUSES)
+ACTIVE = frozenset(STORED) - frozenset(FINAL)
+"""Of the stored statuses, those of few tasks, however many have ended."""
+
+_EVERYWHERE = (
+    "select min(channel) from task union all select (select min(channel) from task where channel > place.channel) "
+    "from place where place.channel is not null"
+)
+"""SQL for the channels that have tasks, with one seek for each."""
 
 
 class Task(NamedTuple):
@@ -189,31 +200,61 @@ def listed(
     after: str | None,
 ) -> dict[str, Any]:
     """Tasks by priority, then age; `after` is the id of the last one seen."""
-    where, values = ["1"], list[Any]()
-    if channel is not None:
-        where.append("channel = ?")
-        values.append(directory.channel(rx, channel)["name"])
-    if status is not None:
-        where.append("status in ('pending', 'delayed')" if status == "pending" else "status = ?")
-        values += [] if status == "pending" else [status]
+    statuses = STORED if status is None else ("pending", "delayed") if status == "pending" else (status,)
+    values: list[Any] = [dumps(statuses), limit + 1]
+
+    def bound(value: Any) -> str:
+        values.append(value)
+        return f"?{len(values)}"
+
+    places = _EVERYWHERE if channel is None else f"select {bound(directory.channel(rx, channel)['name'])}"
+    where = ["true"]
     if agent_id is not None:
         directory.agent(rx, agent_id)
-        where.append("(owner = ? or assigned_to = ?)")
-        values += [agent_id, agent_id]
+        agent = bound(agent_id)
+        where.append(f"(owner = {agent} or assigned_to = {agent})")
     if capability is not None:
-        where.append("required_capability = ?")
-        values.append(capability)
+        where.append(f"required_capability = {bound(capability)}")
+    rest = ["true"]
     if after is not None:
         last = find(rx, after, "after")
-        where.append("(priority < ? or (priority = ? and seq > ?))")
-        values += [last.priority, last.priority, last.seq]
-    found = rows(
-        rx, f"select * from task where {' and '.join(where)} order by priority desc, seq limit ?", *values, limit + 1
-    )
+        urgency = bound(last.priority)
+        rest = [f"priority = {urgency} and seq > {bound(last.seq)}", f"priority < {urgency}"]
+    narrowed = " and ".join(where)
+    if channel is None and len(where) > 1 and not ACTIVE.issuperset(statuses):
+        found = rows(rx, _scan(narrowed, " or ".join(rest)), *values)
+    else:
+        found = rows(rx, _merge(places, narrowed, rest), *values)
     answer: dict[str, Any] = {"tasks": [view(row) for row in found[:limit]]}
     if len(found) > limit:
         answer["more"] = True
     return answer
+
+
+def _merge(places: str, narrowed: str, rest: Sequence[str]) -> str:
+    """SQL for a list: the first of each channel and status, of which each is in order in the index, merged.
+
+    `places` is SQL for the channels. Each condition in `rest` is a range in that order; together they are the pages to
+    come. The statuses are ?1 (JSON), the limit is ?2.
+    """
+    first = " union all ".join(
+        "select seq from (select seq from task indexed by task_list where channel = place.channel "
+        f"and status = kind.value and {one} and {narrowed} order by priority desc, seq limit ?2)"
+        for one in rest
+    )
+    return (
+        f"with recursive place(channel) as ({places}) select * from task where seq in ("
+        f"select t.seq from place cross join json_each(?1) kind cross join task t where t.seq in ({first}) "
+        "order by t.priority desc, t.seq limit ?2) order by priority desc, seq"
+    )
+
+
+def _scan(narrowed: str, rest: str) -> str:
+    """SQL for a list that no index narrows: to read all tasks once is faster than to look up each in that order."""
+    return (
+        "select * from task not indexed where status in (select value from json_each(?1)) "
+        f"and {narrowed} and ({rest}) order by priority desc, seq limit ?2"
+    )
 
 
 def get(rx: Snapshot, *, task_id: str) -> dict[str, Any]:

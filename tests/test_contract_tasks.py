@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from faces import join, refusal
 
-from stonemux import claims, tasks
+from stonemux import claims, taskrows, tasks
 from stonemux.mux import Caller
 
 LEASE = 300_000
@@ -801,6 +803,42 @@ def test_the_list_narrows_by_every_parameter(crew):
     assert found(status="complete") == []
     refusal(crew, "invalid_field", "task.list", status="open")
     refusal(crew, "channel_not_found", "task.list", channel="lob")
+
+
+def test_every_narrowed_list_is_in_one_order_across_its_pages(direct):
+    join(direct, "ann", "bob", "cat", capabilities=["write"])
+    for name in ("lab", "den"):
+        direct.call("channel.create", name=name)
+    for n in range(36):
+        extra = {"required_capability": "write"} if n % 4 == 0 else {}
+        extra |= {"assigned_to": "cat"} if n % 5 == 0 else {}
+        post(direct, priority=n % 3 - 1, channel=("default", "lab", "den")[n % 7 % 3], **extra)
+    for n, act in enumerate(("complete", "failed", "retry", None, "complete", "failed")):
+        for name in ("bob", "cat"):
+            got = direct.call("task.claim", agent_id=name, channel=("default", "lab")[n % 2])
+            given = {"task_id": got["task_id"], "agent_id": name}
+            if act is not None:
+                direct.call("task.complete", **given, status=act.replace("retry", "failed"), retry=act == "retry")
+    with direct.mux.store.read() as rx:
+        every = [taskrows.Task(*row) for row in rx.sql("select * from task order by priority desc, seq")]
+    assert len({taskrows.status(row) for row in every}) == 4
+    for status, channel, agent_id, capability in itertools.product(
+        (None, "pending", "claimed", "complete", "failed"), (None, "lab"), (None, "cat"), (None, "write")
+    ):
+        narrowed = {"status": status, "channel": channel, "agent_id": agent_id, "capability": capability}
+        seen, page = [], {"more": True}
+        while "more" in page:
+            page = direct.call("task.list", limit=3, after=seen[-1] if seen else None, **narrowed)
+            assert len(page["tasks"]) <= 3
+            seen += [one["task_id"] for one in page["tasks"]]
+        assert seen == [
+            row.id
+            for row in every
+            if status in (None, taskrows.status(row))
+            and channel in (None, row.channel)
+            and agent_id in (None, row.owner, row.assigned_to)
+            and capability in (None, row.required_capability)
+        ], narrowed
 
 
 def test_history_tells_what_happened(crew, clock):

@@ -1540,6 +1540,23 @@ def test_a_purge_finds_the_deliveries_of_its_messages(agents, plan, mux):
     assert_sought(plans, *TRAYS)
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"status": "complete"}, {"channel": "default"}, {"status": "pending", "capability": "a"}]
+)
+def test_a_list_of_tasks_reads_as_many_of_each_status_as_it_shows(agents, plan, given):
+    last = agents.call("task.post", description="x", posted_by="ann")["task_id"]
+    for after in (None, last):
+        for found in plan(lambda: agents.call("task.list", after=after, **given), "from task", "order by"):  # noqa: B023
+            assert "INDEX task_list (channel=? AND status=?" in found
+            assert "SCAN task" not in found
+
+
+@pytest.mark.parametrize("given", [{}, {"channel": "default"}, {"agent_id": "ann"}])
+def test_a_thread_is_read_by_its_index(agents, plan, given):
+    for found in plan(lambda: agents.call("msg.list", thread="1", **given), "from message m", "order by"):
+        assert "INDEX message_thread (thread=?)" in found
+
+
 def test_a_claim_seeks_once_a_capability(agents, plan):
     plans = plan(lambda: agents.call("task.claim", agent_id="bob"), "select priority, seq from task")
     assert len(plans) == 4
