@@ -163,10 +163,10 @@ def test_the_transport_refuses_with_json_rpc_errors(client, headers, status):
 
 
 def test_a_body_that_is_not_read_is_refused_with_a_json_rpc_error(http):
-    raw = Connected(http.port)
-    raw.send(request("POST", "/mcp", "Content-Type: application/json", "Content-Length: 1048577"))
-    status, headers = raw.head()
-    refused = json.loads(raw.read_until(b"}}}"))
+    with Connected(http.port) as raw:
+        raw.send(request("POST", "/mcp", "Content-Type: application/json", "Content-Length: 1048577"))
+        status, headers = raw.head()
+        refused = json.loads(raw.read_until(b"}}}"))
     assert (status, refused["id"], refused["error"]["code"]) == (413, None, mcp.INVALID_REQUEST)
     assert refused["error"]["data"]["code"] == "body_too_large"
     assert refused["error"]["data"]["request_id"] == headers["x-request-id"]
