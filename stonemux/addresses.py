@@ -56,6 +56,7 @@ PRIVATE = (
 NEVER = (
     ("0.0.0.0/8", "unspecified"),
     ("100.100.100.200/32", "a metadata service"),
+    ("168.63.129.16/32", "a metadata service"),
     ("169.254.0.0/16", "link-local, where metadata services are"),
     ("192.0.0.0/24", "reserved"),
     ("192.0.2.0/24", "reserved"),
@@ -66,7 +67,8 @@ NEVER = (
     ("224.0.0.0/4", "multicast"),
     ("255.255.255.255/32", "broadcast"),
     ("240.0.0.0/4", "reserved"),
-    ("fd00:ec2::254/128", "a metadata service"),
+    ("fd00:ec2::/32", "where metadata services are"),
+    ("fd20:ce::254/128", "a metadata service"),
     ("fe80::/10", "link-local"),
     ("fec0::/10", "reserved"),
     ("ff00::/8", "multicast"),
