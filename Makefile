@@ -9,6 +9,9 @@ endif
 VENV := $(if $(ELSEWHERE),$(ELSEWHERE)/venv,.venv)
 DIST := $(if $(ELSEWHERE),$(ELSEWHERE)/dist,dist)
 export HYPOTHESIS_STORAGE_DIRECTORY := $(if $(ELSEWHERE),$(ELSEWHERE)/hypothesis,.hypothesis)
+# Compiled files are kept there even if the environment asks for none: collecting the tests without them takes 5 s longer.
+export PYTHONPYCACHEPREFIX := $(if $(ELSEWHERE),$(VENV),$(CURDIR)/$(VENV))/bytecode
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest$(if $(ELSEWHERE), -p no:cacheprovider)
 BIN := $(VENV)/bin
 EXTRA = $(PYTHON) -c "import sys, tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'][sys.argv[1]])"
