@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import http.server
+import io
 import json
 import logging
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -20,6 +23,7 @@ import sys
 import termios
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +50,7 @@ SLOW_S = 20
 
 
 def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "stonemux", *arguments],
         cwd=ROOT,
@@ -58,13 +62,68 @@ def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProc
     )
 
 
-def refusal(status: int, data: Path, *flags: str) -> str:
+@contextmanager
+def as_a_process() -> Iterator[None]:
+    """What the main thread of a daemon changes in its process is as before when this ends."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    logger = logging.getLogger("stonemux")
+    logged = (logger.handlers[:], logger.level, logger.propagate, logging.raiseExceptions)
+    collected = gc.get_threshold()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        logger.handlers[:], level, logger.propagate, logging.raiseExceptions = logged
+        logger.setLevel(level)
+        gc.unfreeze()
+        gc.set_threshold(*collected)
+        gc.enable()
+        threading.stack_size(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+
+
+def tried(*words: str, home: Path | str | None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which is quicker."""
+    out, err = io.StringIO(), io.StringIO()
+    told = {**environ, **({} if home is None else {"HOME": str(home)})}
+    with as_a_process(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(words, told)
+        except SystemExit as ended:
+            status = ended.code
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def refusal(status: int, data: Path, *flags: str, run: Any = tried) -> str:
     """What `serve` says when it refuses to start: one line, and this exit status."""
     done = run("serve", "--port", "0", "--data-dir", str(data), *flags, home=data.parent)
     assert (done.returncode, done.stdout) == (status, ""), done
     (line,) = done.stderr.splitlines()
     assert line.startswith("stonemux: ")
     return line
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Start a daemon in this process that stops as soon as it has told that it listens."""
+    banner = daemon.banner
+
+    def tell(running: daemon.Daemon) -> str:
+        with urllib.request.urlopen(f"{running.url}/health", timeout=PATIENCE_S) as answer:
+            assert json.load(answer)["status"] == "ok"
+        running.stop()
+        return banner(running)
+
+    def serve(*flags: str, home: Path | str | None) -> tuple[str, str]:
+        done = tried("serve", "--port", "0", *flags, home=home)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout, capfd.readouterr().err
+
+    monkeypatch.setattr(daemon, "banner", tell)
+    return serve
 
 
 def ask(daemon: ChildDaemon, data: bytes) -> Any:
@@ -194,28 +253,21 @@ def test_a_stop_does_not_wait_for_a_program_that_has_locked_the_database(made, m
 
 
 def test_a_stop_right_after_the_start_is_heard(data):
-    for _ in range(3):
-        with running_daemon(data) as daemon:
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.process.send_signal(signal.SIGTERM)
-            assert exit_status(daemon) == 0
+    with running_daemon(data) as daemon:
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert exit_status(daemon) == 0
 
 
 def test_a_signal_is_heard_even_if_it_comes_just_before_the_sleep(data):
     """As it is then: the system has noted it, but Python's handler has had no chance to run."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def say(_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.raise_signal(signal.SIGTERM)
 
-    try:
+    with as_a_process():
         assert daemon.serve(replace(Settings(), data_dir=data, port=0), accept_rollback=False, say=say) == 0
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        threading.stack_size(0)
 
 
 def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
@@ -244,7 +296,7 @@ def test_sighup_takes_over_what_may_change_and_tells_the_rest(data):
         assert ask(daemon, letter).status == 200
 
 
-def test_sighup_while_it_starts_is_heeded_as_soon_as_it_can(data, monkeypatch, capsys):
+def test_sighup_while_it_starts_is_heeded_as_soon_as_it_can(data, monkeypatch):
     """By default it would end the daemon, and systemd would not start one that ended so again."""
     heard: list[int] = []
 
@@ -254,16 +306,11 @@ def test_sighup_while_it_starts_is_heeded_as_soon_as_it_can(data, monkeypatch, c
         say(None)
         return 0
 
-    before = signal.getsignal(signal.SIGHUP)
     monkeypatch.setattr(daemon, "serve", start)
     monkeypatch.setattr(daemon, "banner", lambda running: "it listens")
-    monkeypatch.setattr(daemon.logs, "set_up", lambda *_: None)
-    try:
-        assert cli.main(["serve", "--data-dir", str(data)], {"HOME": str(data)}) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    done = tried("serve", "--data-dir", str(data), home=data)
+    assert (done.returncode, done.stdout) == (0, "it listens\n")
     assert heard == [signal.SIGHUP]
-    assert capsys.readouterr().out == "it listens\n"
 
 
 def test_a_daemon_ends_with_its_terminal(data):
@@ -328,9 +375,9 @@ def test_a_daemon_starts_from_a_checkout_that_cannot_be_written(data, tmp_path):
 
 
 @pytest.mark.parametrize("home", ["", None])
-def test_a_daemon_needs_no_home(data, home):
-    with running_daemon(data, environ={"HOME": ""} if home == "" else None) as daemon:
-        assert json.loads(daemon.get("/health"))["status"] == "ok"
+def test_a_daemon_needs_no_home(data, home, served, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    assert f"data      {data}" in served("--data-dir", str(data), home=home)[0]
 
 
 def test_the_data_lies_at_home_unless_said_otherwise(tmp_path):
@@ -345,7 +392,7 @@ def test_the_data_lies_at_home_unless_said_otherwise(tmp_path):
 def test_a_busy_port_is_told(data):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("serve", "--port", str(port), "--data-dir", str(data), home=data.parent)
+        done = tried("serve", "--port", str(port), "--data-dir", str(data), home=data.parent)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert f"127.0.0.1:{port}" in line
@@ -355,7 +402,7 @@ def test_a_busy_port_is_told(data):
 
 def test_fault_38_a_second_daemon_on_the_directory_names_the_first(data):
     with running_daemon(data) as daemon:
-        line = refusal(4, data)
+        line = refusal(4, data, run=run)
         assert f"pid {daemon.process.pid}" in line
         assert "--data-dir" in line
         assert json.loads(daemon.get("/health"))["status"] == "ok"
@@ -371,7 +418,7 @@ def test_fault_38_a_second_daemon_on_the_directory_names_the_first(data):
     ],
 )
 def test_a_bad_setting_is_told(data, flags, word):
-    done = run("serve", "--data-dir", str(data), *flags, home=data.parent)
+    done = tried("serve", "--data-dir", str(data), *flags, home=data.parent)
     assert (done.returncode, done.stdout) == (2, "")
     assert word in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -697,33 +744,22 @@ def test_fault_34_housekeeping_goes_on_when_the_head_cannot_be_noted(program, mo
 # --- logs ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_log_is_json_for_programs(data):
-    with running_daemon(data, "--log-format", "json") as daemon:
-        daemon.process.terminate()
-        daemon.process.wait(STOP_S)
-        assert daemon.process.stderr is not None
-        entries = [json.loads(line) for line in daemon.process.stderr]
+def test_the_log_is_json_for_programs(data, served):
+    banner, log = served("--log-format", "json", "--data-dir", str(data), home=data)
+    entries = [json.loads(line) for line in log.splitlines()]
     assert [entry["level"] for entry in entries] == ["info", "info"]
     assert set(entries[0]) == {"at", "level", "message"}
-    assert daemon.banner.count("\n") == 6
+    assert banner.count("\n") == 6
 
 
-def test_the_log_is_text_for_people(data):
-    with running_daemon(data, "--log-format", "text") as daemon:
-        daemon.process.terminate()
-        daemon.process.wait(STOP_S)
-        assert daemon.process.stderr is not None
-        lines = daemon.process.stderr.read().splitlines()
+def test_the_log_is_text_for_people(data, served):
+    lines = served("--log-format", "text", "--data-dir", str(data), home=data)[1].splitlines()
     assert len(lines) == 2
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z info     stonemux ", line) for line in lines)
 
 
-def test_the_level_silences_what_is_less_important(data):
-    with running_daemon(data, "--log-level", "warning") as daemon:
-        daemon.process.terminate()
-        daemon.process.wait(STOP_S)
-        assert daemon.process.stderr is not None
-        assert daemon.process.stderr.read() == ""
+def test_the_level_silences_what_is_less_important(data, served):
+    assert served("--log-level", "warning", "--data-dir", str(data), home=data)[1] == ""
 
 
 @pytest.fixture
@@ -840,18 +876,18 @@ def test_status_shows_a_running_daemon(data):
         assert shown.stdout.startswith(f"stonemux {VERSION} at 127.0.0.1:{port}: ok\n")
         assert re.search(r"agents +2 active, 0 stale", shown.stdout)
         assert re.search(r"messages +1 sent, 1 unread", shown.stdout)
-        told = run("status", "--port", port, "--json", "--check", home=data.parent)
+        told = tried("status", "--port", port, "--json", "--check", home=data.parent)
         found = json.loads(told.stdout)
         assert (told.returncode, found["running"], found["stats"]["agents"]["total"]) == (0, True, 2)
 
 
 def test_status_without_a_daemon_says_so(tmp_path):
     port = str(free_port())
-    shown = run("status", "--port", port, home=tmp_path)
+    shown = tried("status", "--port", port, home=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "not running" in shown.stdout
     assert "enterprise" in shown.stdout
-    told = run("status", "--port", port, "--json", "--check", home=tmp_path)
+    told = tried("status", "--port", port, "--json", "--check", home=tmp_path)
     assert (told.returncode, json.loads(told.stdout)["running"]) == (6, False)
     assert list(tmp_path.iterdir()) == []
 
