@@ -34,7 +34,7 @@ from stonemux.store import Store
 @cache
 def new_data() -> Path:
     """A data directory as the first start leaves it: copying it is faster than creating every table for each test."""
-    keeper = TemporaryDirectory()
+    keeper = TemporaryDirectory(dir=TEMPORARY)
     atexit.register(keeper.cleanup)
     path = Path(keeper.name) / "data"
     directory = DataDir(path)
@@ -47,6 +47,8 @@ MEMORY = Path("/dev/shm")
 """A file system in memory: otherwise fast tests spend most of their time flushing data that nobody needs."""
 if "PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(MEMORY, os.W_OK):
     os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+TEMPORARY = os.environ.get("PYTEST_DEBUG_TEMPROOT")
+"""Where temporary directories are made; None for where the system makes them."""
 
 
 class Program:

@@ -20,11 +20,11 @@ WITHIN_S = 15
 
 
 class Place:
-    """A data directory and a port that belong together; its daemon is stopped at the end."""
+    """A data directory and a port that belong together; a daemon that a session starts there is stopped at the end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, port: int | None = None) -> None:
         self.data = path / "data"
-        self.port = free_port()
+        self.port = port or free_port()
         self.sessions: list[Session] = []
 
     def session(self, **environ: str) -> Session:

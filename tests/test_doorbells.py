@@ -732,7 +732,7 @@ def test_a_command_that_fails_or_is_no_longer_allowed_is_tried_again(open_progra
 
 
 def test_a_command_that_does_not_end_is_killed_with_its_children(open_program, tmp_path):
-    program = open_program(webhooks_exec=("*",), webhooks_exec_timeout=1)
+    program = open_program(webhooks_exec=("*",), webhooks_exec_timeout=0.4)
     face, outbound = Direct(program.mux), Outbound(program.mux)
     outbound.start()
     join(face, "ann")
@@ -740,7 +740,7 @@ def test_a_command_that_does_not_end_is_killed_with_its_children(open_program, t
     hang(face, f"exec:/bin/sh -c 'sleep 60 & echo $! > {pids}; wait'")
     send(face)
     (tried,) = until_failed(program, 1)
-    assert tried["error"] == "killed: it ran longer than 1 seconds"
+    assert tried["error"] == "killed: it ran longer than 0.4 seconds"
     child = Path(f"/proc/{pids.read_text().strip()}/stat")
     eventually(lambda: not child.exists() or " Z " in child.read_text())
     outbound.stop()

@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from conftest import Program
+from conftest import TEMPORARY, Program
 from faces import Direct
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -38,7 +38,7 @@ class ProgramAgainstModel(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir=TEMPORARY)
         self.program = Program(Path(self.folder.name) / "data")
         self.face = Direct(self.program.mux)
         self.events = 1  # the default channel's
