@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -101,6 +102,13 @@ def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): the settings of this test's program")
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """From here on the garbage collector looks only at what tests make, not at half a million objects of modules."""
+    gc.freeze()
+    gc.enable()
 
 
 LEFT = pytest.StashKey[dict[int, str]]()

@@ -68,18 +68,17 @@ def as_a_process() -> Iterator[None]:
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     logger = logging.getLogger("stonemux")
     logged = (logger.handlers[:], logger.level, logger.propagate, logging.raiseExceptions)
-    collected = gc.get_threshold()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(daemon, "_calm_collector", lambda: None)
+            yield
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in signals.items():
             signal.signal(number, handler)
         logger.handlers[:], level, logger.propagate, logging.raiseExceptions = logged
         logger.setLevel(level)
-        gc.unfreeze()
-        gc.set_threshold(*collected)
         gc.enable()
         threading.stack_size(0)
         resource.setrlimit(resource.RLIMIT_NOFILE, files)
