@@ -22,7 +22,10 @@ CALLED = [operation for operation in OPERATIONS if operation.kind not in ("strea
 
 
 def each(operations):
-    return pytest.mark.parametrize("operation", operations, ids=lambda operation: operation.name)
+    """All of them in turn; what a failing test has printed ends with the one at fault."""
+    for operation in operations:
+        print(operation.name)
+        yield operation
 
 
 def example(operation, **changed):
@@ -52,46 +55,46 @@ def test_names_paths_and_tools_are_unique():
     assert list(BY_NAME) == [operation.name for operation in OPERATIONS]
 
 
-@each(OPERATIONS)
-def test_a_row_is_complete_and_consistent(operation):
-    assert operation.doc.endswith(".")
-    assert operation.method in ("GET", "POST")
-    assert operation.kind in ("read", "change", "wait", "act", "text", "lines", "stream", "document")
-    assert operation.changes == (operation.kind in ("change", "act"))
-    assert operation.slow or operation.kind != "act", "an act must not run at the door"
-    assert operation.tier in TIERS
-    assert set(operation.errors) <= set(FAILURES)
-    assert len(operation.errors) == len(set(operation.errors))
-    assert set(operation.emits) <= set(EVENT_KINDS)
-    assert not operation.actor or operation.actor in operation.by_name
-    if "." in operation.name and operation.kind != "stream":
-        assert operation.path == "/" + operation.name.replace(".", "/")
-    if operation.kind not in ("text", "lines", "stream", "document"):
-        assert shape_schema(operation.returns)["type"] == "object"
+def test_a_row_is_complete_and_consistent():
+    for operation in each(OPERATIONS):
+        assert operation.doc.endswith(".")
+        assert operation.method in ("GET", "POST")
+        assert operation.kind in ("read", "change", "wait", "act", "text", "lines", "stream", "document")
+        assert operation.changes == (operation.kind in ("change", "act"))
+        assert operation.slow or operation.kind != "act", "an act must not run at the door"
+        assert operation.tier in TIERS
+        assert set(operation.errors) <= set(FAILURES)
+        assert len(operation.errors) == len(set(operation.errors))
+        assert set(operation.emits) <= set(EVENT_KINDS)
+        assert not operation.actor or operation.actor in operation.by_name
+        if "." in operation.name and operation.kind != "stream":
+            assert operation.path == "/" + operation.name.replace(".", "/")
+        if operation.kind not in ("text", "lines", "stream", "document"):
+            assert shape_schema(operation.returns)["type"] == "object"
 
 
-@each(OPERATIONS)
-def test_a_rows_parameters_are_documented_and_what_its_function_takes(operation):
-    for param in operation.params:
-        assert param.doc.endswith("."), param.name
-        assert param.kind in PARAM_KINDS
-        assert param.code in FAILURES
-        assert param.upper(SETTINGS) is None or param.upper(SETTINGS) > 0
-        if not param.required and param.default is not None:
-            PARAM_KINDS[param.kind](param, param.default, SETTINGS)
-    if operation.kind in ("stream", "document"):
-        return
-    for run in filter(None, (operation.run, operation.wait)):
-        signature = inspect.signature(run)
-        leading = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        arguments = {param.argument: param.default for param in operation.params}
-        signature.bind(*leading, **arguments)
+def test_a_rows_parameters_are_documented_and_what_its_function_takes():
+    for operation in each(OPERATIONS):
+        for param in operation.params:
+            assert param.doc.endswith("."), param.name
+            assert param.kind in PARAM_KINDS
+            assert param.code in FAILURES
+            assert param.upper(SETTINGS) is None or param.upper(SETTINGS) > 0
+            if not param.required and param.default is not None:
+                PARAM_KINDS[param.kind](param, param.default, SETTINGS)
+        if operation.kind in ("stream", "document"):
+            continue
+        for run in filter(None, (operation.run, operation.wait)):
+            signature = inspect.signature(run)
+            leading = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            arguments = {param.argument: param.default for param in operation.params}
+            signature.bind(*leading, **arguments)
 
 
-@each(OPERATIONS)
-def test_a_rows_example_binds(operation):
-    bind(operation, operation.example, SETTINGS, textual=operation.method == "GET")
-    assert operation.example or not operation.needed
+def test_a_rows_example_binds():
+    for operation in each(OPERATIONS):
+        bind(operation, operation.example, SETTINGS, textual=operation.method == "GET")
+        assert operation.example or not operation.needed
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name(face):
@@ -146,14 +149,14 @@ def test_every_required_parameter_is_required_and_named(face):
                 assert param.name in error.message
 
 
-@each([operation for operation in CALLED if operation.kind not in ("text", "act") and operation.name != "stats"])
-def test_null_for_an_optional_parameter_means_absent(open_program, operation):
-    given = example(operation)
-    nulls = {param.name: None for param in operation.params if not param.required and param.name not in given}
+def test_null_for_an_optional_parameter_means_absent(open_program):
     plain, null = (Direct(open_program().mux) for _ in range(2))
-    for face in (plain, null):
-        join(face, "writer", "researcher")
-    assert outcome(plain, operation, given) == outcome(null, operation, given | nulls)
+    for operation in each(o for o in CALLED if o.kind not in ("text", "act") and o.name != "stats"):
+        given = example(operation)
+        nulls = {param.name: None for param in operation.params if not param.required and param.name not in given}
+        for face in (plain, null):
+            join(face, "writer", "researcher")
+        assert outcome(plain, operation, given) == outcome(null, operation, given | nulls)
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_the_parameters_name(face):
@@ -181,17 +184,17 @@ def test_integers_are_held_to_their_limits(direct):
                 refusal(direct, param.code, operation.name, **example(operation, **{param.name: odd}))
 
 
-@each([operation for operation in CALLED if operation.method == "GET"])
-def test_a_query_string_takes_integers_and_booleans_as_text_and_nothing_looser(operation):
-    right = {"integer": "7", "boolean": "true", "names": "message,task_posted", "name": "x", "text": "x"}
-    for param in operation.params:
-        value = param.choices[0] if param.choices and param.kind != "names" else right[param.kind]
-        bind(operation, dict(operation.example) | {param.name: value}, SETTINGS, textual=True)
-        if param.kind in ("integer", "boolean"):
-            for odd in ("", "x", "1_0", "٣", "1.0", "True", " 1", "+1"):
-                with pytest.raises(MuxError) as caught:
-                    bind(operation, dict(operation.example) | {param.name: odd}, SETTINGS, textual=True)
-                assert caught.value.code == param.code
+def test_a_query_string_takes_integers_and_booleans_as_text_and_nothing_looser():
+    for operation in each(operation for operation in CALLED if operation.method == "GET"):
+        right = {"integer": "7", "boolean": "true", "names": "message,task_posted", "name": "x", "text": "x"}
+        for param in operation.params:
+            value = param.choices[0] if param.choices and param.kind != "names" else right[param.kind]
+            bind(operation, dict(operation.example) | {param.name: value}, SETTINGS, textual=True)
+            if param.kind in ("integer", "boolean"):
+                for odd in ("", "x", "1_0", "٣", "1.0", "True", " 1", "+1"):
+                    with pytest.raises(MuxError) as caught:
+                        bind(operation, dict(operation.example) | {param.name: odd}, SETTINGS, textual=True)
+                    assert caught.value.code == param.code
 
 
 def test_an_actor_that_is_not_registered_is_refused(face):

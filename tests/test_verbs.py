@@ -162,30 +162,30 @@ def test_the_common_flags_are_options_and_not_given():
     assert (options.host, options.watch, options.interval) == (None, False, None)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_the_example_of_each_operation_is_understood_as_what_it_says(operation):
-    command, *words = shlex.split(verbs.example(operation))
-    assert command == "stonemux"
-    here = verbs.areas(OPERATIONS)[words[0]]
-    verb = words[1] if words[1:] and words[1] in here else ""
-    assert here[verb] is operation
-    typed = verbs.read(operation, words[2 if verb else 1 :])
-    wanted = dict(operation.example)
-    for name, value in typed.given.items():
-        if isinstance(value, list) and isinstance(wanted[name], str):  # the text of a query
-            wanted[name] = wanted[name].split(",")
-    assert typed.given == wanted
+def test_the_example_of_each_operation_is_understood_as_what_it_says():
+    for operation in OPERATIONS:
+        command, *words = shlex.split(verbs.example(operation))
+        assert command == "stonemux"
+        here = verbs.areas(OPERATIONS)[words[0]]
+        verb = words[1] if words[1:] and words[1] in here else ""
+        assert here[verb] is operation, operation.name
+        typed = verbs.read(operation, words[2 if verb else 1 :])
+        wanted = dict(operation.example)
+        for name, value in typed.given.items():
+            if isinstance(value, list) and isinstance(wanted[name], str):  # the text of a query
+                wanted[name] = wanted[name].split(",")
+        assert typed.given == wanted, operation.name
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_no_flag_means_two_things_and_help_names_each(operation):
-    flags = [verbs.flag(param) for param in operation.params] + [flag.typed for flag in verbs.common(operation)]
-    assert len(flags) == len(set(flags))
-    told = verbs.verb_help(operation)
-    for flag in flags:
-        assert re.search(rf"\n  (-\w, )?{flag}\b", told)
-    assert verbs.example(operation) in told
-    assert max(map(len, told.splitlines()[:-1])) <= verbs.WIDTH
+def test_no_flag_means_two_things_and_help_names_each():
+    for operation in OPERATIONS:
+        flags = [verbs.flag(param) for param in operation.params] + [flag.typed for flag in verbs.common(operation)]
+        assert len(flags) == len(set(flags)), operation.name
+        told = verbs.verb_help(operation)
+        for flag in flags:
+            assert re.search(rf"\n  (-\w, )?{flag}\b", told), operation.name
+        assert verbs.example(operation) in told, operation.name
+        assert max(map(len, told.splitlines()[:-1])) <= verbs.WIDTH
 
 
 def test_an_alias_is_no_area_of_its_own():
