@@ -120,10 +120,10 @@ class Runner:
 
     def run(self) -> int:
         """Register, and work until the end; returns the exit status. Raises what the daemon refuses."""
-        self._register()
-        if not self.orders.messages:
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
         try:
+            self._register()
+            if not self.orders.messages:
+                threading.Thread(target=self._watch, name="watch", daemon=True).start()
             self._take_all()
             self._await_all()
         finally:

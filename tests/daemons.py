@@ -1,10 +1,16 @@
-"""A daemon as an operator starts it: a child process on a free port."""
+"""A daemon as an operator starts it: a child process on a free port. And what needs no process of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import json
+import logging
 import random
 import re
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
 from children import BARE
+
+from stonemux import cli, daemon
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,3 +127,37 @@ def running_daemon(
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+@contextmanager
+def as_a_process() -> Iterator[None]:
+    """What a command that serves changes in its process is as before when this ends."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    logger = logging.getLogger("stonemux")
+    logged = (logger.handlers[:], logger.level, logger.propagate, logging.raiseExceptions)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(daemon, "_calm_collector", lambda: None)
+            yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        logger.handlers[:], level, logger.propagate, logging.raiseExceptions = logged
+        logger.setLevel(level)
+        gc.enable()
+        threading.stack_size(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+
+
+def tried(*words: str, home: Path | str | None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which takes a tenth of the time."""
+    out, err = io.StringIO(), io.StringIO()
+    told = {**environ, **({} if home is None else {"HOME": str(home)})}
+    with as_a_process(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main(words, told)
+        except SystemExit as ended:
+            status = ended.code
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import http.server
-import io
 import json
 import logging
 import os
 import pty
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -33,7 +30,7 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, SERVE, ChildDaemon, free_port, log_until, running_daemon, spawn
+from daemons import ROOT, SERVE, ChildDaemon, as_a_process, free_port, log_until, running_daemon, spawn, tried
 from faces import Direct
 from fake_clock import FakeClock
 from raw import PATIENCE_S, Raw, eventually, get, post
@@ -60,40 +57,6 @@ def run(*arguments: str, home: Path, **environ: str) -> subprocess.CompletedProc
         text=True,
         timeout=SLOW_S,
     )
-
-
-@contextmanager
-def as_a_process() -> Iterator[None]:
-    """What the main thread of a daemon changes in its process is as before when this ends."""
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    logger = logging.getLogger("stonemux")
-    logged = (logger.handlers[:], logger.level, logger.propagate, logging.raiseExceptions)
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(daemon, "_calm_collector", lambda: None)
-            yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-        logger.handlers[:], level, logger.propagate, logging.raiseExceptions = logged
-        logger.setLevel(level)
-        gc.enable()
-        threading.stack_size(0)
-        resource.setrlimit(resource.RLIMIT_NOFILE, files)
-
-
-def tried(*words: str, home: Path | str | None, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, which is quicker."""
-    out, err = io.StringIO(), io.StringIO()
-    told = {**environ, **({} if home is None else {"HOME": str(home)})}
-    with as_a_process(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = cli.main(words, told)
-        except SystemExit as ended:
-            status = ended.code
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def refusal(status: int, data: Path, *flags: str, run: Any = tried) -> str:

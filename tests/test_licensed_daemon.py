@@ -1,4 +1,4 @@
-"""What the documents say about licenses and tokens, typed exactly as printed, with real processes."""
+"""What the documents say about licenses and tokens, typed exactly as printed, with real daemons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 
 from children import BARE
-from daemons import ROOT, running_daemon
+from daemons import ROOT, running_daemon, tried
 from raw import eventually
 from sessions import Place
 
@@ -21,15 +21,7 @@ from stonemux.datadir import INSTALL
 def typed(home, *words, data=None, **environ):
     """What `stonemux WORDS` said, and its status."""
     where = () if data is None else ("--data-dir", str(data))
-    done = subprocess.run(
-        [sys.executable, "-m", "stonemux", *words, *where],
-        cwd=ROOT,
-        env={**BARE, "HOME": str(home), **environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = tried(*words, *where, home=home, **environ)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from children import BARE
-from daemons import ROOT, free_port, running_daemon
+from daemons import ROOT, free_port, running_daemon, tried
 from faces import join
 from raw import eventually
 
@@ -552,12 +552,11 @@ def test_a_runner_waits_for_work_no_longer_than_between_two_beats(beat_ms, wait_
         (["--agent", "stonemux", "--", "true"], 2, "reserved"),
     ],
 )
-def test_bad_words_are_told_in_one_line(process, words, status, told):
-    running = process(*words)
-    out, err = running.communicate(timeout=SOON_S)
-    assert (running.returncode, out) == (status, "")
-    assert told in err
-    assert err.count("\n") == 1
+def test_bad_words_are_told_in_one_line(place, http, words, status, told):
+    done = tried("run", *words, home=place, STONEMUX_PORT=str(http.port))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_t12_a_runner_survives_a_restart_of_the_daemon(tmp_path, place, background):

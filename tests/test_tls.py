@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from children import BARE
 from conftest import Program
-from daemons import ROOT, log_until, spawn
+from daemons import ROOT, log_until, spawn, tried
 from faces import Direct, OverHttp
 from raw import PATIENCE_S, Answer, Raw, eventually, get, post, request, unread
 from tls_client import CERT, KEY, TlsSocket, trusting
@@ -543,10 +543,9 @@ def test_a_key_without_a_certificate_is_a_contradiction(tmp_path):
 
 
 def test_the_start_refuses_what_it_cannot_use_with_status_2(tmp_path):
-    process = spawn(tmp_path / "data", environ={"STONEMUX_TLS_CERT": str(tmp_path / "no.pem")})
-    said = process.communicate(timeout=20)
-    assert process.returncode == 2
-    assert "no.pem cannot be read: No such file" in said[1]
+    done = tried("serve", "--data-dir", str(tmp_path), home=tmp_path, STONEMUX_TLS_CERT=str(tmp_path / "no.pem"))
+    assert done.returncode == 2
+    assert "no.pem cannot be read: No such file" in done.stderr
 
 
 def test_a_client_without_a_certificate_does_not_load_openssl():
@@ -670,17 +669,14 @@ def daemon_with(cert: str, key: str, data: Path) -> Iterator[tuple[subprocess.Po
 def test_the_commands_find_a_daemon_with_tls(tmp_path):
     data = tmp_path / "data"
     with daemon_with(CERT, KEY, data) as (_, port):
-        environ = {**BARE, "HOME": str(tmp_path)}
         where = ["--port", str(port), "--data-dir", str(data)]
-        command = [sys.executable, "-m", "stonemux"]
         for verb in (["status", "--check"], ["backup"], ["doctor"]):
-            ran = subprocess.run([*command, *verb, *where], cwd=ROOT, env=environ, capture_output=True, check=False)
+            ran = tried(*verb, *where, home=tmp_path)
             assert ran.returncode == 0, (verb, ran.stdout, ran.stderr)
         asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "mux_discover", "arguments": {}}}
         line = json.dumps(asked).encode() + b"\n"
-        session = subprocess.run(
-            [*command, "mcp", *where], cwd=ROOT, env=environ, input=line, capture_output=True, check=False
-        )
+        command, environ = [sys.executable, "-m", "stonemux", "mcp", *where], {**BARE, "HOME": str(tmp_path)}
+        session = subprocess.run(command, cwd=ROOT, env=environ, input=line, capture_output=True, check=False)
         assert json.loads(session.stdout)["result"]["structuredContent"] == {"agents": []}
 
 
