@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from stonemux.record import Record
 from stonemux.transaction import Event, Snapshot, Tx
@@ -32,6 +33,23 @@ class Filter(Record):
             and (self.channel is None or event.channel == self.channel)
             and (self.agent_id is None or event.concerns(self.agent_id))
         )
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """The same as an SQL condition on a row of `event`, and the condition's values."""
+        where, values = ["true"], list[Any]()
+        if self.types:
+            where.append(f"kind in ({', '.join('?' * len(self.types))})")
+            values += self.types
+        if self.channel is not None:
+            where.append("channel = ?")
+            values.append(self.channel)
+        if self.agent_id is not None:
+            where.append("instr(char(10) || agents || char(10), char(10) || ? || char(10))")
+            values.append(self.agent_id)
+        return " and ".join(where), values
+
+
+EVERYTHING = Filter()
 
 
 class EventLog:
@@ -62,16 +80,21 @@ class EventLog:
             return list(islice(self._ring, len(self._ring) - missing, None))
 
 
-def stored(rx: Snapshot, after: int, limit: int) -> list[Event]:
-    """Up to `limit` retained events after `after`, in order.
+def stored(
+    rx: Snapshot, after: int, limit: int, wanted: Filter = EVERYTHING, through: int | None = None
+) -> list[Event]:
+    """Up to `limit` retained events after `after` that pass a filter, in order, and none after `through` (the head).
 
     Events that are committed but not yet published are left for the next read: a cursor beyond the log's head would be
     taken for one of another database.
     """
+    where, values = wanted.sql()
     rows = rx.sql(
-        "select id, kind, channel, agents, data, at from event where id > ? and id <= ? order by id limit ?",
+        "select id, kind, channel, agents, data, at from event "
+        f"where id > ? and id <= ? and {where} order by id limit ?",
         after,
-        rx.mux.log.head,
+        rx.mux.log.head if through is None else through,
+        *values,
         limit,
     )
     return [Event(*row) for row in rows]

@@ -13,9 +13,6 @@ from stonemux.transaction import Event, Snapshot
 from stonemux.trays import FRESH, LEASED, QUEUED
 from stonemux.vocabulary import TASK_STATUSES
 
-SCAN = 1000
-"""How many events one database read examines while looking for those that pass a filter."""
-
 
 def event_filter(mux: Mux, *, types: list[str] | None, channel: str | None, agent_id: str | None) -> Filter:
     """A validated filter; raises for unknown channels and agents."""
@@ -63,31 +60,16 @@ def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str,
     if after > head:
         return {"events": [], "head": head, "next": head, "reset": {"requested": after, "head": head}}
     with mux.store.read() as rx:
+        head = mux.log.head  # before the first query, with which the snapshot begins: it has every event up to here
         gap = gap_after(rx, after)
-        found, after = _scan(rx, after if gap is None else gap["oldest"] - 1, wanted, limit)
-    answer: dict[str, Any] = {
-        "events": [event_view(event) for event in found],
-        "head": max(head, after),  # the pages may include events that came meanwhile
-        "next": after,
-    }
+        found = events.stored(rx, after if gap is None else gap["oldest"] - 1, limit, wanted, head)
+    through = found[-1].id if len(found) == limit else head
+    answer: dict[str, Any] = {"events": [event_view(event) for event in found], "head": head, "next": through}
     if gap is not None:
         answer["gap"] = gap
-    if len(found) == limit and after < head:
+    if through < head:
         answer["more"] = True
     return answer
-
-
-def _scan(rx: Snapshot, after: int, wanted: Filter, limit: int) -> tuple[list[Event], int]:
-    """Up to `limit` events after `after` that pass the filter, and the id of the last event examined."""
-    found: list[Event] = []
-    while page := events.stored(rx, after, SCAN):
-        for event in page:
-            after = event.id
-            if wanted.wants(event):
-                found.append(event)
-                if len(found) == limit:
-                    return found, after
-    return found, after
 
 
 def gap_after(rx: Snapshot, after: int) -> dict[str, Any] | None:

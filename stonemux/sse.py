@@ -37,6 +37,8 @@ log = logging.getLogger("stonemux")
 
 PAGE = 200
 """Maximum number of events fetched for one stream at a time."""
+SCAN = 20_000
+"""Maximum number of events that one read examines for a stream with a filter, so that no other stream waits long."""
 PIECE = 256 * 1024
 """A write stops collecting events once it exceeds this many bytes."""
 STALLED_MS = 15_000
@@ -290,9 +292,10 @@ class Streamer:
                 if (gap := monitor.gap_after(rx, after)) is not None:
                     after = gap["oldest"] - 1
                     missed.append(special("gap", gap, after))
-                recent = events.stored(rx, after, PAGE)
-            if not recent:  # ids that were skipped when the database went back in time
-                after = max(after, head)
+                through = head if stream.wanted == events.EVERYTHING else min(head, after + SCAN)
+                recent = events.stored(rx, after, PAGE, stream.wanted, through)
+            if not recent:  # no event up to there passes the filter
+                after = max(after, through)
         size = 0
         for event in recent:
             after = event.id

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from faces import join, refusal
 
 from stonemux import monitor
-from stonemux.events import EventLog
+from stonemux.events import EventLog, Filter, stored
 from stonemux.transaction import Event
 
 
@@ -108,6 +110,25 @@ def test_the_log_narrows_by_type_channel_and_agent(face):
     refusal(face, "invalid_field", "events.list", types=["gossip"])
     refusal(face, "channel_not_found", "events.list", channel="lob")
     refusal(face, "agent_not_found", "events.list", agent_id="dan")
+
+
+def test_the_database_filters_events_as_streams_do(mux):
+    names = ("ann", "an", "ann b", "%")
+    happened = [
+        (kind, channel, about)
+        for kind in ("message", "state_changed")
+        for channel in (None, "ann", "an")
+        for about in ((), ("ann",), ("ann b", "an"), ("%", "ann", "bob"))
+    ]
+    before = mux.log.head
+    mux.store.write(lambda tx: [tx.emit(kind, "{}", channel=place, agents=about) for kind, place, about in happened])
+    with mux.store.read() as rx:
+        every = stored(rx, before, 1000)
+        assert len(every) == len(happened)
+        for types in ((), ("message",), ("message", "state_changed")):
+            for channel, agent_id in itertools.product((None, *names), repeat=2):
+                wanted = Filter(channel=channel, agent_id=agent_id, types=types)
+                assert stored(rx, before, 1000, wanted) == [event for event in every if wanted.wants(event)], wanted
 
 
 def test_asking_again_after_next_sees_every_event_once(face):
