@@ -110,7 +110,7 @@ def stats(rx: Snapshot) -> dict[str, Any]:
     mux = rx.mux
     active, stale = mux.presence.counts()
     by_status = dict.fromkeys(TASK_STATUSES, 0)
-    for status, count in rx.sql("select status, count(*) from task group by status"):
+    for status, count in rx.sql("select status, count(*) from task group by channel, status"):  # as in the index
         by_status["pending" if status == "delayed" else status] += count
     stored, last = rx.one("select count(*), coalesce(max(id), 0) from message")
     return {

@@ -1582,6 +1582,12 @@ def test_unread_mail_is_counted_without_the_read(agents, plan, mux):
         assert_sought(plans, f"COVERING INDEX {index} (agent_id=?)")
 
 
+def test_tasks_are_counted_without_being_sorted(agents, plan):
+    (found,) = plan(lambda: agents.call("stats"), "from task group")
+    assert "COVERING INDEX task_list" in found
+    assert "TEMP B-TREE" not in found
+
+
 def test_events_are_read_by_their_ids(agents, plan):
     assert_sought(plan(lambda: agents.call("events.list", after=0), "from event where id >"), "INTEGER PRIMARY KEY")
 
