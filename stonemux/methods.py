@@ -856,7 +856,7 @@ class Methods:
         - `group`: A group that messages can be addressed to (1 to 128 characters).
         - `channel`: The agent's home channel (1 to 128 characters).
         - `ack`: The acknowledgment mode of polls that do not name one.
-        - `metadata`: Any JSON object, passed through unchanged.
+        - `metadata`: Any JSON object, passed through unchanged (up to 65536 bytes).
         - `webhook_url`: A doorbell: this URL is called when mail arrives. Empty: remove it; omitted: no change (up to
           2048 bytes; needs tier pro).
         - `webhook_secret`: The secret that signs its deliveries: whsec_ and base64. If omitted, one is generated and
@@ -1001,7 +1001,7 @@ class Methods:
         - `agent_id`: The agent to notify (1 to 120 characters).
         - `type`: The kind of notification, such as restart-signal (1 to 128 characters).
         - `content`: The text to deliver (up to 65536 (setting max_message_size) bytes).
-        - `metadata`: Any JSON object, passed through unchanged.
+        - `metadata`: Any JSON object, passed through unchanged (up to 65536 bytes).
         - `sender`: The sender; the daemon itself if omitted (1 to 120 characters); the client's agent if omitted.
 
         Answers `AgentNotifyAnswer`. `POST /agent/notify`. Refusals: 400 invalid_field, 400 missing_field, 403
@@ -1053,7 +1053,7 @@ class Methods:
         - `thread`: The thread to put it in (1 to 128 characters).
         - `reply_to`: The message it answers, whose thread it joins unless `thread` names another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
-        - `metadata`: Any JSON object, passed through unchanged.
+        - `metadata`: Any JSON object, passed through unchanged (up to 65536 bytes).
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).
         - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log still has it.
         - `pick`: one: only the least busy active match.
@@ -1114,7 +1114,7 @@ class Methods:
         - `thread`: The thread to put it in (1 to 128 characters).
         - `reply_to`: The message it answers, whose thread it joins unless `thread` names another (at least 0).
         - `priority`: Higher is delivered first (-1000 to 1000; needs tier pro).
-        - `metadata`: Any JSON object, passed through unchanged.
+        - `metadata`: Any JSON object, passed through unchanged (up to 65536 bytes).
         - `ttl_seconds`: Seconds after which it is no longer delivered (1 to 31536000).
         - `suppress_inbox`: Keep it out of the members' inboxes; the channel's log still has it.
 
@@ -1422,7 +1422,7 @@ class Methods:
         - `required_capability`: Only agents that registered this capability may claim it (1 to 128 characters).
         - `priority`: Higher is claimed first (-1000000 to 1000000).
         - `channel`: The channel (1 to 128 characters).
-        - `metadata`: Any JSON object, passed through unchanged.
+        - `metadata`: Any JSON object, passed through unchanged (up to 65536 bytes).
         - `depends_on`: Ids of tasks that must complete first; one that failed or was cancelled can be requeued (up to
           256 entries).
         - `assigned_to`: Only this agent may claim it (1 to 120 characters).
@@ -1654,7 +1654,7 @@ class Methods:
         - `mark_as_started`: Claim them for the agent; the notice carries the claim_token.
         - `notification_message`: What the notice says; the task's description if omitted (up to 65536 (setting
           max_message_size) bytes).
-        - `metadata`: More metadata for the notice, such as branch, worktree, and session_id.
+        - `metadata`: More metadata for the notice, such as branch, worktree, and session_id (up to 65536 bytes).
         - `dispatched_by`: The dispatching agent; the daemon itself if omitted (1 to 120 characters); the client's agent
           if omitted.
 

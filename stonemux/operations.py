@@ -78,7 +78,11 @@ CONTENT_OR_DOCUMENT = (
         listed=False,
     ),
 )
-METADATA = Param("metadata", "object", doc="Any JSON object, passed through unchanged.", listed=False)
+MOST_METADATA = 65_536
+"""The most bytes of metadata, whatever the settings say of contents: our own clients add a few hundred."""
+METADATA = Param(
+    "metadata", "object", most=MOST_METADATA, doc="Any JSON object, passed through unchanged.", listed=False
+)
 TASK_ID = Param("task_id", "name", REQUIRED, most=64, doc="The task's UUID.")
 CLAIM_TOKEN = Param(
     "claim_token",
@@ -970,7 +974,12 @@ OPERATIONS: tuple[Operation, ...] = (
                 too_large="message_too_large",
                 doc="What the notice says; the task's description if omitted.",
             ),
-            Param("metadata", "object", doc="More metadata for the notice, such as branch, worktree, and session_id."),
+            Param(
+                "metadata",
+                "object",
+                most=MOST_METADATA,
+                doc="More metadata for the notice, such as branch, worktree, and session_id.",
+            ),
             _agent("dispatched_by", None, "The dispatching agent; the daemon itself if omitted."),
         ),
         returns={

@@ -175,7 +175,7 @@ def limits(param: Param, settings: Settings) -> str:
         told.append(", ".join(f"`{choice}`" for choice in param.choices))
     elif param.kind == "integer":
         told += _integer_limits(param, most)
-    elif param.kind == "text" and most:
+    elif param.kind in ("text", "object") and most:
         told.append(f"up to {most} bytes")
     elif param.kind == "name":
         told.append(f"1 to {most or MOST_NAME} characters")

@@ -12,6 +12,7 @@ for one of these shapes. A field whose name ends in `?` may be absent; a type th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import cache, cached_property
@@ -76,10 +77,10 @@ Limits = Any
 class Param(Record):
     """One parameter.
 
-    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes, or
-    a list's length (a limit that is a string names a setting); `into` is the argument's name in Python if the wire name
-    is a keyword there; `code` is the error code for a bad value, and `too_large` the one for a text that is too long,
-    if that differs; `tier` is the tier that a value other than the default needs.
+    `kind` is a key of `KINDS`; `least` and `most` bound a number's value, a name's characters, a text's UTF-8 bytes, a
+    list's length, or an object's bytes as JSON (a limit that is a string names a setting); `into` is the argument's
+    name in Python if the wire name is a keyword there; `code` is the error code for a bad value, and `too_large` the
+    one for a text that is too long, if that differs; `tier` is the tier that a value other than the default needs.
     """
 
     name: str
@@ -452,6 +453,12 @@ def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
 def _object(param: Param, value: Any, limits: Limits) -> dict[str, Any]:
     if type(value) is not dict:
         raise param.refuse("must be a JSON object")
+    most = param.upper(limits)
+    # A character of JSON is at most four bytes, and at least one in Python's notation, so most objects pass at once.
+    if most is not None and len(repr(value)) * 4 > most:
+        size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
+        if size > most:
+            raise param.refuse(f"has {size} bytes as JSON, more than the limit of {most}; send less", limit=most)
     return value
 
 
