@@ -59,6 +59,8 @@ DRAIN_BYTES = 256 * 1024
 """How many bytes are discarded while draining; the connection is then closed."""
 LONG_DRAIN_BYTES = 16 * 1024 * 1024
 """The same behind a body that was refused before it was read."""
+LARGE = 1024 * 1024
+"""A larger rest of an answer may be too much, together with others."""
 VERDICT_MS = 3
 """How long after a client's orderly close a reset may still say that it left the answer unread."""
 MOST_REQUESTS = 1000
@@ -122,6 +124,9 @@ class Attendant(Protocol):
 
     def revisit(self, connection: Connection) -> None:
         """Have the attending thread look at this connection again."""
+
+    def make_way(self) -> None:
+        """Bound the memory of answers that nobody reads."""
 
     def await_verdict(self, connection: Connection) -> None:
         """Call `conclude` after `VERDICT_MS`."""
@@ -289,6 +294,16 @@ class Connection:
     def stuck_since(self) -> int | None:
         """Since when the client leaves a part of an answer unread (ticks); None if there is no such answer."""
         return self._deadline - SEND_MS if self._phase == "sending" and self._deadline is not None else None
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of an answer the client has not taken."""
+        return len(self._unsent)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client of the running request is known to be gone."""
+        return self._gone or self._closed
 
     def hang_up(self, *, idle: bool = False, stuck: bool = False) -> None:
         """Close at once; a running request has nobody left to answer.
@@ -466,10 +481,13 @@ class Connection:
             # No event repeats what was reported while busy, or what a full read left in the socket.
             left = bool(self._buffer) or not self._drained or self._draining
             again = left and not self._busy and not self._closed
+            large = len(self._unsent) > LARGE
         if self._verdicts:
             self._tell()
         if again:
             self._attendant.revisit(self)
+        if large:
+            self._attendant.make_way()
 
     def _hear_out(self) -> None:
         """Read what the client has sent so far: only bytes it sends after an answer can acknowledge that answer.

@@ -18,6 +18,11 @@ from typing import Any
 from stonemux.record import Record
 from stonemux.transaction import Event, Snapshot, Tx
 
+MOST_CHARACTERS = 4_000_000
+STEP = 200
+"""How much of the log one look takes from the database, and how many events one query: events carry contents and values
+in full, so a thousand may be more than a hundred megabytes."""
+
 
 class Filter(Record):
     """Which events a reader wants; an empty field means no restriction."""
@@ -85,19 +90,30 @@ def stored(
 ) -> list[Event]:
     """Up to `limit` retained events after `after` that pass a filter, in order, and none after `through` (the head).
 
+    Fewer once these have `MOST_CHARACTERS`; `is_cut` tells.
+
     Events that are committed but not yet published are left for the next read: a cursor beyond the log's head would be
     taken for one of another database.
     """
     where, values = wanted.sql()
-    rows = rx.sql(
+    query = (
         "select id, kind, channel, agents, data, at from event "
-        f"where id > ? and id <= ? and {where} order by id limit ?",
-        after,
-        rx.mux.log.head if through is None else through,
-        *values,
-        limit,
+        f"where id > ? and id <= ? and {where} order by id limit ?"
     )
-    return [Event(*row) for row in rows]
+    through = rx.mux.log.head if through is None else through
+    found: list[Event] = []
+    while not is_cut(found, limit):
+        asked = min(STEP, limit - len(found))
+        rows = rx.sql(query, found[-1].id if found else after, through, *values, asked)
+        found += [Event(*row) for row in rows]
+        if len(rows) < asked:
+            break
+    return found
+
+
+def is_cut(found: list[Event], limit: int) -> bool:
+    """Whether there may be more events than these, which `stored` has found."""
+    return len(found) >= limit or sum(len(event.data) for event in found) >= MOST_CHARACTERS
 
 
 def oldest(rx: Snapshot) -> int:

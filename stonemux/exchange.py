@@ -177,6 +177,8 @@ class Exchange(Caller):
             call.queue(self._done)
         elif operation.kind == "lines":
             self._server.aside(lambda: self._run_lines(call))
+        elif operation.slow and operation.kind != "act" and "timeout" not in operation.by_name:
+            self._server.in_turn(lambda: self._run_in_turn(call))
         elif operation.slow:
             self._server.aside(lambda: self._run_aside(call))
         else:
@@ -234,6 +236,13 @@ class Exchange(Caller):
             self._answer(call.waited(answer, error))
         except Exception as fault:
             self._refuse(fault)
+
+    def _run_in_turn(self, call: door.Call) -> None:
+        """Run a read that had to wait for its turn; called on a worker thread."""
+        if self._connection.gone:
+            self._connection.abandon()
+        else:
+            self._run_aside(call)
 
     def _run_aside(self, call: door.Call) -> None:
         """Run a slow operation; called on a worker thread."""

@@ -66,6 +66,10 @@ QUIET_ROUNDS = 10
 ACCEPTED_AT_ONCE = 64
 STUCK_MS = 1000
 """How long a client may leave an answer unread before it gives way to a new connection, if all places are taken."""
+MOST_READING = 8
+"""How many reads that may take long run at once: each may need a few hundred megabytes, and more are no faster."""
+MOST_UNSENT = 256 * 1024 * 1024
+"""How many bytes of answers may wait for clients that do not read them."""
 STOP_MS = 1000
 """How long the requests in progress may take to finish when the daemon stops."""
 IDLE_WORKERS = 64
@@ -80,7 +84,7 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 
 
 class Server(ThreadingHTTPServer):
-    """The listening socket and its connections. `_lock` guards the connections and the idle workers."""
+    """The listening socket and its connections. `_lock` guards the connections, the idle workers, and the reads."""
 
     request_queue_size = BACKLOG
     allow_reuse_address = True
@@ -113,6 +117,8 @@ class Server(ThreadingHTTPServer):
         self._all_ended = threading.Condition(self._lock)
         self._connections: dict[int, Connection] = {}
         self._idle_workers: list[_Worker] = []
+        self._reading = 0
+        self._to_read: deque[Callable[[], None]] = deque()
         self._request_numbers = itertools.count(1)
         self._boot = mux.clock.token(4)
         self._ready: Readiness = readiness()
@@ -485,6 +491,43 @@ class Server(ThreadingHTTPServer):
             raise MuxError(
                 "too_many_waiters", "the system has no thread left for this call; try again in a moment", retry_after=1
             ) from trouble
+
+    def in_turn(self, work: Callable[[], None]) -> None:
+        """Run a read on a worker thread, once fewer than `MOST_READING` others run."""
+        with self._lock:
+            if self._reading == MOST_READING:
+                self._to_read.append(work)
+                return
+            self._reading += 1
+        try:
+            self.aside(lambda: self._read_on(work))
+        except MuxError:
+            with self._lock:
+                self._reading -= 1
+            raise
+
+    def _read_on(self, work: Callable[[], None]) -> None:
+        """Do this, and then whatever waits for its turn by then."""
+        while True:
+            work()
+            with self._lock:
+                if not self._to_read:
+                    self._reading -= 1
+                    return
+                work = self._to_read.popleft()
+
+    def make_way(self) -> None:
+        """Hang up on clients that leave large answers unread, if these are too large together: the oldest first."""
+        with self._lock:
+            others = list(self._connections.values())
+        stuck = [(since, other) for other in others if (since := other.stuck_since) is not None]
+        stuck.sort(key=lambda pair: pair[0])
+        over = sum(other.unsent for _, other in stuck) - MOST_UNSENT
+        for _, other in stuck[:-1]:  # the newest has had no time to read yet
+            if over <= 0:
+                return
+            over -= other.unsent
+            other.hang_up(stuck=True)
 
     def rest(self, worker: _Worker) -> bool:
         """Keep a worker for later work; False if enough are idle or the server is stopping."""

@@ -63,7 +63,7 @@ def _events_after(mux: Mux, after: int, wanted: Filter, limit: int) -> dict[str,
         head = mux.log.head  # before the first query, with which the snapshot begins: it has every event up to here
         gap = gap_after(rx, after)
         found = events.stored(rx, after if gap is None else gap["oldest"] - 1, limit, wanted, head)
-    through = found[-1].id if len(found) == limit else head
+    through = found[-1].id if events.is_cut(found, limit) else head
     answer: dict[str, Any] = {"events": [event_view(event) for event in found], "head": head, "next": through}
     if gap is not None:
         answer["gap"] = gap

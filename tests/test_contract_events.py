@@ -194,6 +194,25 @@ def test_a_cursor_from_the_future_is_told_so(face):
     assert (answer["events"], answer["next"]) == ([], answer["head"])
 
 
+@pytest.mark.parametrize("step", [1, 3, 200])
+def test_a_list_ends_where_its_events_are_long_and_goes_on_from_there(face, monkeypatch, step):
+    monkeypatch.setattr("stonemux.events.MOST_CHARACTERS", 5000)
+    monkeypatch.setattr("stonemux.events.STEP", step)
+    for n in range(10):
+        face.call("state.set", key="k", value="x" * (2000 if n % 2 else 10))
+    seen, after, answers = [], 0, 0
+    while True:
+        told = face.call("events.list", after=after, types=["state_changed"], limit=100)
+        seen += [event["data"]["version"] for event in told["events"]]
+        answers += 1
+        after = told["next"]
+        if "more" not in told:
+            break
+    assert seen == list(range(1, 11))
+    assert answers == (1 if step == 200 else 2)
+    assert after == told["head"]
+
+
 @pytest.mark.settings(max_event_buffer=1, event_retention=60)
 def test_what_is_no_longer_kept_is_told_as_a_gap(face, clock, program):
     program.mux.store.write(lambda tx: [tx.emit("message", "{}") for _ in range(1100)])

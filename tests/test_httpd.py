@@ -701,6 +701,59 @@ def test_who_does_not_read_its_answers_makes_room_for_a_new_one(serve):
         raw.reset()
 
 
+def test_large_answers_that_nobody_reads_do_not_fill_the_memory(served, monkeypatch):
+    """A few hundred clients that asked for all there is, and did not read it, had the system kill the daemon."""
+    monkeypatch.setattr(connection, "LARGE", 0)
+    stuck = []
+
+    def ask() -> None:
+        raw = served.connect()
+        raw.send(get("/openapi.json") * 100)
+        eventually(lambda: len([o for o in served.connections() if o.stuck_since is not None]) > len(stuck))
+        stuck.append(raw)
+        served.clock.advance(1)
+
+    ask()
+    ask()
+    first, second = sorted(served.connections(), key=lambda other: other.stuck_since)
+    monkeypatch.setattr(httpd, "MOST_UNSENT", 0)
+    raw = served.connect()
+    raw.send(get("/openapi.json") * 100)
+    eventually(lambda: first not in served.connections() and second not in served.connections())
+    eventually(lambda: [other.stuck_since is None for other in served.connections()] == [False])
+    for each in (*stuck, raw):
+        each.reset()
+
+
+def test_reads_that_may_take_long_wait_for_their_turn(served, monkeypatch):
+    monkeypatch.setattr(httpd, "MOST_READING", 1)
+    begun, go_on, read = threading.Event(), threading.Event(), served.mux.store.read
+    reads: list[None] = []
+
+    def slow_read() -> Any:
+        reads.append(None)
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return read()
+
+    monkeypatch.setattr(served.mux.store, "read", slow_read)
+    first, second, gone = (served.connect() for _ in range(3))
+    first.send(get("/stats"))
+    assert begun.wait(PATIENCE_S)
+    for raw in (second, gone):
+        raw.send(get("/stats"))
+        eventually(lambda: served.server._to_read)
+    eventually(lambda: len(served.server._to_read) == 2)
+    gone.reset()
+    eventually(lambda: any(other.gone for other in served.connections()))
+    assert served.ask(HEALTH).status == 200
+    assert len(reads) == 1
+    go_on.set()
+    assert [raw.answer().status for raw in (first, second)] == [200, 200]
+    eventually(lambda: not served.server._reading)
+    assert len(reads) == 2, "nothing is read for who has gone"
+
+
 def test_who_asks_much_at_once_lets_others_have_their_turn(served, monkeypatch):
     many, one = served.connect(), served.connect()
     assert [raw.ask(HEALTH).status for raw in (many, one)] == [200, 200]
