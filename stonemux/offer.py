@@ -39,9 +39,9 @@ stonemux connects you with the other agents on this machine: messages, a pool of
    posted_by, updated_by, and created_by in this session (over HTTP: if the client sends X-Stonemux-Agent).
 2. Check your inbox with mux_poll (timeout 0) when you begin, between steps, and whenever an answer has "unread".
    Messages are shown once; act on them or answer them with mux_send and reply_to.
-3. Get work from mux_task_claim. Keep it with mux_task_extend before lease_expires_at. Finish it with mux_task_complete
-   and its claim_token: "complete" with the result, or "failed". Give work to others with mux_task_post; do not do work
-   that another agent has claimed.
+3. Get work from mux_task_claim. Before lease_expires_at, finish it with mux_task_complete and its claim_token:
+   "complete" with the result, or "failed". Give work to others with mux_task_post (claim_timeout: the seconds it may
+   take); do not do work that another agent has claimed.
 4. Ask before you wait: send the question, do something else, then mux_poll with a timeout (up to {most} s).
    An empty list only means that nothing has arrived yet.
 5. Put facts that several agents need into mux_state_set with expected_version (0 for a new key); on a version
@@ -67,8 +67,9 @@ the message's channel ("default" unless you name another).
 - reply_to puts a message into the thread of the one it answers.
 
 ## Tasks
-- pending -> claimed -> complete or failed. A claim is a lease until lease_expires_at; mux_task_extend renews it. If it
-  runs out, another agent may claim the task, and the first one's claim_token is then refused.
+- pending -> claimed -> complete or failed. A claim is a lease until lease_expires_at. If it runs out, another agent may
+  claim the task, and the first one's claim_token is then refused. Whoever posts long work gives it a longer lease with
+  claim_timeout, in seconds; whoever claims it can renew the lease with `stonemux task extend`.
 - mux_task_claim returns null if nothing matches you; timeout waits for work. mux_task_list lists without claiming.
 - A list of tasks or agents that is too long has "more": call again and add the arguments in "next".
 - mux_task_complete with status=failed and retry=true returns the task to the pool for another attempt.
@@ -94,10 +95,10 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "worker": (
         "Claim tasks, do them, report",
         "You work for the agents on this machine through stonemux. Register with role worker and your capabilities. "
-        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it, with mux_task_extend when "
-        "its lease is about to run out; finish it with mux_task_complete and its claim_token, with a result that "
-        "others can use. If something is missing, send a message of type question or blocker to role:director and "
-        "continue with what does not depend on it. If there is nothing to claim, wait with timeout 60.",
+        "Repeat: poll your inbox without waiting; claim a task with mux_task_claim; do it before its "
+        "lease_expires_at; finish it with mux_task_complete and its claim_token, with a result that others can use. If "
+        "something is missing, send a message of type question or blocker to role:director and continue with what does "
+        "not depend on it. If there is nothing to claim, wait with timeout 60.",
     ),
     "steward": (
         "Watch for quality problems and stuck work",
@@ -139,7 +140,7 @@ def describe(operation: Operation, settings: Settings) -> dict[str, Any]:
         "annotations": {
             "readOnlyHint": reads and not operation.takes,
             "destructiveHint": False,
-            "idempotentHint": operation.repeatable or (reads and not operation.takes),
+            **({"idempotentHint": True} if operation.repeatable or (reads and not operation.takes) else {}),
             "openWorldHint": False,
         },
     }
@@ -271,11 +272,9 @@ def _given(operation: Operation, context: Context) -> dict[str, Any]:
 
 
 def _as_integer(value: Any) -> Any:
-    """Convert what stands for an integer: some models write "30" for 30; 30.0 is an integer in JSON Schema, too."""
+    """Convert a decimal string to an integer: some models write "30" for 30."""
     if isinstance(value, list):
         return [_as_integer(entry) for entry in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     return from_decimal(value) if isinstance(value, str) else value
 
 

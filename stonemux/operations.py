@@ -114,7 +114,7 @@ WEBHOOK_ID = Param("id", "name", most=64, doc="The endpoint to change; if omitte
 MESSAGE_EXTRAS = (
     Param("subject", "text", most=1024, doc="A subject line."),
     Param("type", "name", doc="The kind of message, such as question, status, or blocker."),
-    Param("thread", "name", doc="The thread to put it in.", listed=False),
+    Param("thread", "name", doc="The thread to put it in."),
     Param(
         "reply_to",
         "integer",
@@ -420,7 +420,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param("capability", "name", doc="Only agents with this capability."),
             Param("status", "text", choices=("active", "stale"), doc="Only active or only stale agents."),
             _channel(None, "Only members of this channel."),
-            Param("include_stale", "boolean", False, doc="Include stale agents.", listed=False),
+            Param("include_stale", "boolean", False, doc="Include stale agents."),
             replace(_limit(), default=None, doc="The maximum number to return; all if omitted.", listed=False),
             _agent("after", None, "The id of the last agent on the previous page.", acts=False),
         ),
@@ -536,7 +536,7 @@ OPERATIONS: tuple[Operation, ...] = (
             *CONTENT_OR_DOCUMENT,
             Param("group", "name", doc="Only members of this group."),
             _channel(),
-            *(replace(extra, listed=extra.name == "type") for extra in MESSAGE_EXTRAS),
+            *(replace(extra, listed=extra.name in ("subject", "type")) for extra in MESSAGE_EXTRAS),
         ),
         returns={"message_id": "integer", "sent_at": "time", "recipients": "integer", "recipient_ids": ["string"]},
         tool="mux_broadcast",
@@ -756,9 +756,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 brief="task ids",
             ),
             _agent("assigned_to", None, "Only this agent may claim it.", acts=False),
-            Param(
-                "claim_timeout", "integer", least=1, most=86_400, doc="The lease of a claim, in seconds.", listed=False
-            ),
+            Param("claim_timeout", "integer", least=1, most=86_400, doc="The lease of a claim, in seconds."),
             Param(
                 "max_attempts",
                 "integer",
@@ -862,8 +860,6 @@ OPERATIONS: tuple[Operation, ...] = (
         "Renew a claim's lease in full. The answer carries `cancelled` if the task has been cancelled.",
         params=(TASK_ID, _agent(), CLAIM_TOKEN),
         returns={"task_id": "string", "lease_expires_at?": "time", "cancelled?": "boolean", "task": TASK},
-        tool="mux_task_extend",
-        brief="Keep a claimed task for longer: call before lease_expires_at, or others may claim it.",
         tier="pro",
         frees=True,
         actor="agent_id",

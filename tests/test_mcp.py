@@ -20,7 +20,7 @@ CONTRACT = tuple(
     f"mux_{name}"
     for name in (
         *("register", "discover", "send", "broadcast", "poll", "ack", "search"),
-        *("task_post", "task_claim", "task_complete", "task_extend", "task_list"),
+        *("task_post", "task_claim", "task_complete", "task_list"),
         *("state_get", "state_set", "state_watch", "channel_create"),
     )
 )
@@ -275,7 +275,7 @@ def test_every_tool_tells_what_it_is(mux, name):
     assert tool["annotations"] == {
         "readOnlyHint": name in READS,
         "destructiveHint": False,
-        "idempotentHint": name in REPEATABLE,
+        **({"idempotentHint": True} if name in REPEATABLE else {}),  # false is the default
         "openWorldHint": False,
     }
     assert tool["inputSchema"]["type"] == "object"
@@ -322,11 +322,8 @@ def test_limits_stand_in_words(mux):
 def test_the_whole_list_is_small(mux):
     text = json.dumps({"tools": list(listed(mux).values())}, ensure_ascii=False, separators=(",", ":"))
     assert len(text.encode()) <= 9000
-    for_models = [
-        {name: tool[name] for name in ("name", "description", "inputSchema")} for tool in listed(mux).values()
-    ]
-    tokens = o200k(json.dumps(for_models, ensure_ascii=False, separators=(",", ":")))
-    assert tokens is None or tokens <= 1400
+    tokens = o200k(text)
+    assert tokens is None or tokens <= 2000
 
 
 def o200k(text: str) -> int | None:
@@ -400,16 +397,15 @@ def test_every_result_tells_of_unread_mail(mux):
     assert "unread" not in bob.call("mux_discover")
 
 
-def test_a_worker_keeps_its_claim_for_as_long_as_it_works(mux, clock):
+def test_a_model_gives_long_work_a_long_lease(mux, clock):
     ann, bob = Talk(mux, agent="ann"), Talk(mux, agent="bob")
     ann.call("mux_register")
     bob.call("mux_register")
-    task = bob.call("mux_task_post", description="long")["task_id"]
+    assert "claim_timeout" in listed(mux)["mux_task_post"]["inputSchema"]["properties"]
+    task = bob.call("mux_task_post", description="long", claim_timeout=3600)["task_id"]
     claim = ann.call("mux_task_claim")
-    for _ in range(3):
-        clock.advance(200_000)
-        assert ann.call("mux_task_extend", task_id=task)["lease_expires_at"] > claim["task"]["lease_expires_at"]
-        assert bob.call("mux_task_claim")["task"] is None
+    clock.advance(3_500_000)
+    assert bob.call("mux_task_claim")["task"] is None
     ann.call("mux_task_complete", task_id=task, claim_token=claim["claim_token"])
 
 
@@ -481,8 +477,7 @@ def test_decimal_texts_are_taken_as_integers_and_nothing_else_is(mux):
     ann.call("mux_register")
     ann.call("mux_send", to="ann", content="x", priority="3")
     assert ann.call("mux_poll", timeout="0")["messages"][0]["priority"] == 3
-    assert ann.call("mux_poll", timeout=0.0) == {"messages": []}
-    assert ann.failure("mux_poll", timeout=0.5)["error"]["code"] == "invalid_timeout"
+    assert ann.failure("mux_poll", timeout=0.0)["error"]["code"] == "invalid_timeout"
     assert ann.failure("mux_send", to="ann", content="x", reply_to=1e300)["error"]["code"] == "invalid_field"
     assert ann.failure("mux_send", to="ann", content="x", reply_to=True)["error"]["code"] == "invalid_field"
     assert ann.failure("mux_poll", timeout="soon")["error"]["code"] == "invalid_timeout"

@@ -53,7 +53,6 @@ async def drive(client: Any, who: str) -> None:
     await call("mux_search", q="hello")
     await call("mux_task_post", description="d", posted_by=who, assigned_to=who)
     claim = await call("mux_task_claim", agent_id=who)
-    await call("mux_task_extend", agent_id=who, task_id=claim["task_id"])
     await call("mux_task_complete", agent_id=who, task_id=claim["task_id"], claim_token=claim["claim_token"])
     await call("mux_task_list")
     await call("mux_state_set", key=who, value="v", expected_version=0)
