@@ -1,7 +1,7 @@
 """MCP over HTTP: one POST carries one message, and nothing is remembered between requests.
 
-This is Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"); GET and DELETE are refused.
-The newer revision's standard headers are checked against the body.
+This is Streamable HTTP as in 2025-11-25 ("Transports") and 2026-07-28 ("Streamable HTTP"), without sessions: GET and
+DELETE are refused, and no session id is issued. The newer revision's standard headers are checked against the body.
 
 Quick requests are answered on the thread that read them; tools and resources get a worker. An answer is plain JSON
 unless it must wait or a notification precedes it: then it turns into an event stream at once, with a comment every 15
@@ -9,9 +9,8 @@ s, since clients give up on a silent answer after a minute. An answer that deliv
 because the client's own close soon shows whether they arrived.
 
 A client that hangs up cancels its call. A legacy client that gives up does not hang up: it sends a notification on
-another connection, and throws away an answer that still comes. Request ids repeat between clients, so `initialize`
-issues a session id, by which the notification finds its call. Nothing else belongs to a session: any id is accepted,
-such as one from before a restart.
+another connection, and throws away an answer that still comes. Request ids repeat between clients, so that
+notification reaches only calls of the agent that both name in `mcp.AGENT_HEADER`, or that both have a token of.
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("stonemux")
 
 CallKey = tuple[str, type[mcp.RequestId], mcp.RequestId]
-"""A call in progress: its session, and the type and value of its request id (1 and "1" are two ids)."""
+"""A call in progress: its agent, and the type and value of its request id (1 and "1" are two ids)."""
 
-SESSION_HEADER = "mcp-session-id"
 COMMENT = b": still waiting\n\n"
 
 ROOM = 20_000
@@ -116,30 +114,31 @@ class McpExchange(Exchange):
             if request is None and self._is_modern():
                 raise Fault(mcp.INVALID_REQUEST, "responses are not accepted: this server sends no requests")
             if request is not None and request.method == "notifications/cancelled":
-                self._cancel(request.params.get("requestId"))
+                self._cancel(request)
             self._send(202, b"")
             return
         request = check_headers(request, headers)
         if self._server.mcp.is_quick(request):
-            if request.method == "initialize":
-                self._extra += (("Mcp-Session-Id", self._server.mux.clock.token(16)),)
             self._answer_message(request)
         else:
             self._enlist(request)
             self._server.aside(lambda: self._answer_message(request))
 
     def _enlist(self, request: Request) -> None:
-        """Let a notification of the same legacy session cancel this call until it is answered."""
-        session = self._head.headers.get(SESSION_HEADER)
-        if session is not None and request.request_id is not None and not request.modern:
-            self._key = session, type(request.request_id), request.request_id
+        """Let a notification of the same agent's legacy client cancel this call until it is answered."""
+        agent = "" if request.modern else self._agent(request)
+        if agent and request.request_id is not None:
+            self._key = agent, type(request.request_id), request.request_id
             self._server.cancelable[self._key] = self._connection
 
-    def _cancel(self, request_id: Any) -> None:
-        """Cancel a call of this session as if its client had hung up; an unknown id is ignored (Cancellation)."""
-        session = self._head.headers.get(SESSION_HEADER)
-        if session is not None and isinstance(request_id, (str, int)):
-            connection = self._server.cancelable.pop((session, type(request_id), request_id), None)
+    def _cancel(self, notification: Request) -> None:
+        """Cancel a call of the same agent as if its client had hung up; an unknown id is ignored (Cancellation).
+
+        Of two calls of one agent with the same id, from two clients, it is the later one.
+        """
+        agent, request_id = self._agent(notification), notification.params.get("requestId")
+        if agent and isinstance(request_id, (str, int)):
+            connection = self._server.cancelable.pop((agent, type(request_id), request_id), None)
             if connection is not None:
                 connection.hang_up()
 
@@ -161,19 +160,24 @@ class McpExchange(Exchange):
             message = mcp.internal_fault(request.request_id).response()
         self._send_message(message, _status(request, message))
 
-    def _session(self, request: Request) -> mcp.Session:
-        headers = self._head.headers
+    def _agent(self, request: Request) -> str:
+        """The agent that the request acts for, or ""; raises `agent_mismatch` if it is not that of the token."""
         agent = request.meta.get(mcp.AGENT_META)
         if not isinstance(agent, str):
-            agent = _decoded(headers, mcp.AGENT_HEADER, request) or ""
+            agent = _decoded(self._head.headers, mcp.AGENT_HEADER, request) or ""
         bound = self.principal.agent if self.principal is not None else ""
         if bound and agent not in ("", bound):
             raise door.mismatch(mcp.AGENT_HEADER, agent, bound)
+        return agent or bound
+
+    def _session(self, request: Request) -> mcp.Session:
+        headers = self._head.headers
+        agent = self._agent(request)
         told = {name: _decoded(headers, header, request) for name, header in mcp.CLIENT_HEADERS.items()}
         client = {name: value[:256] for name, value in told.items() if value}
         notify = self._notify if takes_stream(headers) else None
         desk = _Desk(self._server.mux, self, headers.get("idempotency-key"))
-        return mcp.Session(desk, agent or bound, client, notify)
+        return mcp.Session(desk, agent, client, notify)
 
     # -- answering
 
@@ -193,6 +197,7 @@ class McpExchange(Exchange):
         """The call can no longer be cancelled: its connection may soon carry another one."""
         if self._key is not None:
             self._server.cancelable.pop(self._key, None)
+            self._key = None
 
     def _send_message(self, message: dict[str, Any], status: int) -> None:
         self._delist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import struct
 import threading
@@ -223,14 +222,9 @@ def test_the_newer_revision_takes_no_responses(client):
     assert client.post(message, MCP_Protocol_Version="2026-07-28")[0] == 400
 
 
-def test_a_session_has_an_id_that_only_the_handshake_gives_out_and_nothing_asks_for(client):
+def test_no_session_is_given_out(client):
     _, headers, _ = client.post(ask("initialize", protocolVersion="2025-11-25"), Mcp_Session_Id="made-up")
-    assert re.fullmatch("[!-~]{32,}", headers["mcp-session-id"])
-    for session in ({}, {"Mcp_Session_Id": "of-a-daemon-before-the-restart"}):
-        status, headers, _ = client.post(ask("ping"), **session)
-        assert (status, "mcp-session-id" in headers) == (200, False)
-    message = modern("server/discover")
-    assert "mcp-session-id" not in client.post(message, **standard(message))[1]
+    assert "mcp-session-id" not in headers
 
 
 # -- versions and headers
@@ -322,13 +316,13 @@ def test_an_idempotency_key_counts_for_a_tool_that_changes_something(client):
 class Raw:
     """A connection that reads as much as the test wants."""
 
-    def __init__(self, http, message: dict[str, Any], accept: str = BOTH, session: str = "none") -> None:
+    def __init__(self, http, message: dict[str, Any], accept: str = BOTH, agent: str = "ann") -> None:
         body = json.dumps(message).encode()
         self.sock = Connected(http.port).sock
         self.sock.sendall(
-            b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\nMcp-Session-Id: %b\r\n"
+            b"POST /mcp HTTP/1.1\r\nHost: localhost:%d\r\nContent-Type: application/json\r\nX-Stonemux-Agent: %b\r\n"
             b"Accept: %b\r\nContent-Length: %d\r\n\r\n%b"
-            % (http.port, session.encode(), accept.encode(), len(body), body)
+            % (http.port, agent.encode(), accept.encode(), len(body), body)
         )
         self.got = b""
 
@@ -402,21 +396,21 @@ def until_nobody_waits(mux) -> None:
 
 @pytest.mark.parametrize("accept", [BOTH, "application/json"])
 def test_a_legacy_client_cancels_its_wait_with_a_notification(http, mux, client, clock, accept):
-    def cancel(session: str, request_id: Any) -> None:
+    def cancel(agent: str, request_id: Any) -> None:
         message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
-        assert client.post(message, Mcp_Session_Id=session)[0] == 202
+        assert client.post(message, **({"X_Stonemux_Agent": agent} if agent else {}))[0] == 202
 
-    client.tool("mux_register", agent_id="ann")
-    mine, other = (client.post(ask("initialize"))[1]["mcp-session-id"] for _ in range(2))
-    waiting = [Raw(http, call("mux_poll", agent_id="ann", timeout=60), accept, one) for one in (mine, other)]
+    for agent in ("ann", "bob"):
+        client.tool("mux_register", agent_id=agent)
+    waiting = [Raw(http, call("mux_poll", timeout=60), accept, agent) for agent in ("ann", "bob")]
     clock.until_parked(2)
-    for session, request_id in (("none", 1), (mine, "1"), (mine, 1.0), (mine, True), (mine, [1]), (mine, 2)):
-        cancel(session, request_id)
+    for agent, request_id in (("", 1), ("eve", 1), ("ann", "1"), ("ann", 1.0), ("ann", True), ("ann", [1]), ("ann", 2)):
+        cancel(agent, request_id)
     assert mux.hub.parked == 2
-    cancel(mine, 1)
+    cancel("ann", 1)
     clock.until_parked(1)
     assert b"jsonrpc" not in waiting[0].rest()
-    cancel(other, 1)
+    cancel("bob", 1)
     until_nobody_waits(mux)
     client.tool("mux_send", "ann", to="ann", content="kept")
     assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"

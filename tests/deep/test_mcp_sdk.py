@@ -16,6 +16,7 @@ if Client is None:
     pytest.skip("this SDK is older than 2.0", allow_module_level=True)
 
 from mcp.client.stdio import StdioServerParameters, stdio_client  # noqa: E402
+from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client  # noqa: E402
 
 MAIN = os.path.join(os.path.dirname(__file__), "..", "..", "stonemux", "__main__.py")
 
@@ -76,7 +77,10 @@ def test_the_official_sdk_over_both_transports(place, mode):
     async def both() -> None:
         async with Client(stdio_client(parameters), mode=mode) as client:
             await drive(client, "over-stdio")
-        async with Client(url, mode=mode) as client:
+        async with (
+            create_mcp_http_client(headers={"X-Stonemux-Agent": "over-http"}) as http,
+            Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+        ):
             await drive(client, "over-http")
 
     asyncio.run(both())
