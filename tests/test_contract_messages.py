@@ -587,6 +587,14 @@ def test_a_word_that_a_search_repeats_costs_nothing(direct):
     assert search._phrases("a Á " * 200) == '"Á"', "the time to rank is quadratic in their number: it took 20 s"
 
 
+def test_phrases_repeat_no_more_words_than_a_search_bears(face):
+    join(face, "ann", "bob")
+    found = face.call("msg.send", from_="ann", to="bob", content="a b " * 60)["message_id"]
+    assert [one["id"] for one in face.call("msg.search", q=f'"{"a b " * 50} a"')["results"]] == [found]
+    for q in (f'"{"a b " * 51} a"', "中" * 102, f'"{"a " * 60}" "{"b " * 50}"'):
+        assert "shorter phrase" in str(refusal(face, "invalid_field", "msg.search", q=q))
+
+
 def test_a_typed_message_without_to_passes_over_agents_that_have_gone_stale(face, clock):
     face.call("agent.register", agent_id="worker-1")
     face.call("agent.register", agent_id="old", role="director")
