@@ -131,6 +131,8 @@ class RoundTrip:
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.body = b""
+        self.parting = False
+        """Whether the connection ends with this answer, as it does over MCP when the answer hands something out."""
         self._pool = pool
         self._lock = threading.Lock()
         self._aborted = False
@@ -232,8 +234,8 @@ class RoundTrip:
             self.body = _until(sock, body, lambda got: len(got) >= wanted)[:wanted]
         else:
             self.body = _rest(sock, body)
-        closing = self.headers.get("connection", "").lower() == "close" or self._old
-        self._reusable = wanted is not None and not closing
+        self.parting = self.headers.get("connection", "").lower() == "close" or self._old
+        self._reusable = wanted is not None and not self.parting
 
     def _receive_head(self, sock: socket.socket) -> tuple[bytes, int | None]:
         """Read the head; returns the part of the body that came with it, and the body's length if stated."""
@@ -270,9 +272,11 @@ class RoundTrip:
             self._aborted = True
             if self._sock is not None:
                 with contextlib.suppress(OSError):
-                    # This causes a reset, which tells the daemon that the answer was not received.
+                    # So closing sends a reset, which tells the daemon that the answer was not received. A thread that
+                    # reads is woken, but nothing may be sent now: after an orderly end there is no reset any more if
+                    # the daemon has ended its side, too.
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self._sock.shutdown(socket.SHUT_RDWR)
+                    self._sock.shutdown(socket.SHUT_RD)
 
     def _end(self, *, keep: bool) -> None:
         with self._lock:

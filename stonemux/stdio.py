@@ -12,6 +12,10 @@ The main thread reads and never blocks on a call; each request runs in a thread,
 Requests run concurrently, except that a tool waits for any mux_register requested before it, because it may need that
 name. `_lock` guards the running calls, and is held while a line is written, so a call is either answered or cancelled.
 
+A cancellation may cross an answer, which the client then throws away. So an answer that hands something out, such as
+messages, counts as received only after the client's next message, or after a second; until then its connection is kept
+open, and a cancellation resets it, which puts back what was handed out.
+
 When the input ends, calls that do not wait for an event are still answered, so a whole session may be piped in.
 """
 
@@ -42,6 +46,8 @@ END_MS = 15_000
 """How long calls may take after the end of the input; the daemon may have to be started for them."""
 GRACE_MS = 500
 """The same for a call that waits for an event, once the daemon is running."""
+RECEIPT_MS = 1000
+"""How long an answer that hands something out can still be cancelled, unless another message comes first."""
 MOST_LINE = 1024 * 1024
 
 _FROM_ENVIRONMENT = {"session_id": "CLAUDE_CODE_SESSION_ID", "project_dir": "CLAUDE_PROJECT_DIR"}
@@ -85,6 +91,8 @@ class Pipe:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._calls: dict[tuple[type, mcp.RequestId], _Call] = {}
+        self._crossing: dict[tuple[type, mcp.RequestId], _Call] = {}
+        """Calls that are answered, but whose cancellation may be on its way."""
         self._registration: _Call | None = None
         self._work: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._idle = 0
@@ -126,13 +134,13 @@ class Pipe:
         try:
             request = mcp.read(_parsed(line))
         except Fault as fault:
+            self._confirm()
             self._write(fault.response())
             return
-        if request is None:
-            return
-        if request.request_id is None:
-            if request.method == "notifications/cancelled":
-                self._cancel(request.params.get("requestId"))
+        if request is not None and request.request_id is None and request.method == "notifications/cancelled":
+            self._cancel(request.params.get("requestId"))
+        self._confirm()
+        if request is None or request.request_id is None:
             return
         call = _Call(request, line, self._pool.round_trip(), self._registration)
         if call.tool == "mux_register":
@@ -149,11 +157,19 @@ class Pipe:
     def _cancel(self, request_id: Any) -> None:
         if not isinstance(request_id, (str, int)):
             return
+        key = type(request_id), request_id
         with self._lock:
-            call = self._calls.pop((type(request_id), request_id), None)
-            self._ended.notify_all()
-        if call is not None:
-            call.trip.abort()
+            call = self._calls.pop(key, None) or self._crossing.pop(key, None)
+            if call is not None:
+                call.trip.abort()
+                self._ended.notify_all()
+
+    def _confirm(self) -> None:
+        """Take the answers so far as received, because the client goes on."""
+        with self._lock:
+            if self._crossing:
+                self._crossing.clear()
+                self._ended.notify_all()
 
     # -- one call
 
@@ -237,14 +253,25 @@ class Pipe:
         return payload.write_json(layer.answer(request, mcp.Session(_Closed(error), self._agent)))
 
     def _deliver(self, call: _Call, answer: bytes) -> None:
-        """Write the answer, unless the call was cancelled meanwhile."""
+        """Write the answer, unless the call was cancelled meanwhile; return once it counts as received, or as lost."""
         with self._lock:
             if self._calls.get(call.key) is not call:
                 call.trip.abort()
                 raise Aborted
-            self._write_line(answer)
+            try:
+                self._write_line(answer)
+            except BrokenPipeError:
+                call.trip.abort()
+                raise
             del self._calls[call.key]
+            if call.trip.parting:
+                self._crossing[call.key] = call
             self._ended.notify_all()
+            deadline = self._clock.ticks_ms() + RECEIPT_MS
+            while self._crossing.get(call.key) is call and self._clock.ticks_ms() < deadline:
+                self._clock.wait(self._ended, deadline)
+            if self._crossing.get(call.key) is call:
+                del self._crossing[call.key]
 
     def _write(self, message: dict[str, Any]) -> None:
         with self._lock:

@@ -101,6 +101,10 @@ class Session:
     def begin(self, tool: str, **arguments: Any) -> int:
         return self.send("tools/call", name=tool, arguments=arguments)
 
+    def cancel(self, request_id: int) -> None:
+        notice = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
+        self.write(json.dumps(notice).encode())
+
     def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         result = self.answer(self.begin(tool, **arguments))["result"]
         assert "structuredContent" in result, result

@@ -5,21 +5,28 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from children import BARE
 from daemons import ROOT, SERVE
+from faces import Direct, OverHttp
+from fake_clock import FakeClock
+from receivers import eventually
 from scripted import Scripted, answer
 from sessions import WITHIN_S, Place
 
-from stonemux import datadir, mcp, operations, pool, starter
+from stonemux import datadir, mcp, operations, pool, starter, stdio
 from stonemux.config import Settings
+from stonemux.connection import VERDICT_MS
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
 from stonemux.record import replace
@@ -46,6 +53,19 @@ def served(http, tmp_path) -> Iterator[Place]:
 def waiters(place: Place) -> int:
     with Remote(replace(Settings(), port=place.port), None) as daemon:
         return daemon.ask(operations.BY_NAME["stats"], {})["waiters"]
+
+
+def becomes(http: OverHttp, message_id: int, status: str) -> bool:
+    """Wait until the message's only recipient has this status, while time passes."""
+    direct, clock = Direct(http.mux), http.mux.clock
+    assert isinstance(clock, FakeClock)
+
+    def holds() -> bool:
+        clock.advance(VERDICT_MS)
+        http.server.ring()
+        return direct.call("msg.status", id=message_id)["recipients"][0]["status"] == status
+
+    return bool(eventually(holds))
 
 
 def test_a_daemon_that_has_found_damage_is_not_started_once_more():
@@ -98,13 +118,75 @@ def test_a_cancelled_call_is_not_answered_and_takes_nothing(served):
     ann.call("mux_register")
     waiting = ann.begin("mux_poll", timeout=120)
     served.until(lambda: waiters(served) == 1)
-    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": waiting}}
-    ann.write(json.dumps(cancelled).encode())
+    ann.cancel(waiting)
     served.until(lambda: waiters(served) == 0)
-    ann.write(json.dumps(cancelled).encode())  # nobody knows it any more
+    ann.cancel(waiting)  # nobody knows it any more
     ann.call("mux_send", to="ann", content="kept")
     assert ann.call("mux_poll", timeout=0)["messages"][0]["content"] == "kept"
     assert not any(json.loads(line)["id"] == waiting for line in ann.lines)
+
+
+def test_an_answer_is_believed_to_have_arrived_only_if_the_client_does_not_cancel_it(served, http):
+    ann = served.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    sent = ann.call("mux_send", to="ann", content="kept")["message_id"]
+    for _ in range(2):
+        answered = ann.begin("mux_poll", timeout=0)
+        assert ann.answer(answered)["result"]["structuredContent"]["messages"][0]["id"] == sent
+        ann.cancel(answered)  # it crossed the answer, which the client throws away
+        assert becomes(http, sent, "queued")
+    ann.call("mux_poll", timeout=0)
+    assert ann.answer(ann.send("ping"))["result"] == {}
+    assert becomes(http, sent, "acked")
+
+
+@pytest.fixture
+def polls(http, direct) -> Iterator[Callable[[Callable[[bytes], Any]], int]]:
+    """Starts a session in this process, with a function to write its output, in which ann polls for mail.
+
+    Returns the id of the message that the poll gets.
+    """
+    direct.call("agent.register", agent_id="ann")
+    with ExitStack() as stack:
+
+        def start(write: Callable[[bytes], Any]) -> int:
+            sent: int = direct.call("msg.send", from_="ann", to="ann", content="kept")["message_id"]
+            reading, writing = os.pipe()
+            output: Any = SimpleNamespace(write=write, flush=lambda: None)
+            session = stdio.Pipe(replace(Settings(), port=http.port), None, {"STONEMUX_AGENT": "ann"}, output)
+            lines = stack.enter_context(open(reading, "rb"))
+            thread = threading.Thread(target=session.run, args=(lines,))
+            thread.start()
+            stack.callback(thread.join, WITHIN_S)
+            client = stack.enter_context(open(writing, "wb", buffering=0))
+            poll = {"name": "mux_poll", "arguments": {"timeout": 0}}
+            client.write(
+                json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": poll}).encode() + b"\n"
+            )
+            return sent
+
+        yield start
+
+
+def test_an_answer_that_is_not_cancelled_for_a_second_has_arrived(http, polls, monkeypatch):
+    monkeypatch.setattr(stdio, "RECEIPT_MS", 20)
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    sent = polls(answers.put)
+    assert b"kept" in answers.get(timeout=WITHIN_S)
+    assert becomes(http, sent, "acked")
+
+
+def test_i5_an_answer_that_nobody_reads_any_more_has_not_arrived(http, polls, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(stdio, "END_MS", 20)
+
+    def write(line: bytes) -> None:
+        raise BrokenPipeError
+
+    sent = polls(write)
+    assert ended.wait(WITHIN_S)
+    assert becomes(http, sent, "queued")
 
 
 def test_a_restarted_daemon_is_found_again(place):
@@ -255,11 +337,7 @@ def test_a_cancelled_registration_holds_nothing_up(place):
     os.kill(place.daemon, signal.SIGSTOP)
     registration = ann.begin("mux_register")
     discover = ann.begin("mux_discover")
-    ann.write(
-        json.dumps(
-            {"method": "notifications/cancelled", "jsonrpc": "2.0", "params": {"requestId": registration}}
-        ).encode()
-    )
+    ann.cancel(registration)
     os.kill(place.daemon, signal.SIGCONT)
     assert "structuredContent" in ann.answer(discover)["result"]
 

@@ -612,17 +612,28 @@ def test_a_client_without_the_certificate_is_told_what_it_lacks(served):
     assert "STONEMUX_TLS_CERT" in caught.value.message
 
 
-def take_back(trip: pool.RoundTrip) -> None:
-    trip.request("GET", "/msg/poll?agent_id=bob&timeout=0")
+MCP_POLL = {"name": "mux_poll", "arguments": {"agent_id": "bob", "timeout": 0}}
+MCP_BODY = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": MCP_POLL}).encode()
+MCP_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+
+
+def take_back(trip: pool.RoundTrip, *request: Any) -> None:
+    trip.request(*request)
+    assert b"hi" in trip.body
     trip.abort()
     trip._check()
 
 
-def test_i5_a_client_that_takes_its_call_back_is_believed(served):
+@pytest.mark.parametrize(
+    "asked",
+    [("GET", "/msg/poll?agent_id=bob&timeout=0"), ("POST", "/mcp", MCP_BODY, MCP_HEADERS)],
+    ids=["kept open", "ended by the daemon"],
+)
+def test_i5_a_client_that_takes_its_call_back_is_believed(served, asked):
     connections = pool.Pool("localhost", served.port, CERT)
     message_id = served.send()
     with pytest.raises(pool.Aborted), connections.round_trip() as trip:
-        take_back(trip)
+        take_back(trip, *asked)
     assert served.comes_again(message_id)
 
 
