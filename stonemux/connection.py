@@ -54,6 +54,8 @@ IDLE_MS = 15_000
 HEAD_MS = 5_000
 BODY_MS = 10_000
 SEND_MS = 15_000
+GONE_MS = 600_000
+"""When a client that has closed its side is no longer owed the answer to its request, should that never be finished."""
 DRAIN_MS = 500
 DRAIN_BYTES = 256 * 1024
 """How many bytes are discarded while draining; the connection is then closed."""
@@ -222,6 +224,8 @@ class Connection:
             if self._busy and ready.ended:
                 self._gone = True
                 watch = self._watch
+                if self._deadline is None:
+                    self._due(GONE_MS)
             found = self._take_up()
         if watch is not None:
             watch.cancel()

@@ -340,6 +340,14 @@ class Exchange(Caller):
             self._extra += (("X-Stonemux-Timeout", str(most)),)
 
     def _refuse(self, error: BaseException) -> None:
+        """Answer with an error; a caller that cannot even be told of it is hung up on, not left waiting."""
+        try:
+            self._tell_refusal(error)
+        except Exception:
+            self._connection.abandon()
+            raise
+
+    def _tell_refusal(self, error: BaseException) -> None:
         if isinstance(error, Hangup):
             self._connection.abandon()
             return

@@ -52,6 +52,7 @@ from stonemux.parking import Lot
 from stonemux.readiness import Readiness, readiness
 from stonemux.record import replace
 from stonemux.schema import BODY_LIMIT
+from stonemux.threads import Workers
 
 log = logging.getLogger("stonemux")
 
@@ -72,7 +73,6 @@ MOST_UNSENT = 256 * 1024 * 1024
 """How many bytes of answers may wait for clients that do not read them."""
 STOP_MS = 1000
 """How long the requests in progress may take to finish when the daemon stops."""
-IDLE_WORKERS = 64
 STACK_BYTES = 256 * 1024
 PORT_REMEDIES = {
     errno.EADDRINUSE: "Stop the program that uses it, or choose another port with --port",
@@ -84,7 +84,7 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 
 
 class Server(ThreadingHTTPServer):
-    """The listening socket and its connections. `_lock` guards the connections, the idle workers, and the reads."""
+    """The listening socket and its connections. `_lock` guards the connections and the reads."""
 
     request_queue_size = BACKLOG
     allow_reuse_address = True
@@ -116,7 +116,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._all_ended = threading.Condition(self._lock)
         self._connections: dict[int, Connection] = {}
-        self._idle_workers: list[_Worker] = []
+        self._workers = Workers()
         self._reading = 0
         self._to_read: deque[Callable[[], None]] = deque()
         self._request_numbers = itertools.count(1)
@@ -228,11 +228,14 @@ class Server(ThreadingHTTPServer):
             self._attending = me
         try:
             while not self._ended:
-                if attending:
-                    self._attend(me)
-                else:
-                    self._stand_guard(me)
-                attending = not attending
+                try:
+                    if attending:
+                        self._attend(me)
+                    else:
+                        self._stand_guard(me)
+                except Exception:  # such as too little memory; whatever it is, somebody must attend
+                    log.exception("the event loop failed")
+                attending = self._attending == me
         finally:
             self.mux.store.gatherers.discard(me)  # the system may reuse this thread id
 
@@ -431,7 +434,11 @@ class Server(ThreadingHTTPServer):
     def handle(self, connection: Connection, head: wire.Head, body: bytes) -> None:
         """Run a request."""
         kind = McpExchange if head.path == MCP_PATH else Exchange
-        kind(self, connection, head).run(body)
+        try:
+            kind(self, connection, head).run(body)
+        except BaseException:  # its client must not wait for an answer that nobody gives
+            connection.abandon()
+            raise
 
     def refuse(self, connection: Connection, error: MuxError) -> None:
         """Answer a request that could not be read, and end the connection."""
@@ -479,18 +486,8 @@ class Server(ThreadingHTTPServer):
                 self._all_ended.notify_all()
 
     def aside(self, work: Callable[[], None]) -> None:
-        """Run this on a worker thread."""
-        with self._lock:
-            worker = self._idle_workers.pop() if self._idle_workers else None
-        if worker is not None:
-            worker.give(work)
-            return
-        try:
-            _Worker(self, work)
-        except RuntimeError as trouble:
-            raise MuxError(
-                "too_many_waiters", "the system has no thread left for this call; try again in a moment", retry_after=1
-            ) from trouble
+        """Run this on a worker thread; raises `too_many_waiters` if there is none."""
+        self._workers.run(work)
 
     def in_turn(self, work: Callable[[], None]) -> None:
         """Run a read on a worker thread, once fewer than `MOST_READING` others run."""
@@ -509,7 +506,10 @@ class Server(ThreadingHTTPServer):
     def _read_on(self, work: Callable[[], None]) -> None:
         """Do this, and then whatever waits for its turn by then."""
         while True:
-            work()
+            try:
+                work()
+            except Exception:  # or the reads behind this one would wait forever
+                log.exception("a read failed")
             with self._lock:
                 if not self._to_read:
                     self._reading -= 1
@@ -528,14 +528,6 @@ class Server(ThreadingHTTPServer):
                 return
             over -= other.unsent
             other.hang_up(stuck=True)
-
-    def rest(self, worker: _Worker) -> bool:
-        """Keep a worker for later work; False if enough are idle or the server is stopping."""
-        with self._lock:
-            if len(self._idle_workers) >= IDLE_WORKERS or self.stopping:
-                return False
-            self._idle_workers.append(worker)
-            return True
 
     @property
     def open_connections(self) -> int:
@@ -573,10 +565,7 @@ class Server(ThreadingHTTPServer):
         if self._local is not None:
             self._local.close()
         self._ready.close()
-        with self._lock:
-            workers, self._idle_workers = self._idle_workers, []
-        for worker in workers:
-            worker.give(None)
+        self._workers.close()
         bell, rope = self._bell, self._rope
         self._bell = self._rope = -1  # a call that ends late still rings, and must not write to what is opened next
         for descriptor in (bell, rope, self._spare):
@@ -619,29 +608,3 @@ def _taken(queue: deque[_T]) -> _T | None:
         return queue.popleft()
     except IndexError:
         return None
-
-
-class _Worker:
-    """A thread that runs one piece of work after another."""
-
-    __slots__ = ("_next", "_server", "_wake")
-
-    def __init__(self, server: Server, first: Callable[[], None]) -> None:
-        self._server = server
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._next: Callable[[], None] | None = first
-        threading.Thread(target=self._run, name="worker", daemon=True).start()
-
-    def give(self, work: Callable[[], None] | None) -> None:
-        """Hand over the next piece of work; None ends the thread."""
-        self._next = work
-        self._wake.release()
-
-    def _run(self) -> None:
-        while (work := self._next) is not None:
-            work()
-            self._next = work = None
-            if not self._server.rest(self):
-                return
-            self._wake.acquire()

@@ -50,7 +50,7 @@ class _StandardError(logging.Handler):
         self._torn = False  # what was written last is the beginning of a line
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             if self._left_out and self._wrote(_left_out(self._left_out)):
                 self._left_out = 0
             if self._left_out or not self._wrote(record):

@@ -122,7 +122,7 @@ class McpExchange(Exchange):
             self._answer_message(request)
         else:
             self._enlist(request)
-            self._server.aside(lambda: self._answer_message(request))
+            self._server.aside(lambda: self._answer_aside(request))
 
     def _enlist(self, request: Request) -> None:
         """Let a notification of the same agent's legacy client cancel this call until it is answered."""
@@ -141,6 +141,14 @@ class McpExchange(Exchange):
             connection = self._server.cancelable.pop((agent, type(request_id), request_id), None)
             if connection is not None:
                 connection.hang_up()
+
+    def _answer_aside(self, request: Request) -> None:
+        """Answer on a worker thread; a caller that cannot even be told of a failure is hung up on."""
+        try:
+            self._answer_message(request)
+        except BaseException:
+            self._connection.abandon()
+            raise
 
     def _answer_message(self, request: Request) -> None:
         try:

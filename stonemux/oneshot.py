@@ -18,9 +18,10 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
-from stonemux import VERSION, addresses
+from stonemux import VERSION, addresses, threads
 from stonemux.addresses import Target
 from stonemux.clock import Clock
+from stonemux.errors import MuxError
 
 MOST_HEAD_BYTES = 8192
 MOST_TRIED = 4
@@ -270,7 +271,7 @@ def _look_up(target: Target, patience_s: float) -> list[str]:
             question = _looking[(target.host, target.port)] = _LookUp(target)
     if fresh:
         try:
-            threading.Thread(target=question.run, name="look-up", daemon=True).start()
-        except RuntimeError as trouble:  # otherwise later callers would wait in vain
-            question.end(OSError(f"the system has no thread left to look up its host name ({trouble})"))
+            threads.begin("look-up", question.run)
+        except MuxError:  # otherwise later callers would wait in vain
+            question.end(OSError("the system has no thread left to look up its host name"))
     return question.get(patience_s)

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from stonemux import attempts, bellcommand, courier, doorbells, webhooks
+from stonemux import attempts, bellcommand, courier, doorbells, threads, webhooks
 from stonemux.addresses import ForbiddenURL, Policy
 from stonemux.endpoints import Endpoint, Outcome
 from stonemux.errors import MuxError
@@ -82,8 +82,8 @@ class Outbound:
         with self._lock:
             while self._threads < THREADS and (endpoint := self._take()) is not None:
                 try:
-                    threading.Thread(target=self._work, args=(endpoint,), name="outbound", daemon=True).start()
-                except RuntimeError:  # the system cannot start another thread
+                    threads.begin("outbound", self._work, endpoint)
+                except MuxError:  # the system cannot start another thread
                     self._give_back(endpoint)
                     self._mux.alarm.set(self._mux.clock.now_ms() + AGAIN_MS)
                     return

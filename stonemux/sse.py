@@ -22,7 +22,7 @@ import socket
 import threading
 from typing import Any
 
-from stonemux import events, monitor
+from stonemux import events, monitor, threads
 from stonemux.connection import Socket
 from stonemux.errors import MuxError
 from stonemux.events import Filter
@@ -42,6 +42,7 @@ SCAN = 20_000
 PIECE = 256 * 1024
 """A write stops collecting events once it exceeds this many bytes."""
 STALLED_MS = 15_000
+CLOSING_S = 2
 RETRY_MS = 2_000
 NEVER = 2**62
 
@@ -111,7 +112,8 @@ class Streamer:
         self._rung = False
         self._closing = False
         self._count = 0
-        self._thread: threading.Thread | None = None
+        self._begun = False
+        self._over = threading.Event()
         self._doubtful = False
         self._review_at = NEVER
         mux.log.listeners.append(self.wake)
@@ -123,18 +125,9 @@ class Streamer:
     def begin(self) -> None:
         """Start the thread if need be, before `add`; raises `too_many_waiters` if the system allows no more."""
         with self._lock:
-            if self._thread is not None or self._closing:
-                return
-            thread = threading.Thread(target=self._run, name="streamer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as trouble:
-                raise MuxError(
-                    "too_many_waiters",
-                    "the system has no thread left for this stream; try again in a moment",
-                    retry_after=1,
-                ) from trouble
-            self._thread = thread
+            if not self._begun and not self._closing:
+                threads.begin("streamer", self._run)
+                self._begun = True
 
     def add(self, sock: Socket, wanted: Filter, cursor: int, greeting: bytes, permit: Permit) -> None:
         """Take over a socket: write `greeting` (including the response head), then every matching event after `cursor`.
@@ -176,36 +169,49 @@ class Streamer:
                 return
             self._closing = True
             self._ring()
-        if self._thread is not None:
-            self._thread.join(timeout=2)
+        if self._begun:
+            self._over.wait(CLOSING_S)
         os.close(self._bell)
         os.close(self._rope)
 
     # -- on the streamer's thread
 
     def _run(self) -> None:
-        clock = self._mux.clock
         behind = False
-        while not self._closing:
-            ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms()))
-            if any(fd == self._bell for fd, _ in ready):
-                os.read(self._bell, 64)
-                self._rung = False  # cleared before the work, so that news during it rings again
+        try:
+            while not self._closing:
+                try:
+                    behind = self._round(behind)
+                except Exception:  # their readers resume with their Last-Event-ID
+                    log.exception("a round of the streams failed, which ends them")
+                    for stream in list(self._streams.values()):
+                        self._drop(stream)
             self._admit()
-            now = clock.ticks_ms()
-            for fd, happened in ready:
-                stream = self._streams.get(fd)
-                if stream is not None:
-                    self._heed(stream, happened, now)
-            if self._doubtful or self._review_at <= self._mux.clock.now_ms():
-                self._review()
-            behind = self._write_all(now)
-            self._keep_alive(now)
+            for stream in list(self._streams.values()):
+                if not stream.unsent:
+                    self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)
+                self._drop(stream)
+        finally:
+            self._over.set()
+
+    def _round(self, behind: bool) -> bool:
+        """Wait, and write what there is to write; returns whether some stream can take more at once."""
+        clock = self._mux.clock
+        ready = self._poller.poll(0 if behind else self._patience(clock.ticks_ms()))
+        if any(fd == self._bell for fd, _ in ready):
+            os.read(self._bell, 64)
+            self._rung = False  # cleared before the work, so that news during it rings again
         self._admit()
-        for stream in list(self._streams.values()):
-            if not stream.unsent:
-                self._send(stream, special("shutdown", {"reason": "the daemon stops"}), 0)
-            self._drop(stream)
+        now = clock.ticks_ms()
+        for fd, happened in ready:
+            stream = self._streams.get(fd)
+            if stream is not None:
+                self._heed(stream, happened, now)
+        if self._doubtful or self._review_at <= self._mux.clock.now_ms():
+            self._review()
+        behind = self._write_all(now)
+        self._keep_alive(now)
+        return behind
 
     def _speaks_at(self, stream: Stream) -> int:
         """When an idle stream gets its next keepalive comment."""
@@ -224,11 +230,10 @@ class Streamer:
     def _admit(self) -> None:
         with self._lock:
             new, self._new = self._new, []
+        self._streams.update((stream.sock.fileno(), stream) for stream in new)
         for stream in new:
             self._review_at = min(self._review_at, stream.permit.ends_at(self._mux))
-            fd = stream.sock.fileno()
-            self._streams[fd] = stream
-            self._poller.register(fd, select.POLLIN)
+            self._poller.register(stream.sock.fileno(), select.POLLIN)
             greeting, stream.unsent = stream.unsent, b""
             self._send(stream, greeting, self._mux.clock.ticks_ms())
 
@@ -344,7 +349,8 @@ class Streamer:
         if self._streams.pop(fd, None) is not None:
             self._count -= 1
             self._mux.waiters.give()
-            self._poller.unregister(fd)
+            with contextlib.suppress(KeyError):  # it could not be registered
+                self._poller.unregister(fd)
             with contextlib.suppress(OSError):
                 stream.sock.shutdown(socket.SHUT_WR)
             stream.sock.close()

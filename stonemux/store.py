@@ -449,7 +449,8 @@ class Store:
             db.close()
             raise self._judge(error) from error
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # SQLite itself ends it when it finds no memory
+                db.execute("ROLLBACK")
             self._give_back(db)
             raise
         self._give_back(db)

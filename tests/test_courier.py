@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from receivers import OK, status
 
-from stonemux import addresses, courier, oneshot
+from stonemux import addresses, courier, oneshot, threads
 from stonemux.addresses import Policy
 from stonemux.courier import Attempt
 from stonemux.endpoints import Outcome
@@ -270,10 +270,10 @@ def test_a_thread_that_cannot_be_started_costs_one_look_up_and_not_all_of_that_n
     monkeypatch.setattr(addresses, "resolve", resolve)
     with monkeypatch.context() as patched:
 
-        def no_thread(thread):
+        def no_thread(*_):
             raise RuntimeError("can't start new thread")
 
-        patched.setattr(threading.Thread, "start", no_thread)
+        patched.setattr(threads, "start_new_thread", no_thread)
         assert "no thread left" in post(f"http://agent.example:{receiver.port}/", total_ms=1000).error
     assert post(f"http://agent.example:{receiver.port}/").status == 204
 

@@ -751,6 +751,15 @@ def logger_to(fd: int, monkeypatch: Any) -> logging.Handler:
     return handler
 
 
+def test_a_line_for_which_there_is_no_memory_fails_nobody(stuck, monkeypatch):
+    def fail(record: logging.LogRecord) -> str:
+        raise MemoryError
+
+    handler = logger_to(stuck[1], monkeypatch)
+    monkeypatch.setattr(handler, "format", fail)
+    handler.handle(logging.makeLogRecord({"msg": "one"}))
+
+
 def test_a_log_that_nobody_reads_holds_nobody_up_and_says_what_is_missing(stuck, monkeypatch, background):
     heard, told = stuck
     handler = logger_to(told, monkeypatch)

@@ -27,7 +27,7 @@ from faces import Direct, OverHttp
 from raw import OVER_TLS, PATIENCE_S, Answer, Raw, eventually, get, post, request, unacknowledged, unread
 from tls_client import trusting
 
-from stonemux import connection, httpd
+from stonemux import connection, httpd, threads
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.httpd import STUCK_MS
@@ -665,7 +665,7 @@ def test_workers_are_used_again_and_connections_leave_nothing(served):
     for _ in range(100):
         assert served.ask(HEALTH).status == 200
     served.eventually(lambda: not served.server.open_connections)
-    assert len(served.server._idle_workers) < 50
+    assert served.server._workers.idle < 50
 
 
 def test_the_oldest_idle_connection_makes_room_for_a_new_one(serve):
@@ -803,7 +803,7 @@ def test_a_thread_that_cannot_be_started_costs_one_call_only(served, monkeypatch
         def no_thread(*_: Any) -> None:
             raise RuntimeError("can't start new thread")
 
-        patched.setattr(httpd, "_Worker", no_thread)
+        patched.setattr(threads, "start_new_thread", no_thread)
         got = raw.ask(get("/stats"))
         assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
     assert raw.ask(HEALTH).status == 200
@@ -1793,6 +1793,44 @@ def test_any_bytes_get_an_answer_or_a_close_and_no_answer_is_a_fault_of_ours(ser
     served.still_serves()
 
 
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("data", [HEALTH, get("/stats"), message(), LONG_POLL], ids=["here", "aside", "change", "wait"])
+def test_who_cannot_even_be_told_of_a_failure_is_hung_up_on(served, monkeypatch, caplog, data):
+    monkeypatch.setattr(httpd, "MOST_READING", 1)  # the next read needs the place of the one that failed
+    raw = served.connect()
+    monkeypatch.setattr("stonemux.payload.write_line", out_of_memory)
+    raw.send(data)
+    if data == LONG_POLL:
+        served.clock.until_parked(1)
+        served.send()
+    assert raw.has_ended()
+    monkeypatch.undo()
+    eventually(lambda: len(caplog.records) == 2)  # the failure, and that it could not be told
+    caplog.clear()
+    assert served.ask(get("/stats")).status == 200
+    served.still_serves()
+
+
+@pytest.mark.parametrize("what", ["wait", "lead"])
+def test_a_fault_of_the_event_loop_itself_does_not_end_it(served, monkeypatch, caplog, what):
+    failed: list[bool] = []
+
+    def fail_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.undo()
+        failed.append(True)
+        raise MemoryError
+
+    monkeypatch.setattr(served.server._ready if what == "wait" else served.mux.store, what, fail_once)
+    served.server.ring()
+    eventually(lambda: failed)
+    served.still_serves()
+    assert "the event loop failed" in caplog.text
+    caplog.clear()
+
+
 def test_a_connection_that_fails_harms_no_other(served, monkeypatch, caplog):
     one, other = served.connect(), served.connect()
     assert one.ask(HEALTH).status == other.ask(HEALTH).status == 200
@@ -1942,6 +1980,24 @@ def test_a_100_continue_that_is_late_is_not_taken_for_the_answer(pair):
     kept.finish(b"answer", close=False)
     assert theirs.recv(100) == b"answer"
     assert attendant.handled == [b"1", b"2"]
+
+
+def test_a_request_that_is_never_finished_does_not_keep_its_connection_forever(pair):
+    ours, theirs = pair
+    attendant = Attendant()
+    kept = Connection(attendant, ours)
+    theirs.sendall(request("POST", "/x", body=b"1"))
+    eventually(lambda: unread(ours))
+    kept.stir(HEARD)
+    assert kept.overdue(connection.GONE_MS) is None
+    assert not attendant.over, "the client still waits"
+    theirs.close()
+    kept.stir(HEARD._replace(ended=True))
+    assert kept.overdue(connection.GONE_MS - 1) == connection.GONE_MS
+    assert not attendant.over
+    kept.overdue(connection.GONE_MS)
+    assert attendant.over
+    kept.finish(b"answer", close=False)
 
 
 def test_an_end_that_came_together_with_the_request_is_acted_on_after_the_answer(pair):

@@ -34,7 +34,7 @@ LAYERS: tuple[set[str], ...] = (
         "ed25519",
         "signals",
     },
-    {"ground", "setting"},
+    {"ground", "setting", "threads"},
     # one subject each, none knows of the program
     {
         "chain",
@@ -282,6 +282,8 @@ def _calls(node: ast.Call, name: str) -> bool:
     match node.func:
         case ast.Attribute(ast.Name(id), attr):
             return (id, attr) == (whose, what)
+        case ast.Name(id):
+            return id == name
     return False
 
 
@@ -308,13 +310,14 @@ def test_the_design_tells_of_each_thread_of_the_daemon():
     while new:
         reached |= new
         new = {other for module in new for other in ours(module)} - reached
+    calls = [node for module in reached for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
     threads = {
         keyword.value.value
-        for module in reached
-        for node in ast.walk(tree(module))
-        if isinstance(node, ast.Call) and _calls(node, "threading.Thread")
-        for keyword in node.keywords
+        for call in calls
+        if _calls(call, "threading.Thread")
+        for keyword in call.keywords
         if keyword.arg == "name" and isinstance(keyword.value, ast.Constant)
     }
+    threads |= {call.args[0].value for call in calls if _calls(call, "begin") or _calls(call, "threads.begin")}
     told = re.findall(r"^\| ([a-z-]+) \| ", design("Threads"), re.MULTILINE)
     assert set(told) - {"thread", "main"} == threads

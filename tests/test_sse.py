@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -18,7 +17,7 @@ from faces import Direct, OverHttp
 from raw import PATIENCE_S, Raw, eventually, get, request
 from streams import Reader
 
-from stonemux import events, sse
+from stonemux import events, sse, threads
 from stonemux.errors import MuxError
 from stonemux.record import replace
 from stonemux.vocabulary import EVENT_KINDS
@@ -571,12 +570,31 @@ def test_a_thread_that_cannot_be_started_costs_one_stream_and_not_all(streaming,
         def no_thread(*_: Any) -> None:
             raise RuntimeError("can't start new thread")
 
-        patched.setattr(threading.Thread, "start", no_thread)
+        patched.setattr(threads, "start_new_thread", no_thread)
         assert streaming.refusal("/events") == (503, "too_many_waiters")
     assert len(streaming.streamer) == streaming.mux.waiters.count == 0
     reader = streaming.read()
     streaming.send("later")
     assert reader.frame()[1] == "message"
+
+
+def test_a_fault_of_the_streamer_itself_ends_the_streams_and_not_all_later_ones(streaming, monkeypatch, caplog):
+    reader = streaming.read()
+    with monkeypatch.context() as patched:
+
+        def fail(now: int) -> None:
+            raise MemoryError
+
+        patched.setattr(streaming.streamer, "_keep_alive", fail)
+        streaming.send("seen")
+        assert reader.frame().event == "message"
+        assert reader.has_ended()
+        eventually(lambda: not streaming.streamer._streams)
+    assert len(streaming.streamer) == streaming.mux.waiters.count == 0
+    caplog.clear()
+    again = streaming.read(f"/events?last_event_id={streaming.head}")
+    streaming.send("later")
+    assert again.frame().event == "message"
 
 
 @pytest.mark.parametrize(

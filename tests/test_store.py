@@ -746,6 +746,19 @@ def test_a_reader_that_cannot_open_the_database_is_told_to_come_again(opened, fa
     assert store.write(note("a")) == "a"
 
 
+def test_a_read_for_which_sqlite_finds_no_memory_leaves_its_connection_usable(opened):
+    store = opened()
+
+    def starve(rx: Any) -> None:
+        rx._execute("ROLLBACK")  # as SQLite then does itself
+        raise MemoryError
+
+    with pytest.raises(MemoryError), store.read() as rx:
+        starve(rx)
+    assert notes(store) == []
+    assert len(store._readers) == 1
+
+
 def test_a_reader_that_finds_the_disk_failing_ends_all_writing(opened, fault):
     store = opened(connect=fault.connect)
     fault.arm(1, sqlite3.SQLITE_IOERR)
