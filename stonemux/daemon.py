@@ -58,16 +58,19 @@ class Daemon:
             try:  # the token comes last: commands show it only to who listens at that address
                 directory.write_passing(ADDRESS, authority(settings.host, self.server.port) + "\n")
                 directory.write_passing(OWNER_TOKEN, self.mux.tokens.owner + "\n")
+                self._start()
             except BaseException:
                 self.server.server_close()
                 raise
             self._undo = undo.pop_all()
+
+    def _start(self) -> None:
         self._timekeeper = timekeeper.Timekeeper(self.mux)
         self._timekeeper.start()
         self._outbound = Outbound(self.mux)
         self._outbound.start()
         self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
-        self._telemetry = Telemetry(self.mux, directory)
+        self._telemetry = Telemetry(self.mux, self.mux.store.directory)
         self._telemetry.start()
         self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
         self._door.start()
@@ -147,7 +150,14 @@ def serve(
 
     `say` is called once the daemon listens; `reread` is called at SIGHUP, for the settings as they are then.
     """
-    daemon = Daemon(settings, accept_rollback=accept_rollback)
+    try:
+        daemon = Daemon(settings, accept_rollback=accept_rollback)
+    except RuntimeError as trouble:
+        if "thread" not in str(trouble):
+            raise
+        raise MuxError(
+            "too_many_waiters", f"the system allows this user no more threads ({trouble}); see ulimit -u, or try again"
+        ) from trouble
     _calm_collector()
     daemon.heed_signals()
     try:

@@ -362,6 +362,23 @@ def test_a_busy_port_is_told(data):
     assert not (data / "daemon.pid").exists()
 
 
+@pytest.mark.parametrize("name", ["committer", "timekeeper", "door"])
+def test_a_start_without_a_thread_left_is_one_clear_refusal_and_leaves_nothing(made, monkeypatch, name):
+    start = threading.Thread.start
+
+    def no_thread(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(MuxError, match="no more threads") as caught:
+        daemon.serve(replace(Settings(), data_dir=made, port=0), accept_rollback=False, say=print)
+    assert caught.value.failure.exit == 1, "the service tries again"
+    DataDir(made).close()
+    assert not [file.name for file in made.iterdir() if file.name.startswith(("daemon.", "owner."))]
+
+
 def test_fault_38_a_second_daemon_on_the_directory_names_the_first(data):
     with running_daemon(data) as daemon:
         line = refusal(4, data, run=run)
