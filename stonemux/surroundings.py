@@ -250,7 +250,7 @@ def _over_http(patient: Patient, job: setup.Job, where: str, url: str, remedy: s
 def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
     command, environ, folder = setup.started(job, entry)
     try:
-        place = _place(command)
+        place = _place(job, command)
         there = config.load(Path(place.pop("config")) if "config" in place else None, environ, place)
     except MuxError as error:
         raise MuxError("client_check_failed", f"{job.file}: its command does not work: {error.message}") from error
@@ -264,17 +264,21 @@ def _tried(job: setup.Job, entry: Mapping[str, Any]) -> str:
         raise MuxError(error.code, f"{job.file}: its command does not work: {error.message}", **error.facts) from error
 
 
-def _around(command: list[str]) -> tuple[list[str], list[str]]:
-    """The words before and after the word `mcp`; two empty lists if it does not occur."""
+def _around(job: setup.Job, command: list[str]) -> tuple[list[str], list[str]]:
+    """The words before and after the verb `mcp`; two empty lists if it does not occur.
+
+    Of a project's command, the beginning is known (`setup.foreign`), and what follows may be made to mislead. Of any
+    other, which may begin with a wrapper, the verb is the last such word.
+    """
     if "mcp" not in command:
         return [], []
-    at = len(command) - command[::-1].index("mcp")
-    return command[: at - 1], command[at:]
+    at = command.index("mcp") if job.scope == "project" else len(command) - 1 - command[::-1].index("mcp")
+    return command[:at], command[at + 1 :]
 
 
-def _place(command: list[str]) -> dict[str, str]:
+def _place(job: setup.Job, command: list[str]) -> dict[str, str]:
     """The address and paths from the flags after `mcp`: where a daemon would be started if none answers."""
-    words = iter(_around(command)[1])
+    words = iter(_around(job, command)[1])
     known = {flag.typed: flag.name for flag in flags.PLACE}
     place = {}
     for word in words:
@@ -286,7 +290,7 @@ def _place(command: list[str]) -> dict[str, str]:
 
 def _version(job: setup.Job, command: list[str], environ: Mapping[str, str], folder: Path) -> str:
     """Start the command only for its version, which does not start a daemon."""
-    start, _ = _around(command)
+    start, _ = _around(job, command)
     if not start:
         return "not tested, because no daemon answers"
     try:

@@ -392,6 +392,7 @@ def test_a_projects_own_stonemux_is_tried(look, http):
         {"url": "http://${MY_SECRET}.example.org:3392/mcp"},
         {"command": "stonemux", "args": ["mcp"], "env": {"STONEMUX_HOST": "example.org"}},
         {"command": "stonemux", "args": ["mcp", "--host", "${MY_SECRET}.example.org"]},
+        {"command": "stonemux", "args": ["mcp", "--host", "${MY_SECRET}.example.org", "--data-dir", "mcp"]},
     ],
 )
 def test_the_file_of_a_project_leads_to_no_other_machine(look, monkeypatch, entry):
