@@ -296,24 +296,26 @@ def restore(directory: DataDir, file: Path, found: Contents, now: int) -> tuple[
 def _keep_old(directory: DataDir, now: int) -> Path | None:
     """Keep the present database under another name, too; returns that path, or None if there is no database.
 
-    A write-ahead log that cannot be checkpointed is moved along with it: SQLite finds the log by the database's name.
+    Logs that cannot be folded into it are moved along, even those of a database that is gone: SQLite finds a log by the
+    name of the database, and would apply it to the restored one.
     """
-    database, log = directory.database, Path(f"{directory.database}-wal")
-    if not database.exists():
-        return None
+    database = directory.database
     kept = directory.path / f"before-restore-{stamp(now)}.db"
-    with contextlib.suppress(sqlite3.Error):
-        _fold(directory)
-    try:
-        os.link(database, kept)
-    except OSError:  # a file system without hard links
-        _make_empty(kept)
-        shutil.copyfile(database, kept)
-        _sync(kept)
-    if log.exists():
-        os.replace(log, f"{kept}-wal")
+    present = database.exists()
+    if present:
+        with contextlib.suppress(sqlite3.Error):
+            _fold(directory)
+        try:
+            os.link(database, kept)
+        except OSError:  # a file system without hard links
+            _make_empty(kept)
+            shutil.copyfile(database, kept)
+            _sync(kept)
+    for log in ("-wal", "-journal"):
+        if os.path.lexists(f"{database}{log}"):
+            os.replace(f"{database}{log}", f"{kept}{log}")
     Path(f"{database}-shm").unlink(missing_ok=True)
-    return kept
+    return kept if present else None
 
 
 def _fold(directory: DataDir) -> None:

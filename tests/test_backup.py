@@ -479,6 +479,38 @@ def test_a_log_that_was_not_folded_in_is_kept_with_what_it_belongs_to(restored, 
     assert texts(kept) == ["one", "two", "three"]
 
 
+def test_a_log_whose_database_is_gone_is_not_applied_to_the_restored_one(restored, direct, program, tmp_path):
+    say(direct, *(f"later {n}" for n in range(100)))
+    crashed = tmp_path / "crashed"
+    shutil.copytree(program.path, crashed)
+    (crashed / "stonemux.db").unlink()
+    log = (crashed / "stonemux.db-wal").read_bytes()
+    assert command("restore", tmp_path / "copy.db", "--yes", data=crashed) == 0
+    assert texts(crashed / "stonemux.db") == ["one", "two"]
+    (kept,) = crashed.glob("before-restore-*.db-wal")
+    assert kept.read_bytes() == log
+
+
+def test_a_journal_of_a_damaged_database_is_not_played_back_into_the_restored_one(restored, program, tmp_path):
+    """Another program has changed the journal mode, and was killed in a transaction."""
+    program.close()
+    database, journal = program.path / "stonemux.db", program.path / "stonemux.db-journal"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("PRAGMA cache_size=1")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("update message set content = hex(zeroblob(100000))")
+        torn = bytearray(database.read_bytes())
+        kept = journal.read_bytes()
+    torn[40_960:61_440] = b"\xa5" * 20_480
+    database.write_bytes(torn)
+    journal.write_bytes(kept)
+    assert command("restore", tmp_path / "copy.db", "--yes", data=program.path) == 0
+    assert not journal.exists()
+    program.open()
+    assert texts_of(program) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("act", "at"),  # before these replacements comes the one that notes our process id
     [("link", 0), ("replace", 1), ("replace", 2), ("fsync", 0), ("fsync", 1), ("fsync", 2)],
