@@ -9,6 +9,7 @@ Memory use does not grow with the number of readers or their slowness.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ MOST_CHARACTERS = 4_000_000
 STEP = 200
 """How much of the log one look takes from the database, and how many events one query: events carry contents and values
 in full, so a thousand may be more than a hundred megabytes."""
+
+log = logging.getLogger("stonemux")
 
 
 class Filter(Record):
@@ -72,7 +75,10 @@ class EventLog:
             self._ring.extend(events)
             self.head = events[-1].id
         for listener in self.listeners:
-            listener()
+            try:
+                listener()
+            except Exception:  # the next ones, and everybody who waits, must hear of it all the same
+                log.exception("an event could not be announced")
 
     def recent(self, after: int) -> list[Event] | None:
         """All events after `after` if the ring still holds them; None when they must be read from the database."""

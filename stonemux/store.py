@@ -278,7 +278,10 @@ class Store:
             self._relay.acquire()
             if self._ended:
                 return
-            self._lead_on(until_empty=True)
+            try:
+                self._lead_on(until_empty=True)
+            except Exception:  # whatever it is, the next batch needs a leader
+                log.exception("a commit failed")
 
     def _commit_queued(self) -> None:
         """Commit a batch of what is queued, or its jobs one by one if one of them spoils it for the others."""
@@ -317,13 +320,16 @@ class Store:
             _tell_all(batch, self._lost())
             return True
         self.head += len(events)
-        try:
-            for hook in hooks:
+        for hook in hooks:
+            try:
                 hook()
-            if events or topics or offers:
+            except Exception:
+                log.exception("a commit could not be followed up")
+        if events or topics or offers:
+            try:
                 self.publish(events, topics, offers)
-        except Exception:
-            log.exception("a commit could not be announced")
+            except Exception:
+                log.exception("a commit could not be announced")
         for done, value, failure in outcomes:
             _tell(done, value, failure)
         return True

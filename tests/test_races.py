@@ -466,6 +466,18 @@ def test_an_event_is_not_seen_before_it_is_published(mux, direct, once_before):
     assert [event["type"] for event in after["events"]] == ["state_changed"]
 
 
+def test_a_listener_of_events_that_fails_keeps_no_message_from_who_waits(mux, direct, clock, background, caplog):
+    join(direct, "ann", "bob")
+    heard = []
+    mux.log.listeners[:] = [lambda: 1 / 0, lambda: heard.append(mux.log.head)]
+    polling = background(direct.call, "msg.poll", agent_id="bob", timeout=60)
+    clock.until_parked(1)
+    direct.call("msg.send", from_="ann", to="bob", content="hi")
+    assert [m["content"] for m in polling.result(5)["messages"]] == ["hi"]
+    assert heard == [mux.log.head]
+    assert "could not be announced" in caplog.text
+
+
 def test_events_reach_the_ring_in_the_order_of_their_ids(mux, direct, background, once_before):
     """A second leader may not publish before the first has."""
     join(direct, "ann")

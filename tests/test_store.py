@@ -371,6 +371,29 @@ def test_more_than_a_batch_is_finished_by_the_committer(opened, monkeypatch):
     assert len(notes(opened_store)) == 7
 
 
+def test_a_batch_that_fails_in_an_unexpected_way_leaves_the_store_a_leader(opened, monkeypatch, caplog):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store = opened()
+    attempt, leaders = opened_store._attempt, []
+
+    def fail_second(batch: Any, **how: Any) -> bool:
+        leaders.append(threading.current_thread().name)
+        if len(leaders) == 2:
+            raise MemoryError
+        return bool(attempt(batch, **how))
+
+    monkeypatch.setattr(opened_store, "_attempt", fail_second)
+    told: list[Any] = []
+    opened_store.gatherers.add(threading.get_ident())
+    for name in "abc":
+        opened_store.submit(Job(note(name), lambda value, error: told.append(value), True))
+    opened_store.gatherers.clear()
+    assert opened_store.write(note("d")) == "d"
+    assert told == ["a", "c"]
+    assert leaders[1:] == ["committer"] * 3
+    assert "a commit failed" in caplog.text
+
+
 def test_a_gatherer_that_writes_leads_its_own_batch_only(opened):
     """What was read with its request still waits for it, and others may go on queueing for as long as they like."""
     opened_store, leaders, ended = opened(), [], threading.Event()
@@ -429,6 +452,20 @@ def test_listeners_that_fail_cost_nobody_an_answer(opened, caplog):
     assert store.write(note("a")) == "a"
     assert store.write(note("b")) == "b"
     assert "could not be announced" in caplog.text
+
+
+def test_a_hook_that_fails_keeps_neither_the_next_nor_the_news_from_anybody(opened, caplog):
+    store, did = opened(), []
+    store.publish = lambda events, topics, offers: did.append(topics)
+
+    def work(tx: Tx) -> None:
+        note("a")(tx)
+        tx.after(lambda: 1 / 0)
+        tx.after(lambda: did.append("hooked"))
+
+    store.write(work)
+    assert did == ["hooked", [("note", "a")]]
+    assert "could not be followed up" in caplog.text
 
 
 def test_an_interrupted_leader_leaves_the_store_usable(opened):
