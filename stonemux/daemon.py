@@ -65,15 +65,20 @@ class Daemon:
             self._undo = undo.pop_all()
 
     def _start(self) -> None:
-        self._timekeeper = timekeeper.Timekeeper(self.mux)
-        self._timekeeper.start()
-        self._outbound = Outbound(self.mux)
-        self._outbound.start()
-        self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
-        self._telemetry = Telemetry(self.mux, self.mux.store.directory)
-        self._telemetry.start()
-        self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
-        self._door.start()
+        with contextlib.ExitStack() as undo:
+            self._timekeeper = timekeeper.Timekeeper(self.mux)
+            self._timekeeper.start()
+            undo.callback(self._timekeeper.stop)
+            self._outbound = Outbound(self.mux)
+            self._outbound.start()
+            undo.callback(self._outbound.stop)
+            self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
+            self._telemetry = Telemetry(self.mux, self.mux.store.directory)
+            self._telemetry.start()
+            undo.callback(self._telemetry.stop)
+            self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)
+            self._door.start()
+            undo.pop_all()
 
     @property
     def url(self) -> str:

@@ -364,7 +364,7 @@ def test_a_busy_port_is_told(data):
 
 @pytest.mark.parametrize("name", ["committer", "timekeeper", "door"])
 def test_a_start_without_a_thread_left_is_one_clear_refusal_and_leaves_nothing(made, monkeypatch, name):
-    start = threading.Thread.start
+    start, before = threading.Thread.start, set(threading.enumerate())
 
     def no_thread(thread: threading.Thread) -> None:
         if thread.name == name:
@@ -377,6 +377,7 @@ def test_a_start_without_a_thread_left_is_one_clear_refusal_and_leaves_nothing(m
     assert caught.value.failure.exit == 1, "the service tries again"
     DataDir(made).close()
     assert not [file.name for file in made.iterdir() if file.name.startswith(("daemon.", "owner."))]
+    eventually(lambda: set(threading.enumerate()) <= before, "no thread goes on without the database")
 
 
 def test_fault_38_a_second_daemon_on_the_directory_names_the_first(data):
