@@ -51,6 +51,8 @@ def poll(
         nonlocal fresh
         if fresh:
             if redeliver:
+                # What is still in flight is queued again when its flight ends. Before the write: it may land meanwhile.
+                mux.flights.recall(agent_id, mux.flights.held(agent_id))
                 mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
             if after is not None:
                 messages.acknowledge_through(mux, agent_id, after, channel)

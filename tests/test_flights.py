@@ -49,6 +49,14 @@ def test_what_is_in_flight_is_not_handed_out_again(poll, send, mux):
     assert len(mux.flights.held("bob")) == 2
 
 
+def test_redeliver_also_brings_back_what_is_still_in_flight(poll, send):
+    send("a")
+    _, caller = poll()
+    assert poll(redeliver=True)[0] == []
+    caller.flight.landed()
+    assert poll()[0] == ["a"]
+
+
 def test_what_arrived_is_settled_and_no_longer_in_flight(poll, send, mux, direct):
     message_id = send("a")["message_id"]
     _, caller = poll()
