@@ -160,11 +160,6 @@ class Exchange(Caller):
             bind(operation, self._given, mux.settings, textual=True)
             self._send(200, self._server.openapi)
             return
-        if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
-            self._admit(operation)
-            bind(operation, self._given, mux.settings, textual=True)  # HEAD does not wait, and takes nothing
-            self._send(200, b"")
-            return
         call = door.Call(
             mux,
             operation,
@@ -173,7 +168,10 @@ class Exchange(Caller):
             textual=operation.method == "GET",
             key=head.headers.get("idempotency-key"),
         )
-        if call.work is not None:
+        if head.method == "HEAD" and operation.kind == "wait" and "timeout" in operation.by_name:
+            call.start()  # this refuses what GET would; the wait is not tried, so it takes nothing
+            self._send(200, None)
+        elif call.work is not None:
             call.queue(self._done)
         elif operation.kind == "lines":
             self._server.aside(lambda: self._run_lines(call))
@@ -257,7 +255,7 @@ class Exchange(Caller):
         try:
             pieces = call.start()
             if self._head.method == "HEAD":
-                self._send(200, b"", content_type=LINES_TYPE)
+                self._send(200, None, content_type=LINES_TYPE)
                 return
             server.mux.waiters.take()
         except Exception as error:
@@ -298,7 +296,7 @@ class Exchange(Caller):
             after = head
         self._extra = (("X-Stonemux-Event-Head", str(head)), ("X-Stonemux-Last-Event-ID", str(after)))
         if self._head.method == "HEAD":
-            self._send(200, b"", content_type="text/event-stream")
+            self._send(200, None, content_type="text/event-stream")
             return
         mux.waiters.take()
         opening = self._open_head(*EVENT_STREAM) + f"retry: {sse.RETRY_MS}\n: head {head}\n\n".encode() + greeting
@@ -365,7 +363,7 @@ class Exchange(Caller):
         self._send(error.failure.http, payload.write_line(error.body(self.request_id)))
 
     def _send(
-        self, status: int, body: bytes, *, flight: Flight | None = None, content_type: str = "application/json"
+        self, status: int, body: bytes | None, *, flight: Flight | None = None, content_type: str = "application/json"
     ) -> None:
         if self.replayed:
             self._extra += (("Idempotent-Replayed", "true"),)

@@ -457,7 +457,7 @@ _BODILESS = (204, 304)
 
 def render(
     status: int,
-    body: bytes,
+    body: bytes | None,
     *,
     request_id: str,
     head_only: bool = False,
@@ -468,13 +468,16 @@ def render(
 ) -> bytes:
     """Render a complete answer.
 
-    `head_only` (for HEAD) keeps Content-Length but leaves the body out; `close` adds `Connection: close`; `extra` is
-    more headers; `date` is the value of the Date header, left out if empty. Statuses 204 and 304 have neither body nor
-    Content-Length (RFC 9110 section 8.6). Raises ValueError for an unknown or interim status, and for a header name or
-    value that is not printable ASCII, since such a value could inject bytes into the answer.
+    `head_only` (for HEAD) keeps Content-Length but leaves the body out; with None for the body, GET's is not known, and
+    there is no Content-Length; `close` adds `Connection: close`; `extra` is more headers; `date` is the value of the
+    Date header, left out if empty. Statuses 204 and 304 have neither body nor Content-Length (RFC 9110 section 8.6).
+    Raises ValueError for an unknown or interim status, and for a header name or value that is not printable ASCII,
+    since such a value could inject bytes into the answer.
     """
     head = _opening(status, content_type, close, date)
-    if status not in _BODILESS:
+    if body is None:
+        body = b""
+    elif status not in _BODILESS:
         head += b"Content-Length: %d\r\n" % len(body)
     elif body:
         raise ValueError(f"status {status} has no body")

@@ -828,11 +828,14 @@ GETS = [operation for operation in OPERATIONS if operation.method == "GET"]
 
 def test_head_answers_like_get_without_a_body(served):
     served.send()
+    served.direct.call("agent.register", agent_id="writer")  # the examples' agent
     raw = served.connect()
     for operation in GETS:
         given = dict(operation.example) | ({"timeout": 30} if "timeout" in operation.by_name else {})
         target = f"{operation.path}?{urllib.parse.urlencode(given)}".rstrip("?")
         got = raw.ask(request("HEAD", target), head=True)
+        unknown = operation.kind in ("stream", "lines") or "timeout=30" in target
+        assert ("content-length" in got.headers) != unknown, target
         if operation.kind == "stream":
             assert (got.status, got.headers["content-type"]) == (200, "text/event-stream")
         elif operation.kind == "lines":
@@ -862,6 +865,8 @@ def test_head_refuses_what_get_refuses(served):
     raw = served.connect()
     assert raw.ask(request("HEAD", "/msg/poll?agent=bob"), head=True).status == 400
     assert raw.ask(request("HEAD", "/events?last_event_id=abc"), head=True).status == 400
+    for target in ("/msg/poll?agent_id=zed", "/state/watch?key=k&channel=zed", "/events/list?timeout=9&channel=zed"):
+        assert raw.ask(request("HEAD", target), head=True).status == 404, target
     assert raw.ask(request("HEAD", "/nowhere"), head=True).status == 404
     assert raw.ask(HEALTH).status == 200
 
