@@ -29,7 +29,7 @@ def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
 
 def _delivery_view(rx: Snapshot, row: Any, message: Any) -> dict[str, Any]:
     state = STATUSES[row["state"]]
-    at, reason = row["settled_at"], row["reason"]
+    at, reason = row["fetched_at" if row["state"] == LEASED else "settled_at"], row["reason"]
     if state == "queued" and message["id"] in rx.mux.flights.held(row["agent_id"]):
         state = "fetched"
     elif state == "queued" and not row["revived"] and message["expires_at"] and message["expires_at"] <= rx.now:

@@ -1323,7 +1323,8 @@ class Methods:
         *,
         id: int,
     ) -> MsgStatusAnswer:
-        """The status of a message for each recipient: queued, notified (its doorbell rang), fetched, acked, or dead.
+        """The status of a message for each recipient, and since when: queued, notified (its doorbell rang), fetched,
+        acked, or dead.
 
         - `id`: The message's id (at least 0).
 

@@ -681,7 +681,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "/msg/status",
         "read",
         "history.status",
-        "The status of a message for each recipient: queued, notified (its doorbell rang), fetched, acked, or dead.",
+        "The status of a message for each recipient, and since when: queued, notified (its doorbell rang), fetched, "
+        "acked, or dead.",
         params=(MESSAGE_ID,),
         returns={
             "message_id": "integer",

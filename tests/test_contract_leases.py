@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from faces import Direct
 
+from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 
 
@@ -32,9 +33,11 @@ def test_i6_an_unacked_message_comes_back_when_its_lease_ends_and_not_before(fac
     (sent,) = mail("work")
     (first,) = take(face, lease=60)
     assert (first["id"], first["deliveries"], "redelivered" in first) == (sent, 1, False)
+    fetched = {"agent_id": "bob", "status": "fetched", "deliveries": 1, "at": rfc3339(clock.now_ms())}
     clock.advance(59_999)
     program.timekeeper.tick()
     assert take(face) == []
+    assert face.call("msg.status", id=sent)["recipients"] == [fetched]
     clock.advance(1)
     program.timekeeper.tick()
     (again,) = take(face)
