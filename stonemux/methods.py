@@ -1059,8 +1059,9 @@ class Methods:
         - `pick`: one: only the least busy active match.
 
         Answers `MsgSendAnswer`. `POST /msg/send`. Refusals: 400 invalid_field, 400 missing_field, 402 upgrade_required,
-        403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 message_not_found,
-        404 no_recipient, 409 not_in_channel, 413 message_too_large, 413 too_many_calls, 429 inbox_full.
+        403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 404 document_not_found, 404 group_not_found, 404
+        message_not_found, 404 no_recipient, 409 not_in_channel, 413 message_too_large, 413 too_many_calls, 429
+        inbox_full.
         """
         return self._call(
             "msg.send",

@@ -513,6 +513,7 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=(
             "agent_not_found",
             "channel_not_found",
+            "group_not_found",
             "not_in_channel",
             "no_recipient",
             "message_not_found",

@@ -147,7 +147,10 @@ def _routed(tx: Tx, type: str | None) -> str:
 
 
 def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_only: bool) -> list[str]:
-    """The members of a channel whom an address matches, without the sender; raises `no_recipient` if there are none."""
+    """The members of a channel whom an address matches, without the sender.
+
+    Raises `group_not_found` for a group that nobody is in, and `no_recipient` if no such member is there.
+    """
     active_only = active_only or pick == "one"
     sort, _, name = to.partition(":")
     everyone = [row for row in directory.member_rows(tx, channel) if row[0] != sender]
@@ -159,6 +162,8 @@ def _matching(tx: Tx, to: str, channel: str, sender: str, pick: str, *, active_o
     if pick == "one":
         found = _least_busy(tx, found)
     if not found:
+        if sort == "group":
+            _known_group(tx, name)
         present = heapq.nsmallest(directory.MOST_LISTED, {one for _, names in named for one in names if one})
         raise _nobody(to, channel, present, matching[:5])
     return found

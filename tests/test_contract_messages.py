@@ -162,6 +162,9 @@ def test_addresses_reach_every_matching_member_but_the_sender(team):
     assert [r["agent_id"] for r in answer["recipients"]] == ["d2"]
     error = refusal(team, "no_recipient", "msg.send", from_="ann", to="role:boss", content="x")
     assert error.facts["present"] == ["dev"]
+    refusal(team, "no_recipient", "msg.send", from_="d1", to="group:g", content="x")
+    error = refusal(team, "group_not_found", "msg.send", from_="ann", to="group:h", content="x")
+    assert error.facts["known_groups"] == ["g"]
 
 
 def test_a_refusal_lists_some_of_many_names(direct):
