@@ -367,9 +367,9 @@ def _integer(param: Param, value: Any, limits: Limits) -> int:
     if most is not None and value > most:
         if param.clamp:
             return most
-        raise param.refuse(f"is {value}, more than the limit of {most}", limit=most)
+        raise param.refuse(f"is {value}; it must be an integer{_range(param, limits)}", limit=most)
     if param.least is not None and value < param.least:
-        raise param.refuse(f"is {value}, less than the minimum of {param.least}", limit=param.least)
+        raise param.refuse(f"is {value}; it must be an integer{_range(param, limits)}", limit=param.least)
     return value
 
 
@@ -427,7 +427,7 @@ def _names(param: Param, value: Any, limits: Limits) -> list[str]:
         raise param.refuse("must be a list of strings")
     most = param.upper(limits) or MOST_NAMES
     if len(value) > most:
-        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
+        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}; send fewer", limit=most)
     try:
         checked = list(dict.fromkeys(_name(param.entry, entry, limits) for entry in value))
     except MuxError as error:
@@ -444,7 +444,7 @@ def _integers(param: Param, value: Any, limits: Limits) -> list[int]:
         raise param.refuse("must be a list of at least one integer")
     most = param.upper(limits) or MOST_INTEGERS
     if len(value) > most:
-        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}", limit=most)
+        raise param.refuse(f"has {len(value)} entries, more than the limit of {most}; send fewer", limit=most)
     if any(not 0 <= entry <= MOST_INTEGER for entry in value):
         raise param.refuse("contains an integer that cannot be an id")
     return list(dict.fromkeys(value))

@@ -176,6 +176,10 @@ def test_integers_are_held_to_their_limits(direct):
             if least is not None:
                 error = refusal(direct, param.code, operation.name, **example(operation, **{param.name: least - 1}))
                 assert error.facts["limit"] == least
+                assert (
+                    f"it must be an integer {f'from {least} to {most}' if most else f'of at least {least}'}"
+                    in error.message
+                )
                 bind(operation, example(operation, **{param.name: least}), SETTINGS)
             if most is not None and not param.clamp:
                 refusal(direct, param.code, operation.name, **example(operation, **{param.name: most + 1}))
