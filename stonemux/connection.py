@@ -14,7 +14,7 @@ only if no reset follows within 3 ms.
     idle       the first byte of a request                  IDLE_MS        close
     head       the rest of its head                         HEAD_MS        refuse it
     body       the rest of its body                         BODY_MS        refuse it
-    busy       its answer: `begin` or `finish`              (none)
+    busy       its answer: `begin` or `finish`              (none); behind a client's close, GONE_MS, and then close
     streaming  more of the answer: `proceed` or `finish`    the next beat  send one, or close if the last is not taken
     sending    room in the socket for the end of it         SEND_MS        close
     draining   the client's end, after the last answer      DRAIN_MS       close
@@ -55,7 +55,7 @@ HEAD_MS = 5_000
 BODY_MS = 10_000
 SEND_MS = 15_000
 GONE_MS = 600_000
-"""When a client that has closed its side is no longer owed the answer to its request, should that never be finished."""
+"""After that, a request whose client has closed its side will never be answered."""
 DRAIN_MS = 500
 DRAIN_BYTES = 256 * 1024
 """How many bytes are discarded while draining; the connection is then closed."""

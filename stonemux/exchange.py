@@ -176,7 +176,7 @@ class Exchange(Caller):
         elif operation.kind == "lines":
             self._server.aside(lambda: self._run_lines(call))
         elif operation.slow and operation.kind != "act" and "timeout" not in operation.by_name:
-            self._server.in_turn(lambda: self._run_in_turn(call))
+            self._server.in_turn(lambda has_waited: self._run_in_turn(call, has_waited))
         elif operation.slow:
             self._server.aside(lambda: self._run_aside(call))
         else:
@@ -235,9 +235,12 @@ class Exchange(Caller):
         except Exception as fault:
             self._refuse(fault)
 
-    def _run_in_turn(self, call: door.Call) -> None:
-        """Run a read that had to wait for its turn; called on a worker thread."""
-        if self._connection.gone:
+    def _run_in_turn(self, call: door.Call, has_waited: bool) -> None:
+        """Run a read, unless it had to wait for its turn so long that its client left; called on a worker thread.
+
+        One that has only closed its side, and may still want the answer, looks the same.
+        """
+        if has_waited and self._connection.gone:
             self._connection.abandon()
         else:
             self._run_aside(call)

@@ -118,7 +118,7 @@ class Server(ThreadingHTTPServer):
         self._connections: dict[int, Connection] = {}
         self._workers = Workers()
         self._reading = 0
-        self._to_read: deque[Callable[[], None]] = deque()
+        self._to_read: deque[Callable[[bool], None]] = deque()
         self._request_numbers = itertools.count(1)
         self._boot = mux.clock.token(4)
         self._ready: Readiness = readiness()
@@ -489,8 +489,8 @@ class Server(ThreadingHTTPServer):
         """Run this on a worker thread; raises `too_many_waiters` if there is none."""
         self._workers.run(work)
 
-    def in_turn(self, work: Callable[[], None]) -> None:
-        """Run a read on a worker thread, once fewer than `MOST_READING` others run."""
+    def in_turn(self, work: Callable[[bool], None]) -> None:
+        """Run a read on a worker thread, once fewer than `MOST_READING` others run; tells it whether it had to wait."""
         with self._lock:
             if self._reading == MOST_READING:
                 self._to_read.append(work)
@@ -503,18 +503,19 @@ class Server(ThreadingHTTPServer):
                 self._reading -= 1
             raise
 
-    def _read_on(self, work: Callable[[], None]) -> None:
+    def _read_on(self, work: Callable[[bool], None]) -> None:
         """Do this, and then whatever waits for its turn by then."""
+        has_waited = False
         while True:
             try:
-                work()
+                work(has_waited)
             except Exception:  # or the reads behind this one would wait forever
                 log.exception("a read failed")
             with self._lock:
                 if not self._to_read:
                     self._reading -= 1
                     return
-                work = self._to_read.popleft()
+                work, has_waited = self._to_read.popleft(), True
 
     def make_way(self) -> None:
         """Hang up on clients that leave large answers unread, if these are too large together: the oldest first."""

@@ -1836,6 +1836,22 @@ def test_a_fault_of_the_event_loop_itself_does_not_end_it(served, monkeypatch, c
     caplog.clear()
 
 
+def test_a_client_that_closes_its_side_behind_a_slow_read_gets_the_answer(served, monkeypatch):
+    raw, aside, begun = served.connect(), served.server.aside, threading.Event()
+    assert raw.ask(HEALTH).status == 200
+    (ours,) = served.connections()
+
+    def late(work: Callable[[], None]) -> None:
+        begun.set()
+        aside(lambda: eventually(lambda: ours.gone) and work())
+
+    monkeypatch.setattr(served.server, "aside", late)
+    raw.send(get("/stats"))
+    assert begun.wait(PATIENCE_S)
+    raw.finish()
+    assert raw.answer().status == 200
+
+
 def test_a_connection_that_fails_harms_no_other(served, monkeypatch, caplog):
     one, other = served.connect(), served.connect()
     assert one.ask(HEALTH).status == other.ask(HEALTH).status == 200
