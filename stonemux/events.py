@@ -124,8 +124,9 @@ def is_cut(found: list[Event], limit: int) -> bool:
 
 def oldest(rx: Snapshot) -> int:
     """The id of the oldest retained event; one past the head if there is none."""
+    head = rx.mux.log.head  # before the query: what is published after it is missing there, but was not purged
     found = rx.one("select min(id) from event")[0]
-    return int(found) if found is not None else rx.mux.log.head + 1
+    return int(found) if found is not None else head + 1
 
 
 def purge(tx: Tx, through: int, before: int, most: int) -> int:

@@ -510,6 +510,15 @@ def test_a_stream_passes_over_ids_that_were_left_out(mux, direct):
         streamer.close()
 
 
+def test_the_first_event_after_a_restore_is_not_taken_for_purged_by_who_reads_at_that_moment(mux, direct, once_after):
+    join(direct, "ann", "bob")
+    head = mux.log.head
+    mux.store.write(lambda tx: tx.run("delete from event"))
+    once_after(Snapshot, "one", lambda: direct.call("msg.send", from_="ann", to="bob", content="first"))
+    assert "gap" not in direct.call("events.list", after=head)
+    assert [event["id"] for event in direct.call("events.list", after=head)["events"]] == [head + 1]
+
+
 # -- a task wakes one waiter, and no wake-up is lost
 
 
