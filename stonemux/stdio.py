@@ -2,8 +2,9 @@
 
 It is a thin pipe: each line goes to the daemon's `POST /mcp`, and the answer becomes a line. It adds the identity of
 this session. It starts the daemon if none answers, and reconnects after a restart; each request carries an idempotency
-key, so one that was cut off is sent again without taking effect twice. As long as no daemon can be started, messages
-are answered here, and tools say why they fail.
+key, so one that was cut off is sent again without taking effect twice. A claim that waits carries none: the daemon
+would keep its task for a caller who asks again, but whoever cancels it or goes away does not. As long as no daemon can
+be started, messages are answered here, and tools say why they fail.
 
 Transports, "stdio" (2025-11-25) and 2026-07-28: one message per line, nothing else on standard output, and the end of
 the input ends the program.
@@ -212,7 +213,7 @@ class Pipe:
         }
         if self._agent:
             headers[mcp.AGENT_HEADER] = mcp.encode_header(self._agent)
-        if request.method == "tools/call" and not _has_key(request):
+        if request.method == "tools/call" and not _has_key(request) and not _is_waiting_claim(request):
             headers["Idempotency-Key"] = self._clock.new_id()
         for attempt in range(TRIES):
             try:
@@ -309,14 +310,20 @@ def _waits(call: _Call) -> bool:
     operation = next((one for one in OPERATIONS if one.tool == call.tool), None)
     if not call.tool or operation is None or "timeout" not in operation.by_name:
         return False
-    arguments = call.request.params.get("arguments")
-    given = arguments if isinstance(arguments, dict) else {}
-    return bool(given.get("timeout", operation.by_name["timeout"].default) != 0)
+    return bool(_arguments(call.request).get("timeout", operation.by_name["timeout"].default) != 0)
 
 
 def _has_key(request: Request) -> bool:
+    return "idempotency_key" in _arguments(request)
+
+
+def _is_waiting_claim(request: Request) -> bool:
+    return request.params.get("name") == "mux_task_claim" and _arguments(request).get("timeout") not in (None, 0, "0")
+
+
+def _arguments(request: Request) -> dict[str, Any]:
     arguments = request.params.get("arguments")
-    return isinstance(arguments, dict) and "idempotency_key" in arguments
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _told_headers(environ: Mapping[str, str]) -> dict[str, str]:

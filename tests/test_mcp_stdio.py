@@ -140,6 +140,17 @@ def test_an_answer_is_believed_to_have_arrived_only_if_the_client_does_not_cance
     assert becomes(http, sent, "acked")
 
 
+def test_t13_a_waiting_claim_that_is_cancelled_gives_back_what_it_just_got(served, direct):
+    ann = served.session(STONEMUX_AGENT="ann")
+    ann.call("mux_register")
+    claiming = ann.begin("mux_task_claim", timeout=60)
+    served.until(lambda: waiters(served) == 1)
+    task_id = direct.call("task.post", description="d", posted_by="ann")["task_id"]
+    assert ann.answer(claiming)["result"]["structuredContent"]["task_id"] == task_id
+    ann.cancel(claiming)
+    eventually(lambda: direct.call("task.get", task_id=task_id)["task"]["status"] == "pending")
+
+
 @pytest.fixture
 def polls(http, direct) -> Iterator[Callable[[Callable[[bytes], Any]], int]]:
     """Starts a session in this process, with a function to write its output, in which ann polls for mail.
