@@ -141,10 +141,7 @@ class Timekeeper:
         """Do what is due, and set the alarm for what comes next."""
         mux = self._mux
         now = mux.clock.now_ms()
-        with mux.store.read() as rx:
-            due = [settle for next_due, settle in DUE if (at := next_due(rx)) is not None and at <= now]
-        for settle in due:
-            mux.store.write(settle)
+        self._settle_due(now)
         self._tell_stale()
         if mux.flights.owed:
             messages.settle_owed(mux)
@@ -160,6 +157,12 @@ class Timekeeper:
             self._tell_audit(now)
             self._look_after_the_disk(now)
         self._set_alarm(now)
+
+    def _settle_due(self, now: int) -> None:
+        with self._mux.store.read() as rx:
+            due = [settle for next_due, settle in DUE if (at := next_due(rx)) is not None and at <= now]
+        for settle in due:
+            self._mux.store.write(settle)
 
     def _look_after_the_disk(self, now: int) -> None:
         store = self._mux.store
@@ -251,5 +254,5 @@ class Timekeeper:
             log.info("audit_head %d %s", *self._mux.store.audited)
 
     def _in_pages(self, purge: Work, page: int = PURGED_AT_ONCE) -> None:
-        while not self._stopping and self._mux.store.write(purge) == page:
-            pass  # what is left waits for the next start; a stop does not wait for it
+        while not self._stopping and self._mux.store.write(purge) == page:  # the next start does what a stop leaves
+            self._settle_due(self._mux.clock.now_ms())  # leases do not wait for the end of a long purge

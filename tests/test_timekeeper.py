@@ -11,6 +11,7 @@ from faces import join
 from stonemux import timekeeper
 from stonemux.timekeeper import CHECK_MS, HOUSEKEEPING_MS
 from stonemux.transaction import Tx
+from stonemux.trays import LEASED, QUEUED
 
 
 @pytest.fixture
@@ -112,6 +113,23 @@ def test_health_tells_of_damage(face, program):
     assert face.call("health")["status"] == "ok"
     program.store.damage = "wrong # of entries in index member_agent"
     assert face.call("health")["status"] == "failing"
+
+
+def test_i6_a_lease_does_not_wait_until_everything_old_is_forgotten(program, direct, monkeypatch):
+    join(direct, "ann", "bob")
+    program.clock.advance(HOUSEKEEPING_MS)
+    direct.call("msg.send", from_="ann", to="bob", content="hi")
+    (message,) = direct.call("msg.poll", agent_id="bob", timeout=0, ack="manual", lease=1)["messages"]
+    states = []
+
+    def forget_some(tx: Tx, most: int) -> int:
+        states.append(tx.one("select state from delivery where message_id = ?", message["id"])[0])
+        program.clock.advance(1000)
+        return most if len(states) == 1 else 0
+
+    monkeypatch.setattr(timekeeper.door, "purge_idempotency", forget_some)
+    program.timekeeper.tick()
+    assert states == [LEASED, QUEUED]
 
 
 def test_a_stop_does_not_wait_until_everything_old_is_forgotten(program, direct, monkeypatch):
