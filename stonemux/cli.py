@@ -96,6 +96,7 @@ ENDING = (
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Run one command and return its exit status."""
+    _fill_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115 - a closed input is an empty one, from here to the end
@@ -126,6 +127,18 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _fill_descriptors() -> None:
+    """Open what is closed of standard input, output, and error: a file or socket that got its number would get the log.
+
+    Some supervisors start programs that way.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -822,11 +822,12 @@ def test_a_daemon_whose_log_nobody_reads_serves_and_stops(data, stuck):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
-def test_a_log_and_a_banner_that_cannot_be_written_do_not_disturb(data):
+@pytest.mark.parametrize("words", [(), ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")], ids=["full", "closed"])
+def test_a_log_and_a_banner_that_cannot_be_written_do_not_disturb(data, words):
     port = free_port()
     with open("/dev/full", "w") as full:
         process = subprocess.Popen(
-            [sys.executable, "-m", "stonemux", "serve", "--port", str(port), "--data-dir", str(data)],
+            [*words, sys.executable, "-m", "stonemux", "serve", "--port", str(port), "--data-dir", str(data)],
             cwd=ROOT,
             env={**BARE, "HOME": str(data.parent)},
             stdin=subprocess.DEVNULL,
