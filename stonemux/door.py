@@ -317,6 +317,7 @@ def _once(
             found = tx.one("select * from idempotency where scope = ? and path = ? and key = ?", *scope)
             if found is not None and found["at"] > tx.now - IDEMPOTENCY_TTL_MS:
                 return _replay(found, digest, caller)
+            caller.replayed = False  # a run that was rolled back may have found what is gone now
             changes = tx.changes
             try:
                 answer = work(tx)

@@ -522,11 +522,13 @@ class Store:
             self._judge(error)
             return False
         finally:
-            self._db.execute(f"PRAGMA busy_timeout={BUSY_TURN_MS}")
-            with self._gate:
-                more = self._leading = bool(self._queue)
-            if more:
-                self._relay.release()
+            try:
+                self._db.execute(f"PRAGMA busy_timeout={BUSY_TURN_MS}")
+            finally:  # whatever fails, others want to lead
+                with self._gate:
+                    more = self._leading = bool(self._queue)
+                if more:
+                    self._relay.release()
 
     def check(self) -> None:
         """Check every page and index, and note in `damage` what is wrong; slow, and `close` cuts it short."""

@@ -316,9 +316,19 @@ def test_the_same_key_with_another_body_in_one_batch_has_no_effect(mux, direct):
     assert len(direct.call("msg.poll", agent_id="bob", timeout=0)["messages"]) == 1
 
 
-def test_a_key_whose_effect_was_rolled_back_is_free_again(mux, direct):
+@pytest.mark.parametrize("again", [True, False])
+def test_a_key_whose_effect_was_rolled_back_is_free_again(mux, direct, monkeypatch, again):
     """The batch is run again one by one after a bug; what was remembered in the first run is gone with it."""
     join(direct, "ann", "bob")
+    post, posts = messages.post, []
+
+    def post_unless_again(tx, **given):
+        posts.append(1)
+        if len(posts) == 2 and not again:
+            raise ValueError("a bug that shows only the second time")
+        return post(tx, **given)
+
+    monkeypatch.setattr(messages, "post", post_unless_again)
     calls = [Caller(), Caller()]
     send = {"from": "ann", "to": "bob", "content": "x", "idempotency_key": "k"}
     told: list[Any] = []
@@ -333,8 +343,8 @@ def test_a_key_whose_effect_was_rolled_back_is_free_again(mux, direct):
     mux.store.submit(Job(bug, lambda value, error: None))
     mux.store.lead()
     mux.store.gatherers.clear()
-    assert told[0] == told[1]
-    assert [caller.replayed for caller in calls] == [False, True]
+    assert told[0] == (told[1] if again else None)
+    assert [caller.replayed for caller in calls] == [False, again]
     assert len(direct.call("msg.poll", agent_id="bob", timeout=0)["messages"]) == 1
 
 

@@ -935,6 +935,21 @@ def test_a_disk_that_fails_while_the_log_is_folded_ends_all_writing(opened, monk
     assert told == ["storage_error"]
 
 
+def test_a_fold_that_fails_in_an_unexpected_way_leaves_the_lead_to_others(opened):
+    store = grown(opened)
+    kept = store._db
+
+    class Starved:
+        def execute(self, query: str) -> Any:
+            raise MemoryError
+
+    store._db = Starved()
+    with pytest.raises(MemoryError):
+        store.fold()
+    store._db = kept
+    assert not store.led
+
+
 def test_a_check_of_the_whole_database_is_noted(opened):
     store = opened()
     store.write(note("a"))
