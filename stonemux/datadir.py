@@ -11,6 +11,7 @@ owner's token as well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -99,11 +100,18 @@ class DataDir:
 
     def write_file(self, name: str, text: str) -> None:
         """Atomically replace a small file, mode 0600: a reader sees the old text or the new one, never a part."""
+        self._check_place()
         write_private(self.path / name, text)
 
     def write_passing(self, name: str, text: str) -> None:
         """The same, for a file that is meaningless after this process ends: it need not survive a power failure."""
+        self._check_place()
         write_private(self.path / name, text, lasting=False)
+
+    def _check_place(self) -> None:
+        """Raise OSError if the directory was moved: what its path leads to now belongs to whoever holds that."""
+        if not os.path.samestat(os.stat(self.path), os.fstat(self._fd)):
+            raise FileNotFoundError(errno.ENOENT, "the data directory was moved", str(self.path))
 
     def audit_key(self) -> bytes:
         """The key that signs checkpoints of the audit log: outside of the database, mode 0600, created on first use."""
@@ -132,10 +140,11 @@ class DataDir:
             self.write_file(MARKER, "This directory contains a stonemux database. Do not delete this file.\n")
 
     def close(self) -> None:
-        """Unlock the directory."""
-        for passing in (PID, ADDRESS, OWNER_TOKEN):
-            with contextlib.suppress(OSError):
-                (self.path / passing).unlink()
+        """Unlock the directory, and remove what meant something only as long as it was held."""
+        with contextlib.suppress(OSError):
+            self._check_place()
+            for passing in (PID, ADDRESS, OWNER_TOKEN):
+                (self.path / passing).unlink(missing_ok=True)
         os.close(self._fd)
 
 

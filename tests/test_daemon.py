@@ -470,6 +470,22 @@ def test_a_command_that_looks_whether_a_daemon_runs_does_not_keep_one_from_start
     DataDir(tmp_path).close()
 
 
+def test_a_directory_that_was_moved_leaves_the_one_in_its_place_alone(tmp_path):
+    moved = DataDir(tmp_path / "data")
+    moved.path.rename(tmp_path / "moved")
+    other = DataDir(tmp_path / "data")
+    for name in datadir.ADDRESS, datadir.OWNER_TOKEN:
+        other.write_passing(name, "the other's")
+    other.write_head(datadir.Head(1))
+    before = contents(other.path)
+    with pytest.raises(OSError, match="was moved"):
+        moved.write_head(datadir.Head(1000))
+    moved.close()
+    assert contents(other.path) == before
+    other.close()
+    assert set(contents(other.path)) == {datadir.HEAD}
+
+
 def test_a_refused_directory_stays_unlocked(tmp_path):
     path = tmp_path / "data"
     first = DataDir(path)
