@@ -108,7 +108,7 @@ def revoke(tx: Tx, *, jti: str | None, agent_id: str | None) -> dict[str, Any]:
         tx.after(lambda: tokens.revoke(jti, until))
         return {"revoked": jti}
     assert agent_id is not None
-    epoch = (tx.one("select coalesce(max(epoch), 0) from token_epoch where agent_id = ?", agent_id) or (0,))[0] + 1
+    epoch = tx.one("select coalesce(max(epoch), 0) from token_epoch where agent_id = ?", agent_id)[0] + 1
     tx.run("insert or replace into token_epoch values (?, ?)", agent_id, epoch)
     tx.after(lambda: tokens.raise_epoch(agent_id, epoch))
     return {"revoked": agent_id, "epoch": epoch}

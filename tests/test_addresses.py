@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -61,7 +62,8 @@ def refused(url: str, policy: Policy = OWN) -> str:
     ],
 )
 def test_what_is_not_plainly_a_url_is_refused(url):
-    refused(url)
+    told = refused(url)
+    assert ("user name" in told) == bool(re.match(r"http://[\w:.]+@", url))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,32 @@ def test_what_is_not_plainly_a_url_is_refused(url):
 )
 def test_plain_urls_pass(url):
     addresses.check(url, OWN)
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("http://[::1]:9/", "[::1]:9"),
+        ("https://[::1]:443/", "[::1]"),
+        ("http://Example.com:80/", "Example.com"),
+        ("https://a.b:80/", "a.b:80"),
+    ],
+)
+def test_the_host_header_names_the_port_only_where_it_is_not_the_usual_one(url, authority):
+    assert addresses.parse(url).authority == authority
+
+
+def test_only_a_delivery_asks_a_name_server(monkeypatch):
+    asked = []
+
+    def answer(host, port, *, type, flags):
+        asked.append(flags)
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    target = addresses.check("http://agent.example/", OWN)
+    assert addresses.resolve(target) == ["127.0.0.1"]
+    assert asked == [socket.AI_NUMERICHOST, 0]
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]", "[::1]"])
@@ -143,7 +171,7 @@ def test_private_networks_need_the_setting(host):
 
 
 def test_a_list_of_networks_allows_just_those():
-    policy = Policy(cidrs=("10.1.0.0/16", "fd00:1::/32"))
+    policy = Policy(cidrs=("10.1.0.5/16", "fd00:1::/32"))
     addresses.check("http://10.1.2.3/", policy)
     addresses.check("http://[fd00:1::5]/", policy)
     refused("http://10.2.0.1/", policy)

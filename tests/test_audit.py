@@ -366,7 +366,10 @@ def test_the_actor_is_whom_the_token_belongs_to__S2(face, program):
     refusal(face, "agent_mismatch", "msg.send", from_="bob", to="ann", content="x")
     face.token = owner
     face.call("msg.send", from_="bob", to="ann", content="x")
-    jti = face.call("token.issue", agent_id=None)["jti"]
+    made = face.call("token.issue", agent_id=None)
+    face.token = made["token"]
+    face.call("msg.send", from_="bob", to="ann", content="x")
+    face.token = owner
     face.call("token.revoke", agent_id="ann")
     face.call("token.rotate", now=True)
     face.token = bound
@@ -378,7 +381,8 @@ def test_the_actor_is_whom_the_token_belongs_to__S2(face, program):
         ("token.issue", "owner", "ann", "ok"),
         ("state.set", "ann", "k", "ok"),
         ("msg.send", "owner as bob", "ann", "ok"),
-        ("token.issue", "owner", jti, "ok"),
+        ("token.issue", "owner", made["jti"], "ok"),
+        ("msg.send", "license:local as bob", "ann", "ok"),
         ("token.revoke", "owner", "ann", "ok"),
         ("token.rotate", "owner", "", "ok"),
         ("msg.send", "ann as bob", "", "agent_mismatch"),

@@ -429,7 +429,8 @@ def test_nobody_waits_for_an_answer_longer_than_a_day(crew, clock, program, back
     assert get(crew, task_id)["status"] == "waiting"
     clock.advance(1)
     program.timekeeper.tick()
-    assert get(crew, task_id)["status"] == "pending"
+    task = get(crew, task_id)
+    assert (task["status"], "waiting_on" in task, task["history"][-1]["act"]) == ("pending", False, "unanswered")
     assert claim(crew, "bob")["task_id"] == task_id
 
 

@@ -225,6 +225,12 @@ def test_a_post_is_marked_for_those_it_mentions(team):
     assert event["mentions"] == ["cat", "bob"]
 
 
+def test_a_message_to_all_of_a_role_is_marked_for_those_it_mentions(team):
+    join(team, "dan", "eve", role="dev")
+    team.call("msg.send", from_="ann", to="role:dev", content="@dan first")
+    assert poll(team, "eve")[0]["mentions"] == ["dan"]
+
+
 def test_a_post_without_mentions_and_a_direct_message_carry_none(team):
     team.call("msg.broadcast", from_="ann", content="nobody@here")
     team.call("msg.send", from_="ann", to="bob", content="@cat knows")

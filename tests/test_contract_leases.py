@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faces import Direct
+from faces import Direct, join, say
 
 from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
@@ -153,17 +153,43 @@ def test_a_nacked_message_comes_back_at_once_or_after_a_delay(face, mail, clock,
     assert take(face)[0]["deliveries"] == 3
 
 
-def test_an_extended_lease_runs_from_now(face, mail, clock, program):
-    (sent,) = mail("a")
-    take(face, lease=10)
+def test_an_extended_lease_runs_from_now_and_no_other_does(face, mail, clock, program):
+    mail()
+    face.call("agent.register", agent_id="cat")
+    (other,) = mail("a")
+    sent = face.call("msg.broadcast", from_="ann", content="b")["message_id"]
+
+    def taken(agent_id):
+        return ids(face.call("msg.poll", agent_id=agent_id, timeout=0, ack="manual", lease=10)["messages"])
+
+    assert (taken("bob"), taken("cat")) == ([other, sent], [sent])
     clock.advance(9_000)
     face.call("msg.extend", agent_id="bob", id=sent, lease=10)
     clock.advance(9_000)
     program.timekeeper.tick()
-    assert take(face) == []
+    assert (taken("bob"), taken("cat")) == ([other], [sent])
     clock.advance(1_000)
     program.timekeeper.tick()
-    assert ids(take(face)) == [sent]
+    assert (taken("bob"), taken("cat")) == ([sent], [])
+
+
+def test_what_a_poll_cannot_lease_is_there_for_others_who_wait_for_it(direct, mux, monkeypatch):
+    join(direct, "ann", "bob")
+    sent = say(direct, "a")
+    looked = []
+
+    def fail(*_, **__):
+        monkeypatch.undo()
+        looked.append(take(direct))
+        raise OSError("the disk failed")
+
+    monkeypatch.setattr(mux.store, "write", fail)
+    with mux.hub.watch(("inbox", "bob")) as waiting:
+        with pytest.raises(OSError, match="failed"):
+            take(direct)
+        assert looked == [[]], "it was held"
+        assert waiting.wait(mux.clock.ticks_ms()), "who had found nothing looks again"
+    assert ids(take(direct)) == sent
 
 
 @pytest.mark.parametrize("operation", ["msg.nack", "msg.extend"])
@@ -221,6 +247,18 @@ def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, pr
     ]
     first = face.call("msg.dead", agent_id="bob", limit=1)
     assert (ids(first["messages"]), first["more"]) == (sent, True)
+
+
+def test_dead_letters_are_in_the_order_in_which_they_were_sent(open_program):
+    program = open_program(max_deliveries=1)
+    face = Direct(program.mux)
+    face.call("agent.register", agent_id="bob")
+    letter = {"from_": "bob", "to": "bob", "content": "x"}
+    sent = [face.call("msg.send", **letter, priority=n % 2, ttl_seconds=1)["message_id"] for n in range(3)]
+    assert ids(take(face, limit=1)) == sent[1:2]
+    face.call("msg.nack", agent_id="bob", id=sent[1])
+    program.clock.advance(2_000)
+    assert ids(face.call("msg.dead", agent_id="bob")["messages"]) == sent
 
 
 @pytest.mark.parametrize("later", [1_000, 200_000])

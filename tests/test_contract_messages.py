@@ -99,6 +99,7 @@ def test_content_that_is_no_text_is_an_invalid_field_and_not_too_large(team, con
 
 
 def test_sender_and_recipient_must_be_registered__fault_25(team):
+    refusal(team, "agent_not_found", "msg.send", from_="ann", to="bobb", content="x", channel="nowhere")
     error = refusal(team, "agent_not_found", "msg.send", from_="ann", to="bobb", content="x")
     assert (error.facts["parameter"], error.facts["known_agents"][0]) == ("to", "bob")
     error = refusal(team, "agent_not_found", "msg.send", from_="anne", to="bob", content="x")

@@ -614,6 +614,21 @@ def test_a_woken_waiter_that_takes_another_task_passes_the_wake_up_on(
     assert dan.result(5)["task"]["description"] == "p"
 
 
+@pytest.mark.parametrize(
+    ("given", "topic"), [({}, ("task", "default", None)), ({"assigned_to": "bob"}, ("task-for", "default", "bob"))]
+)
+def test_a_wake_up_is_passed_on_only_for_a_task_that_is_still_there(mux, direct, given, topic):
+    join(direct, "ann", "bob")
+    leaving = claims.await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=60)
+    with mux.hub.watch(topic) as other:
+        leaving.pass_on()
+        assert not other.wait(mux.clock.ticks_ms())
+        post(direct, **given)
+        assert other.wait(mux.clock.ticks_ms())
+        leaving.pass_on()
+        assert other.wait(mux.clock.ticks_ms())
+
+
 def test_a_waiter_that_is_deregistered_passes_the_wake_up_on(mux, direct, waiting):
     join(direct, "ann", "bob", "cid")
     bob, cid = waiting("bob"), waiting("cid")

@@ -285,8 +285,12 @@ def test_rows_noted_by_a_refused_call_are_dropped_and_nobody_elses(opened, look)
             tx.one(f"select 1 from {look}")
         raise MuxError("not_found", "no")
 
+    executed: list[str] = []
+    store._db.set_trace_callback(executed.append)
     outcomes = Batch(store).run(deliver("ann"), refused, deliver("cid"))
     assert [error is not None for _, error in outcomes] == [False, True, False]
+    again = 0 if look != "task_history" else 3
+    assert executed.count("BEGIN IMMEDIATE") == 1 + again, "they run again only if one's own rows were written"
     with store.read() as rx:
         assert [row[0] for row in rx.sql("select agent_id from delivery order by 1")] == ["ann", "cid"]
         assert rx.one("select count(*) from task_history")[0] == 0
@@ -356,6 +360,17 @@ def test_what_is_remembered_of_rows_does_not_outlive_a_rollback(opened):
     with pytest.raises(ValueError, match="late"):
         store.write(remember_and_fail)
     assert store.write(lambda tx: (dict(tx.cache), dict(tx.backlog))) == ({}, {})
+
+
+def test_what_is_remembered_of_rows_is_bounded(opened, monkeypatch):
+    monkeypatch.setattr(transaction, "CACHE_ENTRIES", 2)
+    store = opened()
+
+    def remember(tx: Tx) -> int:
+        tx.cache[object()] = "row"
+        return len(tx.cache)
+
+    assert [store.write(remember) for _ in range(5)] == [1, 2, 3, 1, 2]
 
 
 def test_more_than_a_batch_is_finished_by_the_committer(opened, monkeypatch):
@@ -523,6 +538,23 @@ def test_a_reader_that_ends_after_the_close_leaves_nothing_open(opened):
     closing.join(8)
     assert not closing.is_alive()
     assert store._readers == []
+
+
+def test_of_readers_that_were_busy_at_once_only_a_few_stay_open(opened):
+    made: list[sqlite3.Connection] = []
+
+    def connect(*given: Any, **options: Any) -> sqlite3.Connection:
+        made.append(sqlite3.connect(*given, **options))
+        return made[-1]
+
+    reading = opened(connect=connect)
+    with contextlib.ExitStack() as reads:
+        for _ in range(store.POOLED_READERS + 1):
+            reads.enter_context(reading.read())
+    assert len(reading._readers) == store.POOLED_READERS
+    (left_over,) = set(made) - {reading._db, *reading._readers}
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        left_over.execute("select 1")
 
 
 # -- faults
@@ -744,8 +776,12 @@ def test_the_ballast_is_kept_over_a_restart_and_given_to_one_on_a_full_disk(open
 def test_no_ballast_is_made_where_there_is_no_room(opened, monkeypatch):
     monkeypatch.setattr(ballast.Ballast, "free", lambda self: ballast.ROOM_BYTES - 1)
     store = opened()
+    store.keep_ballast()
     assert not (opened.path / "ballast").exists()
     assert store.write(note("a"), grows=True) == "a", "it may still fit"
+    monkeypatch.undo()
+    store.keep_ballast()
+    assert (opened.path / "ballast").exists(), "set aside as soon as there is room"
 
 
 def test_ballast_that_does_not_fit_after_all_is_not_kept(opened, monkeypatch):
@@ -990,8 +1026,11 @@ def test_a_check_that_cannot_open_the_files_does_not_call_them_damaged(opened, f
     monkeypatch.setattr(Faulty, "execute", no_descriptor)
     with pytest.raises(sqlite3.OperationalError):
         store.check()
-    monkeypatch.undo()
     assert (store.damage, store.checked) == ("", (0, -1))
+    trouble.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    store.check()
+    assert store.damage == str(trouble), "what cannot be read to its end is damaged"
+    assert store.checked[0] > 0
 
 
 @pytest.mark.parametrize("whose", ["store", "timekeeper"])

@@ -88,8 +88,10 @@ def test_the_longest_name_fits_into_a_token(direct):
         assert direct.mux.tokens.admit(f"Bearer {token}").agent == name
 
 
-def test_a_reserved_name_is_no_agent(face):
-    refusal(face, "reserved_name", "token.issue", agent_id="*")
+@pytest.mark.parametrize(("name", "shown"), [("token.issue", {}), ("token.obtain", {"license_key": KEY})])
+def test_a_reserved_name_is_no_agent(face, mux, monkeypatch, name, shown):
+    monkeypatch.setattr(mux.entitlement, "recognize", lambda key: "lic-1")
+    refusal(face, "reserved_name", name, agent_id="*", **shown)
 
 
 # -- when one is needed
@@ -565,15 +567,16 @@ def test_a_rotated_key_ends_after_a_day_whatever_its_tokens_say__S1(face, clock,
     join(face, "ann")
     face.token = None
     face.call("token.rotate")
-    face.token = old
     clock.advance(DAY_MS - 1)
+    face.call("token.rotate")  # gives the older key no more time
+    face.token = old
     face.call("agent.heartbeat", agent_id="ann")
     clock.advance(1)
     refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
     restart()
     refusal(face, "token_invalid", "agent.heartbeat", agent_id="ann")
     with program.store.read() as rx:
-        assert rx.one("select count(*) from token_key")[0] == 1
+        assert rx.one("select count(*) from token_key")[0] == 2, "the first is gone"
 
 
 @REQUIRED
