@@ -6,5 +6,5 @@ import crashing
 
 
 def test_what_was_acknowledged_survives_being_killed(tmp_path):
-    told = crashing.kill_rounds(tmp_path / "data", seed=7, rounds=3, most_lines=400)
+    told = crashing.kill_rounds(tmp_path / "data", seed=7, rounds=4, most_lines=400)
     assert {"sent", "posted", "claimed", "completed", "set"} <= told.keys()

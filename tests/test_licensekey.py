@@ -14,7 +14,7 @@ from stonemux.licensekey import Key
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 CHANCE = random.Random(7)
-KEYS = [Key(CHANCE.choice(("pro", "enterprise")), CHANCE.getrandbits(40), CHANCE.getrandbits(25)) for _ in range(20)]
+KEYS = [Key(CHANCE.choice(("pro", "enterprise")), CHANCE.getrandbits(40), CHANCE.getrandbits(25)) for _ in range(60)]
 
 
 def accepted(text):
@@ -38,7 +38,7 @@ def test_a_key_says_what_it_was_made_of():
         assert licensekey.parse(key.text) == key
 
 
-def test_none_of_9920_single_wrong_characters_is_accepted():
+def test_none_of_29760_single_wrong_characters_is_accepted():
     tried = 0
     for key in KEYS:
         text = key.text
@@ -47,7 +47,7 @@ def test_none_of_9920_single_wrong_characters_is_accepted():
                 if letter != text[at]:
                     tried += 1
                     assert accepted(text[:at] + letter + text[at + 1 :]) is None
-    assert tried == 9_920
+    assert tried == 29_760
 
 
 def test_no_swap_of_neighbours_is_accepted():
@@ -60,7 +60,7 @@ def test_no_swap_of_neighbours_is_accepted():
                 swapped[one], swapped[other] = text[other], text[one]
                 tried += 1
                 assert accepted("".join(swapped)) is None
-    assert tried > 250
+    assert tried > 800
 
 
 def test_what_looks_alike_is_read_as_what_was_meant():
@@ -73,10 +73,10 @@ def test_what_looks_alike_is_read_as_what_was_meant():
 
 def test_few_of_many_random_texts_pass():
     passed = 0
-    for _ in range(5_000):
+    for _ in range(20_000):
         letters = "".join(CHANCE.choices(ALPHABET, k=16))
         passed += accepted("SX-" + "-".join(letters[n : n + 4] for n in range(0, 16, 4))) is not None
-    assert passed < 5
+    assert passed < 20
 
 
 @pytest.mark.parametrize(
