@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stonemux")
 
+TIRED_MS = 1000
+"""How long a client that leaves has waited for its turn, at least."""
 LINES_TYPE = "application/jsonl"
 EVENT_STREAM = ("text/event-stream", "X-Accel-Buffering: no")
 
@@ -176,7 +178,8 @@ class Exchange(Caller):
         elif operation.kind == "lines":
             self._server.aside(lambda: self._run_lines(call))
         elif operation.slow and operation.kind != "act" and "timeout" not in operation.by_name:
-            self._server.in_turn(lambda has_waited: self._run_in_turn(call, has_waited))
+            asked = self._server.ticks_ms()
+            self._server.in_turn(lambda: self._run_in_turn(call, asked))
         elif operation.slow:
             self._server.aside(lambda: self._run_aside(call))
         else:
@@ -235,12 +238,12 @@ class Exchange(Caller):
         except Exception as fault:
             self._refuse(fault)
 
-    def _run_in_turn(self, call: door.Call, has_waited: bool) -> None:
-        """Run a read, unless it had to wait for its turn so long that its client left; called on a worker thread.
+    def _run_in_turn(self, call: door.Call, asked: int) -> None:
+        """Run a read, unless its client got tired of waiting for its turn and left; called on a worker thread.
 
-        One that has only closed its side, and may still want the answer, looks the same.
+        A client that only closes its side behind its request looks the same, so a short wait does not count.
         """
-        if has_waited and self._connection.gone:
+        if self._connection.gone and self._server.ticks_ms() >= asked + TIRED_MS:
             self._connection.abandon()
         else:
             self._run_aside(call)

@@ -84,7 +84,7 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x50"
 
 
 class Server(ThreadingHTTPServer):
-    """The listening socket and its connections. `_lock` guards the connections and the reads."""
+    """The listening socket and its connections. `_lock` guards the connections."""
 
     request_queue_size = BACKLOG
     allow_reuse_address = True
@@ -117,8 +117,7 @@ class Server(ThreadingHTTPServer):
         self._all_ended = threading.Condition(self._lock)
         self._connections: dict[int, Connection] = {}
         self._workers = Workers()
-        self._reading = 0
-        self._to_read: deque[Callable[[bool], None]] = deque()
+        self._readers = Workers(MOST_READING)
         self._request_numbers = itertools.count(1)
         self._boot = mux.clock.token(4)
         self._ready: Readiness = readiness()
@@ -489,33 +488,9 @@ class Server(ThreadingHTTPServer):
         """Run this on a worker thread; raises `too_many_waiters` if there is none."""
         self._workers.run(work)
 
-    def in_turn(self, work: Callable[[bool], None]) -> None:
-        """Run a read on a worker thread, once fewer than `MOST_READING` others run; tells it whether it had to wait."""
-        with self._lock:
-            if self._reading == MOST_READING:
-                self._to_read.append(work)
-                return
-            self._reading += 1
-        try:
-            self.aside(lambda: self._read_on(work))
-        except MuxError:
-            with self._lock:
-                self._reading -= 1
-            raise
-
-    def _read_on(self, work: Callable[[bool], None]) -> None:
-        """Do this, and then whatever waits for its turn by then."""
-        has_waited = False
-        while True:
-            try:
-                work(has_waited)
-            except Exception:  # or the reads behind this one would wait forever
-                log.exception("a read failed")
-            with self._lock:
-                if not self._to_read:
-                    self._reading -= 1
-                    return
-                work, has_waited = self._to_read.popleft(), True
+    def in_turn(self, read: Callable[[], None]) -> None:
+        """Run a read on a worker thread, once fewer than `MOST_READING` others run; raises as `aside` does."""
+        self._readers.run(read)
 
     def make_way(self) -> None:
         """Hang up on clients that leave large answers unread, if these are too large together: the oldest first."""
@@ -567,6 +542,7 @@ class Server(ThreadingHTTPServer):
             self._local.close()
         self._ready.close()
         self._workers.close()
+        self._readers.close()
         bell, rope = self._bell, self._rope
         self._bell = self._rope = -1  # a call that ends late still rings, and must not write to what is opened next
         for descriptor in (bell, rope, self._spare):

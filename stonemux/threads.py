@@ -13,6 +13,7 @@ import threading
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from stonemux.errors import MuxError
@@ -35,11 +36,17 @@ def begin(name: str, run: Callable[..., None], *args: Any) -> None:
 
 
 class Workers:
-    """Threads that run one piece of work after another, as many as there are pieces. `_lock` guards who is idle."""
+    """Threads that run one piece of work after another, as many as there are pieces, or up to a limit.
 
-    def __init__(self) -> None:
-        self._work: deque[Callable[[], None]] = deque()
+    `_lock` guards the pieces, and who is alive and idle.
+    """
+
+    def __init__(self, most: float = inf) -> None:
+        """`most` is how many pieces may run at once; the others wait for their turn."""
+        self._most = most
         self._lock = threading.Lock()
+        self._work: deque[Callable[[], None]] = deque()
+        self._alive = 0  # counted by the threads themselves, since one that was begun may never live
         self._idle: list[threading.Lock] = []
         self._closed = False
 
@@ -48,47 +55,60 @@ class Workers:
         """How many threads wait for work."""
         return len(self._idle)
 
+    @property
+    def waiting(self) -> int:
+        """How many pieces wait for a thread."""
+        return len(self._work)
+
     def run(self, work: Callable[[], None]) -> None:
         """Have a thread run this; raises `too_many_waiters` if none is idle and the system allows no more."""
-        self._work.append(work)
         with self._lock:
+            self._work.append(work)
             sleeper = self._idle.pop() if self._idle else None
+            enough = self._alive >= self._most
         if sleeper is not None:
             sleeper.release()
-            return
-        try:
-            begin("worker", self._run)
-        except MuxError:
+        elif not enough:
             try:
-                self._work.remove(work)
-            except ValueError:  # a thread that has become free has taken it
-                return
-            raise
+                begin("worker", self._run)
+            except MuxError:
+                with self._lock:
+                    if work not in self._work:  # a thread that has become free has taken it
+                        return
+                    self._work.remove(work)
+                raise
 
     def _run(self) -> None:
-        asleep = threading.Lock()
-        asleep.acquire()
-        while True:
-            try:
-                work = self._work.popleft()
-            except IndexError:
-                if not self._rest(asleep):
-                    return
-                asleep.acquire()
-                continue
-            try:
-                work()
-            except Exception:
-                with contextlib.suppress(Exception):  # without memory, not even that
-                    log.exception("a worker failed")
-            del work  # or its call would be kept as long as the thread rests
-
-    def _rest(self, asleep: threading.Lock) -> bool:
         with self._lock:
-            if self._closed or len(self._idle) >= MOST_IDLE:
-                return False
-            self._idle.append(asleep)
-            return True
+            if self._alive >= self._most:  # others who were begun at the same time do it all
+                return
+            self._alive += 1
+        try:
+            asleep = threading.Lock()
+            asleep.acquire()
+            while (work := self._next(asleep)) is not None:
+                try:
+                    work()
+                except Exception:
+                    with contextlib.suppress(Exception):  # without memory, not even that
+                        log.exception("a worker failed")
+                del work  # or its call would be kept as long as the thread rests
+        except BaseException:
+            with self._lock:
+                self._alive -= 1
+            raise
+
+    def _next(self, asleep: threading.Lock) -> Callable[[], None] | None:
+        """Wait for a piece of work and take it; None if the thread, no longer counted, is to end."""
+        while True:
+            with self._lock:
+                if self._work:
+                    return self._work.popleft()
+                if self._closed or len(self._idle) >= MOST_IDLE:
+                    self._alive -= 1
+                    return None
+                self._idle.append(asleep)
+            asleep.acquire()
 
     def close(self) -> None:
         """End the idle threads now, and the others when they have done their work."""

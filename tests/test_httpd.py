@@ -726,7 +726,7 @@ def test_large_answers_that_nobody_reads_do_not_fill_the_memory(served, monkeypa
 
 
 def test_reads_that_may_take_long_wait_for_their_turn(served, monkeypatch):
-    monkeypatch.setattr(httpd, "MOST_READING", 1)
+    served.server._readers._most = 1
     begun, go_on, read = threading.Event(), threading.Event(), served.mux.store.read
     reads: list[None] = []
 
@@ -742,15 +742,16 @@ def test_reads_that_may_take_long_wait_for_their_turn(served, monkeypatch):
     assert begun.wait(PATIENCE_S)
     for raw in (second, gone):
         raw.send(get("/stats"))
-        eventually(lambda: served.server._to_read)
-    eventually(lambda: len(served.server._to_read) == 2)
+        eventually(lambda: served.server._readers.waiting)
+    eventually(lambda: served.server._readers.waiting == 2)
     gone.reset()
     eventually(lambda: any(other.gone for other in served.connections()))
+    served.clock.advance(1000)
     assert served.ask(HEALTH).status == 200
     assert len(reads) == 1
     go_on.set()
     assert [raw.answer().status for raw in (first, second)] == [200, 200]
-    eventually(lambda: not served.server._reading)
+    eventually(lambda: served.server._readers.idle)
     assert len(reads) == 2, "nothing is read for who has gone"
 
 
@@ -808,6 +809,18 @@ def test_a_thread_that_cannot_be_started_costs_one_call_only(served, monkeypatch
         assert (got.status, got.code, got.headers["retry-after"]) == (503, "too_many_waiters", "1")
     assert raw.ask(HEALTH).status == 200
     served.still_serves()
+
+
+def test_reads_whose_threads_did_not_live_do_not_keep_the_places_of_all_others(served, monkeypatch):
+    clients = [served.connect() for _ in range(httpd.MOST_READING)]
+    with monkeypatch.context() as patched:
+        patched.setattr(threads, "start_new_thread", lambda run, args: None)
+        for raw in clients:
+            raw.send(get("/stats"))
+        assert served.ask(HEALTH).status == 200
+    clients.append(served.connect())
+    clients[-1].send(get("/stats"))
+    assert [raw.answer().status for raw in clients] == [200] * len(clients)
 
 
 def test_a_parked_call_is_answered_when_the_daemon_stops(served, background):
@@ -1804,7 +1817,7 @@ def out_of_memory(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("data", [HEALTH, get("/stats"), message(), LONG_POLL], ids=["here", "aside", "change", "wait"])
 def test_who_cannot_even_be_told_of_a_failure_is_hung_up_on(served, monkeypatch, caplog, data):
-    monkeypatch.setattr(httpd, "MOST_READING", 1)  # the next read needs the place of the one that failed
+    served.server._readers._most = 1  # the next read needs the place of the one that failed
     raw = served.connect()
     monkeypatch.setattr("stonemux.payload.write_line", out_of_memory)
     raw.send(data)
@@ -1837,15 +1850,15 @@ def test_a_fault_of_the_event_loop_itself_does_not_end_it(served, monkeypatch, c
 
 
 def test_a_client_that_closes_its_side_behind_a_slow_read_gets_the_answer(served, monkeypatch):
-    raw, aside, begun = served.connect(), served.server.aside, threading.Event()
+    raw, in_turn, begun = served.connect(), served.server.in_turn, threading.Event()
     assert raw.ask(HEALTH).status == 200
     (ours,) = served.connections()
 
-    def late(work: Callable[[], None]) -> None:
+    def late(read: Callable[[], None]) -> None:
         begun.set()
-        aside(lambda: eventually(lambda: ours.gone) and work())
+        in_turn(lambda: eventually(lambda: ours.gone) and read())
 
-    monkeypatch.setattr(served.server, "aside", late)
+    monkeypatch.setattr(served.server, "in_turn", late)
     raw.send(get("/stats"))
     assert begun.wait(PATIENCE_S)
     raw.finish()

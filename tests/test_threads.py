@@ -105,4 +105,55 @@ def test_no_more_than_a_certain_number_stays(monkeypatch):
     go_on.set()
     eventually(lambda: workers.idle == 2)
     workers.close()
-    assert not workers._rest(threading.Lock()), "who is done after the end does not stay"
+    assert run(workers) == "done"
+    eventually(lambda: not workers._alive)
+    assert workers.idle == 0, "who is done after the end does not stay"
+
+
+@pytest.fixture
+def single() -> Iterator[Workers]:
+    crew = Workers(1)
+    yield crew
+    crew.close()
+
+
+def test_what_is_beyond_the_limit_waits_for_its_turn_and_comes_in_order(single):
+    go_on, did = threading.Event(), []
+    single.run(lambda: (go_on.wait(PATIENCE_S), did.append(0)))
+    for number in range(1, 5):
+        single.run(lambda number=number: did.append(number))
+    eventually(lambda: single.waiting == 4)
+    go_on.set()
+    eventually(lambda: len(did) == 5)
+    assert did == [0, 1, 2, 3, 4]
+    eventually(lambda: single.idle == 1)
+
+
+def test_a_thread_that_did_not_live_takes_nobodys_place(single, stillborn):
+    told: list[str] = []
+    single.run(lambda: told.append("first"))
+    stillborn()
+    assert run(single) == "done"
+    assert told == ["first"]
+
+
+def test_of_threads_begun_at_once_those_beyond_the_limit_leave_their_work_to_the_others(single, monkeypatch):
+    begun: list[Callable[[], None]] = []
+    go_on, did = threading.Event(), []
+    with monkeypatch.context() as patched:
+        patched.setattr(threads, "start_new_thread", lambda run, args: begun.append(run))
+        for number in range(2):
+            single.run(lambda number=number: (go_on.wait(PATIENCE_S), did.append(number)))
+    threads.begin("first", begun[0])
+    eventually(lambda: single.waiting == 1)
+    begun[1]()  # on this thread, which it would hold up
+    assert did == []
+    go_on.set()
+    eventually(lambda: did == [0, 1])
+
+
+def test_no_piece_is_lost_that_comes_as_the_only_thread_falls_asleep(single):
+    done = threading.Semaphore(0)
+    for _ in range(300):
+        single.run(done.release)
+        assert done.acquire(timeout=PATIENCE_S)
