@@ -249,7 +249,8 @@ def test_without_a_daemon_everything_is_listed_and_tools_say_why(place):
     assert ann.call("mux_discover") == {"agents": []}
 
 
-def test_another_server_on_the_port_is_not_taken_for_the_daemon(place):
+@pytest.mark.parametrize("health", [b'{"status": "ok"}', b"<html>"])
+def test_another_server_on_the_port_is_not_taken_for_the_daemon(place, health):
     class Other(http.server.BaseHTTPRequestHandler):
         def answer(self, body: bytes) -> None:
             self.send_response(200)
@@ -258,7 +259,7 @@ def test_another_server_on_the_port_is_not_taken_for_the_daemon(place):
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            self.answer(b'{"status": "ok"}')
+            self.answer(health)
 
         def do_POST(self) -> None:
             self.answer(b"<html>")
