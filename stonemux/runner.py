@@ -123,7 +123,8 @@ class Runner:
         try:
             self._register()
             if not self.orders.messages:
-                threading.Thread(target=self._watch, name="watch", daemon=True).start()
+                head = self._head()  # before any task is taken, or an early cancellation would be missed
+                threading.Thread(target=self._watch, args=(head,), name="watch", daemon=True).start()
             self._take_all()
             self._await_all()
         finally:
@@ -250,12 +251,18 @@ class Runner:
 
     # -- cancellations
 
-    def _watch(self) -> None:
-        """Stop the commands of cancelled tasks as soon as they are cancelled.
+    def _head(self) -> int | None:
+        """The id of the newest event; None if it cannot be had, which `_watch` deals with."""
+        try:
+            return self._watching.events_list(after=0, limit=1)["head"]
+        except MuxError:
+            return None
+
+    def _watch(self, after: int | None) -> None:
+        """Stop the commands of cancelled tasks as soon as they are cancelled, from the event `after` on.
 
         Without this, a cancellation is noticed when the lease is next renewed, so a refusal here does no harm.
         """
-        after: int | None = None
         while not self.stopping:
             try:
                 if after is None:

@@ -249,7 +249,7 @@ def test_what_a_stopped_command_leaves_behind_is_killed(start, boss, place):
 def test_without_the_right_to_watch_a_cancellation_is_noticed_when_the_lease_is_extended(
     start, boss, place, monkeypatch
 ):
-    monkeypatch.setattr(Runner, "_watch", lambda self: None)
+    monkeypatch.setattr(Runner, "_watch", lambda *_: None)
     task = boss.post()
     running = start('touch "$PLACE/begun"; sleep 60', once=True, beat_ms=20)
     eventually((place / "begun").exists)
