@@ -180,7 +180,9 @@ def _odd_request_line(line: str) -> tuple[str, str, str, bool]:
         )
     method, target, version = match.groups()
     if version not in ("1.0", "1.1"):
-        raise _broken("http_version", f"HTTP/{version} is not supported; use HTTP/1.1", accepted=["HTTP/1.1"])
+        # RFC 9110 15.6.6: 505 is about the major version; there is no HTTP/1.2 or later.
+        code = "bad_request_line" if version.startswith("1.") else "http_version"
+        raise _broken(code, f"HTTP/{version} is not supported; use HTTP/1.1", accepted=["HTTP/1.1"])
     if method not in METHODS:
         raise _unknown_method(method)
     if (method, target) == ("OPTIONS", "*"):

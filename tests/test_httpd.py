@@ -1607,7 +1607,7 @@ def test_fault_10_no_type_at_all_changes_nothing(served):
         (get("/health", "Expect: banana"), 417, "expectation_failed"),
         (request("BREW", "/health"), 501, "method_unknown"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
-        (request("GET", "/health", version="1.9"), 505, "http_version"),
+        (request("GET", "/health", version="1.9"), 400, "bad_request_line"),
         (b"GET /health\r\n\r\n", 400, "bad_request_line"),
         (b"GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request_line"),
     ],

@@ -289,7 +289,7 @@ def test_fault_11_an_expectation_that_cannot_be_met_is_refused(expect):
         ("get / HTTP/1.1", "method_unknown"),
         ("A" * 4000 + " / HTTP/1.1", "method_unknown"),
         ("PRI * HTTP/2.0", "http_version"),
-        ("GET / HTTP/1.9", "http_version"),
+        ("GET / HTTP/1.9", "bad_request_line"),
         ("GET / HTTP/0.9", "http_version"),
         ("GET / HTTP/3.0", "http_version"),
     ],
