@@ -21,6 +21,8 @@ from stonemux.pool import Aborted, NoAnswer, RoundTrip, with_query
 
 QUIET_S = 60
 """A stream that sends nothing for this long, not even a keep-alive, is reopened."""
+CATCH_UP_S = 1
+"""How long a stream may take to send what the log already holds, even if `timeout` is shorter."""
 CONFLICTS = 1000
 """How many version conflicts `update` tolerates before it gives up."""
 
@@ -107,11 +109,13 @@ def events(
         with calls.round_trip() as trip:
             attempt = partial(_open, calls, trip, path, last - 1 if last and seen else last, patience)
             begun, pieces = calls.persist("events.stream", None, 0, attempt)
+            opened, head = calls.ticks_ms(), int(trip.headers["x-stonemux-event-head"])
             found = _events(calls, pieces)
             if last is None:
                 last = begun
             elif seen:
-                found = _continued(found, last, seen, int(trip.headers["x-stonemux-event-head"]))
+                found = _continued(found, last, seen, head)
+            behind = last != head
             with suppress(NoAnswer, Aborted):  # reopen the stream where it ended
                 for event in found:
                     if event is not None and event["type"] == "shutdown":
@@ -119,11 +123,14 @@ def events(
                     if event is not None:
                         if event["id"]:
                             last, seen = event["id"], "" if event["type"] in ("gap", "reset") else json.dumps(event)
+                            behind = behind and last < head
                         yield event
                         heard = calls.ticks_ms()
                     if stop is not None and stop.is_set():
                         return
-                    if timeout is not None and calls.ticks_ms() - heard >= timeout * 1000:
+                    now = calls.ticks_ms()
+                    settled = not behind or now - opened >= CATCH_UP_S * 1000
+                    if timeout is not None and settled and now - heard >= timeout * 1000:
                         return
 
 

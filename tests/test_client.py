@@ -631,8 +631,9 @@ def test_updates_from_many_threads_lose_nothing(client: Client, background):
 
 def test_events_are_followed_as_they_happen(client: Client, background):
     client.agent_register(agent_id="ann")
-    told = list(client.events(after=0, timeout=0.05))
+    told = list(client.events(after=0, timeout=0))
     assert [event["type"] for event in told] == ["channel_created", "channel_created", "agent_registered"]
+    assert told[2:] == list(client.events(after=0, types=["agent_registered"], timeout=0))
     following = client.events(types=["state_changed"], timeout=5)
     first = background(next, following)
     eventually(lambda: client.stats()["waiters"])
