@@ -29,10 +29,11 @@ def command() -> list[str]:
 
 
 def typed() -> str:
-    """The command as a person types it, also without its verb."""
+    """The command as a person types it, also without its verb; in a program that imports the client, the longer form,
+    which works without an installation."""
     if archive() is not None:
         return f"python3 {sys.argv[0]}"
-    return "python3 -m stonemux" if os.path.realpath(sys.argv[0]) == _main() else "stonemux"
+    return "stonemux" if os.path.basename(sys.argv[0]) == "stonemux" else "python3 -m stonemux"
 
 
 def serving(port: int) -> str:

@@ -225,7 +225,7 @@ def test_what_the_package_offers_can_be_listed_and_imported():
     ("program", "start"),
     [
         (f"{ROOT}/stonemux/__main__.py", "python3 -m stonemux"),
-        ("/opt/app/__main__.py", "stonemux"),
+        ("/opt/app/__main__.py", "python3 -m stonemux"),  # nothing need be installed
         ("/usr/bin/stonemux", "stonemux"),
     ],
 )
