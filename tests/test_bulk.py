@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +161,15 @@ def test_an_export_is_not_written_through_what_lies_there_under_its_name(typed, 
     assert typed("export", file)[0] == 0
     assert trap.read_text() == "precious"
     assert file.lstat().st_mode & 0o777 == 0o600
+
+
+def test_an_export_to_a_pipe_or_a_device_does_not_take_its_place(typed, http, tmp_path):
+    http.call("msg.send", **{"from": "ann", "to": "bob", "content": "x"})
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        assert typed("export", pipe)[0] == 0
+        assert json.loads(reader.readline())["id"] == 1
+    assert pipe.is_fifo()
 
 
 def test_an_export_may_be_narrowed(typed, http):

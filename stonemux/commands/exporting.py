@@ -81,13 +81,27 @@ def _whole(remote: Remote, message: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[TextIO]:
-    """Standard output, or a file that appears under its name only when it is complete."""
+    """Standard output, or a file that appears under its name only when it is complete. A device or a pipe is written as
+    it is: what took the place of /dev/null would be there for all programs."""
     if name == "-":
         if sys.stdout is None:
             raise MuxError("bad_file", "- cannot be written: it is closed")
         yield sys.stdout
         return
     path = Path(name)
+    try:
+        with open(path, "w", encoding="utf-8") if _is_special(path) else _appearing(path) as out:
+            yield out
+    except OSError as trouble:
+        raise MuxError("bad_file", f"{path} cannot be written: {trouble.strerror}") from trouble
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[TextIO]:
     work = path.with_name(f".{path.name}.new")
     try:
         work.unlink(missing_ok=True)  # another user of the folder may have put it there
@@ -95,8 +109,6 @@ def _opened(name: str) -> Iterator[TextIO]:
         with open(fd, "w", encoding="utf-8") as out:
             yield out
         os.replace(work, path)
-    except OSError as trouble:
-        raise MuxError("bad_file", f"{path} cannot be written: {trouble.strerror}") from trouble
     finally:
         with contextlib.suppress(OSError):
             work.unlink(missing_ok=True)
