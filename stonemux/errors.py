@@ -166,9 +166,9 @@ FAILURES: dict[str, Failure] = {
 class MuxError(Exception):
     """A refusal: `code` from `FAILURES`, a message that names parameter, limit, and remedy, and facts for programs.
 
-    A `remedy` that is given separately is appended to the message after a semicolon; `problem` is the message without
-    it. `retry_after` (seconds) becomes the `Retry-After` header; `close` says that the framing of the HTTP connection
-    can no longer be trusted. `status` is the HTTP status.
+    A fact that is None is left out. A `remedy` that is given separately is appended to the message after a semicolon;
+    `problem` is the message without it. `retry_after` (seconds) becomes the `Retry-After` header; `close` says that the
+    framing of the HTTP connection can no longer be trusted. `status` is the HTTP status.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class MuxError(Exception):
         self.code = code
         self.problem = message
         self.remedy = remedy
-        self.facts = facts
+        self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         self.retry_after = retry_after
         self.close = close
         self.status = self.failure.http

@@ -267,7 +267,7 @@ class Task(TypedDict):
     claimed_at: str | None
     lease_expires_at: str | None
     completed_at: str | None
-    max_attempts: int
+    max_attempts: NotRequired[int]
     error: NotRequired[str]
     handoff: NotRequired[TaskHandoff]
     waiting_on: NotRequired[int]
@@ -375,7 +375,6 @@ class Record(TypedDict):
     version: int
     updated_by: str | None
     updated_at: str
-    channel: str
 
 
 class StateWatchAnswer(TypedDict):
@@ -383,7 +382,6 @@ class StateWatchAnswer(TypedDict):
 
     changed: bool
     key: str
-    channel: str
     version: int
     value: NotRequired[str | None]
     updated_by: NotRequired[str | None]
@@ -396,7 +394,6 @@ class StateDeleteAnswer(TypedDict):
     """What state.delete returns."""
 
     key: str
-    channel: str
     version: int
     deleted: bool
 
@@ -422,7 +419,6 @@ class StateHistoryAnswer(TypedDict):
     """What state.history returns."""
 
     key: str
-    channel: str
     versions: list[VersionRow]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from stonemux.record import replace
 from stonemux.schema import MOST_INTEGER, REQUIRED, Operation, Param
-from stonemux.vocabulary import EVENT_KINDS, ITEM_STATUSES, KEPT_VERSIONS, NO_TASK, TASK_STATUSES
+from stonemux.vocabulary import EVENT_KINDS, ITEM_STATUSES, KEPT_VERSIONS, MAX_ATTEMPTS, NO_TASK, TASK_STATUSES
 
 # -- parameters that many rows share
 
@@ -199,7 +199,7 @@ TASK = {
     "claimed_at": "time|null",
     "lease_expires_at": "time|null",
     "completed_at": "time|null",
-    "max_attempts": "integer",
+    "max_attempts?": "integer",
     "error?": "string",
     "handoff?": {
         "agent_id": "string",
@@ -219,7 +219,6 @@ RECORD = {
     "version": "integer",
     "updated_by": "string|null",
     "updated_at": "time",
-    "channel": "string",
 }
 VERSION_ROW = {
     "version": "integer",
@@ -762,7 +761,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Param(
                 "max_attempts",
                 "integer",
-                10,
+                MAX_ATTEMPTS,
                 least=0,
                 most=1000,
                 doc="Attempts before it fails for good; 0: no limit.",
@@ -1137,7 +1136,6 @@ OPERATIONS: tuple[Operation, ...] = (
         returns={
             "changed": "boolean",
             "key": "string",
-            "channel": "string",
             "version": "integer",
             "value?": "string|null",
             "updated_by?": "string|null",
@@ -1161,7 +1159,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Delete a key. A tombstone keeps its version, so a key created again continues the count. A key that does not "
         "exist is 404, or 409 if `expected_version` says that it does.",
         params=(KEY, _channel(), EXPECTED, UPDATED_BY),
-        returns={"key": "string", "channel": "string", "version": "integer", "deleted": "boolean"},
+        returns={"key": "string", "version": "integer", "deleted": "boolean"},
         tier="pro",
         actor="updated_by",
         errors=(
@@ -1202,7 +1200,7 @@ OPERATIONS: tuple[Operation, ...] = (
         f"The last {KEPT_VERSIONS} versions of a key, newest first.",
         slow=True,
         params=(KEY, _channel(), _limit(20)),
-        returns={"key": "string", "channel": "string", "versions": [VERSION_ROW]},
+        returns={"key": "string", "versions": [VERSION_ROW]},
         tier="pro",
         errors=("key_not_found", "channel_not_found"),
         example={"key": "deployment-status"},

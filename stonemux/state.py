@@ -28,7 +28,6 @@ def _record(row: Any) -> dict[str, Any]:
         "version": row["version"],
         "updated_by": row["updated_by"],
         "updated_at": rfc3339(row["updated_at"]),
-        "channel": row["channel"],
     }
 
 
@@ -69,7 +68,7 @@ def delete(tx: Tx, *, key: str, channel: str, expected_version: int | None, upda
             version=row["version"] if row is not None else 0,
         )
     changed = _change(tx, key, None, channel, expected_version, updated_by)
-    return {"key": key, "channel": channel, "version": changed["version"], "deleted": True}
+    return {"key": key, "version": changed["version"], "deleted": True}
 
 
 def _change(
@@ -154,18 +153,18 @@ def watch(
         if version > after_version:
             return _watched(row, changed=True)
         if version < after_version:  # a restored database, or the wrong daemon; never hang
-            return _watched(row, changed=False, key=key, channel=channel) | {"reset": True}
+            return _watched(row, changed=False, key=key) | {"reset": True}
         return None
 
     def give_up() -> dict[str, Any]:
-        return _watched(look()[0], changed=False, key=key, channel=channel)
+        return _watched(look()[0], changed=False, key=key)
 
     return Wait((("state", channel, key),), attempt, give_up, deadline, agent_id or "")
 
 
-def _watched(row: Any, *, changed: bool, key: str = "", channel: str = "") -> dict[str, Any]:
+def _watched(row: Any, *, changed: bool, key: str = "") -> dict[str, Any]:
     if row is None:
-        return {"changed": changed, "key": key, "channel": channel, "version": 0}
+        return {"changed": changed, "key": key, "version": 0}
     return {"changed": changed, **_record(row), "deleted": bool(row["deleted"])}
 
 
@@ -195,12 +194,12 @@ def history(rx: Snapshot, *, key: str, channel: str, limit: int) -> dict[str, An
     )
     if not rows:
         raise MuxError("key_not_found", f"channel {channel!r} never had a key {key!r}", version=0)
-    return {"key": key, "channel": channel, "versions": [_version(row) for row in rows]}
+    return {"key": key, "versions": [_version(row) for row in rows]}
 
 
 def _version(row: Any) -> dict[str, Any]:
     version = _record(row)
-    del version["key"], version["channel"]
+    del version["key"]
     if row["deleted"]:
         version["deleted"] = True
     return version

@@ -20,7 +20,7 @@ from stonemux.clock import rfc3339
 from stonemux.errors import MuxError
 from stonemux.payload import dumps
 from stonemux.transaction import Snapshot
-from stonemux.vocabulary import TASK_STATUSES
+from stonemux.vocabulary import MAX_ATTEMPTS, TASK_STATUSES
 
 MOVES: dict[tuple[str, str], str] = {
     ("pending", "claim"): "claimed",
@@ -122,8 +122,9 @@ def view(row: Task) -> dict[str, Any]:
         "claimed_at": rfc3339(row.claimed_at) if row.claimed_at else None,
         "lease_expires_at": rfc3339(row.due_at) if shown_status == "claimed" else None,
         "completed_at": rfc3339(row.completed_at) if row.completed_at else None,
-        "max_attempts": row.max_attempts,
     }
+    if row.max_attempts != MAX_ATTEMPTS:
+        shown["max_attempts"] = row.max_attempts
     if row.error:
         shown["error"] = row.error
     if row.handoff:

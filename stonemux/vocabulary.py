@@ -30,6 +30,9 @@ EVENT_KINDS = (
 
 TASK_STATUSES = ("pending", "waiting", "claimed", "complete", "failed", "cancelled")
 
+MAX_ATTEMPTS = 10
+"""How many attempts a task has unless its poster says otherwise."""
+
 ITEM_STATUSES = ("unread", "read", "archived")
 """The statuses of an inbox item."""
 

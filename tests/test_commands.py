@@ -264,7 +264,7 @@ def test_each_kind_of_id_is_shown(typed, http):
     told = typed("show", "1")[1].splitlines()
     assert told[0].startswith("1  ann to bob  default, ")
     assert told[1:] == ["  News", "  hello", "", "Agent  Status", "bob    queued"]
-    assert "description   write" in typed("show", task)[1]
+    assert "description  write" in typed("show", task)[1]
     assert typed("show", document, "--raw")[1] == "all of it\n"
     assert "name        default" in typed("show", channel)[1]
     assert json.loads(typed("show", "1", "--json")[1])["message"]["content"] == "hello"

@@ -93,7 +93,10 @@ def test_an_event_tells_what_happened(face):
         "metadata": {"a": 1},
     }
     assert message["at"] == sent["sent_at"]
-    assert change["data"] == {name: written[name] for name in ("key", "value", "version", "channel", "updated_by")}
+    assert change["data"] == {
+        **{name: written[name] for name in ("key", "value", "version", "updated_by")},
+        "channel": "default",
+    }
 
 
 def test_the_log_narrows_by_type_channel_and_agent(face):

@@ -14,13 +14,8 @@ def test_a_record_has_the_seeds_fields(face, clock):
     join(face, "ann")
     written = face.call("state.set", key="k", value="v", updated_by="ann")
     assert face.call("state.get", key="k") == written
-    assert {name: written[name] for name in ("key", "value", "version", "updated_by", "channel")} == {
-        "key": "k",
-        "value": "v",
-        "version": 1,
-        "updated_by": "ann",
-        "channel": "default",
-    }
+    stamp = written["updated_at"]
+    assert written == {"key": "k", "value": "v", "version": 1, "updated_by": "ann", "updated_at": stamp}
     clock.advance(1)
     assert face.call("state.set", key="k", value="v")["updated_at"] > written["updated_at"]
     assert face.call("state.get", key="k")["updated_by"] is None
@@ -28,7 +23,7 @@ def test_a_record_has_the_seeds_fields(face, clock):
 
 def test_versions_rise_by_one_with_every_set_and_delete__K1(face):
     assert [put(face), put(face), put(face)] == [1, 2, 3]
-    assert face.call("state.delete", key="k") == {"key": "k", "channel": "default", "version": 4, "deleted": True}
+    assert face.call("state.delete", key="k") == {"key": "k", "version": 4, "deleted": True}
     assert put(face) == 5
 
 
@@ -169,12 +164,13 @@ def test_a_channel_that_nobody_made_is_refused_with_the_remedy(face, name):
 
 def test_a_channel_may_be_named_by_its_id(face):
     lab = face.call("channel.create", name="lab")["channel"]["id"]
-    assert face.call("state.set", key="k", value="v", channel=lab)["channel"] == "lab"
-    assert face.call("state.get", key="k", channel="lab") == face.call("state.get", key="k", channel=lab)
+    written = face.call("state.set", key="k", value="v", channel=lab)
+    assert face.call("state.get", key="k", channel="lab") == written == face.call("state.get", key="k", channel=lab)
     assert face.call("state.watch", key="k", channel=lab, timeout=0)["changed"] is True
     assert len(face.call("state.list", channel=lab)["keys"]) == 1
     assert len(face.call("state.history", key="k", channel=lab)["versions"]) == 1
-    assert face.call("state.delete", key="k", channel=lab)["channel"] == "lab"
+    assert face.call("state.delete", key="k", channel=lab)["version"] == 2
+    refusal(face, "key_not_found", "state.get", key="k", channel="lab")
 
 
 def test_who_updates_must_be_registered(face):
