@@ -40,7 +40,6 @@ MOVES: dict[tuple[str, str], str] = {
     ("delayed", "cancel"): "cancelled",
     ("waiting", "cancel"): "cancelled",
     ("delayed", "ripen"): "pending",
-    ("waiting", "ripen"): "pending",
     ("failed", "requeue"): "pending",
     ("cancelled", "requeue"): "pending",
 }

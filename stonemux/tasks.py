@@ -187,8 +187,6 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
             )
         if fence != row.fence or row.owner is None:
             raise _stale(row)
-        if row.owner == agent_id:
-            return row
     if row.owner == agent_id:
         return row
     once = tx.one("select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row.seq, agent_id)
