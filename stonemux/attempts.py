@@ -97,26 +97,26 @@ class Secrets(Record):
     """The secret, if it was made just now; it is shown once."""
 
 
-def secrets(tx: Tx, before: Any, given: str | None, *, moved: bool = False) -> Secrets:
+def secrets(tx: Tx, before: Any, url: str, given: str | None) -> Secrets:
     """The secrets of an endpoint with the row `before` (None for a new one) after a call that gave a secret, or None.
 
-    `moved` says that the endpoint has a new receiver, which does not know the previous secret.
+    A receiver at another `url` does not know the previous secret, and with a signature made with it, it could pose as
+    us to the old receiver.
     """
-    if given is None and (before is None or moved):
+    if before is None or before["url"] != url:
+        if given is not None:
+            return Secrets(given)
         made = make_secret(tx.mux.clock.token(32))
         return Secrets(made, made=made)
-    if before is None or moved:  # a signature with the old secret would let the new receiver pose as us to the old
-        assert given is not None
-        return Secrets(given)
     if given is None or given == before["secret"]:
         return Secrets(before["secret"], before["old_secret"], before["old_until"])
     return Secrets(given, before["secret"], tx.now + ROTATION_MS)
 
 
-def signed(row: Any, wire_id: str, body: bytes, clock: Clock, now: int) -> dict[str, str]:
+def signed(row: Any, wire_id: str, body: bytes, clock: Clock) -> dict[str, str]:
     """The headers of one attempt, with a second signature while this row's secret is being replaced."""
     keys = [row["secret"]]
-    if row["old_secret"] and now < row["old_until"]:
+    if row["old_secret"] and clock.now_ms() < row["old_until"]:
         keys.append(row["old_secret"])
     return headers(keys, wire_id, clock.wall_ms() // 1000, body)
 

@@ -51,7 +51,7 @@ def hang(tx: Tx, agent_id: str, url: str | None, secret: str | None) -> str | No
         if before is None:  # removed in this very batch
             return None
         url = before["url"]
-    keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
+    keys = attempts.secrets(tx, before, url, secret)
     pending = before["wire_id"] if before is not None else None
     due = tx.now if pending else None
     bell_id = before["id"] if before is not None else "db-" + tx.mux.clock.token(6)

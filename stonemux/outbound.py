@@ -165,7 +165,7 @@ class Outbound:
         if row["url"].startswith(bellcommand.SCHEME):
             outcome = self._execute(row, body)
         else:
-            signed = attempts.signed(row, row["wire_id"], body, mux.clock, mux.clock.now_ms())
+            signed = attempts.signed(row, row["wire_id"], body, mux.clock)
             outcome = self._post(row["url"], signed, body, policy)
         if outcome is not None:
             mux.store.write(lambda tx: doorbells.record(tx, bell, row, outcome))
@@ -177,7 +177,7 @@ class Outbound:
             policy = doorbells.policy(rx)
         if isinstance(found, webhooks.Delivery):
             delivery = found
-            headers = attempts.signed(found.row, found.wire_id, found.body, mux.clock, mux.clock.now_ms())
+            headers = attempts.signed(found.row, found.wire_id, found.body, mux.clock)
             outcome = self._post(found.row["url"], headers, found.body, policy)
             if outcome is not None:
                 mux.store.write(lambda tx: webhooks.record(tx, endpoint, delivery, outcome))

@@ -71,7 +71,7 @@ def add(
         raise MuxError(
             "webhook_limit", f"events are already forwarded to {MOST} endpoints, the limit; remove one", limit=MOST
         )
-    keys = attempts.secrets(tx, before, secret, moved=before is not None and before["url"] != url)
+    keys = attempts.secrets(tx, before, url, secret)
     head = tx.mux.store.head
     cursor = before["cursor"] if before is not None else head
     if since is not None:
