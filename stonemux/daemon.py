@@ -73,7 +73,7 @@ class Daemon:
             self._outbound.start()
             undo.callback(self._outbound.stop)
             self.mux.entitlement.watchers.append(self._outbound.kick)  # what waits for a higher tier may go out now
-            self._telemetry = Telemetry(self.mux, self.mux.store.directory)
+            self._telemetry = Telemetry(self.mux)
             self._telemetry.start()
             undo.callback(self._telemetry.stop)
             self._door = threading.Thread(target=self.server.serve_forever, name="door", daemon=True)

@@ -47,7 +47,7 @@ def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
     return row
 
 
-def unknown_agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id", remedy: str = "") -> MuxError:
+def unknown_agent(rx: Snapshot, agent_id: str, parameter: str, remedy: str = "") -> MuxError:
     """The refusal of an agent that is not registered; `remedy` replaces what it says to do."""
     known = nearest(agent_id, _around(rx, "id from agent where deregistered_at is null and id", agent_id))
     listed = f"Known, for example: {', '.join(known)}" if known else "No agent is registered yet"
@@ -75,16 +75,16 @@ def channel_called(rx: Snapshot, name: str) -> Any:
     return row
 
 
-def channel(rx: Snapshot, name: str, parameter: str = "channel") -> Any:
+def channel(rx: Snapshot, name: str) -> Any:
     """The channel's row, by name or by `ch-` id; raises `channel_not_found` with the nearest known names."""
     row = channel_called(rx, name)
     if row is None:
         known = nearest(name, _around(rx, "name from channel where name", name))
         raise MuxError(
             "channel_not_found",
-            f"no channel {shown(name)} exists ({parameter}); create it with channel.create, or register an agent in "
+            f"no channel {shown(name)} exists (channel); create it with channel.create, or register an agent in "
             f"it. Known, for example: {', '.join(known)}",
-            parameter=parameter,
+            parameter="channel",
             known_channels=known,
         )
     return row
@@ -118,13 +118,11 @@ def members(rx: Snapshot, name: str) -> list[str]:
     ]
 
 
-def member_set(rx: Snapshot, name: str) -> frozenset[str]:
+def member_set(tx: Tx, name: str) -> frozenset[str]:
     """The same agents as a set for lookups, cached like the rest."""
-    if not isinstance(rx, Tx):
-        return frozenset(members(rx, name))
-    found: frozenset[str] | None = rx.cache.get(("members", name))
+    found: frozenset[str] | None = tx.cache.get(("members", name))
     if found is None:
-        found = rx.cache["members", name] = frozenset(members(rx, name))
+        found = tx.cache["members", name] = frozenset(members(tx, name))
     return found
 
 

@@ -57,7 +57,7 @@ def dispatch(
             restart=restart,
             start=mark_as_started,
             text=notification_message,
-            metadata=metadata or {},
+            metadata=metadata,
             by=dispatched_by,
         )
         for row in rows

@@ -37,7 +37,7 @@ class Call:
     `answer` runs any call, blocking. Without blocking, `queue` the call if `work` is set, else `start` it.
     """
 
-    __slots__ = ("_args", "_audited", "_caller", "_digest", "_done", "_mux", "operation", "work")
+    __slots__ = ("_audited", "_caller", "_digest", "_done", "_mux", "args", "operation", "work")
 
     def __init__(
         self,
@@ -74,7 +74,8 @@ class Call:
             args = bind(operation, given, mux.settings, textual=textual)
         if operation.tiered:
             _check_params(mux, operation, args)
-        self._args = args
+        self.args = args
+        """The checked arguments."""
         self._heard_of()
         if key is not None or self._audited:
             self._digest = chain.sha256(audit.body_of(given))
@@ -89,14 +90,9 @@ class Call:
 
     def _heard_of(self) -> None:
         if self.operation.by:
-            actor = self._args.get(self.operation.by)
+            actor = self.args.get(self.operation.by)
             if actor is not None:
                 self._mux.presence.beat(actor)
-
-    @property
-    def args(self) -> dict[str, Any]:
-        """The checked arguments."""
-        return self._args
 
     @property
     def replayed(self) -> bool:
@@ -133,7 +129,7 @@ class Call:
         else:
             return
         if self._audited and not isinstance(error, Hangup):
-            audit.note(self._mux, self.operation, self._args, self._caller, outcome, self._digest)
+            audit.note(self._mux, self.operation, self.args, self._caller, outcome, self._digest)
 
     def start(self) -> Any:
         """Run a call that is not a queued change; returns its answer, or a `Wait` that has not been tried yet."""
@@ -150,13 +146,13 @@ class Call:
         operation = self.operation
         if operation.kind in ("read", "text"):
             with self._mux.store.read() as rx:
-                told = operation.run(rx, **self._args)
+                told = operation.run(rx, **self.args)
             return self._caller.fitted(told, operation.pages) if self._caller.room and operation.pages else told
         if operation.kind == "lines":
-            return operation.run(self._mux, **self._args)
-        started = (operation.wait or operation.run)(self._mux, self._caller, **self._args)
+            return operation.run(self._mux, **self.args)
+        started = (operation.wait or operation.run)(self._mux, self._caller, **self.args)
         if operation.kind == "act" and self._audited and not self._caller.replayed:
-            self._mux.store.write(audit.act(operation, self._args, started, self._caller, self._digest), grows=True)
+            self._mux.store.write(audit.act(operation, self.args, started, self._caller, self._digest), grows=True)
         if self._caller.principal is not None and isinstance(started, Wait):
             return _while_good(self._mux, started, self._caller.principal)
         return started
@@ -192,17 +188,9 @@ def _tried(run: Callable[..., Any], *args: Any, **named: Any) -> tuple[Any, Base
         return None, error
 
 
-def call(
-    mux: Mux,
-    operation: Operation,
-    given: Mapping[str, Any],
-    caller: Caller,
-    *,
-    textual: bool = False,
-    key: str | None = None,
-) -> Any:
+def call(mux: Mux, operation: Operation, given: Mapping[str, Any], caller: Caller, *, key: str | None = None) -> Any:
     """Run an operation and return its answer; raises MuxError, or Hangup when a waiting caller has gone away."""
-    return Call(mux, operation, given, caller, textual=textual, key=key).answer()
+    return Call(mux, operation, given, caller, key=key).answer()
 
 
 def admit(mux: Mux, operation: Operation, caller: Caller) -> None:

@@ -192,7 +192,7 @@ class Runner:
                     self._register()
                 elif error.code in ("unreachable", "too_many_waiters", "too_many_connections", "shutting_down"):
                     self.say(f"{error.message}; trying again")
-                    self._pause(AGAIN_MS)
+                    self._pause()
                 else:
                     raise
                 continue
@@ -226,7 +226,7 @@ class Runner:
                 self._jobs[piece.name] = job
                 self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         if stopping:
-            job.give_back("the runner was stopped", 0)
+            job.give_back("the runner was stopped")
             return False
         thread.start()
         return not self.orders.once
@@ -243,8 +243,8 @@ class Runner:
                 self._status = EXIT_REFUSED
             self._changed.notify_all()
 
-    def _pause(self, ms: int) -> None:
-        deadline = self.clock.ticks_ms() + ms
+    def _pause(self) -> None:
+        deadline = self.clock.ticks_ms() + AGAIN_MS
         with self._lock:
             while not self.stopping and self.clock.ticks_ms() < deadline:
                 self.clock.wait(self._changed, deadline)
@@ -272,7 +272,7 @@ class Runner:
             except MuxError as error:
                 if error.status in (401, 402, 403):
                     return
-                self._pause(AGAIN_MS)
+                self._pause()
                 continue
             after = seen["next"]
             for event in seen["events"]:
@@ -320,7 +320,7 @@ class _Job:
                     start_new_session=True,
                 )
             except OSError as trouble:
-                self.give_back(f"its command cannot be started: {trouble.strerror}", 0)
+                self.give_back(f"its command cannot be started: {trouble.strerror}")
                 raise MuxError("not_found", f"{runner.program[0]} cannot be started: {trouble.strerror}") from trouble
             keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
             with self._lock:
@@ -438,10 +438,10 @@ class _Job:
                     raise
                 self._runner.say(f"{self.piece.name}: ended; {error.message}; trying again")
 
-    def give_back(self, why: str, delay_s: int) -> None:
+    def give_back(self, why: str) -> None:
         """Let another agent do it; if the daemon cannot be told, the lease expires instead."""
         with contextlib.suppress(MuxError):
-            self.piece.give_back(self._client, why, delay_s)
+            self.piece.give_back(self._client, why, 0)
 
 
 def _program(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from stonemux import VERSION, door, licenseclient
 from stonemux.clock import DAY_MS
-from stonemux.datadir import DataDir, note_install, read_install
+from stonemux.datadir import note_install, read_install
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux
 from stonemux.operations import BY_NAME
@@ -28,9 +28,9 @@ log = logging.getLogger("stonemux")
 class Telemetry:
     """The thread; `beat` sends a heartbeat if one is due, which tests may call."""
 
-    def __init__(self, mux: Mux, directory: DataDir) -> None:
+    def __init__(self, mux: Mux) -> None:
         self._mux = mux
-        self._directory = directory
+        self._folder = mux.store.directory.path
         self._condition = threading.Condition()
         self._stopping = self._stirred = False
         self.last = 0
@@ -73,12 +73,12 @@ class Telemetry:
         settings = mux.settings
         if not settings.license_server or not settings.license_heartbeat or mux.entitlement.license is None:
             return False
-        install_id, noted = read_install(self._directory.path, mux.clock.new_id)
+        install_id, noted = read_install(self._folder, mux.clock.new_id)
         self.last = max(self.last, noted)
         if mux.clock.now_ms() < self.last + DAY_MS:
             return False
         self.last = mux.clock.now_ms()
-        note_install(self._directory.path, install_id, self.last)
+        note_install(self._folder, install_id, self.last)
         try:
             answer = licenseclient.post(settings.license_server, "/heartbeat", body(mux, install_id))
         except licenseclient.NoUse as trouble:

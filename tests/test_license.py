@@ -466,7 +466,7 @@ def test_thirty_days_of_a_bad_server_change_nothing(far, near, answer):
         face = Direct(program.mux)
         put(face, document)
         join(face, "ann", "bob", "cat")
-        telemetry = Telemetry(program.mux, program.directory)
+        telemetry = Telemetry(program.mux)
         for _ in range(30):
             assert telemetry.beat()
             program.clock.advance(DAY_MS)
@@ -481,7 +481,7 @@ def test_thirty_days_without_a_server_change_nothing(far, near):
     _, document = issue(far, "enterprise")
     program = near("http://127.0.0.1:9")
     put(Direct(program.mux), document)
-    telemetry = Telemetry(program.mux, program.directory)
+    telemetry = Telemetry(program.mux)
     for _ in range(30):
         assert telemetry.beat()
         program.clock.advance(DAY_MS)
@@ -527,18 +527,18 @@ def test_the_heartbeat_tells_four_things_once_a_day_and_can_be_switched_off(far,
     _, document = issue(far, "pro")
     with answering(http_answer(200, b"{}")) as (server, heard):
         program = near(server)
-        telemetry = Telemetry(program.mux, program.directory)
+        telemetry = Telemetry(program.mux)
         assert not telemetry.beat(), "without a license nobody is told"
         put(Direct(program.mux), document)
         join(Direct(program.mux), "ann")
         assert telemetry.beat()
         assert not telemetry.beat()
-        assert not Telemetry(program.mux, program.directory).beat(), "not even after a restart"
+        assert not Telemetry(program.mux).beat(), "not even after a restart"
         program.clock.advance(DAY_MS)
         assert telemetry.beat()
         silent = near(server, license_heartbeat=False)
         put(Direct(silent.mux), document)
-        assert not Telemetry(silent.mux, silent.directory).beat()
+        assert not Telemetry(silent.mux).beat()
     sent = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in heard]
     assert len(sent) == 2
     assert sent[0] == sent[1]
@@ -556,7 +556,7 @@ def test_a_command_comes_with_the_heartbeats_answer(far, near):
         activation.activate(program.settings, key, None)
         face = Direct(program.mux)
         face.call("license.reload")
-        telemetry = Telemetry(program.mux, program.directory)
+        telemetry = Telemetry(program.mux)
         tiers = []
         for cmd in ("die", "live"):
             Issuer(far.path, far.clock).command(cmd, document["lic_id"])
