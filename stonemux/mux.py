@@ -272,7 +272,7 @@ class Mux:
         return wait.give_up() if answer is None else answer
 
     def _try(self, wait: Wait) -> Any:
-        return wait.attempt() if wait.work is None else wait.attempt(self.store.write(wait.work))
+        return wait.attempt() if wait.work is None else wait.attempt(self.store.write(wait.work, grows=True))
 
 
 @contextmanager

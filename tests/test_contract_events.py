@@ -80,7 +80,8 @@ def test_an_event_tells_what_happened(face):
     join(face, "ann", "bob")
     sent = face.call("msg.send", from_="ann", to="bob", content="x", subject="s", priority=2, metadata={"a": 1})
     written = face.call("state.set", key="k", value="v", updated_by="ann")
-    message, change = events(face, types=["message", "state_changed"])["events"]
+    face.call("state.delete", key="k")
+    message, change, end = events(face, types=["message", "state_changed"])["events"]
     assert message["data"] == {
         "id": sent["message_id"],
         "from": "ann",
@@ -97,6 +98,7 @@ def test_an_event_tells_what_happened(face):
         **{name: written[name] for name in ("key", "value", "version", "updated_by")},
         "channel": "default",
     }
+    assert end["data"] == {"key": "k", "value": None, "version": 2, "channel": "default", "deleted": True}
 
 
 def test_the_log_narrows_by_type_channel_and_agent(face):

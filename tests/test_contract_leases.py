@@ -153,7 +153,8 @@ def test_a_nacked_message_comes_back_at_once_or_after_a_delay(face, mail, clock,
     assert take(face)[0]["deliveries"] == 3
 
 
-def test_an_extended_lease_runs_from_now_and_no_other_does(face, mail, clock, program):
+@pytest.mark.parametrize(("operation", "given"), [("msg.extend", {"lease": 10}), ("msg.nack", {"delay": 10})])
+def test_an_extended_lease_or_a_delay_runs_from_now_and_no_other_does(face, mail, clock, program, operation, given):
     mail()
     face.call("agent.register", agent_id="cat")
     (other,) = mail("a")
@@ -164,7 +165,7 @@ def test_an_extended_lease_runs_from_now_and_no_other_does(face, mail, clock, pr
 
     assert (taken("bob"), taken("cat")) == ([other, sent], [sent])
     clock.advance(9_000)
-    face.call("msg.extend", agent_id="bob", id=sent, lease=10)
+    face.call(operation, agent_id="bob", id=sent, **given)
     clock.advance(9_000)
     program.timekeeper.tick()
     assert (taken("bob"), taken("cat")) == ([other], [sent])
@@ -225,13 +226,16 @@ def test_i13_a_message_delivered_in_vain_too_often_becomes_a_dead_letter(open_pr
     assert (again["id"], again["deliveries"]) == (sent, 1)
 
 
-def test_i13_a_nack_counts_towards_the_last_delivery(open_program):
+def test_i13_a_nack_counts_towards_the_last_delivery_of_this_message_to_this_agent(open_program):
     program = open_program(max_deliveries=1)
     face = Direct(program.mux)
-    face.call("agent.register", agent_id="bob")
-    sent = face.call("msg.send", from_="bob", to="bob", content="poison")["message_id"]
-    take(face)
+    join(face, "ann", "bob", "cat")
+    sent = face.call("msg.broadcast", from_="ann", content="poison")["message_id"]
+    (other,) = say(face, "fine")
+    assert ids(take(face)) == [sent, other]
     assert face.call("msg.nack", agent_id="bob", id=sent) == {"id": sent, "status": "dead"}
+    assert ids(face.call("msg.dead", agent_id="bob")["messages"]) == [sent]
+    assert ids(face.call("msg.poll", agent_id="cat", timeout=0)["messages"]) == [sent]
 
 
 @pytest.mark.parametrize("later", [1_000, 200_000])

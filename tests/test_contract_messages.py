@@ -240,6 +240,20 @@ def test_however_mail_is_taken_it_makes_room__I12(team, how):
 
 
 @pytest.mark.settings(inbox_limit=2)
+@pytest.mark.parametrize("how", ["nack", "expiry"])
+def test_mail_that_comes_back_takes_its_room_again__I12(team, clock, program, how):
+    sent = send(team)
+    ids(team, ack="manual", lease=1)
+    send(team)
+    if how == "nack":
+        team.call("msg.nack", agent_id="bob", id=sent)
+    else:
+        clock.advance(1_000)
+        program.timekeeper.tick()
+    refusal(team, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
+
+
+@pytest.mark.settings(inbox_limit=2)
 def test_mail_that_has_run_out_takes_no_room__I12(team, clock):
     for _ in range(2):
         send(team, ttl_seconds=1)

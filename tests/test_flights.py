@@ -40,6 +40,14 @@ def test_ids_are_in_flight_for_one_agent_until_they_end():
     assert flights.held("bob") == {2}
 
 
+def test_the_end_of_a_flight_says_whether_something_is_queued_again():
+    flights = Flights()
+    with flights.of("bob") as held:
+        held.update([1, 2, 3])
+    flights.recall("bob", [1])
+    assert [flights.end("bob", [one]) for one in (2, 1, 3)] == [False, True, False]
+
+
 def test_what_is_in_flight_is_not_handed_out_again(poll, send, mux):
     send("a")
     first, _ = poll()

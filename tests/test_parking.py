@@ -264,3 +264,16 @@ def test_claims_that_wait_are_changes_in_one_batch(parker, mux, monkeypatch):
     mux.store.gatherers.discard(me)
     assert {told["task"]["claimed_by"] for told in parker.told} == {"bob", "cat"}
     assert batches == [2]
+
+
+def test_fault_34_on_a_full_disk_a_claim_is_refused_whether_a_thread_waits_or_not(parker, mux, monkeypatch):
+    direct = Direct(mux)
+    join(direct, "ann", "bob")
+    direct.call("task.post", description="x", posted_by="ann")
+    monkeypatch.setattr(mux.store._ballast, "free", lambda: 0)
+    monkeypatch.setattr(mux.store, "_tight", True)
+    wait = await_claim(mux, Caller(), agent_id="bob", channel="default", task_id=None, timeout=60)
+    parker.lot.park(wait, Seat(), lambda answer, error: parker.told.append(error))
+    with pytest.raises(MuxError) as caught:
+        mux.wait(Caller(), wait)
+    assert [parker.told[0].code, caught.value.code] == ["storage_full"] * 2
