@@ -63,7 +63,8 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         raise MuxError(
             "data_refused",
             f"{path} is missing or empty, although this directory once held data; it was left untouched",
-            remedy="put the file back, or pass an empty directory as --data-dir",
+            remedy="put the file back, restore a backup with: stonemux restore FILE, or pass an empty directory as "
+            "--data-dir",
         )
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -111,7 +112,7 @@ def _unreadable(path: Path, error: sqlite3.Error) -> MuxError:
     return MuxError(
         "data_refused",
         f"{path} cannot be read as a stonemux database ({error}); it was left untouched",
-        remedy="replace it with a good copy, or pass another directory as --data-dir",
+        remedy=f"{RESTORE}, or pass another directory as --data-dir",
     )
 
 
