@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from stonemux.client import Client
 from stonemux.clock import moment
 from stonemux.errors import MuxError
+from stonemux.vocabulary import generate_agent_channel_name
 
 MOST_RESULT = 65_536
 """How many bytes a result may have unless the daemon says otherwise; a longer one is kept in full as a document."""
@@ -135,19 +136,37 @@ class LeasedMessage:
         """Acknowledge the message, after the output has been passed on."""
         if not self._reply:
             self._emit(f"{output}\n" if output else "")
-        elif output:
-            key = f"run-message-{self._id}"
-            document = _document(client, output, f"{key}-document") if len(output.encode()) > MOST_RESULT else ""
-            client.msg_send(
-                to=self.told["from"],
-                content=None if document else output,
-                content_ref=document or None,
-                channel=self.told["channel"],
-                reply_to=self._id,
-                idempotency_key=f"{key}-reply",
-            )
+        elif output and not self._answer(client, output):
+            self._emit(f"{output}\n")
+            client.msg_ack(ids=[self._id])
+            return "acknowledged, but its sender is gone"
         client.msg_ack(ids=[self._id])
         return "answered" if self._reply else "acknowledged"
+
+    def _answer(self, client: Client, output: str) -> bool:
+        """Send the output to the sender: in the message's channel or, if the sender is no member there, in its own.
+
+        False if the sender is not registered: then there is nobody to answer.
+        """
+        key, sender = f"run-message-{self._id}", self.told["from"]
+        document = _document(client, output, f"{key}-document") if len(output.encode()) > MOST_RESULT else ""
+        for name, channel in (("reply", self.told["channel"]), ("reply-own", generate_agent_channel_name(sender))):
+            try:
+                client.msg_send(
+                    to=sender,
+                    content=None if document else output,
+                    content_ref=document or None,
+                    channel=channel,
+                    reply_to=self._id,
+                    idempotency_key=f"{key}-{name}",
+                )
+                return True
+            except MuxError as error:
+                if error.code == "agent_not_found":
+                    return False
+                if error.code != "not_in_channel":
+                    raise
+        return False
 
     def fail(self, client: Client, why: str) -> str:
         """Put it back, with a longer delay each time."""

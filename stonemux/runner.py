@@ -297,6 +297,8 @@ class _Job:
         self._kill_at: int | None = None
         """When the command's grace period ends (ticks)."""
         self._held = True
+        self._unreported = False
+        """Whether the daemon refused to hear the outcome."""
 
     def run(self) -> bool:
         """Run the command to its end and report to the daemon; returns whether all went well.
@@ -338,7 +340,7 @@ class _Job:
                 signals.to_session(process.pid, signal.SIGKILL)  # processes that it left behind
             outcome = self._settle(status, why, held, output, errors)
         runner.say(f"{piece.name}: {outcome} after {(runner.clock.ticks_ms() - begun) / 1000:.1f} s")
-        return status == 0 and not why
+        return status == 0 and not why and not self._unreported
 
     def stop(self, why: str, *, now: bool = False) -> None:
         """Stop the command; `now` skips its grace period."""
@@ -426,6 +428,7 @@ class _Job:
         except MuxError as error:
             if error.code in OVER + SETTLED:
                 return f"ended with status {status}; no longer ours"
+            self._unreported = True
             return f"ended with status {status}, which could not be reported: {error.message}"
 
     def _told(self, tell: Callable[[], str]) -> str:

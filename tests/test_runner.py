@@ -422,6 +422,31 @@ def test_an_answer_goes_back_to_the_sender(start, boss, letter):
     assert status_of(boss, message) == "acked"
 
 
+def test_an_answer_reaches_a_sender_who_is_not_in_the_channel(start, boss, letter):
+    boss.call("agent.register", agent_id="far", channel="elsewhere")
+    asked = boss.call("msg.send", **{"from": "far"}, to="w", content="2 + 2?")["message_id"]
+    assert start("echo 4", messages=True, reply=True, once=True).ends() == 0
+    (answer,) = boss.call("msg.poll", agent_id="far", timeout=0)["messages"]
+    assert (answer["content"], answer["channel"], answer["reply_to"]) == ("4", "agent-far", asked)
+    assert status_of(boss, asked) == "acked"
+
+
+def test_an_answer_to_a_sender_who_is_gone_is_printed(start, boss, letter):
+    message = letter("2 + 2?")
+    boss.call("agent.deregister", agent_id="boss")
+    running = start("echo 4", messages=True, reply=True, once=True)
+    assert running.ends() == 0
+    assert running.emitted == ["4\n"]
+    assert status_of(boss, message) == "acked"
+
+
+def test_a_command_whose_outcome_is_refused_has_not_succeeded(start, boss, letter, monkeypatch):
+    letter("2 + 2?")
+    refused = MuxError("webhook_limit", "any refusal")
+    monkeypatch.setattr(pieces.LeasedMessage, "_answer", lambda *_: (_ for _ in ()).throw(refused))
+    assert start("echo 4", messages=True, reply=True, once=True).ends() == 1
+
+
 def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter, clock, program):
     message = letter("hello")
     assert start("exit 1", messages=True, once=True).ends() == 1
