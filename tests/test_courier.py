@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,15 @@ def test_anything_else_is_a_failure(receive, code):
     found = post(receive(status(code)).url)
     assert found.status == code
     assert str(code) in found.error
+    assert ("redirects are not followed" in found.error) == (code < 400)
     assert found.gone == (code == 410)
+
+
+@pytest.mark.parametrize(("later_s", "seconds"), [(90, 90), (-90, 0), (90_000, 3600)])
+def test_the_time_to_try_again_may_be_a_date(receive, monkeypatch, later_s, seconds):
+    monkeypatch.setattr(oneshot.clock, "wall_ms", lambda: 1_780_000_000_000)
+    date = formatdate(1_780_000_000 + later_s, usegmt=True)
+    assert post(receive(status(503, f"Retry-After: {date}")).url).retry_after == seconds
 
 
 def test_a_port_where_nobody_listens_refuses_the_connection(receive):
