@@ -23,6 +23,9 @@ class Piece(Protocol):
     environ: dict[str, str]
     lease_ms: int
 
+    def is_ended_by(self, event: Mapping[str, Any]) -> bool:
+        """Whether this `task_cancelled` event says that the work is no longer wanted."""
+
     def extend(self, client: Client) -> str:
         """Renew the lease; returns "" or `cancelled`."""
 
@@ -46,13 +49,18 @@ class ClaimedTask:
         self._id: str = claim["task_id"]
         self._token: str = claim["claim_token"]
         self._retry = retry
-        self.lease_ms = moment(self.told["lease_expires_at"]) - moment(self.told["claimed_at"])
+        self._since = moment(self.told["claimed_at"])
+        self.lease_ms = moment(self.told["lease_expires_at"]) - self._since
         self.environ = {
             "STONEMUX_TASK_ID": self._id,
             "STONEMUX_CLAIM_TOKEN": self._token,
             "STONEMUX_CHANNEL": self.told["channel"],
             "STONEMUX_FROM": self.told["posted_by"],
         }
+
+    def is_ended_by(self, event: Mapping[str, Any]) -> bool:
+        """Whether this claim was cancelled; an earlier event was about a task that has been put back since."""
+        return event["data"]["task_id"] == self._id and moment(event["at"]) >= self._since
 
     def extend(self, client: Client) -> str:
         """Renew the lease of the claim; returns `cancelled` if the task's poster no longer wants the work."""
@@ -61,26 +69,17 @@ class ClaimedTask:
 
     def complete(self, client: Client, output: str) -> str:
         """Complete the task with the output as its result; output that is too long is kept in full as a document."""
-        size = len(output.encode())
-        limit, document = None if size <= MOST_RESULT else MOST_RESULT, ""
-        while True:
-            if limit is not None and not document:
-                document = _document(client, output, self._key("document"))
-            whole = f"; the whole is {document}" if document else ""
-            result = output if limit is None else _cut(output, limit, f"\n[{size} bytes in all{whole}]")
-            try:
-                client.task_complete(
-                    task_id=self._id,
-                    claim_token=self._token,
-                    result=result,
-                    idempotency_key=self._key(f"complete-{limit or 0}"),
-                )
-                return "complete"
-            except MuxError as error:
-                told = error.facts.get("limit")
-                if error.facts.get("parameter") != "result" or not isinstance(told, int) or told == limit:
-                    raise
-                limit = told
+
+        def tell(result: str, limit: int, document: str) -> None:
+            client.task_complete(
+                task_id=self._id,
+                claim_token=self._token,
+                result=result,
+                idempotency_key=self._key(f"complete-{limit}"),
+            )
+
+        _fit(client, output, self._key("document"), tell)
+        return "complete"
 
     def fail(self, client: Client, why: str) -> str:
         """Report a failure: the task has failed, or is put back to be tried again."""
@@ -127,6 +126,10 @@ class LeasedMessage:
             "STONEMUX_CHANNEL": message["channel"],
         }
 
+    def is_ended_by(self, event: Mapping[str, Any]) -> bool:
+        """Never: a message cannot be cancelled."""
+        return False
+
     def extend(self, client: Client) -> str:
         """Renew the lease; a message cannot be cancelled."""
         client.msg_extend(id=self._id, lease=self._lease_s)
@@ -148,18 +151,10 @@ class LeasedMessage:
 
         False if the sender is not registered: then there is nobody to answer.
         """
-        key, sender = f"run-message-{self._id}", self.told["from"]
-        document = _document(client, output, f"{key}-document") if len(output.encode()) > MOST_RESULT else ""
-        for name, channel in (("reply", self.told["channel"]), ("reply-own", generate_agent_channel_name(sender))):
+        own = generate_agent_channel_name(self.told["from"])
+        for name, channel in (("reply", self.told["channel"]), ("reply-own", own)):
             try:
-                client.msg_send(
-                    to=sender,
-                    content=None if document else output,
-                    content_ref=document or None,
-                    channel=channel,
-                    reply_to=self._id,
-                    idempotency_key=f"{key}-{name}",
-                )
+                self._send(client, output, name, channel)
                 return True
             except MuxError as error:
                 if error.code == "agent_not_found":
@@ -167,6 +162,21 @@ class LeasedMessage:
                 if error.code != "not_in_channel":
                     raise
         return False
+
+    def _send(self, client: Client, output: str, name: str, channel: str) -> None:
+        key = f"run-message-{self._id}"
+
+        def tell(content: str, limit: int, document: str) -> None:
+            client.msg_send(
+                to=self.told["from"],
+                content=None if document else content,
+                content_ref=document or None,
+                channel=channel,
+                reply_to=self._id,
+                idempotency_key=f"{key}-{name}-{limit}",
+            )
+
+        _fit(client, output, f"{key}-document", tell)
 
     def fail(self, client: Client, why: str) -> str:
         """Put it back, with a longer delay each time."""
@@ -177,6 +187,27 @@ class LeasedMessage:
         """Put it back, to be redelivered after `delay_s` seconds."""
         client.msg_nack(id=self._id, delay=delay_s)
         return "put back"
+
+
+def _fit(client: Client, output: str, key: str, tell: Callable[[str, int, str], None]) -> None:
+    """Call `tell` with the output, 0, and ""; or with what fits of it, the limit, and the document that has the whole.
+
+    The document is "" if the daemon refuses it. `tell` is called again if the daemon's limit is lower than was thought.
+    """
+    size = len(output.encode())
+    limit, document = 0 if size <= MOST_RESULT else MOST_RESULT, ""
+    while True:
+        if limit and not document:
+            document = _document(client, output, key)
+        whole = f"; the whole is {document}" if document else ""
+        try:
+            tell(_cut(output, limit, f"\n[{size} bytes in all{whole}]") if limit else output, limit, document)
+            return
+        except MuxError as error:
+            told = error.facts.get("limit")
+            if error.facts.get("parameter") not in ("result", "content") or not isinstance(told, int) or told == limit:
+                raise
+            limit = told
 
 
 def _cut(text: str, limit: int, note: str) -> str:

@@ -13,8 +13,9 @@ either, the task is safe with the daemon:
 
 Stopping means SIGTERM to the command and everything it started, and SIGKILL after a grace period.
 
-One thread takes work, and one watches for cancellations. Each command has two threads: one waits for its end, the other
-renews its lease. `Runner._lock` guards the list of running commands; `_Job._lock` guards the state of one command.
+One thread takes work, and one watches for cancellations. Each command has three threads: one waits for its end, one
+renews its lease, and one listens to it (`ears`). `Runner._lock` guards the set of running commands and what was
+cancelled before it is in there; `_Job._lock` guards the state of one command.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from typing import Any
 
-from stonemux import signals
+from stonemux import ears, signals
 from stonemux.client import Client
 from stonemux.clock import Clock
 from stonemux.errors import EXIT_OK, EXIT_REFUSED, MuxError
@@ -55,6 +56,9 @@ MOST_OUTPUT = 10 * 1024 * 1024
 TAIL_BYTES = 4000
 """How many bytes from the end of standard error are used to explain a failure."""
 MOST_REASON = 1000
+UNAVAILABLE = 503
+PASSING = (429, UNAVAILABLE, 507)
+"""The statuses of refusals that time may cure: too much at once, a daemon that stops, a full disk."""
 OVER = ("stale_claim", "already_complete", "not_claim_owner", "task_conflict", "task_not_found")
 """Refusals that mean that the runner no longer holds the task."""
 SETTLED = ("message_not_found", "not_delivered")
@@ -112,14 +116,19 @@ class Runner:
         self._watching = Client(agent=orders.agent, environ=environ)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: set[_Job] = set()
+        self._early: list[Any] | None = None
+        """While a piece of work is taken: the cancellations that came, one of which may be its own."""
         self._threads: list[threading.Thread] = []
         self.stopping = False
         self._status = EXIT_OK
-        self._refused: MuxError | None = None
+        self._failure: Exception | None = None
 
     def run(self) -> int:
-        """Register, and work until the end; returns the exit status. Raises what the daemon refuses."""
+        """Register, and work until the end; returns the exit status.
+
+        Raises what the daemon refuses, `not_found` for a command that cannot be started, and whatever `emit` raises.
+        """
         try:
             self._register()
             if not self.orders.messages:
@@ -132,8 +141,8 @@ class Runner:
             self._await_all()
             self.client.close()
             self.keeping.close()
-        if self._refused is not None:
-            raise self._refused
+        if self._failure is not None:
+            raise self._failure
         return self._status
 
     def stop(self, *, now: bool = False) -> None:
@@ -143,7 +152,7 @@ class Runner:
         """
         with self._lock:
             first, self.stopping = not self.stopping, True
-            jobs = list(self._jobs.values())
+            jobs = list(self._jobs)
             self._changed.notify_all()
         if first and jobs:
             self.say(f"stopping {counted(len(jobs), 'command')}")
@@ -183,6 +192,8 @@ class Runner:
 
     def _take_all(self) -> None:
         while self._has_room():
+            with self._lock:
+                self._early = []
             try:
                 piece = self._take()
             except MuxError as error:
@@ -190,7 +201,7 @@ class Runner:
                     return
                 if error.code == "agent_not_found":
                     self._register()
-                elif error.code in ("unreachable", "too_many_waiters", "too_many_connections", "shutting_down"):
+                elif error.code == "unreachable" or error.status in PASSING:
                     self.say(f"{error.message}; trying again")
                     self._pause()
                 else:
@@ -222,23 +233,29 @@ class Runner:
         thread = threading.Thread(target=self._see_through, args=(job,), name=piece.name)
         with self._lock:
             stopping = self.stopping
+            if any(map(piece.is_ended_by, self._early or ())):
+                job.stop("cancelled")
+            self._early = None
             if not stopping:
-                self._jobs[piece.name] = job
+                try:
+                    thread.start()
+                except RuntimeError as trouble:
+                    raise job.not_started(trouble) from trouble
+                self._jobs.add(job)
                 self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         if stopping:
             job.give_back("the runner was stopped")
-            return False
-        thread.start()
-        return not self.orders.once
+        return not stopping and not self.orders.once
 
     def _see_through(self, job: _Job) -> None:
+        well = False
         try:
             well = job.run()
-        except MuxError as error:
-            well, self._refused = False, error
+        except Exception as error:
+            self._failure = self._failure or error
             self.stop()
         with self._lock:
-            del self._jobs[job.piece.name]
+            self._jobs.remove(job)
             if self.orders.once and not well:
                 self._status = EXIT_REFUSED
             self._changed.notify_all()
@@ -277,8 +294,10 @@ class Runner:
             after = seen["next"]
             for event in seen["events"]:
                 with self._lock:
-                    job = self._jobs.get(f"task {event['data']['task_id']}")
-                if job is not None:
+                    ended = [job for job in self._jobs if job.piece.is_ended_by(event)]
+                    if self._early is not None:
+                        self._early.append(event)
+                for job in ended:
                     job.stop("cancelled")
 
 
@@ -292,6 +311,8 @@ class _Job:
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
         self._process: subprocess.Popen[bytes] | None = None
+        self._over = False
+        """Whether the command has ended; from then on, it is too late to stop it."""
         self._why = ""
         """Why the command is stopped: "cancelled", "stopped", or "lost"."""
         self._kill_at: int | None = None
@@ -303,48 +324,80 @@ class _Job:
     def run(self) -> bool:
         """Run the command to its end and report to the daemon; returns whether all went well.
 
-        Raises `not_found` if the command cannot be started; its work has then been given back.
+        Raises `not_found` if the command cannot be started, and what `emit` raises; its work has then been given back.
         """
         runner, piece = self._runner, self.piece
         begun = runner.clock.ticks_ms()
         runner.say(f"{piece.name}: started")
-        with contextlib.ExitStack() as closing:
-            given, output, errors = (closing.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-            given.write(json.dumps(piece.told).encode() + b"\n")
-            given.seek(0)
-            try:
-                process = subprocess.Popen(
-                    runner.program,
-                    stdin=given,
-                    stdout=output,
-                    stderr=errors,
-                    env=runner.environ | piece.environ,
-                    start_new_session=True,
-                )
-            except OSError as trouble:
-                self.give_back(f"its command cannot be started: {trouble.strerror}")
-                raise MuxError("not_found", f"{runner.program[0]} cannot be started: {trouble.strerror}") from trouble
-            keeper = threading.Thread(target=self._keep, args=(process,), name=f"{piece.name} keeper")
-            with self._lock:
-                self._process = process
-                if self._why:  # stopped before the process existed
-                    signals.to_session(process.pid, signal.SIGTERM)
-            keeper.start()
-            status = process.wait()
-            with self._lock:
-                self._process = None
-                why, held = self._why, self._held
-                self._turn.notify_all()
-            keeper.join()
-            if why:
-                signals.to_session(process.pid, signal.SIGKILL)  # processes that it left behind
-            outcome = self._settle(status, why, held, output, errors)
+        status, output, errors = (0, "", "") if self._why else self._run()
+        with self._lock:
+            self._over = True
+        outcome = self._settle(status, output, errors)
         runner.say(f"{piece.name}: {outcome} after {(runner.clock.ticks_ms() - begun) / 1000:.1f} s")
-        return status == 0 and not why and not self._unreported
+        return status == 0 and not self._why and not self._unreported
+
+    def _run(self) -> tuple[int, str, str]:
+        """Run the command to its end; returns its status, and what it said as output and as errors."""
+        heard: list[ears.Ear] = []
+        try:
+            heard.append(ears.Ear(MOST_OUTPUT))
+            heard.append(ears.Ear(TAIL_BYTES, latest=True))
+            process, keeper = self._start(*heard)
+        except (OSError, ValueError, RuntimeError) as trouble:  # no room, or no such text in an environment
+            for ear in heard:
+                ear.close()
+            raise self.not_started(trouble) from trouble
+        status = process.wait()
+        with self._lock:
+            self._over = True
+            self._turn.notify_all()
+        keeper.join()
+        if self._why:
+            signals.to_session(process.pid, signal.SIGKILL)  # processes that it left behind
+        output, errors = (ear.finish() for ear in heard)
+        return status, output, errors
+
+    def _start(self, output: ears.Ear, errors: ears.Ear) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+        """Start the command, and the threads that listen to it and renew its lease."""
+        with tempfile.TemporaryFile() as given:
+            given.write(json.dumps(self.piece.told).encode() + b"\n")
+            given.seek(0)
+            process = subprocess.Popen(
+                self._runner.program,
+                stdin=given,
+                stdout=output.mouth,
+                stderr=errors.mouth,
+                env=self._runner.environ | self.piece.environ,
+                start_new_session=True,
+            )
+        with self._lock:
+            self._process = process
+            if self._why:  # stopped before the process existed
+                signals.to_session(process.pid, signal.SIGTERM)
+        keeper = threading.Thread(target=self._keep, args=(process,), name=f"{self.piece.name} keeper")
+        try:
+            keeper.start()
+            ears.listen(output, errors)
+        except RuntimeError:
+            signals.to_session(process.pid, signal.SIGKILL)
+            process.wait()
+            with self._lock:
+                self._over = True
+                self._turn.notify_all()
+            raise
+        return process, keeper
+
+    def not_started(self, trouble: Exception) -> MuxError:
+        """Give the work back, because its command could not be started; returns the error to raise."""
+        why = f"cannot be started: {getattr(trouble, 'strerror', None) or trouble}"
+        self.give_back(f"its command {why}")
+        return MuxError("not_found", f"{self._runner.program[0]} {why}")
 
     def stop(self, why: str, *, now: bool = False) -> None:
         """Stop the command; `now` skips its grace period."""
         with self._lock:
+            if self._over:
+                return
             self._why = self._why or why
             ticks = self._runner.clock.ticks_ms()
             if now:
@@ -363,7 +416,7 @@ class _Job:
         extend_at = clock.ticks_ms() + self._pace()
         while True:
             with self._lock:
-                if self._process is None:
+                if self._over:
                     return
                 due = extend_at if self._kill_at is None else self._kill_at
                 if clock.ticks_ms() < due:
@@ -400,36 +453,46 @@ class _Job:
         grace_ms = self._runner.orders.grace_s * 1000
         deadline = self._runner.clock.ticks_ms() + grace_ms
         with self._lock:
-            while self._process is not None and self._runner.clock.ticks_ms() < deadline:
+            while not self._over and self._runner.clock.ticks_ms() < deadline:
                 self._runner.clock.wait(self._turn, deadline)
         self.stop("lost")
 
     # -- the end
 
-    def _settle(self, status: int, why: str, held: bool, output: IO[bytes], errors: IO[bytes]) -> str:
-        """Report the outcome to the daemon; returns it in one word."""
-        if why == "cancelled":
+    def _settle(self, status: int, output: str, errors: str) -> str:
+        """Report the outcome to the daemon; returns it in one word. Raises what `emit` raises."""
+        if self._why == "cancelled":
             return "cancelled"
-        if not held or why == "lost":
+        if not self._held or self._why == "lost":
             return "no longer ours"
         try:
-            if why == "stopped":
-                return self._told(lambda: self.piece.give_back(self._client, "the runner was stopped", 0))
-            if status == 0:
-                text = _text(output, 0, MOST_OUTPUT).rstrip("\n")
-                return self._told(lambda: self.piece.complete(self._client, text))
-            reason = _text(errors, max(0, errors.seek(0, os.SEEK_END) - TAIL_BYTES), TAIL_BYTES).strip()
-            if status == LATER:
-                said = reason[-MOST_REASON:] or "the command asked for a retry later"
-                return self._told(lambda: self.piece.give_back(self._client, said, LATER_S))
-            ended = f"exit status {status}" if status > 0 else f"killed by {_signal_name(-status)}"
-            why = f"{ended}\n{reason}" if reason else ended
-            return self._told(lambda: self.piece.fail(self._client, why)) + f" ({ended})"
+            return self._told(lambda: self._report(status, output.rstrip("\n"), errors.strip()))
+        except OSError:
+            self.give_back("its output could not be written")
+            raise
         except MuxError as error:
+            ended = f"ended with status {status}"
             if error.code in OVER + SETTLED:
-                return f"ended with status {status}; no longer ours"
+                return f"{ended}; no longer ours"
             self._unreported = True
-            return f"ended with status {status}, which could not be reported: {error.message}"
+            why = f"{ended}, which could not be reported: {error.message}"
+            if error.code != "unreachable":
+                with contextlib.suppress(MuxError):
+                    self.piece.fail(self._client, why)
+            return why
+
+    def _report(self, status: int, output: str, errors: str) -> str:
+        """Tell the daemon once how the command ended; returns the resulting state."""
+        piece, client = self.piece, self._client
+        if self._why:
+            return piece.give_back(client, "the runner was stopped", 0)
+        if status == 0:
+            return piece.complete(client, output)
+        if status == LATER:
+            return piece.give_back(client, errors[-MOST_REASON:] or "the command asked for a retry later", LATER_S)
+        ended = f"exit status {status}" if status > 0 else f"killed by {_signal_name(-status)}"
+        state = piece.fail(client, f"{ended}\n{errors}" if errors else ended)
+        return f"{state} ({ended})"
 
     def _told(self, tell: Callable[[], str]) -> str:
         """Report to the daemon, retrying until a daemon that went away is back or the runner stops."""
@@ -437,7 +500,7 @@ class _Job:
             try:
                 return tell()
             except MuxError as error:
-                if error.code != "unreachable" or self._runner.stopping:
+                if (error.code != "unreachable" and error.status != UNAVAILABLE) or self._runner.stopping:
                     raise
                 self._runner.say(f"{self.piece.name}: ended; {error.message}; trying again")
 
@@ -462,8 +525,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
-
-
-def _text(file: IO[bytes], start: int, most: int) -> str:
-    file.seek(start)
-    return file.read(most).decode(errors="replace")

@@ -33,6 +33,7 @@ LAYERS: tuple[set[str], ...] = (
         "launch",
         "ed25519",
         "signals",
+        "ears",
     },
     {"ground", "setting", "threads"},
     # one subject each, none knows of the program

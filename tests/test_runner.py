@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,8 @@ from daemons import ROOT, free_port, running_daemon, tried
 from faces import join
 from raw import eventually
 
-from stonemux import pieces, runner
+from stonemux import ears, pieces, runner
+from stonemux.client import Client
 from stonemux.clock import rfc3339
 from stonemux.commands import run
 from stonemux.errors import MuxError
@@ -188,6 +192,36 @@ def test_what_is_no_text_is_told_as_well_as_text_can(start, boss):
     assert boss.task(task)["result"] == "a\ufffdb"
 
 
+def test_a_command_may_open_its_output_anew(start, boss):
+    task = boss.post()
+    assert start("echo a; echo b > /dev/stdout; echo c | tee /dev/stderr", once=True).ends() == 0
+    assert boss.task(task)["result"] == "a\nb\nc"
+
+
+def test_however_much_a_command_says_only_so_much_is_kept(start, boss, monkeypatch):
+    monkeypatch.setattr(runner, "MOST_OUTPUT", 10)
+    told, failed = boss.post(priority=1), boss.post()
+    running = start(
+        'head -c 3000000 /dev/zero | tr "\\0" x; head -c 3000000 /dev/zero >&2; echo oh >&2; exit $S', once=True
+    )
+    assert running.ends() == 0
+    assert boss.task(told)["result"] == "x" * 10
+    running.runner.environ["S"] = "1"
+    running = start("head -c 3000000 /dev/zero >&2; echo oh >&2; exit 1", once=True)
+    assert running.ends() == 1
+    assert len(boss.task(failed)["result"]) < runner.TAIL_BYTES + 20
+    assert boss.task(failed)["result"].endswith("\0oh")
+
+
+def test_nobody_waits_for_what_a_command_leaves_behind(start, boss, place):
+    task = boss.post()
+    left = 'sh -c "while [ ! -e $PLACE/go ]; do sleep 0.01; done; echo more; touch $PLACE/gone"'
+    assert start(f"{left} & echo done", once=True).ends() == 0
+    assert boss.task(task)["result"] == "done"
+    (place / "go").touch()
+    eventually((place / "gone").exists)  # it was not killed for writing
+
+
 def test_a_command_may_give_its_task_away_itself(start, boss, environ):
     environ["STONEMUX_CLI"] = f"{sys.executable} -m stonemux"
     environ["PYTHONPATH"] = str(ROOT)
@@ -266,6 +300,56 @@ def test_a_command_whose_task_went_to_another_is_stopped_after_a_grace(start, bo
     assert running.ends() == 1
     assert has_ended(shell)
     assert boss.task(task)["claimed_by"] == "boss"
+
+
+def test_a_cancellation_that_is_seen_before_the_claim_is_noted_stops_the_command(start, boss, place, monkeypatch):
+    begin, asked = Runner._begin, []
+    events_list = Client.events_list
+
+    def noted(self, **given):
+        asked.append(given["after"])
+        return events_list(self, **given)
+
+    def late(self, piece):
+        boss.call("task.cancel", task_id=piece.told["task_id"])
+        head = boss.call("events.list", limit=1)["head"]
+        eventually(lambda: asked[-1] >= head)
+        return begin(self, piece)
+
+    monkeypatch.setattr(Client, "events_list", noted)
+    monkeypatch.setattr(Runner, "_begin", late)
+    boss.post()
+    running = start('touch "$PLACE/begun"; sleep 60', once=True)
+    assert running.ends() == 1
+    assert "cancelled" in running.said[-1]
+    assert not (place / "begun").exists()
+
+
+def test_a_cancellation_of_an_earlier_claim_stops_nothing(boss, clock):
+    """The same task was cancelled, put back, and claimed again before the runner read of it."""
+    task = boss.post()
+    boss.call("task.cancel", task_id=task)
+    (event,) = boss.call("events.list", types=["task_cancelled"])["events"]
+    clock.advance(1)
+    boss.call("task.requeue", task_id=task)
+    piece = pieces.ClaimedTask(boss.call("task.claim", agent_id="boss"), retry=False)
+    assert not piece.is_ended_by(event)
+    boss.call("task.cancel", task_id=task)
+    assert piece.is_ended_by(boss.call("events.list", types=["task_cancelled"])["events"][-1])
+
+
+def test_a_task_that_comes_back_while_its_first_command_still_runs_is_a_second_command(start, boss, place):
+    task = boss.post()
+    again = 'case "$STONEMUX_CLAIM_TOKEN" in *.2) exit; esac'
+    wait = 'touch "$PLACE/$STONEMUX_CLAIM_TOKEN"; while [ ! -e "$PLACE/go" ]; do sleep 0.01; done'
+    running = start(f"{again}; {wait}", parallel=2)
+    eventually((place / f"{task}.1").exists)
+    boss.call("task.release", task_id=task, agent_id="w")
+    assert boss.until(task, "complete")["claimed_by"] == "w"
+    eventually(lambda: len(running.runner._jobs) == 1)  # the first one runs on
+    (place / "go").touch()
+    eventually(lambda: not running.runner._jobs)
+    assert "no longer ours" in running.said[-1]
 
 
 # -- many
@@ -372,6 +456,36 @@ def test_a_command_that_cannot_be_started_gives_its_task_back_and_ends_the_runne
     assert boss.task(task)["attempts"] == 0
 
 
+@pytest.mark.parametrize("trouble", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("no thread")])
+def test_a_machine_that_has_no_room_for_a_command_gets_the_task_back(start, boss, monkeypatch, trouble):
+    def full(*_: object, **__: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(*((tempfile, "TemporaryFile") if isinstance(trouble, OSError) else (ears, "listen")), full)
+    task = boss.post()
+    running = start("sleep 60")
+    with pytest.raises(MuxError, match="cannot be started"):
+        running.ends()
+    assert boss.task(task)["status"] == "pending"
+
+
+@pytest.mark.parametrize("refused", ["storage_full", "storage_busy", "inbox_full"])
+def test_a_claim_that_is_refused_for_now_is_tried_again(start, boss, monkeypatch, refused):
+    claim, tries = Client.task_claim, []
+
+    def refuse_first(self, **given):
+        tries.append(given)
+        if len(tries) == 1:
+            raise MuxError(refused, "not now")
+        return claim(self, **given)
+
+    monkeypatch.setattr(Client, "task_claim", refuse_first)
+    monkeypatch.setattr(runner, "AGAIN_MS", 1)
+    task = boss.post()
+    assert start("true", once=True).ends() == 0
+    assert boss.task(task)["status"] == "complete"
+
+
 @pytest.mark.settings(default_tier="free")
 def test_a_tier_that_has_no_tasks_refuses(start):
     with pytest.raises(MuxError) as caught:
@@ -440,11 +554,45 @@ def test_an_answer_to_a_sender_who_is_gone_is_printed(start, boss, letter):
     assert status_of(boss, message) == "acked"
 
 
-def test_a_command_whose_outcome_is_refused_has_not_succeeded(start, boss, letter, monkeypatch):
-    letter("2 + 2?")
+def test_a_command_whose_outcome_is_refused_has_not_succeeded(start, boss, letter, monkeypatch, clock, program):
+    message = letter("2 + 2?")
     refused = MuxError("webhook_limit", "any refusal")
     monkeypatch.setattr(pieces.LeasedMessage, "_answer", lambda *_: (_ for _ in ()).throw(refused))
     assert start("echo 4", messages=True, reply=True, once=True).ends() == 1
+    clock.advance(2000)  # after which it is delivered again, and not only when its lease ends
+    program.timekeeper.tick()
+    (again,) = boss.call("msg.poll", agent_id="w", ack="manual", timeout=0)["messages"]
+    assert (again["id"], again["deliveries"]) == (message, 2)
+
+
+@pytest.mark.settings(max_message_size=300)
+def test_an_answer_that_is_too_long_goes_as_a_document_or_is_cut(start, boss, letter):
+    message = letter("tell me all")
+    assert start("printf '%0400d' 7", messages=True, reply=True, once=True).ends() == 0
+    (answer,) = boss.call("msg.poll", agent_id="boss", timeout=0)["messages"]
+    assert answer["content_ref"]
+    assert status_of(boss, message) == "acked"
+
+
+@pytest.mark.settings(max_message_size=300, max_document_size=300)
+def test_an_answer_that_is_too_long_even_for_a_document_is_cut(start, boss, letter):
+    message = letter("tell me all")
+    assert start("printf '%0400d' 7", messages=True, reply=True, once=True).ends() == 0
+    (answer,) = boss.call("msg.poll", agent_id="boss", timeout=0)["messages"]
+    assert answer["content"].endswith("[400 bytes in all]")
+    assert status_of(boss, message) == "acked"
+
+
+def test_an_output_that_cannot_be_written_puts_the_message_back_and_ends_the_runner(environ, boss, letter, background):
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    message = letter("hello")
+    orders = Orders(agent="w", command=("echo", "hi"), messages=True)
+    running = Running(Runner(orders, environ, print, closed), [], [], background)
+    with pytest.raises(BrokenPipeError):
+        running.ends()
+    assert status_of(boss, message) == "queued"
 
 
 def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter, clock, program):
@@ -558,6 +706,14 @@ def test_a_runner_beats_as_often_as_the_settings_say(process, boss, place, progr
     )
     (place / "go").touch()
     boss.until(task, "complete")
+
+
+def test_a_full_disk_behind_the_report_of_progress_stops_nothing(monkeypatch):
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115 - closing it fails as well
+    monkeypatch.setattr(sys, "stderr", full)
+    run._say("task 1: started")
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 @pytest.mark.parametrize(("beat_ms", "wait_s"), [(60_000, 30), (10_000, 10), (1000, 1), (20, 1)])

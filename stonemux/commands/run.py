@@ -13,6 +13,7 @@ and gives their work back; a second signal does not wait.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -126,7 +127,8 @@ def _until_signal(runner: Runner) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"stonemux run: {safe(text)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk, or a reader that went away: no reason to stop working
+        print(f"stonemux run: {safe(text)}", file=sys.stderr, flush=True)
 
 
 def _silent(text: str) -> None:
