@@ -55,7 +55,7 @@ def refused(url: str, policy: Policy = OWN) -> str:
         "http://[fe80::1%25eth0]/",
         "http://[::1%lo]/",
         "http://127.0.0.1,example.com/",
-        "http://127.0.0.1/" + "x" * 2048,
+        "http://127.0.0.1/".ljust(2049, "x"),
         " http://127.0.0.1/",
         "http://127.0.0.1/ ",
         "http://127.0.0.1/\x7f",
@@ -68,7 +68,14 @@ def test_what_is_not_plainly_a_url_is_refused(url):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://127.0.0.1:8080/a?b=c", "https://example.com", "HTTP://[::1]:9/", "http://localhost:1/", "http://a_b.c"],
+    [
+        "http://127.0.0.1:8080/a?b=c",
+        "https://example.com",
+        "HTTP://[::1]:9/",
+        "http://localhost:1/",
+        "http://a_b.c",
+        "http://127.0.0.1/".ljust(2048, "x"),
+    ],
 )
 def test_plain_urls_pass(url):
     addresses.check(url, OWN)
@@ -107,8 +114,12 @@ def test_every_spelling_of_the_own_port_is_refused__fault_39(host):
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "mux.localhost"])
-def test_names_of_this_machine_are_no_way_to_the_own_port(host):
-    assert "own port" in refused(f"http://{host}:3392/")
+@pytest.mark.parametrize("own_host", ["127.0.0.1", "localhost"])
+def test_names_of_this_machine_are_no_way_to_the_own_port(host, own_host):
+    policy = Policy(own_host=own_host, own_port=3392)
+    assert "own port" in refused(f"http://{host}:3392/", policy)
+    addresses.check(f"http://{host}:3393/", policy)
+    addresses.check("http://8.8.8.8:3392/", policy)
 
 
 @pytest.mark.parametrize("host", ["0", "0.0.0.0", "[::]", "[::ffff:0.0.0.0]"])

@@ -611,6 +611,11 @@ def test_a_released_task_is_pending_at_once_or_after_its_delay__T8(crew, clock):
     crew.call("task.release", task_id=task_id, agent_id="cat")
     assert claimed(crew) == task_id
     assert [h.get("note") for h in task(crew, task_id)["history"] if h["act"] == "released"] == ["lunch", None]
+    given_back = {"task_id": task_id, "channel": "default", "reason": "released"}
+    assert [event["data"] for event in crew.call("events.list", types=["task_released"])["events"]] == [
+        given_back | {"agent_id": "bob", "note": "lunch"},
+        given_back | {"agent_id": "cat"},
+    ]
 
 
 @pytest.mark.parametrize("name", ["task.complete", "task.extend", "task.release"])
@@ -676,6 +681,7 @@ def test_after_max_attempts_a_retry_fails_for_good__T9(crew, clock):
     answer = complete(crew, task_id, status="failed", retry=True, result="gave up")
     assert (answer["status"], answer["task"]["error"]) == ("failed", "max_attempts_exceeded")
     assert (answer["task"]["attempts"], answer["task"]["result"]) == (2, "gave up")
+    assert task(crew, task_id)["history"][-1]["note"] == "gave up"
     assert kinds(crew, "task_failed") == ["task_failed"]
 
 
@@ -772,6 +778,16 @@ def test_what_depends_on_a_task_that_was_not_completed_waits_for_its_second_try(
     assert claimed(crew) is None
     assert task(crew, post(crew, depends_on=[first]))["status"] == "waiting"
     crew.call("task.requeue", task_id=first, by="ann")
+    assert claimed(crew) == first
+    complete(crew, first)
+    assert claimed(crew) == second
+
+
+def test_a_cancelled_task_that_is_requeued_still_waits_for_those_it_depends_on(crew):
+    first = post(crew)
+    second = post(crew, depends_on=[first])
+    crew.call("task.cancel", task_id=second)
+    assert crew.call("task.requeue", task_id=second)["status"] == "waiting"
     assert claimed(crew) == first
     complete(crew, first)
     assert claimed(crew) == second

@@ -239,10 +239,10 @@ def test_the_daemon_under_another_address_of_this_machine_is_refused(receive, mo
 
 
 def test_a_name_that_nobody_knows_is_a_failure(monkeypatch):
-    def unknown(target, *, numeric=False):
+    def unknown(*_, **__):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(addresses, "resolve", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert post("http://agent.example/").error == "its host name is unknown"
 
 

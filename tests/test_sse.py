@@ -423,6 +423,24 @@ def test_e7_a_slow_reader_holds_nobody_up_and_costs_one_piece(streaming):
     assert slow.frames(3)
 
 
+def test_e7_a_long_replay_is_written_in_pieces(streaming, monkeypatch):
+    start = streaming.head
+    for _ in range(10):
+        streaming.send("x" * 60_000)
+    sizes = []
+    next_piece = streaming.streamer._next_piece
+
+    def measured(stream: sse.Stream) -> tuple[bytes, int]:
+        piece, after = next_piece(stream)
+        sizes.append(len(piece))
+        return piece, after
+
+    monkeypatch.setattr(streaming.streamer, "_next_piece", measured)
+    reader = streaming.read(f"/events?last_event_id={start}")
+    assert [frame.id for frame in reader.frames(10)] == list(range(start + 1, start + 11))
+    assert max(sizes) <= sse.PIECE + 70_000
+
+
 def test_e7_a_slow_reader_gets_everything_in_order_when_it_reads_again(open_stream):
     streaming = open_stream(max_event_buffer=5)
     start = streaming.head
@@ -501,6 +519,24 @@ def test_a_reader_that_vanishes_leaves_nothing(streaming, vanish):
     eventually(lambda: len(streaming.streamer) == 0 and not streaming.streamer._streams)
     eventually(lambda: streaming.mux.waiters.count == 0)
     assert streaming.send() == streaming.head
+
+
+def test_a_reader_that_vanishes_right_before_a_write_is_missed_by_nobody(streaming):
+    live = streaming.read()
+    streaming.read()
+    (_, gone) = eventually(lambda: len(found := list(streaming.streamer._streams.values())) == 2 and found)
+
+    class Vanished:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sock, name)
+
+        def send(self, data: bytes) -> int:
+            raise BrokenPipeError
+
+    sock, gone.sock = gone.sock, Vanished()
+    assert streaming.send("a") == live.frame().id
+    eventually(lambda: len(streaming.streamer) == 1)
+    assert streaming.send("b") == live.frame().id
 
 
 def test_what_a_reader_says_is_of_no_interest(streaming):
