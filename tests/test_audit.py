@@ -608,7 +608,7 @@ def test_the_first_bad_record_is_named():
         verify(WHOLE[:3] + WHOLE[4:])
     with pytest.raises(Broken, match="line 6, record 5: it follows record 5: it occurs twice"):
         verify(WHOLE[:5] + WHOLE[4:])
-    with pytest.raises(Broken, match="^the trailer is missing after 8 records"):
+    with pytest.raises(Broken, match=r"^the trailer is missing after 8 records"):
         verify(WHOLE[:8])
     with pytest.raises(Broken, match="line 1: the line is cut off"):
         verify([WHOLE[0][:-1]])
