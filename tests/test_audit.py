@@ -616,6 +616,40 @@ def test_the_first_bad_record_is_named():
         verify([WHOLE[0].rjust(chain.MOST_LINE + 1)])
 
 
+def anew(seq: int, prev: str) -> bytes:
+    """A record that is sound in itself."""
+    (row,) = chain.links([Entry("forged")], seq - 1, prev, 1_780_000_000_000)
+    return f"{chain.exported(row, prev)}\n".encode()
+
+
+def line(**told: object) -> bytes:
+    return f"{chain.canonical(told)}\n".encode()
+
+
+CHECKPOINT = f"{chain.checkpoint(6, json.loads(WHOLE[5])['hash'], 1_780_000_000_000, bytes(range(32)))}\n".encode()
+AFTER_IT = [*WHOLE[6:-1], f"{chain.trailer(6, HEAD)}\n".encode()]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([anew(1, "1" * 64)], "line 1, record 1: it is the first, but names another one before it"),
+        (
+            [*WHOLE[:5], anew(6, json.loads(WHOLE[4])["hash"]), *WHOLE[6:]],
+            "line 7, record 7: it does not follow from the record before: that one was replaced",
+        ),
+        ([WHOLE[0], CHECKPOINT], "line 2: this is not a checkpoint, or not at the beginning"),
+        ([line(checkpoint={"seq": "6"}, mac="")], "line 1: this is not a checkpoint"),
+        ([CHECKPOINT, *WHOLE[7:]], "line 2, record 8: it follows record 6: removed or swapped: 7"),
+        ([*WHOLE[:-1], line(count=12, head=HEAD, more=1)], "line 13: this is not a trailer"),
+        ([*WHOLE[:-1], line(count=12, head="0" * 64)], "line 13, record 12: the trailer names another last hash"),
+    ],
+)
+def test_lines_that_are_sound_only_in_themselves_are_detected(lines, told):
+    with pytest.raises(Broken, match=told):
+        verify(lines)
+
+
 def forged(upto: int) -> list[bytes]:
     """A file whose end was computed anew, as whoever can write the database could do."""
     told = json.loads(WHOLE[upto - 1])
@@ -640,13 +674,12 @@ def test_only_an_anchor_shows_what_was_computed_anew():
 
 
 def test_an_anchor_from_before_the_file_ties_it_only_if_it_touches():
-    later = [*WHOLE[6:-1], f"{chain.trailer(6, HEAD)}\n".encode()]
-    verify(later)
-    verify(later, anchor=Anchor(6, json.loads(WHOLE[5])["hash"]))
+    verify(AFTER_IT)
+    verify(AFTER_IT, anchor=Anchor(6, json.loads(WHOLE[5])["hash"]))
     with pytest.raises(Broken, match="it is not the record that the anchor has seen"):
-        verify(later, anchor=Anchor(6, json.loads(WHOLE[4])["hash"]))
+        verify(AFTER_IT, anchor=Anchor(6, json.loads(WHOLE[4])["hash"]))
     with pytest.raises(Broken, match="begins after record 3"):
-        verify(later, anchor=Anchor(3, json.loads(WHOLE[2])["hash"]))
+        verify(AFTER_IT, anchor=Anchor(3, json.loads(WHOLE[2])["hash"]))
 
 
 @given(
@@ -811,6 +844,13 @@ def test_the_command_verifies_a_file_and_names_what_is_wrong(tmp_path, capsys):
     status, out, _ = command(capsys, "audit", "verify", file)
     assert (status, out) == (0, f"{file} is intact: records 1 to 12, head {HEAD}\n")
     assert json.loads(command(capsys, "audit", "verify", file, "--json")[1])["records"] == 12
+    file.write_bytes(b"".join(AFTER_IT))
+    assert "begins with record 7; earlier records are not in this file" in command(capsys, "audit", "verify", file)[1]
+    file.write_bytes(b"".join([CHECKPOINT, *AFTER_IT]))
+    (tmp_path / "key").write_text(bytes(range(32)).hex())
+    for given, signed in (((), "was not checked"), (("--key", tmp_path / "key"), "is valid")):
+        status, out, _ = command(capsys, "audit", "verify", file, *given)
+        assert f"  records up to 6 were purged; a checkpoint replaces them (its signature {signed}" in out
     file.write_bytes(b"".join(WHOLE).replace(b"agent 2", b"agent 1", 1))
     status, out, err = command(capsys, "audit", "verify", file)
     assert (status, out) == (1, "")

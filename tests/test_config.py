@@ -118,6 +118,14 @@ def test_routing_entries_are_merged_over_the_defaults(write: Write) -> None:
     assert routing == {**DEFAULT_ROUTING, "status": "lead", "praise": "worker"}
 
 
+def test_lists_are_read_without_repetitions(write: Write) -> None:
+    text = (
+        '[webhooks]\nallow_cidrs = ["10.1.0.0/16", "fd00::/8", "10.1.0.0/16"]\nexec = ["/bin/ring x", "/bin/ring x"]\n'
+    )
+    settings = load(write(text), HOME, {})
+    assert (settings.webhooks_allow_cidrs, settings.webhooks_exec) == (("10.1.0.0/16", "fd00::/8"), ("/bin/ring x",))
+
+
 def test_keys_that_differ_from_their_attribute_are_read(write: Write) -> None:
     text = '[license]\nkey_file = "/k"\n[events]\nretention = 5\n[logging]\nlevel = "debug"\nformat = "text"\n'
     settings = load(write(text + '[auth]\ntokens = "off"\n'), HOME, {})
@@ -180,6 +188,11 @@ def test_settings_are_frozen() -> None:
         ("[routing]\nstatus = 1\n", 'routing maps "status" to 1; the role must be a name'),
         ('[routing]\n"" = "x"\n', 'routing maps "" to "x"; the type must be a name'),
         ('[routing]\nstatus = " x"\n', 'routing maps "status" to " x"; the role must be a name'),
+        ('[webhooks]\nallow_cidrs = "10.0.0.0/8"\n', "it must be a list of networks"),
+        ('[webhooks]\nallow_cidrs = ["10.0.0.1/8"]\n', 'holds "10.0.0.1/8"; it must hold networks'),
+        ("[webhooks]\nallow_cidrs = [10]\n", "holds 10; it must hold networks"),
+        ('[webhooks]\nexec = "/bin/ring"\n', "it must be true, false, or a list of commands"),
+        ('[webhooks]\nexec = ["ring"]\n', 'holds "ring"; it must hold commands by their full path'),
         ('[license]\nlicense_server = "ftp://x"\n', "it must look like https://license.example.org"),
         ('[license]\nlicense_server = "https://x/path"\n', "without a path"),
         ('[license]\ntrusted_issuers = "x"\n', "it must be a list of public keys"),

@@ -653,7 +653,8 @@ def test_a_failed_task_is_final__T8__T10(crew):
     claim(crew)
     answer = complete(crew, task_id, status="failed", result="no paper")
     assert (answer["status"], answer["task"]["result"]) == ("failed", "no paper")
-    assert complete(crew, task_id, status="failed", result="no paper")["replayed"] is True
+    for again in ({}, {"retry": True}):
+        assert complete(crew, task_id, status="failed", result="no paper", **again)["replayed"] is True
     assert claimed(crew) is None
     assert kinds(crew, "task_failed", "task_completed") == ["task_failed"]
 
@@ -791,6 +792,28 @@ def test_a_cancelled_task_that_is_requeued_still_waits_for_those_it_depends_on(c
     assert claimed(crew) == first
     complete(crew, first)
     assert claimed(crew) == second
+
+
+@pytest.mark.settings(task_retention=1000)
+def test_a_finished_task_is_kept_for_its_time_and_as_long_as_another_needs_it(crew, clock, program):
+    done, needed = post(crew), post(crew)
+    assert [claimed(crew), claimed(crew)] == [done, needed]
+    complete(crew, done)
+    complete(crew, needed, status="failed")
+    waiting = post(crew, depends_on=[needed])
+    clock.advance(1_000_000)
+    program.timekeeper.tick()
+    assert task(crew, done)["status"] == "complete"
+    clock.advance(60_000)
+    program.timekeeper.tick()
+    refusal(crew, "task_not_found", "task.get", task_id=done)
+    assert task(crew, needed)["status"] == "failed"
+    crew.call("task.cancel", task_id=waiting)
+    clock.advance(1_060_000)
+    for _ in range(2):  # the first purge takes the one that needs the other
+        program.timekeeper.tick()
+        clock.advance(60_000)
+    assert crew.call("task.list")["tasks"] == []
 
 
 # -- looking
