@@ -848,8 +848,8 @@ def test_the_command_verifies_a_file_and_names_what_is_wrong(tmp_path, capsys):
     assert "begins with record 7; earlier records are not in this file" in command(capsys, "audit", "verify", file)[1]
     file.write_bytes(b"".join([CHECKPOINT, *AFTER_IT]))
     (tmp_path / "key").write_text(bytes(range(32)).hex())
-    for given, signed in (((), "was not checked"), (("--key", tmp_path / "key"), "is valid")):
-        status, out, _ = command(capsys, "audit", "verify", file, *given)
+    for flags, signed in (((), "was not checked"), (("--key", tmp_path / "key"), "is valid")):
+        status, out, _ = command(capsys, "audit", "verify", file, *flags)
         assert f"  records up to 6 were purged; a checkpoint replaces them (its signature {signed}" in out
     file.write_bytes(b"".join(WHOLE).replace(b"agent 2", b"agent 1", 1))
     status, out, err = command(capsys, "audit", "verify", file)

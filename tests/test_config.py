@@ -119,10 +119,8 @@ def test_routing_entries_are_merged_over_the_defaults(write: Write) -> None:
 
 
 def test_lists_are_read_without_repetitions(write: Write) -> None:
-    text = (
-        '[webhooks]\nallow_cidrs = ["10.1.0.0/16", "fd00::/8", "10.1.0.0/16"]\nexec = ["/bin/ring x", "/bin/ring x"]\n'
-    )
-    settings = load(write(text), HOME, {})
+    text = 'allow_cidrs = ["10.1.0.0/16", "fd00::/8", "10.1.0.0/16"]\nexec = ["/bin/ring x", "/bin/ring x"]\n'
+    settings = load(write(f"[webhooks]\n{text}"), HOME, {})
     assert (settings.webhooks_allow_cidrs, settings.webhooks_exec) == (("10.1.0.0/16", "fd00::/8"), ("/bin/ring x",))
 
 

@@ -393,6 +393,17 @@ def test_a_server_that_is_away_leaves_what_is_there(far, near):
     assert program.settings.license_key_file.read_bytes() == before
 
 
+def test_only_a_license_of_the_key_itself_is_put_in_place(far, near):
+    key, _ = issue(far)
+    _, other = issue(far)
+    for answer, told in (({"license": other}, "is for another key"), ({}, "did not answer with a license")):
+        with answering(http_answer(200, json.dumps(answer).encode())) as (server, _):
+            program = near(server)
+            with pytest.raises(MuxError, match=told):
+                activation.activate(program.settings, key, None)
+        assert not program.settings.license_key_file.exists()
+
+
 def test_the_servers_door_is_as_hard_as_the_daemons(far):
     issue(far)
     with serving(far) as server:
@@ -578,10 +589,14 @@ def typed(tmp_path, capsys, *words):
 
 
 def test_the_commands_of_the_documents_work_without_a_daemon(tmp_path, capsys):
-    status, key, _ = typed(tmp_path, capsys, "license", "issue", "--tier", "pro", "--days", "30", "--agents", "7")
-    key = key.strip()
+    assert json.loads(typed(tmp_path, capsys, "license", "show", "--json")[1])["issuer"] is None
+    terms = ("--tier", "pro", "--days", "30", "--agents", "7")
+    status, made, _ = typed(tmp_path, capsys, "license", "issue", *terms, "--json")
+    key = json.loads(made)["key"]
     assert (status, len(key)) == (0, 22)
-    assert typed(tmp_path, capsys, "license", "show")[1].startswith("here: enterprise; no license")
+    said = typed(tmp_path, capsys, "license", "show")[1]
+    assert said.startswith("here: enterprise; no license")
+    assert "pro, 7 agents, until" in said
     typo = key[:-1] + ("0" if key[-1] != "0" else "1")
     status, _, said = typed(tmp_path, capsys, "activate", "--key", typo)
     assert status == 2
@@ -632,6 +647,37 @@ def test_mistakes_are_usage_errors(tmp_path, capsys, words):
     except SystemExit as end:
         status, said = end.code, capsys.readouterr().err
     assert (status, "Traceback" in said) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("activate", "--file", "/none"), "/none cannot be read: No such file"),
+        (("sigil", "apply", "/none"), "/none cannot be read: No such file"),
+        (("sigil", "issue", "die", "--license", "lic-000000000000"), "has given out no license"),
+    ],
+)
+def test_what_does_not_exist_is_named(tmp_path, capsys, words, told):
+    Issuer(tmp_path / "d", Clock(), create=True)
+    status, _, said = typed(tmp_path, capsys, *words)
+    assert (status, told in said) == (3, True)
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"seed": "x", "public": "x"}'])
+def test_an_issuers_key_that_is_damaged_is_told_of_and_trusted_no_longer(program, text, caplog):
+    _, document = issue(program)
+    (program.path / "issuer" / "issuer.key").write_text(text)
+    with pytest.raises(MuxError, match="restore it from its backup"):
+        issue(program)
+    assert put(Direct(program.mux), document)["tier"] == "free"
+    assert "this machine's issuer key cannot be read" in caplog.text
+
+
+def test_a_license_that_cannot_be_read_means_free(direct):
+    direct.mux.settings.license_key_file.mkdir()
+    told = direct.call("license.reload")
+    assert (told["tier"], told["problem"]) == ("free", "the license cannot be read: Is a directory")
+    assert activation.standing_words(activation.standing(direct.mux.settings)) == f"free; {told['problem']}"
 
 
 def test_a_license_that_ran_out_or_is_no_license_is_not_put_in_place(tmp_path, capsys):

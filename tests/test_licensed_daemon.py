@@ -73,6 +73,8 @@ def test_the_documents_commands_from_a_key_to_a_message_with_a_token(tmp_path):
         assert [one["content"] for one in polled["messages"]] == ["Hello"]
         typo = key[:-1] + ("0" if key[-1] != "0" else "1")
         assert curl(port, "/token/obtain", {"license_key": typo})[1]["error"]["code"] == "license_checksum"
+        status, said, _ = typed(tmp_path, "deactivate", "--port", str(port))
+        assert (status, said.endswith("the running daemon's tier is now enterprise\n")) == (0, True)
 
 
 def test_an_mcp_session_hands_on_its_token(tmp_path):
