@@ -171,6 +171,12 @@ def test_the_command_asks_a_running_daemon(http, program, capsys, tmp_path):
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert command("backup", "--port", http.port, "--output", out, data=program.path) == 1
     assert len(list((program.path / "backups").iterdir())) == 1
+    (tmp_path / "link.db").symlink_to(tmp_path / "nothing")
+    for place in (tmp_path / "link.db", tmp_path / "no" / "out.db"):  # both are noticed only when the copy is made
+        capsys.readouterr()
+        assert command("backup", "--port", http.port, "--output", place, data=program.path) == 1
+        kept = Path(capsys.readouterr().err.rpartition("the copy stays at ")[2].rstrip("\n"))
+        assert texts(kept) == ["one"]
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -444,11 +450,29 @@ def test_a_backup_is_restored_by_its_name_alone_and_into_a_new_directory(direct,
     program.open()
 
 
-@pytest.mark.parametrize("damage", ["missing", "text", "foreign", "newer", "page", "empty"])
-def test_a_file_that_is_no_sound_backup_is_refused_and_nothing_changes(restored, program, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("missing", "no such file"),
+        ("folder", "no such file"),
+        ("text", "cannot be read"),
+        ("foreign", "another program's database"),
+        ("newer", "made by a newer stonemux"),
+        ("unversioned", "is not a stonemux database"),
+        ("page", "cannot be read"),
+        ("freelist", "is damaged"),
+        ("index", "is damaged"),
+        ("empty", "has no tables"),
+    ],
+)
+def test_a_file_that_is_no_sound_backup_is_refused_and_nothing_changes(
+    restored, program, tmp_path, capsys, damage, told
+):
     copy = tmp_path / "copy.db"
-    if damage == "missing":
+    if damage in ("missing", "folder"):
         copy.unlink()
+        if damage == "folder":
+            copy.mkdir()
     elif damage == "text":
         copy.write_text("no database " * 1000)
     elif damage == "empty":
@@ -457,18 +481,38 @@ def test_a_file_that_is_no_sound_backup_is_refused_and_nothing_changes(restored,
         whole = bytearray(copy.read_bytes())
         whole[8192:-4096] = b"\xa5" * (len(whole) - 12288)
         copy.write_bytes(whole)
+    elif damage == "freelist":
+        whole = copy.read_bytes()
+        copy.write_bytes(whole[:36] + (5).to_bytes(4) + whole[40:])
+    elif damage == "index":
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute(
+                "update sqlite_master set sql = replace(sql, '(agent_id)', '(channel)') where name = 'member_agent'"
+            )
     else:
-        what = "application_id=7" if damage == "foreign" else f"user_version={len(tables.MIGRATIONS) + 1}"
+        newer = len(tables.MIGRATIONS) + 1
+        what = {"foreign": "application_id=7", "newer": f"user_version={newer}", "unversioned": "user_version=0"}
         with contextlib.closing(sqlite3.connect(copy)) as db:
-            db.execute(f"PRAGMA {what}")
+            db.execute(f"PRAGMA {what[damage]}")
     program.close()
     before = {file.name: file.read_bytes() for file in program.path.iterdir() if file.is_file()}
-    assert command("restore", copy, "--yes", data=program.path) == (3 if damage == "missing" else 78)
+    assert command("restore", copy, "--yes", data=program.path) == (3 if told == "no such file" else 78)
+    assert told in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in program.path.iterdir() if file.is_file()} == before
     program.open()
 
 
-def test_a_log_that_was_not_folded_in_is_kept_with_what_it_belongs_to(restored, direct, program, tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_a_log_that_was_not_folded_in_is_kept_with_what_it_belongs_to(
+    restored, direct, program, tmp_path, monkeypatch, links
+):
+    if not links:
+
+        def no_links(*_: object) -> None:
+            raise PermissionError(1, "this file system has no hard links")
+
+        monkeypatch.setattr(os, "link", no_links)
     say(direct, "three")
     crashed = tmp_path / "crashed"
     shutil.copytree(program.path, crashed)
