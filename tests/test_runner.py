@@ -151,10 +151,11 @@ def test_t8_a_failure_may_be_tried_again(start, boss):
     assert (done["status"], done["attempts"]) == ("pending", 1)
 
 
-def test_a_command_that_a_signal_killed_failed(start, boss):
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_a_command_that_a_signal_killed_failed(start, boss, number, name):
     task = boss.post()
-    start("kill -9 $$", once=True).ends()
-    assert boss.task(task)["result"] == "killed by SIGKILL"
+    start(f"kill -{number} $$", once=True).ends()
+    assert boss.task(task)["result"] == f"killed by {name}"
 
 
 def test_a_command_may_ask_for_another_time(start, boss, clock):
@@ -175,6 +176,14 @@ def test_output_beyond_a_results_limit_is_kept_as_a_document(start, boss):
     assert "[100000 bytes in all; the whole is doc-" in result
     document = result.rpartition(" ")[2].rstrip("]")
     assert boss.call("document.get", id=document)["document"]["content"] == f"{7:0100000d}"
+
+
+@pytest.mark.settings(max_document_size=50_000)
+def test_output_that_is_too_long_even_for_a_document_is_cut(start, boss):
+    task = boss.post()
+    assert start("printf '%0100000d' 7", once=True).ends() == 0
+    result = boss.task(task)["result"]
+    assert (len(result), result.endswith("\n[100000 bytes in all]")) == (pieces.MOST_RESULT, True)
 
 
 @pytest.mark.settings(max_message_size=300)
@@ -593,6 +602,16 @@ def test_an_output_that_cannot_be_written_puts_the_message_back_and_ends_the_run
     with pytest.raises(BrokenPipeError):
         running.ends()
     assert status_of(boss, message) == "queued"
+
+
+def test_stopping_gives_a_message_back(start, boss, letter, place):
+    message = letter("hello")
+    running = start('echo $$ > "$PLACE/shell"; sleep 60', messages=True)
+    pid_in(place / "shell")
+    running.runner.stop()
+    assert running.ends() == 0
+    (again,) = boss.call("msg.poll", agent_id="w", ack="manual", timeout=0)["messages"]
+    assert (again["id"], again["deliveries"]) == (message, 2)
 
 
 def test_i6_a_message_whose_command_failed_comes_again_later(start, boss, letter, clock, program):

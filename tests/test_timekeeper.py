@@ -7,8 +7,10 @@ import threading
 
 import pytest
 from faces import join
+from raw import eventually
 
 from stonemux import timekeeper
+from stonemux.errors import MuxError
 from stonemux.timekeeper import CHECK_MS, HOUSEKEEPING_MS
 from stonemux.transaction import Tx
 from stonemux.trays import LEASED, QUEUED
@@ -72,14 +74,44 @@ def test_only_a_large_log_is_cut(program, acts):
     assert done.count("fold") == 1
 
 
-def test_a_check_that_fails_is_told_and_the_daemon_lives_on(program, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("out of memory"), "the database could not be checked"),
+        (MuxError("storage_full", "no room"), "the check of the database was not recorded: no room"),
+    ],
+)
+def test_a_check_that_fails_is_told_and_the_daemon_lives_on(program, monkeypatch, caplog, error, told):
     def fail() -> None:
-        raise RuntimeError("out of memory")
+        raise error
 
+    caplog.set_level("INFO", "stonemux")
     monkeypatch.setattr(program.store, "check", fail)
     keep_house(program)
-    assert "could not be checked" in caplog.text
+    assert told in caplog.text
     keep_house(program)
+
+
+def test_housekeeping_that_fails_is_told_and_tried_again_a_second_later(program, monkeypatch, caplog):
+    keeper, clock, ticks = program.timekeeper, program.clock, []
+
+    def fail() -> None:
+        ticks.append(clock.now_ms())
+        raise MuxError("storage_full", "no room") if len(ticks) == 1 else RuntimeError("a bug")
+
+    monkeypatch.setattr(keeper, "tick", fail)
+    keeper.start()
+    try:
+        for done in (1, 2, 3):
+            eventually(lambda done=done: len(ticks) == done)
+            clock.until_parked(1)
+            clock.advance(1000)
+        eventually(lambda: len(ticks) == 4)
+    finally:
+        keeper.stop()
+    assert [at - ticks[0] for at in ticks] == [0, 1000, 2000, 3000]
+    told = [record.message for record in caplog.records]
+    assert told == ["housekeeping was refused: no room", *["housekeeping failed"] * 3]
 
 
 def test_an_end_that_comes_before_the_check_reads_is_felt(program, direct, monkeypatch):
