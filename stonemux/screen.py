@@ -33,7 +33,8 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
     "channels": ("id", "name", "members", "description", "created_at"),
     "items": ("id", "from", "channel", "status", "preview", "content", "received_at"),
 }
-"""The columns of lists whose records have more fields than fit on a line; other lists show all fields."""
+"""The columns of lists whose records have more fields than fit on a line; lists whose records lack the first of these
+columns, and all others, show all fields."""
 
 TWINS = ("memberIds",)
 """Fields that only repeat another one, for programs that know it by this name."""
@@ -220,12 +221,14 @@ def table(name: str, shape: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     """Aligned columns under their headings; an empty string without rows."""
     if not rows:
         return ""
+    fields = dict.fromkeys(field for row in rows for field in row)
+    chosen = CHOSEN.get(name, ())
     columns = [
         column
-        for column in CHOSEN.get(name) or dict.fromkeys(field for row in rows for field in row)
+        for column in (chosen if {*chosen[:1]} & fields.keys() else fields)
         if any(row.get(column) not in (None, "", [], {}) for row in rows)
     ]
-    cells = [[" ".join(_cell(shape.get(column), row.get(column), look).split()) for column in columns] for row in rows]
+    cells = [[_in_table(shape.get(column), row.get(column), look) for column in columns] for row in rows]
     headings = [_heading(column) for column in columns]
     numeric = [all(isinstance(row.get(column), int | None) for row in rows) for column in columns]
     widths = [
@@ -321,6 +324,13 @@ def _cell(shape: Any, value: Any, look: Look) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{safe(name)} {_plain(entry)}" for name, entry in value.items())
     return relative(value, look.now_ms) if _is_time(shape) else safe(str(value))
+
+
+def _in_table(shape: Any, value: Any, look: Look) -> str:
+    """A cell on one line; of a record that has a name or an id, only that."""
+    if isinstance(value, dict) and _inner(shape):
+        value = value.get("name") or "".join(ids(value)[:1]) or value
+    return " ".join(_cell(shape, value, look).split())
 
 
 def _plain(value: Any) -> str:

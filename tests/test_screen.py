@@ -61,6 +61,23 @@ def test_a_list_is_a_table_of_what_there_is():
     ]
 
 
+def test_records_in_a_table_are_shown_by_their_names_or_ids():
+    task = {"task_id": "01a2", "description": "review", "metadata": {"id": 3}}
+    done = {
+        "task": task,
+        "agent": AGENT,
+        "channel": {"id": "ch-1", "name": "agent-ann"},
+        "notification": MESSAGE,
+        "is_new_assignment": True,
+        "dispatched_at": AT,
+    }
+    told = screen.answer(BY_NAME["task.dispatch"], {"results": [done]}, PLAIN)
+    assert told.splitlines() == [
+        "Task  Agent  Channel    Notification  Is new assignment  Dispatched",
+        "01a2  ann    agent-ann  7                           yes  3 min ago",
+    ]
+
+
 def test_an_empty_list_is_said():
     assert screen.answer(BY_NAME["task.list"], {"tasks": []}, PLAIN) == "no tasks"
 
