@@ -169,8 +169,7 @@ def _find(rx: Snapshot, message_id: int, agent_id: str) -> Any:
 def _unknown(item_id: str) -> MuxError:
     return MuxError(
         "message_not_found",
-        f"this inbox has no item {shown(item_id)}; inbox.list shows its items, and msg.dead the dead letters. Nothing "
-        "was changed",
+        f"this inbox has no item {shown(item_id)}; inbox.list shows its items, and msg.dead the dead letters",
         id=item_id[:160],
     )
 

@@ -843,8 +843,9 @@ class Methods:
         webhook_secret: str | None = None,
         idempotency_key: str | None = None,
     ) -> AgentRegisterAnswer:
-        """Add an agent to the directory, or replace its record. The agent becomes a member of its home channel and of
-        its own channel `agent-<agent_id>`; both are created on first use.
+        """Add an agent to the directory, or replace its record: what is omitted is reset, except the doorbell. The
+        agent becomes a member of its home channel and of its own channel `agent-<agent_id>`; both are created on first
+        use.
 
         - `agent_id`: The agent's unique id (1 to 120 characters); the client's agent if omitted.
         - `role`: The agent's role, such as researcher (1 to 128 characters).

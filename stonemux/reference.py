@@ -243,12 +243,17 @@ def _field(name: str) -> str:
     return f'"{name.rstrip("?")}"' + ("?" if name.endswith("?") else "")
 
 
+OWNERS = '  -H "Authorization: Bearer $(cat ~/.stonemux/owner.token)" \\\n'
+"""The token of an operation that only the machine's owner may call."""
+
+
 def curl(operation: Operation, settings: Settings) -> str:
     """The operation's example as a command line."""
     url = settings.url + operation.path
     if operation.changes:
         body = json.dumps(dict(operation.example), ensure_ascii=False)
-        return f"curl -s {url} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+        token = OWNERS if operation.owner else ""
+        return f"curl -s {url} -H 'Content-Type: application/json' \\\n{token}  -d {shlex.quote(body)}"
     query = urlencode({name: in_query(name, value) for name, value in operation.example.items()}, quote_via=quote)
     flags = "-sN" if operation.kind == "stream" else "-s"
     return f"curl {flags} {shlex.quote(url + '?' + query) if query else url}"
