@@ -273,8 +273,11 @@ class Connection:
                 self._put(self._beat)
                 return self._deadline
             if self._phase in ("head", "body") and not self._busy:
+                most_s = (HEAD_MS if self._phase == "head" else BODY_MS) // 1000
                 error = MuxError(
-                    "request_timeout", f"the {self._phase} of the request took too long to arrive", close=True
+                    "request_timeout",
+                    f"the {self._phase} of the request took more than {most_s} s to arrive; send it without pauses",
+                    close=True,
                 )
                 self._busy, self._deadline, self.idle_since = True, None, None
             else:

@@ -18,7 +18,11 @@ def status(rx: Snapshot, *, id: int) -> dict[str, Any]:
     """What became of a message, for each of its recipients."""
     message = rx.one("select * from message where id = ?", id)
     if message is None:
-        raise MuxError("message_not_found", f"no message {id} exists, or it is older than what is kept", id=id)
+        raise MuxError(
+            "message_not_found",
+            f"no message {id} exists (id), or it is older than what is kept; msg.list shows those that are",
+            id=id,
+        )
     rows = rx.sql("select * from delivery where message_id = ? order by agent_id", id)
     return {
         "message_id": id,

@@ -327,8 +327,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/agent/register",
         "change",
         "agents.register",
-        "Add an agent to the directory, or replace its record: what is omitted is reset, except the doorbell. The agent "
-        "becomes a member of its home channel and of its own channel `agent-<agent_id>`; both are created on first use.",
+        "Add an agent to the directory, or replace its record: what is omitted is reset, except the doorbell. The "
+        "agent becomes a member of its home channel and of its own channel `agent-<agent_id>`; both are created on "
+        "first use.",
         params=(
             _agent(doc="The agent's unique id."),
             Param("role", "name", doc="The agent's role, such as researcher."),

@@ -113,7 +113,9 @@ def _make_index(tx: Tx) -> None:
         if "no such module" not in str(error):
             raise
         raise MuxError(
-            "search_unavailable", "this Python's SQLite was built without FTS5, so full-text search is not available"
+            "search_unavailable",
+            "this Python's SQLite was built without FTS5, so full-text search is not available; run the daemon with "
+            "another Python",
         ) from error
 
 

@@ -241,6 +241,7 @@ def _known_group(tx: Tx, group: str) -> None:
         ]
         raise MuxError(
             "group_not_found",
-            f"no registered agent is in group {shown(group)}. Known, for example: {', '.join(known) or 'none'}",
+            f"no registered agent is in group {shown(group)} (group); an agent names its group when it registers. "
+            f"Known, for example: {', '.join(known) or 'none'}",
             known_groups=known,
         )

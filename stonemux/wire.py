@@ -333,7 +333,11 @@ def admit(head: Head, hosts: frozenset[str], origins: frozenset[str]) -> None:
         )
     origin = headers.get("origin")
     if origin is not None and origin not in origins:
-        raise MuxError("origin_not_allowed", f"pages of {shown(origin)} may not call this server", origin=origin[:256])
+        raise MuxError(
+            "origin_not_allowed",
+            f"pages of {shown(origin)} may not call this server; call it from a program",
+            origin=origin[:256],
+        )
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         raise MuxError("cross_site", "a page of another site may not call this server; call it from a program")
