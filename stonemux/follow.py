@@ -59,7 +59,8 @@ def watch(
 
 def update(calls: Calls, key: str, function: Callable[[str | None], str | None], *, channel: str) -> Record | None:
     """Compare-and-set in a loop: read, ask the function for the new value, write; start over on a version conflict."""
-    for lost in range(CONFLICTS):
+    lost = 0
+    while True:
         value, version = _current(calls, key, channel)
         wanted = function(value)
         if wanted is None:
@@ -67,10 +68,10 @@ def update(calls: Calls, key: str, function: Callable[[str | None], str | None],
         try:
             return calls.state_set(key=key, value=wanted, channel=channel, expected_version=version)
         except MuxError as error:
-            if error.code != "version_conflict" or lost + 1 == CONFLICTS:
+            lost += 1
+            if error.code != "version_conflict" or lost == CONFLICTS:
                 raise
             calls.pause(min(lost, 20))
-    return None
 
 
 def _current(calls: Calls, key: str, channel: str) -> tuple[str | None, int]:
