@@ -242,8 +242,9 @@ class RoundTrip:
         data = _until(sock, b"", lambda got: b"\r\n\r\n" in got)
         head, _, body = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
-        version, status, *_ = first.split(" ")
-        if not version.startswith("HTTP/1."):
+        version, _, rest = first.partition(" ")
+        status = rest.partition(" ")[0]
+        if not version.startswith("HTTP/1.") or not status.isdecimal():
             raise ValueError("this is not an HTTP server")
         self._old = version != "HTTP/1.1"
         self.status = int(status)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -278,6 +279,34 @@ def test_another_server_is_no_daemon(told):
     with scripted(told) as (server, client):
         assert "another server" in refused("unreachable", client.health).message
         assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "this is not an HTTP server"),
+        (b"HTTP/1.1 OK\r\n\r\n", "this is not an HTTP server"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "the answer is chunked"),
+        (b"HTTP/1.1 404 X\r\nContent-Length: 9\r\n\r\n{}", "the connection ended before the answer did"),
+    ],
+)
+def test_an_answer_that_no_daemon_gives_is_none(told, why):
+    with scripted(told, timeout=0) as (_, client):
+        for call in (client.health, lambda: next(client.events())):
+            assert why in refused("unreachable", call).message
+
+
+def test_what_cannot_be_called_or_sent_is_told_before_anything_is_sent():
+    with scripted(SENT) as (server, client):
+        assert refused("not_found", client.call, operation="msg.snd").facts == {"nearest": "msg.send"}
+        refused("not_found", client.call, operation="events.stream")
+        refused("invalid_unicode", client.agent_get, agent_id="\ud800")
+        sent = {"sender": "ann", "to": "bob", "content": "hi"}
+        with pytest.raises(TypeError, match="object cannot be written as JSON"):
+            client.msg_send(**sent, metadata={"what": object()})
+        assert server.asked == []
+        client.msg_send(**sent, metadata=MappingProxyType({"size": 1}))
+        assert json.loads(server.asked[0].body)["metadata"] == {"size": 1}
 
 
 def test_closing_ends_what_other_threads_wait_for(http: OverHttp, clock: FakeClock, background):
@@ -626,6 +655,13 @@ def test_updates_from_many_threads_lose_nothing(client: Client, background):
     assert client.state_get(key="n")["version"] == 30
 
 
+def test_an_update_that_cannot_succeed_is_refused_at_once(client: Client):
+    refused("channel_not_found", client.update, key="n", function=lambda value: "1", channel="nowhere")
+    tried = []
+    refused("body_too_large", client.update, key="n", function=lambda value: tried.append(value) or "x" * 2_000_000)
+    assert tried == [None]
+
+
 # --- events
 
 
@@ -641,6 +677,15 @@ def test_events_are_followed_as_they_happen(client: Client, background):
     client.state_set(key="k", value="v")
     assert first.result(5)["data"]["key"] == "k"
     following.close()
+
+
+def test_a_stream_of_a_daemon_that_stops_is_opened_again_until_the_reader_stops():
+    first, stop = (7, "message", {"id": 1}), threading.Event()
+    with scripted(stream(7, first, (0, "shutdown", {}), NEXT), stream(8, first, NEXT)) as (server, client):
+        following = client.events(after=6, stop=stop)
+        assert [next(following)["id"], next(following)["id"], len(server.asked)] == [7, 8, 2]
+        stop.set()
+        assert list(following) == []
 
 
 def test_a_future_id_is_told_as_a_reset(client: Client):
