@@ -160,18 +160,18 @@ class Store:
         self._db = open_checked(directory, connect, accept_rollback)
         try:
             self._take_up(accept_rollback)
+            self._files = self._inodes()
+            if not self._tight:
+                self._ballast.keep()
+            self._relay = threading.Semaphore(0)
+            self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
+            self._committer.start()
         except sqlite3.Error as error:
             self._db.close()
             raise self._judge(error, writing=True) from error
         except BaseException:
             self._db.close()
             raise
-        self._files = self._inodes()
-        if not self._tight:
-            self._ballast.keep()
-        self._relay = threading.Semaphore(0)
-        self._committer = threading.Thread(target=self._go_on, name="committer", daemon=True)
-        self._committer.start()
 
     def _take_up(self, accept_rollback: bool) -> None:
         """Migrate the database, and continue from its current state."""

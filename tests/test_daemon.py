@@ -376,6 +376,7 @@ def test_a_start_without_a_thread_left_is_one_clear_refusal_and_leaves_nothing(m
     with pytest.raises(MuxError, match="no more threads") as caught:
         daemon.serve(replace(Settings(), data_dir=made, port=0), accept_rollback=False, say=print)
     assert caught.value.failure.exit == 1, "the service tries again"
+    assert not list(made.glob("*-wal")), "the database is closed"
     DataDir(made).close()
     assert not [file.name for file in made.iterdir() if file.name.startswith(("daemon.", "owner."))]
     eventually(lambda: set(threading.enumerate()) <= before, "no thread goes on without the database")
