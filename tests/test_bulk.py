@@ -89,6 +89,7 @@ BAD: list[tuple[Any, str]] = [
     ('{"from": "ann", "to": "bob", "content": "\\ud800"}', "invalid_unicode"),
     ('{"from": "ann", "to": "bob", "content": "x", "metadata": {"a": NaN}}', "invalid_json"),
     (message("x", id=1, reply_to=[1]), "invalid_field"),
+    ({"from": "ann", "channel": "nowhere", "content": "x"}, "channel_not_found"),
 ]
 
 
@@ -103,6 +104,15 @@ def test_bad_lines_are_told_by_their_number_and_the_others_go_on(typed, http, tm
     told = json.loads(out)
     assert (told["imported"], told["repeated"]) == (2, 2)
     assert [(one["line"], one["code"]) for one in told["refused"]] == [(n, code) for n, (_, code) in enumerate(BAD, 2)]
+    assert contents(http) == ["first", "last"]
+
+
+@pytest.mark.settings(max_document_size=1000)
+def test_a_line_that_is_too_long_even_for_a_document_harms_no_other(typed, http, tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_text(lines(message("first"), message("x" * 300_000), message("last")))
+    status, out, err = typed("import", file)
+    assert (status, out, "line 2: content has 300000 bytes" in err) == (1, "2 messages; 1 line refused\n", True)
     assert contents(http) == ["first", "last"]
 
 

@@ -26,6 +26,7 @@ import pytest
 from children import BARE
 from daemons import ROOT, running_daemon
 from faces import OverHttp, join
+from licensed import put
 from scripted import Scripted, refusal
 
 from stonemux import cli, flags, progress, tail, verbs
@@ -227,8 +228,38 @@ def test_watching_prints_again_when_the_answer_changes(typed, http, monkeypatch)
     monkeypatch.setattr("stonemux.clock.Clock.pause", pause)
     status, out, _ = typed("state", "list", "--watch", "--interval", "0.5", "-q")
     assert (status, out) == (130, "k\n")
-    assert typed("state", "list", "--watch", "--interval", "0")[0] == 2
+    for interval in ("0", "x"):
+        assert typed("state", "list", "--watch", "--interval", interval)[0] == 2
     assert "--watch" not in typed("msg", "poll", "--help")[1]
+
+
+def test_watching_on_a_terminal_draws_each_time_from_the_top(typed, http, monkeypatch):
+    http.call("state.set", key="k", value="v")
+    rounds = iter(range(3))
+
+    def pause(self: object, ms: int) -> None:
+        if next(rounds) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("stonemux.clock.Clock.pause", pause)
+    monkeypatch.setattr(sys, "stdout", stream := Terminal())
+    assert typed("state", "list", "--watch", "-q")[0] == 130
+    assert stream.getvalue() == "\x1b[H\x1b[2Jk\n" * 3
+
+
+def test_a_refusal_of_what_is_printed_as_it_comes_is_told_like_any_other(typed):
+    assert typed("audit", "export", "--since", "soon")[0] == 2
+    assert typed("audit", "export", STONEMUX_PORT="1")[0] == 6
+
+
+def test_a_word_that_no_query_can_hold_is_refused(typed):
+    assert "the command line is not UTF-8" in typed("agent", "get", "\udcff")[2]
+
+
+def test_the_status_says_what_is_wrong_with_a_license(typed, http):
+    put(http, "x")
+    status, out, _ = typed("status")
+    assert (status, "license   the license is not valid: " in out) == (0, True)
 
 
 def test_texts_and_documents_are_printed_as_they_are(typed):
@@ -550,6 +581,8 @@ def test_top_prints_one_view_where_there_is_no_terminal(typed, http):
     assert [line.split()[:4] for line in out.splitlines() if line.startswith("bob")] == [["bob", "active", "1", "0"]]
     assert "pending" in out
     assert "\x1b" not in out
+    for interval in ("0", "nan", "3601"):
+        assert typed("top", "--interval", interval)[0] == 2
 
 
 @pytest.mark.settings(default_tier="free")
