@@ -74,7 +74,7 @@ FAILURES: dict[str, Failure] = {
     "license_mismatch": Failure(403, EXIT_REFUSED, "The key does not belong to the license that is active here."),
     "owner_only": Failure(403, EXIT_REFUSED, "Only the owner of the machine may do this."),
     "cross_site": Failure(403, EXIT_REFUSED, "A web page of another site made the request."),
-    "not_claim_owner": Failure(403, EXIT_REFUSED, "Another agent holds the task."),
+    "not_claim_owner": Failure(403, EXIT_REFUSED, "The agent does not hold the task, and never did."),
     "not_poster": Failure(403, EXIT_REFUSED, "Only the agent that posted the task may do this."),
     "origin_not_allowed": Failure(403, EXIT_REFUSED, "The Origin header names another site."),
     "not_found": Failure(404, EXIT_NOT_FOUND, "The path does not exist."),
@@ -108,7 +108,12 @@ FAILURES: dict[str, Failure] = {
     "not_in_channel": Failure(
         409, EXIT_REFUSED, "The recipient is not a member of the channel; the answer names its channels.", lasting=True
     ),
-    "stale_claim": Failure(409, EXIT_REFUSED, "The claim ran out and the task went to another agent.", lasting=True),
+    "stale_claim": Failure(
+        409,
+        EXIT_REFUSED,
+        "The agent gave the task back, or its claim ran out and another agent claimed it.",
+        lasting=True,
+    ),
     "task_conflict": Failure(409, EXIT_REFUSED, "The task's status does not allow this.", lasting=True),
     "version_conflict": Failure(
         409, EXIT_REFUSED, "The key is at another version, which the answer names.", lasting=True

@@ -192,11 +192,14 @@ def held(tx: Tx, task_id: str, agent_id: str, token: str | None) -> Task:
     once = tx.one("select 1 from task_history where task = ? and agent_id = ? and act = 'claimed'", row.seq, agent_id)
     if once is not None:
         raise _over(row) if row.status in FINAL else _stale(row)
+    holder = row.owner if row.status == "claimed" else None
+    remedy = "claim it first with task.claim" if holder is None else f"{holder!r} holds it, so leave it to that agent"
     raise MuxError(
         "not_claim_owner",
-        f"{agent_id!r} has not claimed task {task_id}; claim it first with task.claim",
+        f"{agent_id!r} has not claimed task {task_id}",
+        remedy=remedy,
         task_id=task_id,
-        claimed_by=row.owner if row.status == "claimed" else None,
+        claimed_by=holder,
     )
 
 
