@@ -118,16 +118,16 @@ class McpExchange(Exchange):
             self._send(202, b"")
             return
         request = check_headers(request, headers)
+        session = self._session(request)
         if self._server.mcp.is_quick(request):
-            self._answer_message(request)
+            self._answer_message(request, session)
         else:
-            self._enlist(request)
-            self._server.aside(lambda: self._answer_aside(request))
+            self._enlist(request, session.agent)
+            self._server.aside(lambda: self._answer_aside(request, session))
 
-    def _enlist(self, request: Request) -> None:
+    def _enlist(self, request: Request, agent: str) -> None:
         """Let a notification of the same agent's legacy client cancel this call until it is answered."""
-        agent = "" if request.modern else self._agent(request)
-        if agent and request.request_id is not None:
+        if agent and not request.modern and request.request_id is not None:
             self._key = agent, type(request.request_id), request.request_id
             self._server.cancelable[self._key] = self._connection
 
@@ -142,26 +142,20 @@ class McpExchange(Exchange):
             if connection is not None:
                 connection.hang_up()
 
-    def _answer_aside(self, request: Request) -> None:
+    def _answer_aside(self, request: Request, session: mcp.Session) -> None:
         """Answer on a worker thread; a caller that cannot even be told of a failure is hung up on."""
         try:
-            self._answer_message(request)
+            self._answer_message(request, session)
         except BaseException:
             self._connection.abandon()
             raise
 
-    def _answer_message(self, request: Request) -> None:
+    def _answer_message(self, request: Request, session: mcp.Session) -> None:
         try:
-            session = self._session(request)
             message = self._server.mcp.answer(request, session)
         except Hangup:
             self._delist()
             self._connection.abandon()
-            return
-        except Fault as fault:
-            message = fault.response()
-        except MuxError as error:
-            self._refuse(error)
             return
         except Exception:
             log.exception("request %s failed", self.request_id)

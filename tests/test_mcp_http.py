@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from faces import post_mcp
+from licensed import issued
 from raw import Raw as Connected
 from raw import request
 
-from stonemux import mcp
+from stonemux import mcp, mcphttp, operations
 
 BOTH = "application/json, text/event-stream"
 ENVELOPE = {mcp.PROTOCOL_VERSION: "2026-07-28", mcp.CLIENT_CAPABILITIES: {}}
@@ -457,6 +458,38 @@ def test_a_bug_is_an_internal_error_without_details(http, client, caplog):
     assert (status, answer["error"]["code"], answer["id"]) == (200, mcp.INTERNAL_ERROR, 1)
     assert "secret" not in json.dumps(answer)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_bug_in_a_tool_that_has_taken_messages_puts_them_back(http, client):
+    def run(context):
+        assert context.session.desk.call(operations.BY_NAME["msg.poll"], {"agent_id": "ann", "timeout": 0})["messages"]
+        raise ZeroDivisionError
+
+    client.tool("mux_register", "ann", agent_id="ann")
+    client.tool("mux_send", "ann", to="ann", content="kept")
+    http.server.mcp.registry.add(mcp.Tool({"name": "bug", "inputSchema": {"type": "object"}}, run))
+    assert client.post(call("bug"))[2]["error"]["code"] == mcp.INTERNAL_ERROR
+    assert client.tool("mux_poll", "ann", timeout=0)["messages"][0]["content"] == "kept"
+
+
+def test_a_bug_before_the_message_is_read_is_an_internal_error_too(client, monkeypatch, caplog):
+    def fail(headers: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(mcphttp, "check_accept", fail)
+    status, _, answer = client.post(ask("ping"))
+    assert (status, answer["error"]["code"], answer["id"]) == (500, mcp.INTERNAL_ERROR, None)
+    assert "secret" not in json.dumps(answer)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_agent_that_cannot_be_read_or_is_not_the_tokens_is_refused(http, client):
+    client.tool("mux_register", "ann", agent_id="ann")
+    for message in (ask("tools/list"), call("mux_discover")):
+        status, _, answer = client.post(message, X_Stonemux_Agent="=?base64?!!?=")
+        assert (status, answer["error"]["code"], answer["id"]) == (400, mcp.HEADER_MISMATCH, 1)
+        status, _, answer = client.post(message, X_Stonemux_Agent="bob", Authorization=f"Bearer {issued(http, 'ann')}")
+        assert (status, answer["error"]["data"]["code"]) == (403, "agent_mismatch")
 
 
 def test_the_door_is_not_held_up_by_a_slow_tool(http, client):
