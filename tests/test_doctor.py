@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from faces import command, join, say
 
-from stonemux import cli, datadir, doctor, surroundings, tables
+from stonemux import VERSION, cli, datadir, doctor, surroundings, tables
 from stonemux.clock import Clock
 from stonemux.datadir import DataDir
 from stonemux.errors import MuxError
@@ -91,6 +91,21 @@ def test_it_looks_while_a_daemon_runs(http, program, capsys):
     assert "all is well" in told
     assert "make one with: stonemux backup" in told
     say(http, "two")
+
+
+def test_a_daemon_that_is_failing_old_or_keeps_a_large_log_is_told(http, program, capsys, monkeypatch):
+    join(http, "ann")
+
+    def told() -> str:
+        command("doctor", "--port", http.port, data=program.path)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(doctor, "VERSION", "9.9")
+    assert f"is version {VERSION}, but this command is 9.9" in told()
+    monkeypatch.setattr(doctor, "LARGE_LOG", 0)
+    assert "another program may be keeping a read of the database open" in told()
+    program.store.damage = "wrong # of entries"
+    assert f"PROBLEM  daemon     the daemon (pid {os.getpid()}) is failing" in told()
 
 
 def test_a_daemon_that_does_not_answer_is_a_problem(look, program):

@@ -188,6 +188,31 @@ def test_a_file_of_somebody_else_is_left_alone(typed):
     assert "other" in typed.unit.read_text()
 
 
+@pytest.mark.parametrize(
+    ("in_the_way", "told"),
+    [
+        ("home/.config/systemd/user/stonemux.service/x", "stonemux.service cannot be read: Is a directory"),
+        ("home/.config/systemd/user/.stonemux.service.new/x", "stonemux.service cannot be written: Is a directory"),
+        ("data", "data cannot be created: File exists"),
+    ],
+)
+def test_what_is_in_the_way_is_named(typed, tmp_path, in_the_way, told):
+    path = tmp_path / in_the_way
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    typed("install", "--no-start", expected=1)
+    assert told in typed.err
+
+
+def test_a_system_that_does_not_answer_is_told(typed, monkeypatch):
+    def hang(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, service.PATIENCE_S)
+
+    monkeypatch.setattr(service.subprocess, "run", hang)
+    typed("install", expected=1)
+    assert "timed out after 60 seconds" in typed.err
+
+
 def test_the_status_tells_what_is_missing(typed):
     assert typed("status", "--port", "1", expected=3) == [
         f"not installed ({typed.unit}); install it with: stonemux service install"

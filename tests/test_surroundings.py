@@ -225,6 +225,8 @@ def test_where_no_daemon_answers_none_is_started(look):
     configure(look.home, command=command, args=[*args, "mcp"], env={"STONEMUX_PORT": "1"})
     assert "no daemon answers" in told(look("clients"), "ok")
     assert not (look.home / ".stonemux").exists()
+    configure(look.home, command="stonemux-mcp", env={"STONEMUX_PORT": "1"})
+    assert "not tested, because no daemon answers" in told(look("clients"), "ok")
 
 
 @pytest.mark.parametrize(
@@ -441,6 +443,26 @@ def test_a_doorbell_that_nobody_hears_is_noted(look, bell, program):
     assert "nobody answers at its address" in told(look("doorbells"), "note")
     program.store.write(lambda tx: tx.run("update webhook set disabled_at = 1, disabled_for = 'gone (410)'"))
     assert "ann: disabled: gone (410)" in told(look("doorbells"), "note")
+
+
+def test_a_doorbell_whose_last_delivery_failed_or_that_is_no_longer_allowed_is_noted(look, bell, program):
+    with closing(socket.create_server(("127.0.0.1", 0))) as receiver:
+        bell(f"http://127.0.0.1:{receiver.getsockname()[1]}/ring")
+        program.store.write(lambda tx: tx.run("update webhook set last_error = 'status 500'"))
+        assert "ann: reachable, but its last delivery failed: status 500" in told(look("doorbells"), "note")
+    program.store.write(lambda tx: tx.run("update webhook set url = 'http://10.0.0.1/'"))
+    found = told(look("doorbells"), "note")
+    assert found.startswith("ann: its URL ")
+    assert "-> register another one" in found
+
+
+def test_a_database_from_before_there_were_doorbells_has_none(look, direct, tmp_path):
+    copy = Path(direct.call("admin.backup")["path"])
+    with closing(sqlite3.connect(copy)) as db:
+        db.execute("drop table webhook")
+    (old := tmp_path / "old").mkdir(mode=0o700)
+    copy.rename(old / "stonemux.db")
+    assert look("doorbells", data=old) == []
 
 
 def test_a_command_that_would_not_be_run_is_noted(look, bell, program):
