@@ -215,7 +215,7 @@ class Timekeeper:
         moments += [now + 1000] if self._mux.flights.owed else []
         moments += [at] if (at := self._mux.blotter.next_due()) is not None else []
         if self._mux.store.audited != self._noted[1]:
-            moments.append(max(now, self._noted_at) + NOTE_HEAD_MS)
+            moments.append(now + NOTE_HEAD_MS)
         self._mux.alarm.set(min(moments))
 
     def _note_heartbeats(self) -> None:

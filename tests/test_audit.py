@@ -713,6 +713,7 @@ def test_purged_records_leave_a_signed_checkpoint(open_program, clock):
     assert (found.purged, found.signed) == (seq, True)
     assert [r["actor"] for r in records(direct) if "actor" in r] == ["cat"]
     verify(lines, anchor=Anchor(seq, digest))
+    assert exported(direct, since="1999-01-01T00:00:00Z") == lines, "it began before, which the checkpoint tells"
     assert verify(lines).signed is False
     with pytest.raises(Broken, match="not signed with this key"):
         verify(lines, key=KEY)

@@ -146,16 +146,18 @@ def test_a_doorbell_rings_for_its_own_agent_alone(face, outbound, receive, progr
 
 def test_status_says_notified_until_the_mail_is_fetched(face, program, outbound, receive):
     receiver = receive()
-    join(face, "ann")
-    before = None
+    join(face, "ann", "cat")
     hang(face, receiver.url)
+    others = send(face, to="cat")
+    hang(face, receiver.url, "cat")
     before = send(face)
     receiver.until(1)
     eventually(lambda: row(program)["notified_at"])
 
-    def told():
-        return face.call("msg.status", id=before)["recipients"][0]
+    def told(message_id=before):
+        return face.call("msg.status", id=message_id)["recipients"][0]
 
+    assert told(others)["status"] == "queued", "it came before that agent's doorbell"
     assert told() == {"agent_id": "bob", "status": "notified", "at": rfc3339(program.clock.now_ms())}
     face.call("msg.poll", agent_id="bob", timeout=0)
     assert told()["status"] == "fetched" or told()["status"] == "acked"
@@ -301,6 +303,7 @@ def test_a_receiver_that_is_back_ends_the_failing(program, direct, outbound, clo
     program.timekeeper.tick()
     receiver.until(2)
     eventually(lambda: bell(direct)["status"] == "active")
+    assert attempts(program)[-1]["retry_at"] is None
     assert "failures" not in bell(direct)
     assert row(program)["failing_since"] is None
 

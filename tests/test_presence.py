@@ -29,9 +29,11 @@ def test_an_agent_is_stale_when_the_threshold_has_passed_and_not_before(presence
     clock.advance(THRESHOLD_MS - 1)
     assert presence.status("ann") == "active"
     assert presence.newly_stale() == []
+    presence.add("bob")
+    assert presence.counts() == (2, 0)
     clock.advance(1)
     assert presence.status("ann") == "stale"
-    assert presence.counts() == (0, 1)
+    assert presence.counts() == (1, 1)
 
 
 def test_another_threshold_counts_at_once(presence, clock):

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 
 import pytest
-from faces import join
+from faces import join, refusal
 from raw import eventually
 
 from stonemux import timekeeper
@@ -72,6 +72,24 @@ def test_only_a_large_log_is_cut(program, acts):
     size["wal_bytes"] += 1
     keep_house(program)
     assert done.count("fold") == 1
+
+
+def test_the_directory_learns_of_recorded_refusals_later_than_of_events(program, direct, clock, monkeypatch):
+    join(direct, "ann")
+    program.timekeeper.tick()
+    noted = program.directory.read_head()
+    assert noted.event_seq == program.store.head
+    refusal(direct, "agent_not_found", "msg.send", from_="ann", to="bob", content="x")
+    alarms = []
+    monkeypatch.setattr(program.mux.alarm, "set", alarms.append)
+    clock.advance(timekeeper.NOTE_HEAD_MS - 1)
+    program.timekeeper.tick()
+    assert program.store.audited[0] > noted.audit_seq
+    assert program.directory.read_head() == noted
+    assert alarms == [clock.now_ms() + timekeeper.NOTE_HEAD_MS]
+    clock.advance(timekeeper.NOTE_HEAD_MS)
+    program.timekeeper.tick()
+    assert program.directory.read_head().audit_seq == program.store.audited[0]
 
 
 @pytest.mark.parametrize(

@@ -729,6 +729,8 @@ def test_asking_for_tokens_is_limited_to_ten_a_minute__S5(face, clock):
     refusal(face, "rate_limited", "token.obtain", **asked)
     clock.advance(1)
     refusal(face, "license_mismatch", "token.obtain", **asked)
+    assert refusal(face, "rate_limited", "token.obtain", **asked).retry_after == 1
+    assert "keep using the token you have" in error.message
 
 
 # -- what goes on for a while
