@@ -29,7 +29,7 @@ from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, with_query
+from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, as_body, with_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, malformed_key, shown
 
 FIRST_CONTACT_MS = 2000
@@ -264,6 +264,7 @@ class Calls(Methods):
             if operation.method == "GET":
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
                 return _Request("GET", with_query(operation.path, given), None, headers, receipt)
+            body = as_body(given, _as_json)
         except UnicodeEncodeError:
             raise MuxError(
                 "invalid_unicode", "a string contains half a surrogate pair; send whole characters"
@@ -273,7 +274,7 @@ class Calls(Methods):
             if not isinstance(key, str) or not _KEY.fullmatch(key):
                 raise malformed_key()
             headers["Idempotency-Key"] = key
-        return _Request("POST", operation.path, json.dumps(given, default=_as_json).encode(), headers)
+        return _Request("POST", operation.path, body, headers)
 
     def _read(self, operation: Operation, trip: RoundTrip) -> Any:
         """The answer, or the error, of a completed round trip."""

@@ -162,8 +162,16 @@ class RoundTrip:
         """
         sock = self._connect(timeout)
         try:
-            sock.sendall(_request(self._pool.authority, method, path, body, headers or {}))
-            self._receive(sock)
+            try:
+                sock.sendall(_request(self._pool.authority, method, path, body, headers or {}))
+            except (BrokenPipeError, ConnectionResetError) as trouble:
+                try:
+                    self._receive(sock)  # a daemon refuses a body that is too large without reading it
+                except (OSError, ValueError):
+                    raise trouble from None
+                self._reusable = False
+            else:
+                self._receive(sock)
         except (OSError, ValueError) as trouble:
             self._check()
             raise NoAnswer(_words(trouble)) from trouble
@@ -316,6 +324,14 @@ def _request(authority: str, method: str, path: str, body: bytes | None, headers
 
 def _is_sendable(value: str) -> bool:
     return "\n" not in value and "\r" not in value and max(value, default="") <= "\xff"
+
+
+def as_body(given: Any, default: Callable[[Any], Any] | None = None) -> bytes:
+    """JSON as the body of a request; `default` as in `json.dumps`. Raises UnicodeEncodeError for half a surrogate pair.
+
+    Characters are sent as they are: escaped, texts that the daemon takes would not fit into the body that it takes.
+    """
+    return json.dumps(given, ensure_ascii=False, default=default).encode()
 
 
 def with_query(path: str, given: Mapping[str, Any]) -> str:

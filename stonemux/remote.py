@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from stonemux.errors import MuxError, read_error
-from stonemux.pool import NoAnswer, Pool, RoundTrip, with_query
+from stonemux.pool import NoAnswer, Pool, RoundTrip, as_body, with_query
 from stonemux.schema import Operation
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Remote:
         try:
             if operation.method == "GET" and isinstance(given, Mapping):
                 return with_query(operation.path, given), None, headers
-            return operation.path, json.dumps(given).encode(), headers | {"Content-Type": "application/json"}
+            return operation.path, as_body(given), headers | {"Content-Type": "application/json"}
         except UnicodeEncodeError:
             raise MuxError("invalid_utf8", "the command line is not UTF-8; set a UTF-8 locale") from None
 

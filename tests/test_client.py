@@ -190,6 +190,18 @@ def test_a_refusal_that_stays_is_raised_at_once(status):
         assert len(server.asked) == 1
 
 
+def test_a_body_that_is_refused_before_it_was_sent_is_a_refusal_and_not_a_silence(client: Client):
+    error = refused("body_too_large", client.document_create, content="x" * 17_000_000)
+    assert error.status == 413
+
+
+def test_text_is_sent_as_it_is_so_that_all_of_it_fits_into_a_body():
+    with scripted(SENT) as (server, client):
+        client.msg_send(sender="ann", to="bob", content="\u5b57")
+        assert "\u5b57".encode() in server.asked[0].body
+        refused("invalid_unicode", client.msg_send, sender="ann", to="bob", content="\ud800")
+
+
 def test_trying_ends_when_the_time_is_over_and_says_that_the_outcome_is_unknown():
     with scripted(SENT, None) as (server, client):
         clock = on_fake_time(client)
