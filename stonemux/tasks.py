@@ -333,14 +333,19 @@ def _retry(tx: Tx, row: Task, agent_id: str, result: str | None) -> dict[str, An
             tx, "seq = ?6", row.seq, status="failed", by=agent_id, result=result, error=EXHAUSTED, note=result
         )
         return {"task_id": row.id, "status": "failed", "task": view(row)}
-    delay = BACKOFF_MS[min(row.attempts, len(BACKOFF_MS) - 1)]
+    delay = BACKOFF_MS[min(_tries(row), len(BACKOFF_MS)) - 1]
     row = put_back(tx, row, "delayed", due_at=tx.now + delay, note=result or "failed, to be retried", act="retry")
     return {"task_id": row.id, "status": "pending", "task": view(row)}
 
 
 def _exhausted(row: Task) -> bool:
     """Whether the try that ends now was the last one."""
-    return bool(row.max_attempts) and row.attempts + 1 >= row.max_attempts
+    return bool(row.max_attempts) and _tries(row) >= row.max_attempts
+
+
+def _tries(row: Task) -> int:
+    """How many tries there were, with the one that ends now; if its lease ran out before, that has counted it."""
+    return row.attempts + (row.status == "claimed")
 
 
 def put_back(
@@ -367,7 +372,7 @@ def put_back(
         status,
         due_at,
         row.owner if act == "expired" else None,
-        int(act in ("expired", "retry")),
+        _tries(row) - row.attempts if act in ("expired", "retry") else 0,
         dumps(handoff) if handoff else None,
         thread,
         handoff is not None,

@@ -673,6 +673,19 @@ def test_failing_with_retry_puts_a_task_back_later_each_time__T8(crew, clock):
     assert kinds(crew, "task_failed") == []
 
 
+def test_a_late_retry_is_not_a_second_attempt__T9(crew, clock, program):
+    task_id = post(crew, max_attempts=2)
+    token = claim(crew)["claim_token"]
+    clock.advance(LEASE)
+    program.timekeeper.tick()
+    assert task(crew, task_id)["attempts"] == 1
+    answer = complete(crew, task_id, status="failed", retry=True)
+    assert (answer["status"], answer["task"]["attempts"]) == ("pending", 1)
+    refusal(crew, "stale_claim", "task.complete", task_id=task_id, agent_id="bob", claim_token=token)
+    clock.advance(1_000)
+    assert claimed(crew) == task_id
+
+
 def test_after_max_attempts_a_retry_fails_for_good__T9(crew, clock):
     task_id = post(crew, max_attempts=2)
     claim(crew)
