@@ -51,10 +51,7 @@ _ITEM = (
     f"where d.agent_id = ?1 and d.message_id = ?3 and {_SHOWN}"
 )
 
-_SETTLED_NOW = (
-    f"settled_at = case when state < {SETTLED} then ?3 else settled_at end, "
-    f"reason = case when state < {SETTLED} then null else reason end"
-)
+_SETTLED_NOW = f"settled_at = case when state < {SETTLED} then ?3 else settled_at end, reason = null"
 _MARK = {
     "read": (
         f"update delivery set state = {SETTLED}, due_at = null, archived = null, {_SETTLED_NOW} "
@@ -132,11 +129,16 @@ def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status:
         updated = _mark(tx, status, agent_id, None)
         if status == "unread":
             messages.note_all_run_out(tx, agent_id)
+        elif status == "read":
+            messages.confirm_through(tx, agent_id, MOST_INTEGER)
     else:
         wanted = [_find(tx, *_parsed(one, agent_id))["id"] for one in ids]
         updated = sum(_mark(tx, status, agent_id, message_id) for message_id in wanted)
-        for message_id in wanted if status == "unread" else ():
-            messages.note_run_out(tx, message_id)
+        for message_id in wanted:
+            if status == "unread":
+                messages.note_run_out(tx, message_id)
+            elif status == "read":
+                messages.confirm(tx, agent_id, message_id)
         again = again.intersection(wanted)
     tx.backlog.pop(agent_id, None)
     if status == "unread":

@@ -133,11 +133,14 @@ def ack(tx: Tx, *, agent_id: str, ids: list[int] | None, through: int | None) ->
         raise MuxError(code, "give either ids or through, but not both", parameter="ids")
     if through is not None:
         messages.check_cursor(tx, agent_id, through, "through")
+        messages.confirm_through(tx, agent_id, through)
         return {"acked": messages.settle_through(tx, agent_id, through, None)}
     assert ids is not None
     rows = [_delivered(tx, agent_id, message_id) for message_id in ids]
     acked = 0
     for row in rows:
+        if row["reason"] == messages.RECEIVED:
+            messages.confirm(tx, agent_id, row["message_id"])
         acked += tx.run(_ACK, tx.now, agent_id, row["message_id"]).rowcount
     tx.backlog.pop(agent_id, None)
     return {"acked": acked}

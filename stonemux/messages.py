@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stonemux import directory, doorbells, filing, handoff, trays
-from stonemux.clock import rfc3339
+from stonemux.clock import HOUR_MS, rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait, fitting
 from stonemux.payload import dumps
@@ -29,6 +29,9 @@ from stonemux.trays import DEAD, FRESH, QUEUED, SETTLED
 
 RECEIVED = "received"
 """The reason of a delivery that a plain poll's answer settled; `redeliver` can queue it again."""
+
+REDELIVERED_MS = HOUR_MS
+"""How far back `redeliver` reaches."""
 
 PURGE_WITHIN_MS = 120_000
 """Expired messages are recorded as dead within this time."""
@@ -76,6 +79,7 @@ _LIVING = (
 _COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
 _COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.WAITING)}) {_LIVING}"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
+_RECEIVED_THROUGH = trays.ids(trays.REST, narrowed=f"d.state = {SETTLED} and d.settled_at >= ?3 and d.message_id <= ?4")
 _HIGHEST = (
     "select max("
     + ", ".join(f"(select coalesce(max(d.message_id), 0) from {tray})" for tray in trays.EVERYTHING)
@@ -441,7 +445,9 @@ def delivered_through(rx: Snapshot, agent_id: str) -> int:
 
 
 def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> int:
-    """Settle everything up to an id, in one channel or in all."""
+    """Settle everything up to an id, in one channel or in all; what has expired by then is dead, not read."""
+    for message_id in run_out(tx, agent_id):
+        note_run_out(tx, message_id)
     count = tx.run(
         f"update delivery set state = {SETTLED}, settled_at = ?4, due_at = null "
         f"where agent_id = ?1 and message_id in ({_UNSETTLED_THROUGH})",
@@ -452,6 +458,25 @@ def settle_through(tx: Tx, agent_id: str, through: int, channel: str | None) -> 
     ).rowcount
     tx.backlog.pop(agent_id, None)
     return count
+
+
+def confirm(tx: Tx, agent_id: str, message_id: int) -> None:
+    """Acknowledge what a plain poll may have taken: `redeliver` leaves it alone from now on."""
+    _confirm(tx, agent_id, "message_id = ?3", message_id)
+
+
+def confirm_through(tx: Tx, agent_id: str, through: int) -> None:
+    """The same for everything up to an id."""
+    _confirm(tx, agent_id, f"message_id in ({_RECEIVED_THROUGH})", tx.now - REDELIVERED_MS, through)
+
+
+def _confirm(tx: Tx, agent_id: str, which: str, *values: int) -> None:
+    tx.run(
+        f"update delivery set reason = null where agent_id = ?1 and reason = ?2 and {which}",
+        agent_id,
+        RECEIVED,
+        *values,
+    )
 
 
 # -- expiry and retention
@@ -470,7 +495,8 @@ def note_all_run_out(tx: Tx, agent_id: str) -> None:
 def _note_run_out(tx: Tx, which: str, value: Any) -> bool:
     """Record as dead what is queued and expired among the deliveries that match `which`, SQL with `value` as ?1."""
     noted = tx.run(
-        f"update delivery set state = {DEAD}, reason = 'expired', settled_at = ?2 where state <= {QUEUED} "
+        f"update delivery set state = {DEAD}, reason = 'expired', "
+        f"settled_at = (select expires_at from message where id = message_id) where state <= {QUEUED} "
         f"and {which} and revived is null "
         "and exists (select 1 from message where id = message_id and expires_at <= ?2)",
         value,

@@ -1167,7 +1167,8 @@ class Methods:
         - `after`: The last id processed (at least 0).
         - `ack`: manual: deliver on a lease and wait for msg.ack.
         - `lease`: Seconds for which a delivered message is hidden from other polls (1 to 43200).
-        - `redeliver`: First requeue what plain polls took in the last hour.
+        - `redeliver`: First requeue what plain polls took in the last hour, unless msg.ack or inbox.update acknowledged
+          it since.
 
         Answers `MsgPollAnswer`. `GET /msg/poll`. Refusals: 400 invalid_field, 400 invalid_timeout, 400 missing_field,
         403 agent_mismatch, 404 agent_not_found, 404 channel_not_found, 409 cursor_ahead, 503 too_many_waiters.

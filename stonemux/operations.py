@@ -579,7 +579,8 @@ OPERATIONS: tuple[Operation, ...] = (
                 "redeliver",
                 "boolean",
                 False,
-                doc="First requeue what plain polls took in the last hour.",
+                doc="First requeue what plain polls took in the last hour, unless msg.ack or inbox.update "
+                "acknowledged it since.",
                 listed=False,
             ),
         ),

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stonemux import directory, leases, messages
-from stonemux.clock import HOUR_MS
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait
-
-REDELIVERED_MS = HOUR_MS
-"""How far back `redeliver` reaches."""
 
 
 def poll(
@@ -53,7 +49,7 @@ def poll(
             if redeliver:
                 # What is still in flight is queued again when its flight ends. Before the write: it may land meanwhile.
                 mux.flights.recall(agent_id, mux.flights.held(agent_id))
-                mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - REDELIVERED_MS))
+                mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - messages.REDELIVERED_MS))
             if after is not None:
                 messages.acknowledge_through(mux, agent_id, after, channel)
             fresh = False

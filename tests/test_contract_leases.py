@@ -253,6 +253,23 @@ def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, pr
     assert (ids(first["messages"]), first["more"]) == (sent, True)
 
 
+@pytest.mark.parametrize("operation", ["msg.poll", "msg.ack"])
+def test_what_has_run_out_of_time_is_not_acknowledged_by_passing_it(face, mail, clock, program, operation):
+    (sent,) = mail("a", ttl_seconds=1)
+    (read,) = mail("b")
+    clock.advance(1_000)
+    died = {"agent_id": "bob", "status": "dead", "at": rfc3339(clock.now_ms()), "reason": "expired"}
+    given = {"through": read} if operation == "msg.ack" else {"after": read, "timeout": 0}
+    answer = face.call(operation, agent_id="bob", **given)
+    assert answer == ({"acked": 1} if operation == "msg.ack" else {"messages": []})
+    for _ in range(3):  # the purge passes
+        assert face.call("msg.status", id=sent)["recipients"] == [died]
+        (dead,) = face.call("msg.dead", agent_id="bob")["messages"]
+        assert (dead["id"], dead["died_at"]) == (sent, died["at"])
+        clock.advance(60_000)
+        program.timekeeper.tick()
+
+
 def test_dead_letters_are_in_the_order_in_which_they_were_sent(open_program):
     program = open_program(max_deliveries=1)
     face = Direct(program.mux)
@@ -358,6 +375,20 @@ def test_redeliver_puts_back_what_plain_polls_took_in_the_last_hour(direct, cloc
     again = direct.call("msg.poll", agent_id="bob", timeout=0, redeliver=True)["messages"]
     assert ids(again) == [new]
     assert old not in ids(again)
+
+
+@pytest.mark.parametrize("how", ["ids", "through", "read", "all read"])
+def test_i7_what_was_acked_after_a_plain_poll_took_it_is_not_redelivered(face, mail, how):
+    first, second = mail("a", "b")
+    face.call("msg.poll", agent_id="bob", timeout=0)
+    if how in ("ids", "through"):
+        acked = {"ids": [first]} if how == "ids" else {"through": first}
+        assert face.call("msg.ack", agent_id="bob", **acked) == {"acked": 0}
+    else:
+        which = {"ids": [f"inbox-{first}-bob"]} if how == "read" else {"all": True}
+        assert face.call("inbox.update", agent_id="bob", status="read", **which) == {"updated": 0}
+    again = face.call("msg.poll", agent_id="bob", timeout=0, redeliver=True)["messages"]
+    assert ids(again) == ([] if how == "all read" else [second])
 
 
 def test_a_cursor_and_manual_acknowledgement_exclude_each_other(face, mail):
