@@ -22,7 +22,7 @@ from stonemux.excerpts import shortened
 from stonemux.mux import Caller, Mux
 from stonemux.schema import MOST_INTEGER, shown
 from stonemux.transaction import Snapshot, Tx
-from stonemux.trays import QUEUED, SETTLED
+from stonemux.trays import LEASED, QUEUED, SETTLED
 
 PREVIEW = 200
 """How many characters of a content a list shows."""
@@ -30,7 +30,7 @@ PREVIEW = 200
 _ID = r"(?s)inbox-([1-9][0-9]{0,18})-(.{1,120})"
 
 _FIELDS = messages.FIELDS + ", d.state, d.archived"
-_SHOWN = f"(d.state = {SETTLED} or d.state < {SETTLED} and {messages.ALIVE})"
+_SHOWN = f"(d.state in ({LEASED}, {SETTLED}) or d.state <= {QUEUED} and {messages.ALIVE})"
 
 
 def _list(*parts: str, narrowed: str = _SHOWN) -> str:

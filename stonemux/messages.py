@@ -76,8 +76,8 @@ _LIVING = (
     "where not exists (select 1 from message m where m.id = message_id and m.expires_at <= ?2 and not exists "
     "(select 1 from delivery d where d.message_id = m.id and d.agent_id = ?1 and d.revived))"
 )
-_COUNT_UNREAD = f"select count(*) from ({trays.ids(*trays.UNSETTLED)}) {_LIVING}"
 _COUNT_QUEUED = f"select count(*) from ({trays.ids(*trays.WAITING)}) {_LIVING}"
+_COUNT_UNREAD = f"select ({_COUNT_QUEUED}) + (select count(*) from {trays.ON_LEASE})"
 _UNSETTLED_THROUGH = trays.ids(*trays.UNSETTLED, narrowed="d.message_id <= ?2 and (?3 is null or d.channel = ?3)")
 _RECEIVED_THROUGH = trays.ids(trays.REST, narrowed=f"d.state = {SETTLED} and d.settled_at >= ?3 and d.message_id <= ?4")
 _HIGHEST = (
@@ -237,7 +237,7 @@ def open_mail(rx: Snapshot, agent_id: str) -> int:
 
 
 def unread(rx: Snapshot, agent_id: str) -> int:
-    """How many messages in an inbox are not settled, without those that have expired."""
+    """How many messages in an inbox are not settled: queued and not expired, or on a lease, which may outlast them."""
     count: int = rx.one(_COUNT_UNREAD, agent_id, rx.now)[0]
     return count
 

@@ -319,6 +319,10 @@ def test_a_lease_that_outlasts_the_time_to_live_ends_with_a_dead_letter(face, ma
     for _ in range(2):  # the purge passes while both are leased
         clock.advance(149_000)
         program.timekeeper.tick()
+    inbox = face.call("inbox.list", agent_id="bob")
+    assert ([one["message_id"] for one in inbox["items"]], inbox["unread"]) == ([second, first], 2)
+    assert face.call("inbox.show", id=f"inbox-{first}-bob")["item"]["status"] == "unread"
+    assert face.call("agent.get", agent_id="bob")["agent"]["unread"] == 2
     assert face.call("msg.nack", agent_id="bob", id=first) == {"id": first, "status": "dead"}
     clock.advance(2_000)
     program.timekeeper.tick()
