@@ -126,9 +126,10 @@ def update(tx: Tx, *, agent_id: str, ids: list[str] | None, every: bool, status:
         )
     again = tx.mux.flights.held(agent_id)
     if ids is None:
+        messages.note_all_run_out(tx, agent_id)
         updated = _mark(tx, status, agent_id, None)
         if status == "unread":
-            messages.note_all_run_out(tx, agent_id)
+            messages.note_all_run_out(tx, agent_id)  # what was read before its time to live ended
         elif status == "read":
             messages.confirm_through(tx, agent_id, MOST_INTEGER)
     else:

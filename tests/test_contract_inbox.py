@@ -244,6 +244,15 @@ def test_unread_mail_counts_against_the_limit_of_an_inbox__I12(open_program):
     refusal(face, "inbox_full", "msg.send", from_="ann", to="bob", content="x")
 
 
+@pytest.mark.parametrize("status", ["read", "unread", "archived"])
+def test_what_has_run_out_of_time_is_not_marked_with_all(team, clock, status):
+    sent, other = send(team, ttl_seconds=1), send(team)
+    clock.advance(1000)
+    assert mark(team, status) == (status != "unread")
+    assert items(team, "all") == [other]
+    assert [dead["id"] for dead in team.call("msg.dead", agent_id="bob")["messages"]] == [sent]
+
+
 def test_what_has_run_out_of_time_is_in_no_inbox(team, clock):
     sent = send(team, ttl_seconds=1)
     clock.advance(1000)
