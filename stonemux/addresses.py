@@ -210,9 +210,7 @@ def judge_all(target: Target, addresses: Iterable[str], policy: Policy) -> None:
 
 def judge(address: str, port: int, policy: Policy) -> str:
     """Why a connection to this address is refused; empty if it is allowed."""
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
+    found = plain(address)
     if port == policy.own_port and (_in(found, LOOPBACK) or _in(found, (policy.own_host,))):
         return "the daemon's own port"
     if _in(found, LOOPBACK):
@@ -228,6 +226,12 @@ def judge(address: str, port: int, policy: Policy) -> str:
     if isinstance(found, IPv6Address) and not (inner or _in(found, (GLOBAL_V6, "fc00::/7"))):
         return "reserved, which is never called"
     return next((problem for one in (found, *inner) if (problem := _private(one, policy))), "")
+
+
+def plain(text: str) -> Address:
+    """An address without its zone; an IPv4 address as such, even if it is written as an IPv6 address."""
+    found = ip_address(text.partition("%")[0])
+    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
 
 
 def _private(address: Address, policy: Policy) -> str:

@@ -34,11 +34,10 @@ from collections import deque
 from collections.abc import Callable
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
 
-from stonemux import VERSION, audit, mcp, offer, operations, payload, sse, wire
+from stonemux import VERSION, addresses, audit, mcp, offer, operations, payload, sse, wire
 from stonemux.chain import Entry
 from stonemux.config import Settings, bracketed, is_loopback
 from stonemux.connection import VERDICT_MS, Connection
@@ -568,10 +567,7 @@ def _own_names(settings: Settings, port: int) -> tuple[frozenset[str], frozenset
 
 def is_remote(peer: str, sock: socket.socket) -> bool:
     """Whether a connection comes from another machine: neither over loopback nor from one of our own addresses."""
-    address = ip_address(peer.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_loopback:
+    if addresses.plain(peer).is_loopback:
         return False
     try:
         return bool(sock.getsockname()[0] != peer)
