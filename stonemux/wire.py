@@ -281,7 +281,7 @@ def _expects_continue(expect: str, old: bool) -> bool:
     return not old
 
 
-def check_partial_head(buffer: bytes | bytearray) -> None:
+def check_partial_head(buffer: bytes) -> None:
     """Check a head that is still incomplete (no CRLF CRLF yet), so that a hopeless one is answered at once.
 
     Raises, always with `close`, only what `parse_head` would raise whatever followed: `uri_too_long` and
@@ -292,7 +292,7 @@ def check_partial_head(buffer: bytes | bytearray) -> None:
     if not buffer:
         return
     end = buffer.find(b"\n", 0, MAX_REQUEST_LINE + 2)
-    line = bytes(buffer[: MAX_REQUEST_LINE + 2 if end < 0 else end])
+    line = buffer[: MAX_REQUEST_LINE + 2 if end < 0 else end]
     if re.fullmatch(_REQUEST_LINE_BEGUN, line) is None:
         raise _broken(
             "bad_request_line",
