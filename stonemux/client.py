@@ -81,9 +81,11 @@ class Client(Calls):
     ) -> Messages:
         """Loop over an agent's messages; each is acknowledged when the loop's body is done with it.
 
-        While the body runs, the lease of `lease` seconds is extended. An exception or `break` puts the message back, to
-        be delivered again at once; a message that was delivered too often becomes a dead letter. The loop ends when
-        nothing has come for `timeout` seconds, or within a second after `stop` is set; otherwise never.
+        `channel` and `types` leave all other messages in the inbox. While the body runs, the lease of `lease` seconds
+        (1 to 43,200) is extended. An exception or `break` puts the message back, to be delivered again at once; a
+        message that was delivered too often becomes a dead letter. The loop ends when nothing has come for `timeout`
+        seconds, or within a second after `stop` is set; otherwise never. Raises `MuxError`, such as `agent_not_found`,
+        `channel_not_found`, and `unreachable` if the daemon stays away.
         """
         return Messages(
             self, self._keeper, agent, channel=channel, types=types, lease=lease, timeout=timeout, stop=stop
@@ -100,10 +102,12 @@ class Client(Calls):
     ) -> AbstractContextManager[Claim | None]:
         """Claim a task for the length of a `with` block; None if there is none after waiting `timeout` seconds.
 
-        While the block runs, the claim is extended. At its end, the task is completed with `task.result`. An exception
-        fails the task with the exception's text (with `retry`, the task is tried again after a delay) and propagates;
-        an interruption (KeyboardInterrupt, SystemExit) gives the task back. `task.cancelled` is true once its poster
-        has cancelled it.
+        With `task_id`, only that task. While the block runs, the claim is extended. At its end, the task is completed
+        with `task.result`, a text of up to `max_message_size` bytes or None. An exception fails the task with the
+        exception's text (with `retry`, the task is tried again after a delay) and propagates; an interruption
+        (KeyboardInterrupt, SystemExit) gives the task back. `task.cancelled` is true once its poster has cancelled it.
+        Raises `MuxError`: what `task_claim` and `task_complete` raise, such as `agent_not_found`, or `stale_claim` if
+        another agent has the task by now.
         """
         return consume.claimed(
             self, self._keeper, agent, channel=channel, timeout=timeout, task_id=task_id, retry=retry
@@ -122,6 +126,7 @@ class Client(Calls):
 
         Ends when nothing has changed for `timeout` seconds, or within a second after `stop` is set; otherwise never. A
         version with `reset` means that the daemon's version is behind the one already known, as after a restore.
+        Raises `MuxError`, such as `channel_not_found`.
         """
         return follow.watch(self, key, channel=channel, after_version=after_version, timeout=timeout, stop=stop)
 
@@ -131,7 +136,8 @@ class Client(Calls):
         """Change a key to `function(value)` by compare-and-set, so that no change is lost; returns the new record.
 
         The function gets None if the key does not exist, is called again if another writer was faster, and may return
-        None to leave the key alone; `update` then returns None.
+        None to leave the key alone; `update` then returns None. Raises `version_conflict` if other writers were faster
+        a thousand times.
         """
         return follow.update(self, key, function, channel=channel)
 
@@ -149,8 +155,9 @@ class Client(Calls):
 
         Continues where it was when the daemon restarts. A `gap` event names the events that are no longer kept; a
         `reset` event means that the id lies in the future, or that the daemon came back with another log, such as an
-        older copy of its data: read everything anew then. Ends when nothing has come for `timeout` seconds, or within a
-        second after `stop` is set; otherwise never.
+        older copy of its data: read everything anew then. Ends when nothing has come for `timeout` seconds (with 0,
+        once all that the log holds has come), or within a second after `stop` is set; otherwise never. Raises
+        `MuxError`, such as `invalid_last_event_id`.
         """
         return follow.events(self, after, types=types, channel=channel, agent_id=agent_id, timeout=timeout, stop=stop)
 

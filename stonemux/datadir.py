@@ -4,8 +4,8 @@ The lock is an `flock` on the directory itself: a lock *file* can be unlinked an
 `fcntl` locks vanish when any descriptor of the file is closed. Next to the database there are `CREATED` (this directory
 once held a database, so a missing database is a loss and not a beginning), `head.json` (how far the event log, the
 messages and the audit log had come, so that a database that went back in time is noticed and no id is assigned twice),
-and, once audit records were purged, `audit.key`. While a daemon runs, there are its process id, its address, and the
-owner's token as well.
+and, unless audit records are kept forever, `audit.key`. While a daemon runs, there are its process id, its address, and
+the owner's token as well.
 """
 
 from __future__ import annotations
