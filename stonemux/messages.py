@@ -32,6 +32,12 @@ RECEIVED = "received"
 
 REDELIVERED_MS = HOUR_MS
 """How far back `redeliver` reaches."""
+PURGED_BYTES = 4_000_000
+"""How many bytes of text one purge deletes, so that no sender waits long behind it: each word must leave the index."""
+TEXT_BYTES = (
+    "case when truncated then (select size from document where id = content_ref) else length(cast(content as blob)) end"
+)
+"""SQL: how many bytes of text a search covers of a message."""
 
 PURGE_WITHIN_MS = 120_000
 """Expired messages are recorded as dead within this time."""
@@ -507,24 +513,34 @@ def _note_run_out(tx: Tx, which: str, value: Any) -> bool:
     return bool(noted)
 
 
-def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
-    """Delete up to `most` messages sent before a time, if no recipient has yet to read them; returns how many.
+def purge(
+    tx: Tx,
+    before: int,
+    most: int,
+    since: int = 0,
+    forget: Callable[[Tx, list[int]], None] = lambda tx, ids: None,
+) -> int:
+    """Delete up to `most` messages sent before a time, if no recipient has yet to read them.
 
     First records messages as dead whose time to live expired after `since`, where the last purge stopped; a dead
-    delivery does not keep its message.
+    delivery does not keep its message. `forget` is called with the ids while the messages are still there. Returns how
+    many were deleted, or `most` if long ones ended it early.
     """
     _note_run_out(tx, "message_id in (select id from message where expires_at > ?1 and expires_at <= ?2)", since)
-    doomed = [
-        row[0]
-        for row in tx.sql(
-            # A later id is never older, so the search can stop at the first young message.
-            "select id from message m where id < coalesce((select id from message where sent_at >= ? order by id "
-            "limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
-            f"and d.state < {SETTLED}) order by id limit ?",
-            before,
-            most,
-        )
-    ]
+    doomed, size = [], 0
+    for row in tx.sql(
+        # A later id is never older, so the search can stop at the first young message.
+        f"select id, {TEXT_BYTES} from message m where id < coalesce((select id from message where sent_at >= ? order "
+        "by id limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
+        f"and d.state < {SETTLED}) order by id limit ?",
+        before,
+        most,
+    ):
+        doomed.append(row[0])
+        size += row[1]
+        if size >= PURGED_BYTES:
+            break
+    forget(tx, doomed)
     if doomed:  # new ids continue after the last one, even if its message is deleted
         tx.run("insert or replace into meta values ('message_floor', ?)", str(max(tx.last_message, doomed[-1])))
     for message_id in doomed:
@@ -537,4 +553,4 @@ def purge(tx: Tx, before: int, most: int, since: int = 0) -> int:
         tx.run("delete from message where id = ?", message_id)
     if doomed:
         handoff.forget(tx)
-    return len(doomed)
+    return most if size >= PURGED_BYTES else len(doomed)

@@ -1,9 +1,9 @@
 """Full-text search over messages, with SQLite's FTS5.
 
 Sending does not pay for the index: a search first indexes what was sent since the last one, a page at a time, and then
-runs the query. The index stores no contents of its own; it refers to the messages. For a message that carries the
-preview of a document, the document's first million characters are searched. Scripts without spaces between words are
-indexed letter by letter (`excerpts.apart`).
+runs the query. The index stores no contents of its own; it refers to the messages, and a purge takes out of it what it
+deletes. For a message that carries the preview of a document, the document's first million characters are searched.
+Scripts without spaces between words are indexed letter by letter (`excerpts.apart`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from stonemux.documents import PREVIEW
 from stonemux.errors import MuxError
 from stonemux.excerpts import apart, excerpt, tokens
 from stonemux.history import narrow
-from stonemux.messages import FIELDS, view
+from stonemux.messages import FIELDS, TEXT_BYTES, view
 from stonemux.mux import Caller, Mux
+from stonemux.payload import dumps
 from stonemux.transaction import Snapshot, Tx
 
 PAGE = 2000
@@ -30,6 +31,9 @@ least: a thousand long documents would take minutes."""
 
 MOST_REPEATED = 100
 """Maximum number of words in a query's phrases that already occur in the same phrase."""
+
+_MODULE = "no such module"
+"""What SQLite says if it was built without FTS5."""
 
 _WORD = r'"([^"]*)"|(\S+)'
 
@@ -110,7 +114,7 @@ def _make_index(tx: Tx) -> None:
         )
         tx.run("update searched set through = 0")  # counts as a change, so that the new table is committed
     except sqlite3.OperationalError as error:
-        if "no such module" not in str(error):
+        if _MODULE not in str(error):
             raise
         raise MuxError(
             "search_unavailable",
@@ -128,23 +132,40 @@ def _take_in(tx: Tx) -> bool:
     if newest <= through:
         return False
     last = _page(tx, through)
-    page = "select id, content, subject from message_text where id > ? and id <= ?"
-    tx.run(f"insert into message_words (rowid, content, subject) {page} and {_PLAIN}", through, last)
-    rest = tx.sql(f"{page} and not {_PLAIN}", through, last)
-    tx.many(
-        "insert into message_words (rowid, content, subject) values (?, ?, ?)",
-        [(row["id"], apart(row["content"]), row["subject"] and apart(row["subject"])) for row in rest],
-    )
+    _index(tx, "rowid", "?", "id > ? and id <= ?", through, last)
     tx.run("update searched set through = ?", last)
     return bool(last < newest)
+
+
+def forget(tx: Tx, ids: list[int]) -> None:
+    """Take messages that are about to be deleted out of the index: it needs their text for that."""
+    through = tx.one("select through from searched")[0]
+    try:
+        if through and ids:
+            which = "id in (select value from json_each(?)) and id <= ?"
+            _index(tx, "message_words, rowid", "'delete', ?", which, dumps(ids), through)
+    except sqlite3.OperationalError as error:
+        if _MODULE not in str(error):
+            raise
+
+
+def _index(tx: Tx, into: str, place: str, which: str, *values: Any) -> None:
+    """Tell the index of the messages that match `which`: a row of it, with the id at the `?` in `place`."""
+    page = f"content, subject from message_text where {which}"
+    words = f"insert into message_words ({into}, content, subject)"
+    tx.run(f"{words} select {place.replace('?', 'id')}, {page} and {_PLAIN}", *values)
+    rest = tx.sql(f"select id, {page} and not {_PLAIN}", *values)
+    tx.many(
+        f"{words} values ({place}, ?, ?)",
+        [(row["id"], apart(row["content"]), row["subject"] and apart(row["subject"])) for row in rest],
+    )
 
 
 def _page(tx: Tx, through: int) -> int:
     """The id of the last message of the page after `through`."""
     last, size = through, 0
     for row in tx.sql(
-        "select id, case when truncated then (select size from document where id = content_ref) else "
-        "length(cast(content as blob)) end from message where id > ? order by id limit ?",
+        f"select id, {TEXT_BYTES} from message where id > ? order by id limit ?",
         through,
         PAGE,
     ):

@@ -215,6 +215,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # The index of words is rebuilt, letter by letter for scripts that have no spaces between words.
     ("drop table if exists message_words", "update searched set through = 0"),
+    # It is rebuilt once more: it still had the words of messages that were purged long ago.
+    ("drop table if exists message_words", "update searched set through = 0"),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

@@ -24,6 +24,7 @@ from stonemux import (
     leases,
     licensing,
     messages,
+    search,
     tasks,
     webhooks,
 )
@@ -230,7 +231,7 @@ class Timekeeper:
         self._in_pages(lambda tx: attempts.purge(tx, attempts_before, PURGED_AT_ONCE))
         self._in_pages(lambda tx: webhooks.purge(tx, PURGED_AT_ONCE))
         said_before = now - settings.message_retention * 1000
-        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, self._run_out_to))
+        self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, self._run_out_to, search.forget))
         self._run_out_to = now
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))

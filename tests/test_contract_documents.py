@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 
 import pytest
 from faces import Direct, join, refusal
+
+from stonemux import messages
 
 LONG = "The quick brown fox. " * 5000  # 105,000 bytes: more than a message takes
 
@@ -174,6 +178,26 @@ def test_a_search_takes_in_large_documents_a_few_at_a_time(team, monkeypatch):
         for _ in range(4)
     ]
     assert sorted(one["id"] for one in team.call("msg.search", q="needle")["results"]) == sent
+
+
+def test_the_words_of_purged_messages_leave_the_index(team, clock, program, monkeypatch):
+    """They stayed for good: whoever searched once had an index of everything that was ever sent."""
+    monkeypatch.setattr(messages, "PURGED_BYTES", 10_000)
+    ref = document(team, LONG + "needle \u6d77")
+    for content in ({"content_ref": ref}, {"content": "plain"}, {"content": "\u6d77\u9c9c", "subject": "caf\u00e9"}):
+        team.call("msg.send", from_="ann", to="bob", **content)
+    kept = team.call("msg.send", from_="ann", to="cat", content="unread words")["message_id"]
+    assert len(team.call("msg.search", q="\u6d77")["results"]) == 2
+    team.call("msg.send", from_="ann", to="bob", content="never indexed")
+    team.call("inbox.update", agent_id="bob", all=True, status="read")
+    clock.advance(8 * 24 * 3600 * 1000)
+    program.timekeeper.tick()
+    assert [found["id"] for found in team.call("msg.search", q="words")["results"]] == [kept]
+    assert [found["id"] for found in team.call("msg.list")["messages"]] == [kept]
+    with contextlib.closing(sqlite3.connect(program.path / "stonemux.db")) as db:
+        db.execute("create virtual table temp.words using fts5vocab(main, message_words, row)")
+        assert [term for (term,) in db.execute("select term from words")] == ["unread", "words"]
+        assert db.execute("select id from message_words_docsize").fetchall() == [(kept,)]
 
 
 # -- how long they are kept
