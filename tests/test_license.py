@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import stat
 import threading
 from contextlib import contextmanager
@@ -426,6 +427,34 @@ def test_the_servers_door_is_as_hard_as_the_daemons(far):
         assert licenseclient.post(server, "/heartbeat", told) == {}
 
 
+def test_the_server_keeps_what_strangers_say_in_one_folder(far):
+    key, document = issue(far)
+    ids = ["../../x", "0" * 35 + "-"]
+    before = {*far.path.rglob("*")}
+    with serving(far) as server:
+        for install_id in ids:
+            activated = licenseclient.post(server, "/activate", {"key": key, "install_id": install_id})
+            assert activated == {"license": document}
+        with pytest.raises(licenseclient.NoUse):
+            licenseclient.post(server, "/activate", {"key": "x", "install_id": "i"})
+    added = {path.parent.name for path in {*far.path.rglob("*")} - before if path.is_file()}
+    assert added == {"server", "installs"}
+    (folder,) = far.path.rglob("installs")
+    assert [path.read_text() for path in folder.iterdir()] == [document["lic_id"]] * 2
+    with sqlite3.connect(folder.parent / "stonemux.db") as db:
+        actions = db.execute("select distinct action from audit").fetchall()
+    db.close()
+    assert actions == [], "strangers could fill the disk with records"
+
+
+def test_the_server_serves_other_machines_whatever_the_tier_of_its_own(far):
+    issue(far)
+    settings = replace(Settings(), data_dir=far.path, port=0, default_tier="free")
+    running = licenseserver.LicenseDaemon(settings, clock=far.clock)
+    assert running.server.mux.tier == "enterprise"
+    running.close()
+
+
 @contextmanager
 def answering(answer):
     """A server that says this to everybody; yields its address and what it was sent."""
@@ -449,6 +478,25 @@ def answering(answer):
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(5)
+
+
+@pytest.mark.parametrize(("length", "body", "told"), [(2, b"{}", None), (10**9, b"x" * 40_000, "too long")])
+def test_an_answer_ends_where_it_says_or_where_it_is_too_long(length, body, told):
+    held = threading.Event()
+
+    def answer(sock):
+        sock.sendall(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b" % (length, body))
+        held.wait(5)  # the connection stays open
+
+    with answering(answer) as (server, _):
+        try:
+            if told is None:
+                assert licenseclient.post(server, "/heartbeat", {}, patience_ms=2_000) == {}
+            else:
+                with pytest.raises(licenseclient.NoUse, match=told):
+                    licenseclient.post(server, "/heartbeat", {}, patience_ms=2_000)
+        finally:
+            held.set()
 
 
 def http_answer(status, body):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import queue
@@ -21,7 +22,7 @@ from daemons import ROOT, SERVE
 from faces import Direct, OverHttp
 from fake_clock import FakeClock
 from receivers import eventually
-from scripted import Scripted, answer
+from scripted import Scripted, answer, refusal
 from sessions import WITHIN_S, Place
 
 from stonemux import datadir, mcp, operations, pool, starter, stdio
@@ -124,6 +125,8 @@ def test_a_cancelled_call_is_not_answered_and_takes_nothing(served):
     ann.call("mux_send", to="ann", content="kept")
     assert ann.call("mux_poll", timeout=0)["messages"][0]["content"] == "kept"
     assert not any(json.loads(line)["id"] == waiting for line in ann.lines)
+    assert ann.end() == 0
+    assert ann.process.stderr.read() == b""
 
 
 def test_an_answer_is_believed_to_have_arrived_only_if_the_client_does_not_cancel_it(served, http):
@@ -292,6 +295,69 @@ def test_a_daemon_that_holds_the_directory_at_another_address_is_not_waited_for(
     finally:
         (place.data / datadir.PID).unlink()
         held.close()
+
+
+@pytest.fixture
+def piped(monkeypatch) -> Callable[..., dict[str, Any]]:
+    """Pipes one request through a session in this process to a scripted daemon; returns the answer."""
+    monkeypatch.setattr(starter.Starter, "ensure", lambda self: None)
+
+    def pipe(server: Scripted, method: str, **params: Any) -> dict[str, Any]:
+        output = io.BytesIO()
+        line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        stdio.Pipe(replace(Settings(), port=server.port), None, {}, output).run(io.BytesIO(line + b"\n"))
+        answered: dict[str, Any] = json.loads(output.getvalue())
+        return answered
+
+    return pipe
+
+
+def test_a_daemon_that_keeps_going_away_is_asked_a_few_times_under_one_key(piped):
+    with Scripted(None) as server:
+        answered = piped(server, "tools/call", name="mux_send", arguments={"to": "bob", "content": "x"})
+    assert "kept going away" in answered["result"]["content"][0]["text"]
+    assert len(server.asked) == stdio.TRIES
+    assert len({asked.headers["idempotency-key"] for asked in server.asked}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tools/list", {}),
+        ("tools/call", {"name": "mux_task_claim", "arguments": {"timeout": 5}}),
+        ("tools/call", {"name": "mux_send", "arguments": {"to": "bob", "content": "x", "idempotency_key": "mine"}}),
+    ],
+)
+def test_a_key_is_added_only_to_a_call_that_may_be_sent_again_and_has_none(piped, method, params):
+    with Scripted(answer(200, {"jsonrpc": "2.0", "id": 1, "result": {}})) as server:
+        assert piped(server, method, **params)["result"] == {}
+    assert "idempotency-key" not in server.asked[0].headers
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (answer(400, {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "so it is"}}), -32602),
+        (refusal(401, "token_missing"), mcp.INVALID_REQUEST),
+        (answer(500, "so it is"), mcp.INTERNAL_ERROR),
+        (answer(200, "so it is"), mcp.INTERNAL_ERROR),
+    ],
+    ids=["fault", "refusal", "text", "text with status 200"],
+)
+def test_whatever_the_daemon_answers_the_client_gets_a_response(piped, said, code):
+    with Scripted(said) as server:
+        answered = piped(server, "tools/call", name="mux_register", arguments={"agent_id": "ann"})
+    assert (answered["id"], answered["error"]["code"]) == (1, code)
+    assert answered["error"].get("data", {}).get("code") == ("token_missing" if b"token_missing" in said else None)
+
+
+def test_a_session_in_which_nothing_was_asked_waits_for_no_daemon(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(starter.Starter, "ensure", lambda self: released.wait(WITHIN_S))
+    began = time.monotonic()
+    stdio.Pipe(Settings(), None, {}, io.BytesIO()).run(io.BytesIO())
+    assert time.monotonic() - began < WITHIN_S / 3
+    released.set()
 
 
 def test_what_the_client_tells_of_itself_is_kept(served):
