@@ -154,9 +154,20 @@ class Entitlement:
 def own_issuer(data_dir: Path) -> bytes | None:
     """The public key of this machine's own issuer; None if it has none."""
     try:
-        return bytes.fromhex(json.loads((data_dir / ISSUER / ISSUER_KEY).read_bytes())["public"])
+        return read_half(data_dir / ISSUER / ISSUER_KEY, "public")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         log.error("this machine's issuer key cannot be read: %s", error)
         return None
+
+
+def read_half(file: Path, half: str) -> bytes:
+    """One half of a key pair, `seed` or `public`; raises OSError, or ValueError if the file does not hold it."""
+    try:
+        found = bytes.fromhex(json.loads(file.read_bytes())[half])
+    except (KeyError, TypeError):
+        raise ValueError(f"it has no {half} key") from None
+    if len(found) != 32:
+        raise ValueError(f"its {half} key does not have 32 bytes")
+    return found

@@ -21,7 +21,7 @@ from typing import Any
 from stonemux import ed25519, license, licensekey
 from stonemux.clock import Clock, rfc3339
 from stonemux.datadir import write_private
-from stonemux.entitlement import ISSUER, ISSUER_KEY
+from stonemux.entitlement import ISSUER, ISSUER_KEY, read_half
 from stonemux.errors import MuxError
 from stonemux.licensekey import CODE_BITS, SERIAL_BITS, Key
 from stonemux.record import replace
@@ -59,9 +59,8 @@ class Issuer:
 
     def _pair(self, name: str) -> tuple[bytes, bytes]:
         try:
-            found = json.loads((self._folder / name).read_bytes())
-            return bytes.fromhex(found["seed"]), bytes.fromhex(found["public"])
-        except (OSError, ValueError, KeyError, TypeError) as trouble:
+            return read_half(self._folder / name, "seed"), read_half(self._folder / name, "public")
+        except (OSError, ValueError) as trouble:
             raise MuxError(
                 "license_invalid",
                 f"{self._folder / name} cannot be read as a key ({trouble}); restore it from its backup",

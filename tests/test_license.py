@@ -711,7 +711,9 @@ def test_what_does_not_exist_is_named(tmp_path, capsys, words, told):
     assert (status, told in said) == (3, True)
 
 
-@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"seed": "x", "public": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "{}", '{"seed": "x", "public": "x"}', '{"seed": "00", "public": "00"}']
+)
 def test_an_issuers_key_that_is_damaged_is_told_of_and_trusted_no_longer(program, text, caplog):
     _, document = issue(program)
     (program.path / "issuer" / "issuer.key").write_text(text)
