@@ -494,6 +494,16 @@ def test_an_export_is_read_in_pieces_and_holds_no_snapshot_between_them(mux, pro
     assert verify("".join([first, *rest]).encode().splitlines(keepends=True)).records == 1007
 
 
+def test_an_export_whose_records_are_purged_meanwhile_ends_with_a_refusal(mux, monkeypatch):
+    monkeypatch.setattr(audit, "READ_AT_ONCE", 5)
+    fill(mux, 20)
+    pieces = audit.export(mux, since=None, format="jsonl")
+    next(pieces)
+    mux.store.write(lambda tx: audit.purge(tx, tx.now + 1, 10, KEY))
+    with pytest.raises(MuxError, match="records were purged while they were exported"):
+        list(pieces)
+
+
 def read_to_the_end(sock: socket.socket) -> None:
     while sock.recv(1 << 16):
         pass
@@ -892,8 +902,9 @@ def test_the_command_says_what_it_cannot_read(tmp_path, capsys):
     for text in ("", "[]", "{}", '{"seq": "x", "hash": 1}'):
         (tmp_path / "anchor").write_text(text)
         assert command(capsys, "audit", "verify", "-", "--from-anchor", tmp_path / "anchor")[0] == 2
-    (tmp_path / "key").write_text("zz")
-    assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "key")[0] == 2
+    for text in ("zz", "00"):
+        (tmp_path / "key").write_text(text)
+        assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "key")[0] == 2
     assert command(capsys, "audit", "verify", "-", "--key", tmp_path / "none")[0] == 3
     (tmp_path / "stonemux.db").write_bytes(b"no database" * 100)
     assert command(capsys, "audit", "anchor", data=tmp_path)[0] == 78

@@ -268,8 +268,12 @@ def test_suppress_inbox_keeps_the_channel_quiet_but_not_the_one_addressed(team):
     said = team.call("msg.broadcast", from_="ann", content="quiet", suppress_inbox=True)
     assert (said["recipients"], said["recipient_ids"]) == (0, [])
     direct = send(team, suppress_inbox=True)
+    team.call("agent.register", agent_id="cat", role="tester")
+    asked = team.call("msg.send", from_="ann", to="role:tester", content="quiet", suppress_inbox=True)
+    assert asked["recipients"] == []
     assert (ids(team), ids(team, "cat")) == ([direct], [])
-    assert [m["id"] for m in team.call("msg.list", channel="default")["messages"]] == [direct, said["message_id"]]
+    listed = [m["id"] for m in team.call("msg.list", channel="default")["messages"]]
+    assert listed == [asked["message_id"], direct, said["message_id"]]
 
 
 def test_a_message_is_not_delivered_after_its_time_to_live(team, clock):

@@ -63,6 +63,13 @@ def test_each_wycheproof_vector_is_judged_as_it_says():
         assert verdict == "acceptable" or accepted == (verdict == "valid"), number
 
 
+def test_what_is_no_seed_or_no_point_is_no_key():
+    for seed in (b"", bytes(31), bytes(33)):
+        with pytest.raises(ValueError, match="32 bytes"):
+            ed25519.public_key(seed)
+    assert not ed25519.verify((2).to_bytes(32, "little"), b"x", bytes(64)), "no point has this y"
+
+
 def test_a_signature_has_one_spelling():
     seed = bytes(range(32))
     public, good = ed25519.public_key(seed), ed25519.sign(seed, b"x")

@@ -274,7 +274,7 @@ def test_what_the_owner_added_to_the_entry_stays(place, client):
     mine = {
         "timeout": 5,
         "tools": {"mux_send": {"approval_mode": "approve", "at": 1.5, "ok": True}},
-        "tags": ["a", "b"],
+        "tags": ["a", "b", {"c d": 1}],
     }
     old = {"url": "http://127.0.0.1:3392/mcp", "headers": {"X": "y"}, **mine}
     old["env"] = {"STONEMUX_TOKEN": "t", "STONEMUX_AGENT": "old", "PYTHONPATH": "/gone"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from stonemux.connection import VERDICT_MS, end
 from stonemux.errors import MuxError
 from stonemux.record import replace
 from stonemux.tls import PARTING_MS
+from stonemux.trust import Trust
 
 HEALTH = get("/health")
 POLL = get("/msg/poll?agent_id=bob&timeout=0")
@@ -603,6 +605,16 @@ def test_a_client_trusts_nobody_else(served, tmp_path, another):
     assert f"({tmp_path}/none.pem: No such file or directory)" in unreachable(
         served.port, cert=str(tmp_path / "none.pem")
     )
+
+
+def test_on_this_machine_only_the_very_certificate_is_trusted_and_not_what_it_signed(served):
+    trust = Trust(str(CERT), "127.0.0.1")
+    trust._known = [b"the one that signed it"]
+    with (
+        closing(served.plain()) as sock,
+        pytest.raises(OSError, match=f"is not in {re.escape(str(CERT))}; send it SIGHUP"),
+    ):
+        trust.secure(sock)
 
 
 def test_a_client_without_the_certificate_is_told_what_it_lacks(served):

@@ -789,6 +789,18 @@ def test_a_stream_ends_when_the_key_of_its_token_does__S1__S3(http, mux, clock):
 
 
 @REQUIRED
+def test_a_parked_call_with_a_good_token_ends_like_any_other(face, clock, background):
+    owner = Direct(face.mux)
+    for token in (issued(owner, "ann"), face.mux.tokens.owner):
+        face.token = token
+        join(face, "ann")
+        waiting = background(face.call, "msg.poll", agent_id="ann", timeout=5)
+        clock.until_parked(1)
+        clock.advance(5_000)
+        assert waiting.result(5) == {"messages": []}
+
+
+@REQUIRED
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 def test_a_parked_call_ends_when_its_token_does__S3(face, clock, background, how):
     owner = Direct(face.mux)

@@ -428,6 +428,21 @@ def test_what_is_replayed_while_a_later_event_fails_does_not_wait_for_its_retry(
     assert ids(receiver.until(5))[4] == last
 
 
+def test_an_event_that_is_being_tried_is_not_replayed_a_second_time(program, direct, outbound, receive):
+    receiver = receive(lambda sock: sock.sendall(status(500) if len(receiver.heard) == 1 else OK))
+    endpoint_id = forward(direct, receiver.url)
+    last = put(direct)
+    receiver.until(1)
+    at_rest(program, endpoint_id)
+    assert direct.call("webhook.replay", id=endpoint_id, event_ids=[last])["queued"] == 1
+    at_rest(program, endpoint_id)
+    assert shown(direct, endpoint_id)["retrying"] == 1
+    pass_time(program, 10_000)
+    assert ids(receiver.until(2)) == [last, last]
+    at_rest(program, endpoint_id)
+    assert shown(direct, endpoint_id)["retrying"] == 0
+
+
 def test_a_new_endpoint_may_begin_in_the_past(face, program, outbound, receive):
     receiver = receive()
     last = put(face, 5)
