@@ -111,8 +111,8 @@ class Settings(Record):
     max_connections: int = _setting(
         512,
         "server",
-        "Number of open connections beyond which a new one is answered 503; half of the 1,024 files that most systems "
-        "let a process open.",
+        "Number of open connections; one more takes the place of the one that has been idle longest, or is answered "
+        "503 if none is idle. Half of the 1,024 files that most systems let a process open.",
         least=4,
         most=20_000,
     )
@@ -306,8 +306,8 @@ class Settings(Record):
     max_event_buffer: int = _setting(
         1000,
         "events",
-        "Number of events that a slow stream may lag behind before it gets a gap; bounds the memory that one reader "
-        "can use.",
+        "Number of the newest events that all streams share in memory; a stream that lags further behind reads from "
+        "the database. As many are kept there, whatever their age, and at least 1,000.",
         unit="events",
         least=1,
         most=100_000,
@@ -315,7 +315,7 @@ class Settings(Record):
     event_retention: int = _setting(
         3600,
         "events",
-        "How far back a stream can resume; an hour covers a restart or a laptop's nap.",
+        "How far back a stream can resume before it gets a gap; an hour covers a restart or a laptop's nap.",
         key="retention",
         unit="seconds",
         least=1,

@@ -1426,7 +1426,7 @@ class Methods:
         - `depends_on`: Ids of tasks that must complete first; one that failed or was cancelled can be requeued (up to
           256 entries).
         - `assigned_to`: Only this agent may claim it (1 to 120 characters).
-        - `claim_timeout`: The lease of a claim, in seconds (1 to 86400).
+        - `claim_timeout`: The lease of a claim, in seconds; task_claim_timeout if omitted (1 to 86400).
         - `max_attempts`: Attempts before it fails for good; 0: no limit (0 to 1000).
 
         Answers `TaskPostAnswer`. `POST /task/post`, tier pro. Refusals: 400 invalid_field, 400 missing_field, 402

@@ -759,7 +759,13 @@ OPERATIONS: tuple[Operation, ...] = (
                 brief="task ids",
             ),
             _agent("assigned_to", None, "Only this agent may claim it.", acts=False),
-            Param("claim_timeout", "integer", least=1, most=86_400, doc="The lease of a claim, in seconds."),
+            Param(
+                "claim_timeout",
+                "integer",
+                least=1,
+                most=86_400,
+                doc="The lease of a claim, in seconds; task_claim_timeout if omitted.",
+            ),
             Param(
                 "max_attempts",
                 "integer",
