@@ -46,8 +46,14 @@ def _of_key(settings: Settings, key: str, clock: Clock) -> dict[str, Any]:
     try:
         return Issuer(settings.data_dir, clock).find(key)
     except MuxError as error:
-        if error.code != "license_unknown" or not settings.license_server:
+        if error.code != "license_unknown":
             raise
+        if not settings.license_server:
+            raise MuxError(
+                "license_unknown",
+                "no issuer on this machine has issued a license with that key, and [license] license_server is not "
+                "set; set it to your licensor's, or ask for the license as a file: stonemux activate --file FILE",
+            ) from error
     install_id, _ = read_install(settings.data_dir, clock.new_id)
     try:
         answer = licenseclient.post(settings.license_server, "/activate", {"key": key, "install_id": install_id})

@@ -126,8 +126,8 @@ def _check_limit(tx: Tx) -> None:
             needed = {"needed": tier, "needed_seats": count + 1}
         raise MuxError(
             "agent_limit",
-            f"{whose} has {seats} agent{'s' * (seats != 1)}; registered: {count}; deregister one that you do not need, "
-            f"or activate {remedy}",
+            f"{whose} allows {seats} agent{'s' * (seats != 1)}; registered: {count}; deregister one that you do not "
+            f"need, or activate {remedy}",
             limit=seats,
             tier=tier,
             **needed,

@@ -141,11 +141,13 @@ class Waiters:
             mine = self._by_agent.get(agent_id, 0)
             most, most_mine = self._settings.max_waiters, self._settings.max_waiters_per_agent
             if self.count >= most or (agent_id and mine >= most_mine):
-                whose, limit = ("this agent", most_mine) if self.count < most else ("this daemon", most)
+                whose, limit, setting = "this daemon", most, "max_waiters"
+                if self.count < most:
+                    whose, limit, setting = "this agent", most_mine, "max_waiters_per_agent"
                 raise MuxError(
                     "too_many_waiters",
-                    f"{whose} already has {limit} waiting calls and streams, which is the limit; end one, or use "
-                    "timeout=0",
+                    f"{whose} already has {limit} waiting calls and streams, which is the limit (server.{setting}); "
+                    "end one, or use timeout=0",
                     limit=limit,
                     retry_after=1,
                 )
