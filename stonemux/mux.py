@@ -25,9 +25,6 @@ from stonemux.throttle import Throttle
 from stonemux.tokens import TOPIC, Principal, Tokens
 from stonemux.transaction import Event, Work
 
-TRIES_A_MINUTE = 10
-"""How many times a minute callers, all together, may ask for a token with a license key."""
-
 
 class Flight(Protocol):
     """Something handed out with an answer; it takes effect only once the answer has arrived."""
@@ -219,7 +216,7 @@ class Mux:
         self.blotter = Blotter(clock, self.alarm.set if settings.audit_enabled else None)
         self.endpoints = Endpoints()
         self.tokens = Tokens(clock, settings)
-        self.throttle = Throttle(TRIES_A_MINUTE, "keep using the token you have")
+        self.throttle = Throttle()
         self.entitlement = Entitlement(settings, clock)
         self.started_at = clock.now_ms()
         store.tie(self)
