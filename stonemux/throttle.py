@@ -8,7 +8,6 @@ from collections import deque
 from stonemux.clock import MINUTE_MS
 from stonemux.errors import MuxError
 
-
 TRIES_A_MINUTE = 10
 """By all callers together."""
 
