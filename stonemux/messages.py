@@ -520,19 +520,19 @@ def purge(
     since: int = 0,
     forget: Callable[[Tx, list[int]], None] = lambda tx, ids: None,
 ) -> int:
-    """Delete up to `most` messages sent before a time, if no recipient has yet to read them.
+    """Delete up to `most` messages sent before a time, if every recipient was done with them by then.
 
-    First records messages as dead whose time to live expired after `since`, where the last purge stopped; a dead
-    delivery does not keep its message. `forget` is called with the ids while the messages are still there. Returns how
-    many were deleted, or `most` if long ones ended it early.
+    So what was read late, or became a dead letter late, stays as long as anything else. First records messages as dead
+    whose time to live expired after `since`, where the last purge stopped. `forget` is called with the ids while the
+    messages are still there. Returns how many were deleted, or `most` if long ones ended it early.
     """
     _note_run_out(tx, "message_id in (select id from message where expires_at > ?1 and expires_at <= ?2)", since)
     doomed, size = [], 0
     for row in tx.sql(
         # A later id is never older, so the search can stop at the first young message.
-        f"select id, {TEXT_BYTES} from message m where id < coalesce((select id from message where sent_at >= ? order "
+        f"select id, {TEXT_BYTES} from message m where id < coalesce((select id from message where sent_at >= ?1 order "
         "by id limit 1), 9223372036854775807) and not exists (select 1 from delivery d where d.message_id = m.id "
-        f"and d.state < {SETTLED}) order by id limit ?",
+        f"and (d.state < {SETTLED} or d.settled_at > ?1)) order by id limit ?2",
         before,
         most,
     ):

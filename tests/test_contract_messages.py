@@ -529,6 +529,19 @@ def test_a_purge_leaves_what_nobody_has_read__I2(team, clock, program):
     assert ids(team) == [sent]
 
 
+def test_what_was_read_late_stays_readable_as_long_as_anything(team, clock, program):
+    sent, dead = send(team), send(team, to="cat", ttl_seconds=30 * 24 * 3600)
+    clock.advance(30 * 24 * 3600 * 1000)
+    assert ids(team) == [sent]
+    clock.advance(7 * 24 * 3600 * 1000 - 1)
+    program.timekeeper.tick()
+    assert ids(team, after=0) == [sent]
+    assert [letter["id"] for letter in team.call("msg.dead", agent_id="cat")["messages"]] == [dead]
+    clock.advance(60_000)
+    program.timekeeper.tick()
+    assert team.call("msg.list")["messages"] == []
+
+
 # -- looking
 
 
