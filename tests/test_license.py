@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import stat
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from faces import Direct, join, refusal
@@ -450,9 +450,8 @@ def test_the_server_keeps_what_strangers_say_in_one_folder(far):
 def test_the_server_serves_other_machines_whatever_the_tier_of_its_own(far):
     issue(far)
     settings = replace(Settings(), data_dir=far.path, port=0, default_tier="free")
-    running = licenseserver.LicenseDaemon(settings, clock=far.clock)
-    assert running.server.mux.tier == "enterprise"
-    running.close()
+    with closing(licenseserver.LicenseDaemon(settings, clock=far.clock)) as running:
+        assert running.server.mux.tier == "enterprise"
 
 
 @contextmanager

@@ -38,6 +38,11 @@ def test_a_key_says_what_it_was_made_of():
         assert licensekey.parse(key.text) == key
 
 
+def test_a_key_that_was_typed_once_means_the_same_for_ever():
+    assert licensekey.parse("SX-5000-0000-1000-02F6") == Key("pro", 1, 2)
+    assert Key("enterprise", 2**40 - 1, 2**25 - 1).text == "SX-6ZZZ-ZZZZ-ZZZZ-ZZXE"
+
+
 def test_none_of_29760_single_wrong_characters_is_accepted():
     tried = 0
     for key in KEYS:

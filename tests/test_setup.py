@@ -644,6 +644,11 @@ def test_an_entry_looks_like_its_neighbors(text, put):
     assert jsonc.put(text, ("s", "x"), {"c": 1}) == put
 
 
+@pytest.mark.parametrize("text", ["", "\ufeff // nothing\n", "{}", '{"s": {}}', '{"s": {"y": 1}}'])
+def test_an_entry_that_is_not_there_is_removed_without_a_change(text):
+    assert jsonc.drop(text, ("s", "x")) == text
+
+
 # --- the proof
 
 

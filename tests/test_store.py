@@ -1124,7 +1124,9 @@ def test_a_database_that_another_program_has_to_itself_is_not_called_unreadable(
     assert caught.value.code == "storage_busy"
 
 
-@pytest.mark.parametrize("damage", ["empty", "garbage", "garbage page", "missing", "foreign", "no tables"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "garbage", "garbage page", "missing", "foreign", "foreign with a journal", "no tables"]
+)
 def test_a_database_that_is_not_ours_or_not_whole_is_refused_and_left_alone(opened, damage):
     """Fault 37."""
     store = opened()
@@ -1145,11 +1147,13 @@ def test_a_database_that_is_not_ours_or_not_whole_is_refused_and_left_alone(open
     else:
         database.unlink()
         with sqlite3.connect(database) as other:
-            if damage == "foreign":
+            if damage.startswith("foreign"):
                 other.execute("create table theirs (a)")
             else:
                 other.execute(f"PRAGMA application_id={tables.APPLICATION_ID}")
         other.close()
+    if damage.endswith("journal"):
+        Path(f"{database}-journal").write_bytes(bytes(512))
     before = database.read_bytes() if database.exists() else None
     error = refused(opened)
     assert error.code == "data_refused"

@@ -617,6 +617,18 @@ def test_on_this_machine_only_the_very_certificate_is_trusted_and_not_what_it_si
         trust.secure(sock)
 
 
+def test_on_another_machine_the_name_in_the_certificate_counts(served, monkeypatch):
+    monkeypatch.setattr("stonemux.trust._HERE", re.compile("nowhere"))
+
+    def secure(name: str) -> None:
+        with socket.create_connection(("127.0.0.1", served.port)) as sock:
+            Trust(CERT, name).secure(sock).close()
+
+    secure("localhost")
+    with pytest.raises(OSError, match="Hostname mismatch"):
+        secure("agent.example")
+
+
 def test_a_client_without_the_certificate_is_told_what_it_lacks(served):
     with pytest.raises(MuxError) as caught:
         health(served.port, cert="")
