@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from stonemux.clock import Clock
 from stonemux.errors import MuxError
-from stonemux.ground import check_file_system, check_owner
+from stonemux.ground import check_file_system, check_length, check_owner
 
 DATABASE = "stonemux.db"
 MARKER = "CREATED"
@@ -61,6 +61,7 @@ class DataDir:
         self.path = path
         self.database = path / DATABASE
         try:
+            check_length(path)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_owner(path)
             if not allow_network_fs:

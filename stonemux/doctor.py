@@ -135,6 +135,7 @@ def _directory(patient: Patient) -> Iterator[Finding]:
 
 def _unusable(path: Path) -> Finding | None:
     try:
+        ground.check_length(path)
         ground.check_owner(path)
         datadir.check_usable(path)
     except MuxError as error:

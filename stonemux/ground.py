@@ -1,4 +1,4 @@
-"""Checks whether a directory is safe for data: owned by this user alone, and on a local disk."""
+"""Checks whether a directory is safe for data: owned by this user alone, on a local disk, and not too deep down."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from pathlib import Path
 from stonemux.errors import MuxError
 
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ncpfs")
+MOST_PATH = 440
+"""Bytes in a data directory's path: SQLite opens names of at most 504, and those of backups are longest."""
+
+
+def check_length(path: Path) -> None:
+    """Raise `unsafe_environment` if SQLite could not open what is kept in the directory by its full name."""
+    length = len(os.fsencode(path.resolve()))
+    if length > MOST_PATH:
+        raise MuxError(
+            "unsafe_environment",
+            f"the path of the data directory has {length} bytes, but SQLite can use only {MOST_PATH}",
+            remedy="pass a directory with a shorter path as --data-dir",
+        )
 
 
 def check_owner(path: Path) -> None:

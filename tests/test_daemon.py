@@ -39,6 +39,7 @@ from stonemux import VERSION, cli, daemon, datadir, logs, pool, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir, read_owner_token
 from stonemux.errors import MuxError
+from stonemux.ground import MOST_PATH
 from stonemux.record import replace
 from stonemux.store import Store
 
@@ -459,6 +460,17 @@ def test_fault_38_a_network_file_system_is_refused(tmp_path, place, kind):
     assert (caught.value.code, caught.value.failure.exit) == ("unsafe_environment", 5)
     assert f"({kind})" in caught.value.message
     DataDir(path, allow_network_fs=True, mounts=mounts).close()
+
+
+def test_a_path_that_is_too_long_for_sqlite_is_refused_and_the_longest_other_can_be_backed_up(tmp_path):
+    path = tmp_path.resolve() / ("ü" * 100)
+    path /= "x" * (MOST_PATH - len(os.fsencode(path)) - 1)
+    with pytest.raises(MuxError, match=f"{MOST_PATH + 1} bytes") as caught:
+        DataDir(Path(f"{path}x"))
+    assert (caught.value.code, path.parent.exists()) == ("unsafe_environment", False)
+    program = Program(path)
+    assert Direct(program.mux).call("admin.backup")["bytes"] > 0
+    program.close()
 
 
 def test_a_system_without_a_table_of_mounts_is_no_obstacle(tmp_path):
