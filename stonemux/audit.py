@@ -8,8 +8,7 @@ are not recorded.
 Records hold names, ids, and one hash: `body_sha256`, over the call's parameters as canonical JSON, without nulls and
 the idempotency key, so it is the same over every face. Contents, tokens, and keys are never recorded.
 
-A change that is not a call is recorded by the code that makes it, in the same transaction:
-`tx.record(Entry("sigil.die", target=license_id))`. Code without a transaction calls `mux.blotter.note(Entry(...))`.
+What is not a call, such as a start or a change of the tier, is noted with `mux.blotter.note(Entry(...))`.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def enter_off(tx: Tx) -> None:
     """Record, once, that nothing is recorded from here on."""
     last = tx.one("select action from audit order by seq desc limit 1")
     if last is not None and last["action"] != "audit.off":
-        tx.record(Entry("audit.off"), even_off=True)
+        tx.record(Entry("audit.off"))
 
 
 # -- reading

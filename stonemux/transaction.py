@@ -201,10 +201,9 @@ class Tx(Snapshot):
         event_id = self._head + len(self._noted["event"]) + 1
         self.insert("event", Event(event_id, kind, channel, "\n".join(agents) or None, data, self.now))
 
-    def record(self, entry: Entry, *, even_off: bool = False) -> None:
-        """Append an entry to the audit log in this transaction; while the log is off, only with `even_off`."""
-        if even_off or self.mux.settings.audit_enabled:
-            self._entries.append(entry)
+    def record(self, entry: Entry) -> None:
+        """Append an entry to the audit log in this transaction; the caller knows whether the log is on."""
+        self._entries.append(entry)
 
     def touch(self, topic: Topic) -> None:
         """After the commit, wake every waiter of this topic."""
