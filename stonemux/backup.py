@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,19 @@ def take(mux: Mux, caller: Caller, *, path: str | None) -> dict[str, Any]:
             "or digit; the copy goes into the data directory's backups folder",
             parameter="path",
         )
-    if caller.once is not None:
-        with contextlib.suppress(_Fresh):
-            return _opened(mux.store.write(caller.once(caller, _ask)))
-    answer = _take(mux, path)
-    if caller.once is not None:
-        return _opened(mux.store.write(caller.once(caller, lambda tx: answer)))
+    if caller.once is None:
+        return _take(mux, path)
+    answer: dict[str, Any]
+    try:
+        answer = mux.store.write(caller.once(caller, _ask))
+    except _Fresh:
+        made = _take(mux, path)
+        answer = mux.store.write(caller.once(caller, lambda tx: made))
     return answer
 
 
 def _ask(tx: Tx) -> None:
     raise _Fresh
-
-
-def _opened(answer: Any) -> dict[str, Any]:
-    if isinstance(answer, MuxError):
-        raise answer
-    found: dict[str, Any] = answer
-    return found
 
 
 def _take(mux: Mux, name: str | None) -> dict[str, Any]:
