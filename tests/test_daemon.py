@@ -799,6 +799,17 @@ def logger_to(fd: int, monkeypatch: Any) -> logging.Handler:
     return handler
 
 
+def test_a_line_of_json_holds_the_trace_of_a_failure():
+    try:
+        raise ZeroDivisionError("secret\nline")
+    except ZeroDivisionError:
+        record = logging.makeLogRecord({"msg": "it failed", "levelname": "ERROR", "exc_info": sys.exc_info()})
+    line = logs._Json().format(record)
+    told = json.loads(line)
+    assert (told["level"], told["message"], "\n" in line) == ("error", "it failed", False)
+    assert told["trace"].endswith("ZeroDivisionError: secret\nline")
+
+
 def test_a_line_for_which_there_is_no_memory_fails_nobody(stuck, monkeypatch):
     def fail(record: logging.LogRecord) -> str:
         raise MemoryError

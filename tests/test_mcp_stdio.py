@@ -51,6 +51,21 @@ def served(http, tmp_path) -> Iterator[Place]:
     assert not made.data.exists(), "another daemon was started"
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "told"),
+    [
+        (b'{"error": {"code": "storage_busy", "message": "later"}}', mcp.INVALID_REQUEST, "later"),
+        (b'{"error": "later"}', mcp.INTERNAL_ERROR, "the daemon answered with status 503"),
+        (b"<html>", mcp.INTERNAL_ERROR, "the daemon answered with status 503"),
+    ],
+)
+def test_whatever_a_daemon_refuses_with_is_an_answer_to_the_request(body, code, told):
+    pipe = stdio.Pipe(Settings(), None, {}, io.BytesIO())
+    request = mcp.read({"jsonrpc": "2.0", "id": 7, "method": "tools/list"})
+    answer = json.loads(pipe._answer(request, SimpleNamespace(status=503, body=body)))
+    assert (answer["id"], answer["error"]["code"], answer["error"]["message"]) == (7, code, told)
+
+
 def waiters(place: Place) -> int:
     with Remote(replace(Settings(), port=place.port), None) as daemon:
         return daemon.ask(operations.BY_NAME["stats"], {})["waiters"]

@@ -8,11 +8,12 @@ import socket
 import sqlite3
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faces import join
+from faces import Direct, join, refusal
 
 from stonemux import cli, doctor, launch, surroundings
 from stonemux.config import Settings
@@ -65,6 +66,20 @@ def test_a_python_with_a_known_bug_is_noted(look, monkeypatch):
 def test_an_sqlite_that_is_too_old_or_known_to_be_bad_is_told(look, monkeypatch, version, state, what):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
     assert what in told(look("sqlite"), state)
+
+
+def test_an_sqlite_without_full_text_search_is_noted_and_searches_are_refused(look, program, monkeypatch):
+    class Plain(sqlite3.Connection):
+        def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+            if "using fts5" in query:
+                raise sqlite3.OperationalError("no such module: fts5")
+            return super().execute(query, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Plain))
+    assert "SQLite lacks FTS5: msg.search answers 501 -> use a Python" in told(look("search"), "note")
+    program.close()
+    program.open(connect=sqlite3.connect)
+    assert refusal(Direct(program.mux), "search_unavailable", "msg.search", q="x").failure.http == 501
 
 
 def test_too_few_open_files_are_a_problem(look, monkeypatch):
