@@ -102,7 +102,7 @@ FAILURES: dict[str, Failure] = {
     "already_complete": Failure(409, EXIT_REFUSED, "The task is already finished.", lasting=True),
     "channel_exists": Failure(409, EXIT_REFUSED, "A channel with that name already exists.", lasting=True),
     "backup_exists": Failure(409, EXIT_REFUSED, "A file with that name already exists."),
-    "cursor_ahead": Failure(409, EXIT_REFUSED, "The cursor is beyond the newest id.", lasting=True),
+    "cursor_ahead": Failure(409, EXIT_REFUSED, "The cursor is beyond the newest message of the inbox.", lasting=True),
     "webhook_limit": Failure(409, EXIT_REFUSED, "The maximum number of forwarding endpoints exists already."),
     "not_delivered": Failure(409, EXIT_REFUSED, "The message was not delivered to this agent.", lasting=True),
     "not_in_channel": Failure(
