@@ -2,7 +2,7 @@
 
 Each operation is a method (see `methods`, which is generated from the table of operations; `calls` explains retries).
 This module adds short forms for common loops: messages and tasks whose leases are extended during the work and that are
-settled afterwards (see `consume`), and keys and events that are followed across daemon restarts (see `follow`).
+settled afterward (see `consume`), and keys and events that are followed across daemon restarts (see `follow`).
 """
 
 from __future__ import annotations

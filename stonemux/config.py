@@ -326,7 +326,7 @@ class Settings(Record):
         5,
         "webhooks",
         "How long one delivery may take, from the name lookup to the answer; receivers on the same machine answer at "
-        "once and do the work afterwards.",
+        "once and do the work afterward.",
         key="timeout",
         unit="seconds",
         least=1,

@@ -100,7 +100,7 @@ class Call:
         return self._caller.replayed
 
     def queue(self, done: Done) -> None:
-        """Queue the work; the thread that leads its commit calls `done(answer, error)` afterwards."""
+        """Queue the work; the thread that leads its commit calls `done(answer, error)` afterward."""
         assert self.work is not None
 
         self._done = done

@@ -53,7 +53,7 @@ class Flights:
             return len(left) < len(recalled)
 
     def recall(self, agent_id: str, ids: Iterable[int]) -> None:
-        """Have those of these ids that are in flight queued again afterwards, even if their answer arrives."""
+        """Have those of these ids that are in flight queued again afterward, even if their answer arrives."""
         lock, held = self._entry(agent_id)
         with lock:
             if wanted := held.intersection(ids):

@@ -1,7 +1,7 @@
 """An inbox as a person sees it: items that are unread, read or archived.
 
 These are derived from the same deliveries that polls use: an item is *unread* while its delivery is queued, leased or
-in flight, *read* once it is settled, and *archived* if it was also archived. So marking as read is an acknowledgement,
+in flight, *read* once it is settled, and *archived* if it was also archived. So marking as read is an acknowledgment,
 marking as unread queues the message again, and listing takes nothing. Dead letters do not appear.
 
 An item on a lease is already unread; marking it as unread leaves the lease with its holder, and marking it as read ends

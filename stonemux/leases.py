@@ -1,4 +1,4 @@
-"""Manual acknowledgement: messages on a lease, for several workers on one inbox, or for a worker that may crash.
+"""Manual acknowledgment: messages on a lease, for several workers on one inbox, or for a worker that may crash.
 
     queued ──take──> leased ──ack──> settled
       ^                │ │

@@ -12,7 +12,7 @@ each job runs again in a transaction of its own: the same isolation as a savepoi
 Functions must therefore have no effect outside the transaction; what they announce (`emit`, `touch`, `offer`, `after`)
 is held back until the commit.
 
-**What an acknowledgement promises.** WAL with `synchronous=FULL`: the commit has been fsynced. After each commit, the
+**What an acknowledgment promises.** WAL with `synchronous=FULL`: the commit has been fsynced. After each commit, the
 store checks that the open file is still the one in the directory. A disk error that leaves the outcome unknown stops
 all writing for good (`storage_error`, and the daemon exits with status 70), because SQLite's own state may then differ
 from what a restart finds.

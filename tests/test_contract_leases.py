@@ -1,4 +1,4 @@
-"""Manual acknowledgement: leases, ack, nack, extend, dead letters, requeue; and what plain polls can get again."""
+"""Manual acknowledgment: leases, ack, nack, extend, dead letters, requeue; and what plain polls can get again."""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ def test_a_lease_outlives_a_restart(open_program):
     assert (again["id"], again["deliveries"]) == (sent, 2)
 
 
-def test_an_agent_may_be_registered_for_manual_acknowledgement(face, mail):
+def test_an_agent_may_be_registered_for_manual_acknowledgment(face, mail):
     face.call("agent.register", agent_id="bob", ack="manual")
     (sent,) = mail("a")
     assert face.call("msg.poll", agent_id="bob", timeout=0)["messages"][0]["deliveries"] == 1
@@ -395,7 +395,7 @@ def test_i7_what_was_acked_after_a_plain_poll_took_it_is_not_redelivered(face, m
     assert ids(again) == ([] if how == "all read" else [second])
 
 
-def test_a_cursor_and_manual_acknowledgement_exclude_each_other(face, mail):
+def test_a_cursor_and_manual_acknowledgment_exclude_each_other(face, mail):
     with pytest.raises(MuxError) as refused:
         face.call("msg.poll", agent_id="bob", timeout=0, after=0, ack="manual")
     assert refused.value.code == "invalid_field"

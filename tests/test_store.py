@@ -844,7 +844,7 @@ def test_a_reader_that_finds_the_disk_failing_ends_all_writing(opened, fault):
 
 @pytest.mark.parametrize("name", ["stonemux.db", "stonemux.db-wal"])
 @pytest.mark.parametrize("act", ["unlink", "replace"])
-def test_a_file_that_was_taken_away_gets_no_acknowledgement(opened, name, act):
+def test_a_file_that_was_taken_away_gets_no_acknowledgment(opened, name, act):
     """Fault 36."""
     store = opened()
     fatal: list[str] = []
