@@ -267,8 +267,8 @@ class Settings(Record):
     message_retention: int = _setting(
         604_800,
         "coordination",
-        "How long settled messages stay readable; a week, so that last week's conversations can be looked up without "
-        "the database growing forever.",
+        "How long settled messages and the old values of deleted keys stay readable; a week, so that last week's "
+        "conversations can be looked up without the database growing forever.",
         unit="seconds",
         least=1,
         most=_DECADE,

@@ -1882,8 +1882,9 @@ class Methods:
         updated_by: str | None = None,
         idempotency_key: str | None = None,
     ) -> StateDeleteAnswer:
-        """Delete a key. A tombstone keeps its version, so a key created again continues the count. A key that does not
-        exist is 404, or 409 if `expected_version` says that it does.
+        """Delete a key. A tombstone keeps its version, so a key created again continues the count. Its old values leave
+        the history after `message_retention`. A key that does not exist is 404, or 409 if `expected_version` says that
+        it does.
 
         - `key`: The key (1 to 256 characters).
         - `channel`: The channel (1 to 128 characters).

@@ -1164,8 +1164,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "/state/delete",
         "change",
         "state.delete",
-        "Delete a key. A tombstone keeps its version, so a key created again continues the count. A key that does not "
-        "exist is 404, or 409 if `expected_version` says that it does.",
+        "Delete a key. A tombstone keeps its version, so a key created again continues the count. Its old values leave "
+        "the history after `message_retention`. A key that does not exist is 404, or 409 if `expected_version` says "
+        "that it does.",
         params=(KEY, _channel(), EXPECTED, UPDATED_BY),
         returns={"key": "string", "version": "integer", "deleted": "boolean"},
         tier="pro",

@@ -133,6 +133,21 @@ def _conflict(row: Any, key: str, expected: int, live: int) -> MuxError:
     return MuxError("version_conflict", f"{key!r}: you sent expected_version {expected}, but {now}", **facts)
 
 
+def purge(tx: Tx, since: int, before: int, most: int) -> int:
+    """Delete up to `most` versions of keys that were deleted from `since` until `before`; returns how many.
+
+    Their tombstones stay, since no version may come again.
+    """
+    return tx.run(
+        "delete from state_version where (channel, key, version) in (select v.channel, v.key, v.version "
+        "from state s indexed by state_deleted cross join state_version v on v.channel = s.channel and v.key = s.key "
+        "where s.deleted = 1 and s.updated_at >= ? and s.updated_at < ? and v.version < s.version limit ?)",
+        since,
+        before,
+        most,
+    ).rowcount
+
+
 def watch(
     mux: Mux, caller: Caller, *, key: str, channel: str, after_version: int, timeout: int, agent_id: str | None
 ) -> Wait:

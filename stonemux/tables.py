@@ -217,6 +217,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("drop table if exists message_words", "update searched set through = 0"),
     # It is rebuilt once more: it still had the words of messages that were purged long ago.
     ("drop table if exists message_words", "update searched set through = 0"),
+    # keys whose old values are to be purged
+    ("create index state_deleted on state (updated_at) where deleted = 1",),
 )
 
 APPLICATION_ID = 0x53544D58  # "STMX", so that `file` and stonemux itself recognize the database

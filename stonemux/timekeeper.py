@@ -25,6 +25,7 @@ from stonemux import (
     licensing,
     messages,
     search,
+    state,
     tasks,
     webhooks,
 )
@@ -86,6 +87,7 @@ class Timekeeper:
         self._stopping = False
         self._housekeeping_at = mux.clock.now_ms() + HOUSEKEEPING_MS
         self._run_out_to = 0  # when expired mail was last looked for; the first time, all of it is
+        self._forgotten_to = 0  # the same for the values of deleted keys
         self._noted = (mux.store.head, mux.store.audited)
         self._noted_at = 0
         self._told_audit_at = 0
@@ -234,6 +236,8 @@ class Timekeeper:
         self._in_pages(lambda tx: messages.purge(tx, said_before, PURGED_AT_ONCE, self._run_out_to, search.forget))
         self._run_out_to = now
         self._in_pages(lambda tx: documents.purge(tx, said_before), documents.PURGED_AT_ONCE)
+        self._in_pages(lambda tx: state.purge(tx, self._forgotten_to, said_before, PURGED_AT_ONCE))
+        self._forgotten_to = max(said_before, self._forgotten_to)
         self._in_pages(lambda tx: auth.purge(tx, PURGED_AT_ONCE))
         self._in_pages(lambda tx: tasks.purge(tx, now - settings.task_retention * 1000, PURGED_AT_ONCE))
         self._in_pages(lambda tx: events.purge(tx, kept_events, now - settings.event_retention * 1000, PURGED_AT_ONCE))

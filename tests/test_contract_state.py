@@ -271,6 +271,31 @@ def test_history_is_newest_first_with_tombstones(face):
     assert refusal(face, "key_not_found", "state.history", key="never").facts["version"] == 0
 
 
+def test_the_values_of_a_deleted_key_are_not_kept_for_good__K4(face, clock, program):
+    for key in ("gone", "live", "back"):
+        put(face, key=key)
+        put(face, key=key)
+    for key in ("gone", "back"):
+        face.call("state.delete", key=key)
+    put(face, key="back")
+    week_ms = 7 * 24 * 3600 * 1000
+
+    def kept(key):
+        return [version["version"] for version in face.call("state.history", key=key)["versions"]]
+
+    clock.advance(week_ms - 1)
+    program.timekeeper.tick()
+    assert kept("gone") == [3, 2, 1]
+    face.call("state.delete", key="live")
+    clock.advance(60_000)
+    program.timekeeper.tick()
+    assert (kept("gone"), kept("live"), kept("back")) == ([3], [3, 2, 1], [4, 3, 2, 1])
+    clock.advance(week_ms)
+    program.timekeeper.tick()
+    assert kept("live") == [3]
+    assert put(face, key="gone", expected_version=0) == 4
+
+
 def test_history_keeps_the_last_hundred_versions(mux, direct):
     for _ in range(103):
         put(direct)
