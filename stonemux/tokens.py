@@ -129,9 +129,10 @@ class Tokens:
 
     def rotate(self, key: Key, *, now: bool) -> None:
         """Sign with this key from now on. Tokens of the old keys stay valid for another day, or end now if `now`."""
-        end = self._clock.now_ms() + ROTATED_MS
+        at = self._clock.now_ms()
         with self._lock:
-            kept = {} if now else {header: _ending(old, end) for header, old in self._keys.items()}
+            lasting = [old for old in self._keys.values() if not now and (old.until is None or old.until > at)]
+            kept = {_header(old.kid): _ending(old, at + ROTATED_MS) for old in lasting}
             self._keys = kept | {_header(key.kid): key}
         self._forget()
 

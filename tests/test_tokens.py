@@ -573,10 +573,14 @@ def test_a_rotated_key_ends_after_a_day_whatever_its_tokens_say__S1(face, clock,
     face.call("agent.heartbeat", agent_id="ann")
     clock.advance(1)
     refusal(face, "token_expired", "agent.heartbeat", agent_id="ann")
+    face.token = None
+    face.call("token.rotate")
+    assert len(program.mux.tokens._keys) == 3, "the first is gone, from memory too"
+    face.token = old
     restart()
     refusal(face, "token_invalid", "agent.heartbeat", agent_id="ann")
     with program.store.read() as rx:
-        assert rx.one("select count(*) from token_key")[0] == 2, "the first is gone"
+        assert rx.one("select count(*) from token_key")[0] == 3, "and from the database"
 
 
 @REQUIRED
