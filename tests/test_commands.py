@@ -621,9 +621,9 @@ def read_until(end: int, wanted: bytes) -> bytes:
 def test_top_draws_on_a_terminal_follows_its_size_and_leaves_it_as_it_was(tmp_path):
     with running_daemon(tmp_path / "data") as daemon:
         environ = {"HOME": str(tmp_path), "STONEMUX_PORT": str(daemon.port), "TERM": "xterm"}
-        with terminal("top", environ=environ, size=(24, 80)) as (pid, end):
+        with terminal("top", environ=environ, size=(0, 0)) as (pid, end):  # one that does not tell its size
             usual = termios.tcgetattr(end)
-            read_until(end, b"\x1b[J")
+            assert b"agents" in read_until(end, b"\x1b[J")
             fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 6, 30, 0, 0))
             time.sleep(0.01)
             assert "…".encode() in read_until(end, b"\x1b[J")

@@ -22,6 +22,8 @@ from stonemux.remote import Remote, of_user
 from stonemux.screen import Look
 
 MOST_AGENTS = 50
+LINES = 24
+"""How many lines a terminal has that does not tell."""
 SLICE_MS = 200
 """How often to check for a changed terminal size."""
 
@@ -163,7 +165,7 @@ def _draw(remote: Remote, clock: Clock, place: str, view: View, interval: int, e
     while True:
         size = os.get_terminal_size(sys.stdout.fileno())
         look = screen.look(sys.stdout, environ, clock.now_ms())
-        lines = frame(place, view, before, look, size.lines)
+        lines = frame(place, view, before, look, size.lines or LINES)
         sys.stdout.write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J")
         sys.stdout.flush()
         deadline = clock.ticks_ms() + interval
