@@ -63,7 +63,8 @@ def markdown(operations: Sequence[Operation], settings: Settings) -> str:
 _CONVENTIONS = """\
 # Reference
 
-Generated from the operation table; `make docs` rewrites it.
+Every operation that the daemon offers, with its parameters, limits, answers, and errors; then all error codes, event
+types, and settings. Generated from the operation table; `make docs` rewrites it.
 
 ## Conventions
 
@@ -76,8 +77,9 @@ Generated from the operation table; `make docs` rewrites it.
 - **Times** are RFC 3339 in UTC with milliseconds, like `2026-06-10T04:30:00.000Z`.
 - **Ids.** Messages and events have integer ids: one increasing sequence each, in commit order, never reused. Tasks have
   UUIDs.
-- **Errors.** A refusal looks like this on every path. `message` names the parameter, the limit, and the remedy; further
-  fields let a program react without parsing prose; `request_id` is also in the header `X-Request-Id`:
+- **Errors.** A refusal looks like this on every path but `/mcp`, where it is a JSON-RPC error. `message` names the
+  parameter, the limit, and the remedy; further fields let a program react without parsing prose; `request_id` is also
+  in the header `X-Request-Id`:
 
   ```json
   {{"error": {{"code": "missing_field", "message": "to is required: ...", "request_id": "...", "parameter": "to"}}}}
@@ -88,7 +90,8 @@ Generated from the operation table; `make docs` rewrites it.
 - **Idempotency.** Every POST accepts the header `Idempotency-Key` or the field `idempotency_key` (1 to 128 visible
   ASCII characters; if both are given, they must be equal). For 24 hours, the same key with the same body gets the first
   answer again, with the header `Idempotent-Replayed: true`, and has no second effect; with another body, it is refused
-  with 422 `idempotency_mismatch`.
+  with 422 `idempotency_mismatch`. Successes are kept for this, and
+  most refusals with 404 or 409; after any other refusal, the call is made again.
 - **Tiers.** An operation or parameter that needs a higher tier than the daemon's is refused with 402, `tier`, and
   `needed`. Where a license has too few agents for one more, `needed_seats` says how many it must have.
 """
