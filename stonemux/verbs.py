@@ -349,7 +349,7 @@ def _example_words(param: Param, value: Any) -> list[str]:
 
 def listed(area: str, here: Mapping[str, Operation]) -> str:
     """The verbs of an area, with what they do."""
-    rows = aligned((verb, operation.summary) for verb, operation in here.items())
+    rows = aligned((verb, operation.summary.replace("`", "")) for verb, operation in here.items())
     return "\n".join(["verbs:", *rows, "", f"For help on a verb: stonemux {area} VERB --help"])
 
 
