@@ -112,6 +112,12 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         from stonemux import output
 
         return output.refusal(error, as_json="--json" in words)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.startswith("stonemux"):
+            raise
+        from stonemux import output
+
+        return output.refusal(_lacking(missing.name), as_json="--json" in words)
     except BrokenPipeError:
         from stonemux import output
 
@@ -127,6 +133,15 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _lacking(module: str) -> MuxError:
+    """The refusal of a command that needs more than this Python was built or packaged with."""
+    return MuxError(
+        "unsafe_environment",
+        f"this command needs the module {module}, and this Python has none: {sys.executable}",
+        remedy="use a Python 3.11 or newer with the whole standard library, on Linux or macOS",
+    )
 
 
 def _fill_descriptors() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import BARE
@@ -188,6 +189,19 @@ def test_an_interrupt_is_status_130_without_a_trace(capsys, monkeypatch):
 
     monkeypatch.setattr("stonemux.commands.reference.run", interrupted)
     assert typed(capsys, "reference") == (130, "", "")
+
+
+def test_a_python_without_a_module_that_a_command_needs_is_told_so_in_one_line(capsys, monkeypatch):
+    def lacking(name: str) -> Any:
+        raise ModuleNotFoundError("No module named '_sqlite3'", name="_sqlite3")
+
+    monkeypatch.setattr(cli, "import_module", lacking)
+    assert cli.main(["serve"], {}) == 5
+    told = capsys.readouterr().err
+    assert "_sqlite3" in told
+    assert sys.executable in told
+    assert told.count("\n") == 1
+    assert cli.main(["--version"], {}) == 0
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(capsys):
