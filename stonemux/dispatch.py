@@ -106,8 +106,8 @@ def give(
     if restart and row.status == "claimed":
         row = tasks.put_back(tx, row, taskrows.move(row, "restart"), note=f"dispatched to {agent_id}", act="restarted")
     row = tasks.assign(tx, row, agent_id, priority=priority, by=by, auto=auto)
-    if start and row.status == "pending":
-        row = tasks.take(tx, "?4", agent_id, row.seq) or row
+    if start:
+        row = tasks.take(tx, "?4", agent_id, row.seq) or row  # otherwise the agent has claimed it already
     told = (metadata or {}) | {
         "type": kind,
         "task_id": row.id,

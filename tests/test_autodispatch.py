@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faces import Direct, join
+from receivers import eventually
 
 from stonemux import autodispatch
 from stonemux.record import replace
@@ -51,6 +52,17 @@ def test_a_pending_task_is_assigned_to_an_idle_agent_that_is_told(crew, tick):
     assert notices(crew, "bob") == notices(crew, "director") == []
     assert claim(crew, "bob") is None
     assert claim(crew) == task_id
+
+
+def test_a_running_daemon_assigns_what_is_posted_at_once(program, crew):
+    program.timekeeper.start()
+    try:
+        first = post(crew)
+        eventually(lambda: assigned(crew) == {first: "ann"})
+        second = post(crew)
+        eventually(lambda: assigned(crew) == {first: "ann", second: "bob"})
+    finally:
+        program.timekeeper.stop()
 
 
 def test_the_most_urgent_and_then_the_oldest_come_first_one_for_each_agent(crew, tick):

@@ -264,8 +264,12 @@ def test_a_dispatch_has_its_events_and_history__E1(crew):
     events = crew.call("events.list", after=before)["events"]
     assert [one["type"] for one in events] == ["task_released", "task_assigned", "task_claimed", "message"]
     assert events[1]["data"] == {"task_id": task_id, "agent_id": "ann", "channel": "default", "by": "director"}
-    acts = [(one["act"], one["agent_id"]) for one in get(crew, task_id)["history"]]
-    assert acts[2:] == [("restarted", "bob"), ("assigned", "ann"), ("claimed", "ann")]
+    acts = [(one["act"], one["agent_id"], one.get("note")) for one in get(crew, task_id)["history"]]
+    assert acts[2:] == [
+        ("restarted", "bob", "dispatched to ann"),
+        ("assigned", "ann", "by director"),
+        ("claimed", "ann", None),
+    ]
 
 
 def test_a_dispatch_happens_once_for_its_key__P2(crew):

@@ -251,6 +251,7 @@ def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, pr
     ]
     first = face.call("msg.dead", agent_id="bob", limit=1)
     assert (ids(first["messages"]), first["more"]) == (sent, True)
+    assert "more" not in face.call("msg.dead", agent_id="bob", limit=2)
 
 
 @pytest.mark.parametrize("operation", ["msg.poll", "msg.ack"])

@@ -124,6 +124,19 @@ def test_mail_that_comes_back_from_a_lease_rings_again(face, program, outbound, 
     assert heard.told["data"] == {"agent_id": "bob", "message_id": sent[1], "unread": 2}
 
 
+def test_a_dead_letter_that_is_requeued_rings_and_wakes(program, direct, outbound, receive, clock):
+    receiver = receive()
+    join(direct, "ann")
+    hang(direct, receiver.url)
+    sent = send(direct, ttl_seconds=1)
+    receiver.until(1)
+    clock.advance(1_000)
+    with program.mux.hub.watch(("inbox", "bob")) as waiting:
+        assert direct.call("msg.requeue", agent_id="bob", ids=[sent]) == {"requeued": 1}
+        assert waiting.take_back()
+    assert receiver.until(2)[-1].told["data"] == {"agent_id": "bob", "message_id": sent, "unread": 1}
+
+
 def test_a_dispatch_rings(face, program, outbound, receive):
     receiver = receive()
     join(face, "ann")
@@ -376,20 +389,39 @@ def test_410_disables_at_once_and_registering_again_enables(program, face, outbo
     receiver.until(2)
 
 
-def test_a_failure_of_the_place_before_is_not_held_against_the_new_one(program, direct, outbound, receive):
+@pytest.fixture
+def gone(receive):
+    """A receiver that answers 410, as soon as its list `let_go` has something in it."""
     let_go = []
 
-    def gone(sock: socket.socket) -> None:
+    def answer(sock: socket.socket) -> None:
         eventually(lambda: let_go)
         sock.sendall(status(410))
 
-    before, after = receive(gone), receive()
+    receiver = receive(answer)
+    receiver.let_go = let_go
+    return receiver
+
+
+def test_an_attempt_outlives_its_doorbell_and_is_written_down(program, direct, outbound, gone):
     join(direct, "ann")
-    hang(direct, before.url)
+    hang(direct, gone.url)
+    send(direct)
+    gone.until(1)
+    hang(direct, "")
+    gone.let_go.append(True)
+    eventually(lambda: [tried["error"] for tried in attempts(program)] == ["status 410"])
+    assert direct.call("events.list", types=["webhook_disabled"])["events"] == []
+
+
+def test_a_failure_of_the_place_before_is_not_held_against_the_new_one(program, direct, outbound, receive, gone):
+    after = receive()
+    join(direct, "ann")
+    hang(direct, gone.url)
     sent = send(direct)
-    before.until(1)
+    gone.until(1)
     hang(direct, after.url)
-    let_go.append(True)
+    gone.let_go.append(True)
     assert after.until(1)[0].told["data"]["message_id"] == sent
     eventually(lambda: row(program)["wire_id"] is None)
     assert (bell(direct)["status"], row(program)["failures"]) == ("active", 0)

@@ -118,7 +118,7 @@ def test_an_agent_that_goes_quiet_is_announced_even_when_the_disk_refuses_at_fir
             program.timekeeper.tick()
     program.timekeeper.tick()
     program.timekeeper.tick()
-    events = direct.call("events.list", after=0, types=["agent_stale"])["events"]
+    events = direct.call("events.list", after=0, types=["agent_stale"], agent_id="ann")["events"]
     assert [event["data"]["agent_id"] for event in events] == ["ann"]
 
 
