@@ -95,6 +95,11 @@ _SETTLE = (
     f"update delivery set state = {SETTLED}, settled_at = ?, deliveries = deliveries + 1, due_at = null, reason = ? "
     f"where agent_id = ? and message_id = ? and state < {SETTLED}"
 )
+_SETTLE_EXPIRED = (
+    f"update delivery set state = {SETTLED}, settled_at = ?, deliveries = deliveries + 1, reason = ? "
+    f"where agent_id = ? and message_id = ? and state = {DEAD} and reason = 'expired'"
+)
+"""The same for what expired on its way, so that the purge took it for a dead letter."""
 
 
 def view(row: Any) -> dict[str, Any]:
@@ -334,7 +339,10 @@ def settle(tx: Tx, agent_id: str, ids: Iterable[int]) -> int:
     """Mark deliveries as settled; returns how many were still open."""
     count = 0
     for message_id in ids:
-        count += tx.run(_SETTLE, tx.now, RECEIVED, agent_id, message_id).rowcount
+        settled = tx.run(_SETTLE, tx.now, RECEIVED, agent_id, message_id).rowcount
+        if not settled:
+            tx.run(_SETTLE_EXPIRED, tx.now, RECEIVED, agent_id, message_id)
+        count += settled
     _shrink(tx, agent_id, count)
     return count
 

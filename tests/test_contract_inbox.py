@@ -310,6 +310,20 @@ def test_what_is_known_to_have_arrived_is_read_even_before_that_is_written(direc
     assert items(direct, "read") == [sent]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_arrived_although_its_time_ran_out_on_the_way_is_no_dead_letter(direct, mux, clock, program, lost):
+    join(direct, "ann", "bob")
+    sent = send(direct, ttl_seconds=1)
+    caller, _ = take(mux)
+    for _ in range(3):  # the purge passes
+        clock.advance(60_000)
+        program.timekeeper.tick()
+    caller.flight.lost() if lost else caller.flight.landed()
+    assert items(direct, "read") == ([] if lost else [sent])
+    assert [dead["id"] for dead in direct.call("msg.dead", agent_id="bob")["messages"]] == ([sent] if lost else [])
+    assert direct.call("agent.get", agent_id="bob")["agent"]["unread"] == 0
+
+
 @pytest.mark.parametrize("status", ["read", "archived"])
 @pytest.mark.parametrize("lost", [False, True])
 def test_marking_what_is_on_its_way_settles_it_either_way__I7(direct, mux, status, lost):
