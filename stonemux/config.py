@@ -247,7 +247,7 @@ class Settings(Record):
     inbox_limit: int = _setting(
         100_000,
         "coordination",
-        "Unsettled messages that an inbox holds before senders get inbox_full; a reader this far behind has stopped, "
+        "Queued messages that an inbox holds before senders get inbox_full; a reader this far behind has stopped, "
         "and its senders should know.",
         unit="messages",
         least=1,

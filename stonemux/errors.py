@@ -128,7 +128,7 @@ FAILURES: dict[str, Failure] = {
     "host_not_allowed": Failure(421, EXIT_REFUSED, "The Host header does not name this daemon."),
     "idempotency_mismatch": Failure(422, EXIT_REFUSED, "The idempotency key was already used with another body."),
     "rate_limited": Failure(429, EXIT_REFUSED, "Too many attempts within a minute."),
-    "inbox_full": Failure(429, EXIT_REFUSED, "The recipient has inbox_limit unsettled messages."),
+    "inbox_full": Failure(429, EXIT_REFUSED, "The recipient has inbox_limit queued messages."),
     "headers_too_large": Failure(431, EXIT_USAGE, "The headers are larger than 32 KiB."),
     "too_many_headers": Failure(431, EXIT_USAGE, "The request has more than 64 headers."),
     # the daemon

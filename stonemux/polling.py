@@ -47,6 +47,9 @@ def poll(
         nonlocal fresh
         if fresh:
             if redeliver:
+                if after is not None:  # a call that is refused changes nothing
+                    with mux.store.read() as rx:
+                        messages.check_cursor(rx, agent_id, after, "after")
                 # What is still in flight is queued again when its flight ends. Before the write: it may land meanwhile.
                 mux.flights.recall(agent_id, mux.flights.held(agent_id))
                 mux.store.write(lambda tx: leases.redeliver(tx, agent_id, tx.now - messages.REDELIVERED_MS))

@@ -396,6 +396,15 @@ def test_i7_what_was_acked_after_a_plain_poll_took_it_is_not_redelivered(face, m
     assert ids(again) == ([] if how == "all read" else [second])
 
 
+def test_i9_a_poll_that_is_refused_redelivers_nothing(face, mail):
+    (sent,) = mail("a")
+    face.call("msg.poll", agent_id="bob", timeout=0)
+    with pytest.raises(MuxError) as refused:
+        face.call("msg.poll", agent_id="bob", timeout=0, redeliver=True, after=sent + 1)
+    assert refused.value.code == "cursor_ahead"
+    assert face.call("inbox.list", agent_id="bob")["unread"] == 0
+
+
 def test_a_cursor_and_manual_acknowledgment_exclude_each_other(face, mail):
     with pytest.raises(MuxError) as refused:
         face.call("msg.poll", agent_id="bob", timeout=0, after=0, ack="manual")
