@@ -29,7 +29,7 @@ from stonemux.config import load
 from stonemux.errors import MuxError, did_you_mean, guess, read_error
 from stonemux.methods import Methods
 from stonemux.operations import BY_NAME
-from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, as_body, with_query
+from stonemux.pool import Aborted, NoAnswer, Pool, RoundTrip, as_body, half_a_pair, with_query
 from stonemux.schema import IDEMPOTENCY_KEY, MOST_TOGETHER, Operation, malformed_key, shown
 
 FIRST_CONTACT_MS = 2000
@@ -264,17 +264,14 @@ class Calls(Methods):
             if operation.method == "GET":
                 receipt = operation.takes and "after" not in given and given.get("ack") != "manual"
                 return _Request("GET", with_query(operation.path, given), None, headers, receipt)
-            body = as_body(given, _as_json)
         except UnicodeEncodeError:
-            raise MuxError(
-                "invalid_unicode", "a string contains half a surrogate pair; send whole characters"
-            ) from None
+            raise half_a_pair() from None
         headers["Content-Type"] = "application/json"
         if key is not None:
             if not isinstance(key, str) or not _KEY.fullmatch(key):
                 raise malformed_key()
             headers["Idempotency-Key"] = key
-        return _Request("POST", operation.path, body, headers)
+        return _Request("POST", operation.path, as_body(given, _as_json), headers)
 
     def _read(self, operation: Operation, trip: RoundTrip) -> Any:
         """The answer, or the error, of a completed round trip."""

@@ -327,11 +327,19 @@ def _is_sendable(value: str) -> bool:
 
 
 def as_body(given: Any, default: Callable[[Any], Any] | None = None) -> bytes:
-    """JSON as the body of a request; `default` as in `json.dumps`. Raises UnicodeEncodeError for half a surrogate pair.
+    """JSON as the body of a request; `default` as in `json.dumps`. Raises `invalid_unicode`.
 
     Characters are sent as they are: escaped, texts that the daemon takes would not fit into the body that it takes.
     """
-    return json.dumps(given, ensure_ascii=False, default=default).encode()
+    try:
+        return json.dumps(given, ensure_ascii=False, default=default).encode()
+    except UnicodeEncodeError:
+        raise half_a_pair() from None
+
+
+def half_a_pair() -> MuxError:
+    """The refusal of a text that cannot be encoded."""
+    return MuxError("invalid_unicode", "a string contains half a surrogate pair; send whole characters")
 
 
 def with_query(path: str, given: Mapping[str, Any]) -> str:

@@ -100,12 +100,12 @@ class Remote:
 
     def _request(self, operation: Operation, given: Given) -> tuple[str, bytes | None, dict[str, str]]:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        try:
-            if operation.method == "GET" and isinstance(given, Mapping):
+        if operation.method == "GET" and isinstance(given, Mapping):
+            try:
                 return with_query(operation.path, given), None, headers
-            return operation.path, as_body(given), headers | {"Content-Type": "application/json"}
-        except UnicodeEncodeError:
-            raise MuxError("invalid_utf8", "the command line is not UTF-8; set a UTF-8 locale") from None
+            except UnicodeEncodeError:
+                raise MuxError("invalid_utf8", "the command line is not UTF-8; set a UTF-8 locale") from None
+        return operation.path, as_body(given), headers | {"Content-Type": "application/json"}
 
 
 def of_user(settings: Settings, environ: Mapping[str, str]) -> Remote:

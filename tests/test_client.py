@@ -313,6 +313,7 @@ def test_what_cannot_be_called_or_sent_is_told_before_anything_is_sent():
         assert refused("not_found", client.call, operation="msg.snd").facts == {"nearest": "msg.send"}
         refused("not_found", client.call, operation="events.stream")
         refused("invalid_unicode", client.agent_get, agent_id="\ud800")
+        refused("invalid_unicode", client.agent_register, agent_id="\ud800")
         sent = {"sender": "ann", "to": "bob", "content": "hi"}
         with pytest.raises(TypeError, match="object cannot be written as JSON"):
             client.msg_send(**sent, metadata={"what": object()})
