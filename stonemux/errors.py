@@ -163,7 +163,9 @@ FAILURES: dict[str, Failure] = {
     "service_foreign": Failure(500, EXIT_REFUSED, "The service's file was not written by stonemux."),
     "unreachable": Failure(500, EXIT_UNREACHABLE, "No daemon answers."),
     "unsafe_environment": Failure(
-        500, EXIT_UNSAFE, "The daemon would be open to others, or its data would not be safe."
+        500,
+        EXIT_UNSAFE,
+        "The daemon would be open to others, its data would not be safe, or this Python lacks a module.",
     ),
 }
 
