@@ -552,7 +552,7 @@ def test_the_guide_and_the_agents_are_resources(talk):
     assert guide["mimeType"] == "text/markdown"
     agents = talk.ask("resources/read", uri="stonemux://agents")
     assert json.loads(agents["contents"][0]["text"])["agents"][0]["id"] == "ann"
-    assert agents.get("ttlMs") == (0 if talk.modern else None)
+    assert (agents.get("ttlMs"), agents.get("cacheScope")) == ((0, "private") if talk.modern else (None, None))
 
 
 def test_the_template_reads_a_task(talk):
@@ -591,6 +591,7 @@ def test_prompts_for_the_usual_roles(talk, name):
     message = talk.ask("prompts/get", name=name, arguments={"agent_id": "zed"})["messages"][0]
     assert message["role"] == "user"
     assert "agent_id is zed" in message["content"]["text"]
+    assert "agent_id is" not in talk.ask("prompts/get", name=name)["messages"][0]["content"]["text"]
 
 
 def test_bad_requests_for_prompts(talk):

@@ -619,10 +619,12 @@ def test_an_entry_of_another_form_becomes_a_table(name):
     assert put.startswith(text.replace(f"{name}\n", ""))
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\ufeff", "// only this", "/* only */\n\n"])
-def test_an_empty_document_becomes_one_with_the_entry(text):
+@pytest.mark.parametrize(
+    ("text", "gap"), [("", ""), (" \n", ""), ("\ufeff", ""), ("// only this", "\n"), ("/* only */\n\n", "")]
+)
+def test_an_empty_document_becomes_one_with_the_entry(text, gap):
     put = jsonc.put(text, JSON_PATH, ENTRY)
-    assert put.startswith(text)
+    assert put.startswith(f"{text}{gap}{{")
     assert json.loads(strip(put.lstrip("\ufeff"))) == {"mcpServers": {"stonemux": ENTRY}}
 
 
