@@ -1,4 +1,4 @@
-"""The Python client: generated code is current, typed, and complete; retries; conveniences."""
+"""The Python client: generated code is typed and complete; retries; conveniences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raw import eventually
 from scripted import Scripted, answer, refusal
 
 import stonemux
-from stonemux import methods, methodtext, operations, together
+from stonemux import operations, together
 from stonemux.calls import WAITING
 from stonemux.client import Client
 from stonemux.clock import Clock
@@ -51,11 +51,6 @@ def client(http: OverHttp):
 
 
 # --- what is generated
-
-
-def test_the_methods_are_current():
-    written = Path(methods.__file__).read_text(encoding="utf-8")
-    assert written == methodtext.text(operations.OPERATIONS, methodtext.named_shapes(operations)), "run `make docs`"
 
 
 def test_every_operation_is_a_method_with_the_rows_parameters():
@@ -562,6 +557,7 @@ def only_task(client: Client):
 def test_a_claimed_task_is_completed_with_its_result(pool: Client):
     with pool.claimed("bob") as task:
         assert task is not None
+        assert repr(task) == f"Claim({task.task_id!r}, 'work')"
         assert (task.description, task.metadata, only_task(pool)["status"]) == ("work", {"n": 1}, "claimed")
         task.result = "done"
     assert (only_task(pool)["status"], only_task(pool)["result"]) == ("complete", "done")

@@ -134,7 +134,10 @@ def test_i9_through_beyond_anything_delivered_is_refused(face, mail):
     assert (refused.value.code, refused.value.facts["highest"]) == ("cursor_ahead", sent)
 
 
-@pytest.mark.parametrize(("fields", "code"), [({}, "missing_field"), ({"ids": [1], "through": 1}, "invalid_field")])
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({}, "missing_field"), ({"ids": [1], "through": 1}, "invalid_field"), ({"ids": [-1]}, "invalid_field")],
+)
 def test_an_ack_names_ids_or_a_bound(face, mail, fields, code):
     with pytest.raises(MuxError) as refused:
         face.call("msg.ack", agent_id="bob", **fields)

@@ -174,6 +174,11 @@ def test_settings_that_cannot_be_used_are_a_problem_and_the_rest_is_looked_at(lo
     assert found["database"][-1]["state"] == "ok"
 
 
+def test_a_file_system_that_was_allowed_unseen_is_noted(look, stopped):
+    (stopped / "config.toml").write_text("[server]\nallow_network_fs = true\n")
+    assert "may be a network file system" in one(look(status=0), "disk", "note")["found"]
+
+
 def test_a_directory_that_others_may_write_to_is_a_problem(look, stopped):
     stopped.chmod(0o777)
     assert "chmod 700" in one(look(status=1), "directory", "problem")["remedy"]

@@ -1,15 +1,18 @@
-"""The reference as Markdown: everything is explained, and the committed file is current."""
+"""The reference as Markdown: everything is explained, and what is generated and committed is current."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 from notes import LIST, POST, SETTINGS_HERE, STREAM, TABLE
 
-from stonemux import reference
-from stonemux.config import SETTINGS, Settings
+from stonemux import VERSION, cli, reference
+from stonemux.config import SETTINGS
 from stonemux.errors import FAILURES
 from stonemux.operations import OPERATIONS
 from stonemux.refusals import own_errors
@@ -81,6 +84,19 @@ def test_example_calls_carry_the_example() -> None:
     assert reference.curl(STREAM, SETTINGS_HERE) == "curl -sN http://127.0.0.1:3392/events"
 
 
-def test_the_reference_is_current() -> None:
-    written = (TOP / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert written == reference.markdown(OPERATIONS, Settings()), "run `make docs`"
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ((), "docs/reference.md"),
+        (("--config",), "stonemux.toml.example"),
+        (("--client",), "stonemux/methods.py"),
+    ],
+)
+def test_what_is_generated_is_current(capsys: pytest.CaptureFixture[str], words: Sequence[str], file: str) -> None:
+    assert cli.main(["reference", *words], {}) == 0
+    assert capsys.readouterr().out == (TOP / file).read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_the_openapi_document_is_printed_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reference", "--openapi"], {}) == 0
+    assert json.loads(capsys.readouterr().out)["info"]["version"] == VERSION

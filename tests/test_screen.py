@@ -52,6 +52,10 @@ def test_spans_have_two_units(seconds, told):
     assert screen.span(seconds) == told
 
 
+def test_an_age_below_a_second_is_none():
+    assert screen.age(999) == "0 s"
+
+
 def test_a_list_is_a_table_of_what_there_is():
     told = screen.answer(BY_NAME["agent.discover"], {"agents": [AGENT, AGENT | {"id": "bartholomew"}]}, PLAIN)
     assert told.splitlines() == [

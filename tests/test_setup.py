@@ -390,6 +390,16 @@ def test_a_folder_that_cannot_be_made_is_told(place):
     assert "nothing was changed" in err
 
 
+def test_a_disk_without_room_is_told(place, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = place.run("claude", "--no-check")
+    assert (status, place.files()) == (1, [])
+    assert "No space left on device; nothing was changed" in err
+
+
 def test_bytes_that_are_no_text_are_refused(place):
     file = place.file("claude")
     file.write_bytes(b'{\n"a": "\xff"}')
