@@ -43,7 +43,7 @@ def folder(directory: Path) -> Path:
     """The folder for a data directory's copies, created if missing; removes what an interrupted copy has left."""
     kept = directory / FOLDER
     kept.mkdir(mode=0o700, exist_ok=True)
-    for left in kept.glob(".*.new"):
+    for left in kept.glob(".*.new*"):  # with its journal
         left.unlink(missing_ok=True)
     return kept
 

@@ -150,8 +150,7 @@ class Timekeeper:
             messages.settle_owed(mux)
         autodispatch.run(mux)
         mux.endpoints.wake()
-        if (at := mux.blotter.next_due()) is not None and at <= now:
-            audit.enter_noted(mux)
+        self._enter_noted(now)
         self._note_head(now)
         if self._housekeeping_at <= now:
             self._housekeeping_at = now + HOUSEKEEPING_MS
@@ -160,6 +159,17 @@ class Timekeeper:
             self._tell_audit(now)
             self._look_after_the_disk(now)
         self._set_alarm(now)
+
+    def _enter_noted(self, now: int) -> None:
+        """Enter refusals into the audit log; on a full disk they wait, but what frees space does not."""
+        at = self._mux.blotter.next_due()
+        if at is None or at > now:
+            return
+        try:
+            audit.enter_noted(self._mux)
+        except MuxError as error:
+            if error.code != "storage_full":
+                raise
 
     def _settle_due(self, now: int) -> None:
         with self._mux.store.read() as rx:
@@ -216,7 +226,8 @@ class Timekeeper:
         # Stale agents are reported in batches: a thousand of them would otherwise cause a thousand wake-ups.
         moments += [max(stale, now + 1000)] if stale is not None else []
         moments += [now + 1000] if self._mux.flights.owed else []
-        moments += [at] if (at := self._mux.blotter.next_due()) is not None else []
+        if (at := self._mux.blotter.next_due()) is not None:
+            moments.append(at if at > now else now + 1000)  # in the past: the disk is full
         if self._mux.store.audited != self._noted[1]:
             moments.append(now + NOTE_HEAD_MS)
         self._mux.alarm.set(min(moments))

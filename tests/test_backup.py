@@ -149,11 +149,12 @@ def test_a_backup_does_not_fill_the_disk(direct, mux, monkeypatch):
 
 
 def test_what_an_interrupted_backup_left_is_removed_by_the_next(direct, program):
-    left = program.path / "backups" / ".stonemux-x.db.new"
-    left.parent.mkdir()
-    left.write_text("half")
-    direct.call("admin.backup")
-    assert not left.exists()
+    folder = program.path / "backups"
+    folder.mkdir()
+    for left in (".stonemux-x.db.new", ".stonemux-x.db.new-journal"):
+        (folder / left).write_text("half")
+    made = direct.call("admin.backup")["path"]
+    assert list(folder.iterdir()) == [Path(made)]
 
 
 # -- the command

@@ -10,6 +10,8 @@ from faces import join, refusal
 from raw import eventually
 
 from stonemux import timekeeper
+from stonemux.chain import Entry
+from stonemux.clock import DAY_MS
 from stonemux.errors import MuxError
 from stonemux.timekeeper import CHECK_MS, HOUSEKEEPING_MS
 from stonemux.transaction import Tx
@@ -130,6 +132,24 @@ def test_housekeeping_that_fails_is_told_and_tried_again_a_second_later(program,
     assert [at - ticks[0] for at in ticks] == [0, 1000, 2000, 3000]
     told = [record.message for record in caplog.records]
     assert told == ["housekeeping was refused: no room", *["housekeeping failed"] * 3]
+
+
+def test_fault_34_a_full_disk_keeps_nobody_from_purging(program, direct, clock, monkeypatch):
+    """Every second, refusals could not be entered, which was logged, and what would free space did not happen."""
+
+    def full(*_: object) -> None:
+        raise MuxError("storage_full", "no room")
+
+    join(direct, "ann", "bob")
+    direct.call("msg.send", from_="ann", to="bob", content="x")
+    direct.call("inbox.update", agent_id="bob", all=True, status="read")
+    program.mux.blotter.note(Entry("refused"))
+    clock.advance(8 * DAY_MS)
+    monkeypatch.setattr(timekeeper.audit, "enter_noted", full)
+    program.mux.alarm.wait()
+    program.timekeeper.tick()
+    assert direct.call("msg.list")["messages"] == []
+    assert program.mux.alarm._at == clock.now_ms() + 1000
 
 
 def test_an_end_that_comes_before_the_check_reads_is_felt(program, direct, monkeypatch):
