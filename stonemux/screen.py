@@ -27,7 +27,16 @@ WHOLE = 40
 
 CHOSEN: Mapping[str, tuple[str, ...]] = {
     "agents": ("id", "role", "status", "activity", "capabilities", "group", "channel", "last_heartbeat"),
-    "tasks": ("task_id", "status", "priority", "description", "required_capability", "claimed_by", "created_at"),
+    "tasks": (
+        "task_id",
+        "status",
+        "priority",
+        "description",
+        "required_capability",
+        "assigned_to",
+        "claimed_by",
+        "created_at",
+    ),
     "messages": ("id", "from", "to", "channel", "type", "subject", "content", "sent_at"),
     "results": ("id", "from", "channel", "excerpt", "sent_at"),
     "channels": ("id", "name", "members", "description", "created_at"),
