@@ -66,6 +66,22 @@ def test_whatever_a_daemon_refuses_with_is_an_answer_to_the_request(body, code, 
     assert (answer["id"], answer["error"]["code"], answer["error"]["message"]) == (7, code, told)
 
 
+def test_a_daemon_that_cannot_be_started_is_told(tmp_path):
+    (tmp_path / "data").write_text("in the way")
+    settings = replace(Settings(), data_dir=tmp_path / "data", port=1)
+    with pytest.raises(MuxError, match=r"the daemon cannot be started: .*File exists"):
+        starter.Starter(settings, None, {}).ensure()
+
+
+def test_a_daemons_log_that_has_grown_large_is_put_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(starter, "MOST_LOG_BYTES", 3)
+    log = tmp_path / starter.LOG
+    for text in ("long ago", "now"):
+        with starter._open_log(log) as file:
+            file.write(text.encode())
+    assert (log.read_text(), (tmp_path / "daemon.log.1").read_text()) == ("now", "long ago")
+
+
 def waiters(place: Place) -> int:
     with Remote(replace(Settings(), port=place.port), None) as daemon:
         return daemon.ask(operations.BY_NAME["stats"], {})["waiters"]
