@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
@@ -21,6 +22,8 @@ from stonemux.tables import APPLICATION_ID, MIGRATIONS
 Row = sqlite3.Row
 Connect = Callable[..., sqlite3.Connection]
 
+LEAST_SQLITE = (3, 37, 0)
+"""The first version with strict tables."""
 SKIPPED = 1_000_000
 """How many ids are skipped after a database went back in time, so that none is assigned twice."""
 RESTORE = "copy the directory aside, then restore a backup: stonemux restore FILE"
@@ -56,8 +59,9 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
     """Open the writing connection to a database that is sound, or new in a directory that never held one.
 
     Raises `data_refused` (unless `accept_rollback`, also for one that is older than the directory remembers) and
-    `unsafe_environment`, where SQLite cannot write durably.
+    `unsafe_environment`, where SQLite is too old, or cannot write durably.
     """
+    _check_library()
     path = directory.database
     if directory.marked and (not path.exists() or path.stat().st_size == 0):
         raise MuxError(
@@ -88,6 +92,15 @@ def open_checked(directory: DataDir, connect: Connect, accept_rollback: bool) ->
         raise
     db.row_factory = Row
     return db
+
+
+def _check_library() -> None:
+    if sqlite3.sqlite_version_info < LEAST_SQLITE:
+        raise MuxError(
+            "unsafe_environment",
+            f"stonemux needs SQLite 3.37 or newer, and this Python has {sqlite3.sqlite_version}: {sys.executable}",
+            remedy="use a Python that was built with a newer SQLite",
+        )
 
 
 def _make_durable(db: sqlite3.Connection, path: Path) -> None:

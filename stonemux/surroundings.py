@@ -27,6 +27,7 @@ from stonemux.clock import rfc3339
 from stonemux.config import SETTINGS, Settings
 from stonemux.errors import MuxError, guess
 from stonemux.findings import NOTE, OK, PROBLEM, Check, Finding, Patient
+from stonemux.opening import LEAST_SQLITE
 
 PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] = (
     ((3, 11, 0), (3, 11, 5), "a TLS server may accept data sent before the handshake (CVE-2023-40217)"),
@@ -36,8 +37,6 @@ PYTHON_BUGS: tuple[tuple[tuple[int, int, int], tuple[int, int, int], str], ...] 
 WAL_RESET_FIXED = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """SQLite from 3.7.0 on can lose pages when one connection restarts the log while another checkpoints. The first of
 these versions fixes it, and so do the others within their minor versions."""
-LEAST_SQLITE = (3, 37, 0)
-"""The first version with strict tables."""
 WITHDRAWN_SQLITE = (3, 52, 0)
 LEAST_TIME = 1_735_689_600_000
 """The beginning of 2025: a clock that shows an earlier time was never set."""

@@ -1112,6 +1112,14 @@ def test_a_sqlite_that_does_not_flush_at_each_commit_is_refused(opened):
     assert caught.value.code == "unsafe_environment"
 
 
+def test_a_sqlite_without_strict_tables_is_refused_before_anything_is_made(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
+    with pytest.raises(MuxError, match=r"SQLite 3\.37 or newer") as caught:
+        opened()
+    assert caught.value.code == "unsafe_environment"
+    assert not (tmp_path / "data/stonemux.db").exists()
+
+
 def test_a_database_that_another_program_has_to_itself_is_not_called_unreadable(opened, monkeypatch):
     monkeypatch.setattr(opening, "BUSY_S", 0.01)
     opened()
