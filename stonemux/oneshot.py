@@ -123,7 +123,10 @@ class Talk:
         """Start TLS if the URL asks for it; the certificate is verified for the target's host with the system's CAs."""
         if not target.secure:
             return
-        import ssl  # most talks are on loopback, without TLS
+        try:
+            import ssl  # most talks are on loopback, without TLS
+        except ImportError as lacking:
+            raise Trouble(f"no TLS in this Python: {lacking}") from lacking
 
         sock = self._connected()
         try:

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -357,6 +358,11 @@ def test_tls_asks_for_the_original_name_and_trusts_only_what_vouches_for_it(cert
     assert "certificate is not trusted" in post(f"https://other.example:{port}/", total_ms=3000).error
     assert named == ["agent.example", "agent.example", "other.example"]
     listener.close()
+
+
+def test_a_python_without_tls_fails_an_attempt_instead_of_repeating_it_unseen(receive, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ssl", None)
+    assert post(receive(OK).url.replace("http:", "https:")).error.startswith("no TLS in this Python: ")
 
 
 def test_tls_to_somebody_who_does_not_speak_it(receive):
