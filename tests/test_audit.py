@@ -474,7 +474,10 @@ def test_an_empty_export_has_its_trailer(face):
     assert verify([only])[:3] == (0, 0, 0)
     join(face, "ann")
     (only,) = exported(face, since="1")
-    assert verify([only], head=json.loads(only)["head"]).head == json.loads(only)["head"]
+    head = json.loads(only)["head"]
+    assert verify([only], head=head, anchor=Anchor(1, head)).head == head
+    with pytest.raises(Broken, match="the end was cut off"):
+        verify([only], anchor=Anchor(1, chain.START))
 
 
 def fill(mux, count: int) -> None:
@@ -616,8 +619,13 @@ def test_the_first_bad_record_is_named():
     lines[6] = lines[6].replace(b"agent 1", b"agent 2")
     with pytest.raises(Broken, match="line 7, record 7: its hash does not match"):
         verify(lines)
-    with pytest.raises(Broken, match="line 4, record 5: it follows record 3: removed or swapped: 4"):
+    with pytest.raises(Broken, match=r"line 4, record 5: it follows record 3: removed or swapped: 4$"):
         verify(WHOLE[:3] + WHOLE[4:])
+    with pytest.raises(Broken, match=r"line 4, record 6: it follows record 3: removed or swapped: 4 to 5$"):
+        verify(WHOLE[:3] + WHOLE[5:])
+    turned = json.dumps(dict(reversed(json.loads(WHOLE[0]).items())), separators=(",", ":"), ensure_ascii=False)
+    with pytest.raises(Broken, match="line 1: the line is not written the one way"):
+        verify([f"{turned}\n".encode()])
     with pytest.raises(Broken, match="line 6, record 5: it follows record 5: it occurs twice"):
         verify(WHOLE[:5] + WHOLE[4:])
     with pytest.raises(Broken, match=r"^the trailer is missing after 8 records"):
@@ -723,6 +731,7 @@ def test_purged_records_leave_a_signed_checkpoint(open_program, clock):
     assert oct(os.stat(program.path / "audit.key").st_mode & 0o777) == "0o600"
     found = verify(lines, key=key)
     assert (found.purged, found.signed) == (seq, True)
+    assert json.loads(lines[0])["checkpoint"]["key_id"] == chain.key_id(key) != chain.key_id(KEY)
     assert [r["actor"] for r in records(direct) if "actor" in r] == ["cat"]
     verify(lines, anchor=Anchor(seq, digest))
     assert exported(direct, since="1999-01-01T00:00:00Z") == lines, "it began before, which the checkpoint tells"

@@ -114,6 +114,17 @@ def test_a_head_a_byte_at_a_time_does_not_hold_longer(receive):
     assert found[:2] == (None, "no answer in time")
 
 
+def test_an_answer_that_says_where_it_ends_is_not_waited_for(receive, monkeypatch):
+    monkeypatch.setattr(courier, "CLOSING_MS", 5_000)
+
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        receiver.ending.wait(5)
+
+    receiver = receive(answer)
+    assert post(receiver.url, total_ms=5_000).ms < 2_500
+
+
 def test_a_body_a_byte_at_a_time_holds_half_a_second_at_most(receive, monkeypatch):
     assert courier.CLOSING_MS == 500
     monkeypatch.setattr(courier, "CLOSING_MS", SHORT_MS)
