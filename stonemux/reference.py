@@ -90,8 +90,8 @@ types, and settings. Generated from the operation table; `make docs` rewrites it
 - **Idempotency.** Every POST accepts the header `Idempotency-Key` or the field `idempotency_key` (1 to 128 visible
   ASCII characters; if both are given, they must be equal). For 24 hours, the same key with the same body gets the first
   answer again, with the header `Idempotent-Replayed: true`, and has no second effect; with another body, it is refused
-  with 422 `idempotency_mismatch`. Successes are kept for this, and
-  most refusals with 404 or 409; after any other refusal, the call is made again.
+  with 422 `idempotency_mismatch`. Successes are kept for this, and most refusals with 404
+  or 409; after any other refusal, the call is made again.
 - **Tiers.** An operation or parameter that needs a higher tier than the daemon's is refused with 402, `tier`, and
   `needed`. Where a license has too few agents for one more, `needed_seats` says how many it must have.
 """
