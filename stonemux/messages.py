@@ -506,6 +506,11 @@ def note_all_run_out(tx: Tx, agent_id: str) -> None:
     _note_run_out(tx, f"agent_id = ?1 and message_id in ({trays.ids(*trays.WAITING)})", agent_id)
 
 
+def note_run_out_since(tx: Tx, since: int) -> None:
+    """Record the expiry of everything queued whose time ran out after a time."""
+    _note_run_out(tx, "message_id in (select id from message where expires_at > ?1 and expires_at <= ?2)", since)
+
+
 def _note_run_out(tx: Tx, which: str, value: Any) -> bool:
     """Record as dead what is queued and expired among the deliveries that match `which`, SQL with `value` as ?1."""
     noted = tx.run(
@@ -534,7 +539,7 @@ def purge(
     whose time to live expired after `since`, where the last purge stopped. `forget` is called with the ids while the
     messages are still there. Returns how many were deleted, or `most` if long ones ended it early.
     """
-    _note_run_out(tx, "message_id in (select id from message where expires_at > ?1 and expires_at <= ?2)", since)
+    note_run_out_since(tx, since)
     doomed, size = [], 0
     for row in tx.sql(
         # A later id is never older, so the search can stop at the first young message.

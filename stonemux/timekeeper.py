@@ -66,6 +66,7 @@ def boot(mux: Mux) -> None:
         if directory.find_channel(tx, directory.DEFAULT_CHANNEL) is None:
             directory.make_channel(tx, directory.DEFAULT_CHANNEL, created_by=None)
         tasks.renew_leases(tx)
+        messages.note_run_out_since(tx, 0)  # while nobody purged
         auth.boot(tx)
         licensing.boot(tx)
         if not mux.settings.audit_enabled:

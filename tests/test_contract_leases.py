@@ -257,6 +257,14 @@ def test_what_has_run_out_of_time_is_a_dead_letter_at_once(face, mail, clock, pr
     assert "more" not in face.call("msg.dead", agent_id="bob", limit=2)
 
 
+def test_what_ran_out_of_time_while_nobody_served_is_a_dead_letter_at_once(face, mail, clock, restart):
+    sent = mail("a", ttl_seconds=1)
+    clock.advance(200_000)
+    restart()
+    assert ids(face.call("msg.dead", agent_id="bob")["messages"]) == sent
+    assert face.call("stats")["messages"]["unread"] == 0
+
+
 @pytest.mark.parametrize("operation", ["msg.poll", "msg.ack"])
 def test_what_has_run_out_of_time_is_not_acknowledged_by_passing_it(face, mail, clock, program, operation):
     (sent,) = mail("a", ttl_seconds=1)
