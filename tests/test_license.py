@@ -417,6 +417,8 @@ def test_the_servers_door_is_as_hard_as_the_daemons(far):
                 {"install_id": "../../x", "version": "1", "tier": "root", "agent_count": 1},
                 "invalid_field",
             ),
+            ("/heartbeat", {"install_id": "i", "version": "1", "tier": "pro", "agent_count": -1}, "invalid_field"),
+            ("/activate", {"key": "x", "install_id": "i" * 65}, "invalid_field"),
             ("/msg/send", {}, "not_found"),
             ("/mcp", {}, "not_found"),
         ):
