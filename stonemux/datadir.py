@@ -258,10 +258,12 @@ def check_usable(path: Path) -> None:
                 f"the data directory {path} is on a file system that is mounted read-only",
                 remedy="make it writable, or pass another directory as --data-dir",
             )
+        user = os.geteuid()
         raise MuxError(
             "unsafe_environment",
-            f"{place} cannot be {words} by this user ({os.geteuid()})",
-            remedy=f"allow it with: chmod u+rwX {place}",
+            f"{place} cannot be {words} by this user ({user})",
+            remedy="allow it with: "
+            + (f"chmod u+rwX {place}" if os.lstat(place).st_uid == user else f"sudo chown {user} {place}"),
         )
 
 

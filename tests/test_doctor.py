@@ -17,7 +17,7 @@ from faces import command, join, say
 
 from stonemux import VERSION, cli, datadir, doctor, surroundings, tables
 from stonemux.clock import Clock
-from stonemux.datadir import DataDir
+from stonemux.datadir import DataDir, check_usable
 from stonemux.errors import MuxError
 from stonemux.store import Store
 
@@ -239,6 +239,10 @@ def test_what_this_user_may_not_use_is_a_problem_and_the_daemon_says_the_same(lo
     with closing(DataDir(stopped)) as directory, pytest.raises(MuxError, match=told) as caught:
         Store(directory, Clock())
     assert caught.value.failure.exit == 5
+    if denied:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+        with pytest.raises(MuxError, match=f"sudo chown 4711 {place}"):
+            check_usable(stopped)
 
 
 def test_only_a_full_look_sees_a_changed_index(look, stopped):
