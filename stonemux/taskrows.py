@@ -31,6 +31,7 @@ MOVES: dict[tuple[str, str], str] = {
     ("claimed", "extend"): "claimed",
     ("pending", "extend"): "claimed",  # likewise
     ("claimed", "release"): "pending",
+    ("pending", "release"): "pending",  # likewise
     ("claimed", "hand off"): "pending",
     ("pending", "hand off"): "pending",  # likewise
     ("claimed", "restart"): "pending",

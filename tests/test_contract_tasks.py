@@ -560,6 +560,25 @@ def test_a_lease_that_ran_out_may_be_extended_until_somebody_else_claims__T7(cre
     assert kinds(crew, "task_claimed", "task_released") == ["task_claimed", "task_released", "task_claimed"]
 
 
+def test_a_lease_that_ran_out_may_still_be_released_with_a_delay_and_a_reason__T8(crew, clock, program):
+    task_id = post(crew)
+    token = claim(crew)["claim_token"]
+    clock.advance(LEASE)
+    program.timekeeper.tick()
+    answer = crew.call("task.release", task_id=task_id, agent_id="bob", claim_token=token, delay=10, reason="lunch")
+    assert answer["task"]["available_at"]
+    assert claimed(crew, "cat") is None
+    refusal(crew, "stale_claim", "task.release", task_id=task_id, agent_id="bob", claim_token=token)
+    clock.advance(10_000)
+    again = claim(crew, "cat")["task"]
+    assert (again["task_id"], again["attempts"]) == (task_id, 1)
+    history = crew.call("task.get", task_id=task_id)["task"]["history"]
+    assert [(entry["act"], entry["note"]) for entry in history[2:4]] == [
+        ("expired", "the lease ran out"),
+        ("released", "lunch"),
+    ]
+
+
 def test_the_holder_of_a_cancelled_task_learns_of_it__T7(crew):
     task_id = post(crew)
     claim(crew)
