@@ -434,9 +434,10 @@ def test_stopping_gives_the_work_back_and_takes_no_more(start, boss, place):
 
 def test_stopping_a_runner_that_waits_leaves_nothing_claimed(start, boss):
     running = start("true")
-    eventually(lambda: boss.call("stats")["waiters"])
+    eventually(lambda: boss.call("stats")["waiters"] == 2, "it waits for a task, and for cancellations")
     running.runner.stop()
     assert running.ends() == 0
+    eventually(lambda: boss.call("stats")["waiters"] == 0)
     task = boss.post()
     assert boss.call("task.claim", agent_id="boss")["task_id"] == task
 
