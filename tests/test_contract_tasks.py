@@ -833,7 +833,7 @@ def test_a_finished_task_is_kept_for_its_time_and_as_long_as_another_needs_it(cr
     complete(crew, done)
     complete(crew, needed, status="failed")
     waiting = post(crew, depends_on=[needed])
-    clock.advance(999_000)
+    clock.advance(1_000_000)
     program.timekeeper.tick()
     assert task(crew, done)["status"] == "complete"
     clock.advance(60_000)
