@@ -343,7 +343,7 @@ class _OneTry(Client):
     def __init__(self, authority: str, mux: Mux) -> None:
         scheme = "https" if OVER_TLS else "http"
         super().__init__(f"{scheme}://{authority}", timeout=0, environ={"STONEMUX_TLS_CERT": CERT} if OVER_TLS else {})
-        self._clock = mux.clock
+        self._clock = self._pool._clock = mux.clock  # the daemon ends idle connections by this clock
 
     def _once(self, operation: Operation, request: Any, patience_ms: int) -> Any:
         return super()._once(operation, request, max(patience_ms, 30_000))
