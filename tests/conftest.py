@@ -17,13 +17,14 @@ from zlib import crc32
 
 import children
 import pytest
+from daemons import ROOT
 from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
 from fake_clock import FakeClock
 from raw import OVER_TLS
 from receivers import Receiver
 from tls_client import CERT, KEY
 
-from stonemux import filing, timekeeper
+from stonemux import filing, opening, release, timekeeper
 from stonemux.config import Settings
 from stonemux.datadir import DataDir
 from stonemux.mux import Mux
@@ -52,6 +53,21 @@ TEMPORARY = os.environ.get("PYTEST_DEBUG_TEMPROOT")
 """Where temporary directories are made; None for where the system makes them."""
 
 
+BARE_ONCE = cache(release._bare)
+"""The same module is taken apart once, however many files are made of it."""
+
+
+@pytest.fixture(scope="session")
+def distributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that is distributed."""
+    folder: Path = tmp_path_factory.mktemp("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(release, "_bare", BARE_ONCE)
+        release.main(["--into", str(folder)])
+    return folder
+
+
 class Program:
     """An open program in a directory; a test may `close` it, `open` it with options, or do both with `reopen`."""
 
@@ -61,9 +77,11 @@ class Program:
         if OVER_TLS:
             settings = {"tls_cert": CERT, "tls_key": KEY, **settings}
         self.settings = replace(Settings(), data_dir=path, port=0, license_key_file=path / "license.key", **settings)
-        if not path.exists():
-            shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
-        self.open()
+        with pytest.MonkeyPatch.context() as patch:
+            if not path.exists():
+                shutil.copytree(new_data(), path, ignore=shutil.ignore_patterns("ballast"))
+                patch.setattr(opening, "_look", lambda *_: True)  # a copy of what is sound needs no look beforehand
+            self.open()
 
     def open(self, **options: Any) -> None:
         """Open it, at first or after `close`; `options` are the store's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import children
 import pytest
 from daemons import free_port, running_daemon
 
-from stonemux import onefile, probe, release
+from stonemux import onefile, probe
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stonemux"
@@ -21,13 +22,11 @@ MOST_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
-def pyz(tmp_path_factory):
+def pyz(distributed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("medium")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        file = release.build_pyz(folder)
+    shutil.copy(distributed / "stonemux.pyz", folder)
     folder.chmod(0o500)
-    yield file
+    yield folder / "stonemux.pyz"
     folder.chmod(0o700)
 
 

@@ -14,10 +14,10 @@ import tarfile
 import tokenize
 import tomllib
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import BARE_ONCE
 
 from stonemux import VERSION, release
 
@@ -26,12 +26,8 @@ WHEEL = f"stonemux-{VERSION}-py3-none-any.whl"
 SDIST = f"stonemux-{VERSION}.tar.gz"
 
 
-BARE_ONCE = cache(release._bare)
-
-
 @pytest.fixture(autouse=True)
 def bare_once(monkeypatch):
-    """The same text is taken apart once, however many files are made of it."""
     monkeypatch.setattr(release, "_bare", BARE_ONCE)
 
 
@@ -40,20 +36,9 @@ def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with everything that is distributed."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(release, "_bare", BARE_ONCE)
-        release.main(["--into", str(folder)])
-    return folder
-
-
 @pytest.fixture
-def wheel(made):
-    with zipfile.ZipFile(made / WHEEL) as archive:
+def wheel(distributed):
+    with zipfile.ZipFile(distributed / WHEEL) as archive:
         yield archive
 
 
@@ -65,12 +50,12 @@ def about(archive: zipfile.ZipFile, name: str) -> str:
     return archive.read(f"stonemux-{VERSION}.dist-info/{name}").decode()
 
 
-def test_the_same_files_give_the_same_bytes_whenever_and_wherever(in_root, made, tmp_path, monkeypatch):
+def test_the_same_files_give_the_same_bytes_whenever_and_wherever(in_root, distributed, tmp_path, monkeypatch):
     monkeypatch.setattr(release, "DIST", tmp_path / "again")
-    for file in made.iterdir():
+    for file in distributed.iterdir():
         os.utime(file, (0, 0))
     release.main([])
-    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    files = {path.name: path.read_bytes() for path in distributed.iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert set(files) == {"stonemux.pyz", WHEEL, SDIST, "SHA256SUMS"}
     for line in files["SHA256SUMS"].decode().splitlines():
@@ -79,7 +64,7 @@ def test_the_same_files_give_the_same_bytes_whenever_and_wherever(in_root, made,
     assert set(files) == {"SHA256SUMS"}
 
 
-def test_nothing_of_the_machine_goes_in(in_root, made, tmp_path, monkeypatch):
+def test_nothing_of_the_machine_goes_in(in_root, distributed, tmp_path, monkeypatch):
     copied = tmp_path / "tree"
     for name, data in release._files(Path("stonemux")).items():
         path = copied / name
@@ -90,7 +75,7 @@ def test_nothing_of_the_machine_goes_in(in_root, made, tmp_path, monkeypatch):
         (copied / "stonemux" / litter).parent.mkdir(exist_ok=True)
         (copied / "stonemux" / litter).write_text("")
     monkeypatch.chdir(copied)
-    assert release.build_pyz(tmp_path).read_bytes() == (made / "stonemux.pyz").read_bytes()
+    assert release.build_pyz(tmp_path).read_bytes() == (distributed / "stonemux.pyz").read_bytes()
 
 
 def test_a_module_without_comments_is_the_same_program_line_by_line():
@@ -102,13 +87,13 @@ def test_a_module_without_comments_is_the_same_program_line_by_line():
             tokens = tokenize.generate_tokens(io.StringIO(bare).readline)
             assert tokenize.COMMENT not in {token.type for token in tokens}, module
         command = module.startswith("stonemux/commands/")
-        assert ast.get_docstring(ast.parse(bare)) == (ast.get_docstring(ast.parse(whole)) if command else ""), module
-        assert without_texts(bare) == without_texts(whole), module
+        trees = ast.parse(bare), ast.parse(whole)
+        assert ast.get_docstring(trees[0]) == (ast.get_docstring(trees[1]) if command else ""), module
+        assert without_texts(trees[0]) == without_texts(trees[1]), module
 
 
-def without_texts(source: str) -> str:
+def without_texts(tree: ast.Module) -> str:
     """What a module does and where, without the texts that stand alone."""
-    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             node.value.value = ""
@@ -154,8 +139,8 @@ def test_an_editable_wheel_leads_to_this_folder(in_root, tmp_path):
         assert not any(name.startswith("stonemux/") for name in archive.namelist())
 
 
-def test_a_source_archive_builds_the_same_wheel(made, tmp_path, wheel, monkeypatch):
-    with tarfile.open(made / SDIST) as archive:
+def test_a_source_archive_builds_the_same_wheel(distributed, tmp_path, wheel, monkeypatch):
+    with tarfile.open(distributed / SDIST) as archive:
         assert {(entry.uid, entry.uname, entry.mtime) for entry in archive.getmembers()} == {(0, "", release.SECONDS)}
         assert {entry.mode for entry in archive.getmembers()} == {0o644, 0o755}
         safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from 3.11.4 on
@@ -166,7 +151,7 @@ def test_a_source_archive_builds_the_same_wheel(made, tmp_path, wheel, monkeypat
     again = tmp_path / "again"
     again.mkdir()
     assert release.build_wheel(str(again)) == WHEEL
-    assert (again / WHEEL).read_bytes() == (made / WHEEL).read_bytes()
+    assert (again / WHEEL).read_bytes() == (distributed / WHEEL).read_bytes()
 
 
 def test_a_source_archive_leaves_out_no_part_of_the_project():
