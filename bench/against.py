@@ -156,27 +156,23 @@ def _together(runs: list[Figures]) -> Figures:
 
 def _measure(contender: Contender, seconds: float) -> Iterator[tuple[str, float]]:
     """Every figure of one program in one round; a failed measurement is reported and left out."""
-    makers: list[tuple[str, Callable[[int], Peer | None], Sequence[int]]] = [
+    makers: list[tuple[str, Callable[[int], Peer], Sequence[int]]] = [
         ("put", contender.put, PUTS),
         ("put, take, acknowledge", contender.cycle, CYCLES),
     ]
     for name, make, counts in makers:
-        if make(0) is None:
-            continue
         for connections in counts:
             what = f"{name}, {connections} connection{'s' if connections > 1 else ''}"
             try:
                 with running(contender) as server:  # a new one for each: leftovers of the last would slow it
                     contender.prepare(server, [])
-                    result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)  # type: ignore[arg-type]
+                    result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)
                     server.check()
             except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
                 print(f"  {contender.name}: {what} failed: {trouble}", file=sys.stderr)
                 continue
             yield what, result.rate
             yield f"{what}: p99 ms", result.percentile(0.99)
-    if not contender.waits:
-        return
     try:
         yield from _waiting(contender)
     except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
@@ -322,9 +318,9 @@ _TABLES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ),
     (
         "Put, take, acknowledge: cycles per second",
-        "stonemux posts, claims, and completes a task; redis streams use XADD, XREADGROUP, XACK; beanstalkd put, "
-        "reserve, delete; etcd puts a key, claims it by compare-and-swap, and deletes it; nats publishes, pulls, and "
-        "acknowledges. redis lists use LPUSH and BRPOP, which acknowledge nothing.",
+        "stonemux and FastAPI post, claim, and complete a task; redis streams use XADD, XREADGROUP, XACK; beanstalkd "
+        "put, reserve, delete; etcd puts a key, claims it by compare-and-swap, and deletes it; nats publishes, pulls, "
+        "and acknowledges. redis lists use LPUSH and BRPOP, which acknowledge nothing.",
         lambda what: what.startswith("put, take") and "p99" not in what,
     ),
     (

@@ -47,8 +47,6 @@ class Contender:
     """Its source: a Debian package, or the extra `bench`."""
     flushes = "each put is flushed before it is answered"
 
-    waits = True
-    """Whether its clients can wait at all."""
     greetings = 0
     """How many requests a waking client makes before its first put."""
 
@@ -67,9 +65,9 @@ class Contender:
         """A client that puts, forever."""
         raise NotImplementedError
 
-    def cycle(self, index: int) -> Peer | None:
-        """A client that puts, takes, and acknowledges, forever; None if the program has no such cycle."""
-        return None
+    def cycle(self, index: int) -> Peer:
+        """A client that puts, takes, and acknowledges, forever."""
+        raise NotImplementedError
 
     def wait(self, name: str) -> bytes:
         """The bytes that a new connection sends to wait for something under this name."""
@@ -170,7 +168,7 @@ class Ours(Contender):
     def put(self, index: int) -> Peer:
         return send_peer()(index)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         return TaskCycle(RECIPIENTS[index % len(RECIPIENTS)])
 
     def wait(self, name: str) -> bytes:
@@ -189,7 +187,6 @@ class Service(Ours):
     name = "FastAPI"
     package = "the extra `bench`"
     flushes = "each put is flushed before it is answered (WAL, synchronous=FULL)"
-    waits = False
 
     def version(self) -> str:
         if missing_for_fastapi():
@@ -203,9 +200,6 @@ class Service(Ours):
 
     def prepare(self, server: Server, names: Sequence[str]) -> None:
         pass
-
-    def cycle(self, index: int) -> Peer | None:
-        return None
 
 
 # --- redis
@@ -286,7 +280,7 @@ class Redis(Contender):
     def put(self, index: int) -> Peer:
         return _Lines([_resp("LPUSH", RECIPIENTS[index % len(RECIPIENTS)], PAYLOAD)], _resp_end)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         """Without an acknowledgement, because lists have none: what is taken is gone."""
         return _Lines([_resp("LPUSH", "work", PAYLOAD), _resp("BRPOP", "work", "0")], _resp_end)
 
@@ -314,7 +308,7 @@ class RedisStream(Redis):
     def put(self, index: int) -> Peer:
         return _Lines([_resp("XADD", RECIPIENTS[index % len(RECIPIENTS)], "*", "m", PAYLOAD)], _resp_end)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         return _StreamCycle(f"worker-{index}")
 
     def wait(self, name: str) -> bytes:
@@ -383,7 +377,7 @@ class Beanstalkd(Contender):
     def put(self, index: int) -> Peer:
         return _Lines([_bean_put()], _bean_end)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         return _BeanCycle()
 
     def wait(self, name: str) -> bytes:
@@ -459,7 +453,7 @@ class Etcd(Contender):
     def put(self, index: int) -> Peer:
         return _EtcdWriter(index, cycle=False)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         return _EtcdWriter(index, cycle=True)
 
     def wait(self, name: str) -> bytes:
@@ -564,7 +558,7 @@ class Nats(Contender):
     def put(self, index: int) -> Peer:
         return _NatsAsker(index, 1)
 
-    def cycle(self, index: int) -> Peer | None:
+    def cycle(self, index: int) -> Peer:
         return _NatsAsker(index, 3)
 
     def wait(self, name: str) -> bytes:
