@@ -8,8 +8,8 @@
     --runs N      number of consecutive runs (default 1); the targets are reported for each
     --only NAME   only these programs (repeatable); stonemux is always measured
 
-All programs run on 127.0.0.1 with an empty directory on the same file system and are driven by the same generator. In
-each round every program is measured once, one after the other, so that fluctuations of the machine affect all of them.
+All programs run on 127.0.0.1 with an empty directory on the same file system and are driven by the same generator. Each
+measurement is made with every program, one right after the other, so that fluctuations of the machine affect all alike.
 A ratio is the median over the rounds of stonemux's figure divided by the other's in the same round.
 """
 
@@ -24,8 +24,9 @@ import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ COMMENT = "\n## Where a peer wins, and why\n"
 
 Figures = dict[str, dict[str, list[float]]]
 """Figures by measurement and program, one per round."""
+Measurement = Callable[[Contender], Iterator[tuple[str, float]]]
+"""Measures one program; yields the name and the value of each figure."""
 
 
 class Target(NamedTuple):
@@ -133,11 +136,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(chosen: list[Contender], rounds: int, seconds: float) -> Figures:
     figures: Figures = {}
+    turn = list(chosen)
     for number in range(rounds):
-        for contender in chosen if number % 2 == 0 else list(reversed(chosen)):
-            for what, value in _measure(contender, seconds):
-                figures.setdefault(what, {}).setdefault(contender.name, []).append(value)
-                print(f"  {number + 1}/{rounds} {contender.name:<14} {what}: {value:,.2f}", file=sys.stderr)
+        for measure in _measurements(seconds):
+            for contender in turn:
+                for what, value in _measured(measure, contender):
+                    figures.setdefault(what, {}).setdefault(contender.name, []).append(value)
+                    print(f"  {number + 1}/{rounds} {contender.name:<14} {what}: {value:,.2f}", file=sys.stderr)
+            turn.reverse()  # so that nobody always comes first
     return figures
 
 
@@ -154,48 +160,60 @@ def _together(runs: list[Figures]) -> Figures:
 # --- measuring
 
 
-def _measure(contender: Contender, seconds: float) -> Iterator[tuple[str, float]]:
-    """Every figure of one program in one round; a failed measurement is reported and left out."""
-    makers: list[tuple[str, Callable[[int], Peer], Sequence[int]]] = [
-        ("put", contender.put, PUTS),
-        ("put, take, acknowledge", contender.cycle, CYCLES),
+def _measurements(seconds: float) -> list[Measurement]:
+    return [
+        *(partial(_puts, connections, seconds) for connections in PUTS),
+        *(partial(_cycles, connections, seconds) for connections in CYCLES),
+        *(partial(_waiting, crowd) for crowd in CROWDS),
     ]
-    for name, make, counts in makers:
-        for connections in counts:
-            what = f"{name}, {connections} connection{'s' if connections > 1 else ''}"
-            try:
-                with running(contender) as server:  # a new one for each: leftovers of the last would slow it
-                    contender.prepare(server, [])
-                    result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)
-                    server.check()
-            except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
-                print(f"  {contender.name}: {what} failed: {trouble}", file=sys.stderr)
-                continue
-            yield what, result.rate
-            yield f"{what}: p99 ms", result.percentile(0.99)
+
+
+def _measured(measure: Measurement, contender: Contender) -> list[tuple[str, float]]:
+    """The figures of one measurement; one that failed is reported and left out."""
     try:
-        yield from _waiting(contender)
+        return list(measure(contender))
     except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
-        print(f"  {contender.name}: waiting failed: {trouble}", file=sys.stderr)
+        print(f"  {contender.name}: a measurement failed: {trouble}", file=sys.stderr)
+        return []
 
 
-def _waiting(contender: Contender) -> Iterator[tuple[str, float]]:
-    """Wake-ups with a growing crowd, and the memory that a waiting client costs."""
-    for crowd in CROWDS:
-        names = [f"waiting-{number:04}" for number in range(crowd)]
-        with running(contender) as server, ExitStack() as stack:
-            contender.prepare(server, names)
-            time.sleep(0.3)
-            before = server.memory()
-            for name in names[1:]:
-                sock = stack.enter_context(socket.create_connection(server.address, timeout=10))
-                sock.sendall(contender.wait(name))
-            time.sleep(0.5 + crowd / 2000)
-            if crowd == CROWDS[-1]:
-                yield "memory per waiter, KB", (server.memory() - before) / (crowd - 1) / 1024
-            samples = sorted(_wakes(contender, server, names[0]))
-            yield f"wake, {crowd} waiting: p50 ms", percentile(samples, 0.5) * 1000
-            yield f"wake, {crowd} waiting: p99 ms", percentile(samples, 0.99) * 1000
+def _puts(connections: int, seconds: float, contender: Contender) -> Iterator[tuple[str, float]]:
+    plural = "s" if connections > 1 else ""
+    yield from _loaded(f"put, {connections} connection{plural}", contender, contender.put, connections, seconds)
+
+
+def _cycles(connections: int, seconds: float, contender: Contender) -> Iterator[tuple[str, float]]:
+    what = f"put, take, acknowledge, {connections} connections"
+    yield from _loaded(what, contender, contender.cycle, connections, seconds)
+
+
+def _loaded(
+    what: str, contender: Contender, make: Callable[[int], Peer], connections: int, seconds: float
+) -> Iterator[tuple[str, float]]:
+    with running(contender) as server:  # a new one for each: leftovers of the last would slow it
+        contender.prepare(server, [])
+        result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)
+        server.check()
+    yield what, result.rate
+    yield f"{what}: p99 ms", result.percentile(0.99)
+
+
+def _waiting(crowd: int, contender: Contender) -> Iterator[tuple[str, float]]:
+    """Wake-ups among a crowd of waiting clients, and with the largest crowd the memory that each costs."""
+    names = [f"waiting-{number:04}" for number in range(crowd)]
+    with running(contender) as server, ExitStack() as stack:
+        contender.prepare(server, names)
+        time.sleep(0.3)
+        before = server.memory()
+        for name in names[1:]:
+            sock = stack.enter_context(socket.create_connection(server.address, timeout=10))
+            sock.sendall(contender.wait(name))
+        time.sleep(0.5 + crowd / 2000)
+        if crowd == CROWDS[-1]:
+            yield "memory per waiter, KB", (server.memory() - before) / (crowd - 1) / 1024
+        samples = sorted(_wakes(contender, server, names[0]))
+        yield f"wake, {crowd} waiting: p50 ms", percentile(samples, 0.5) * 1000
+        yield f"wake, {crowd} waiting: p99 ms", percentile(samples, 0.99) * 1000
 
 
 def _wakes(contender: Contender, server: Server, name: str) -> Iterator[float]:
@@ -255,9 +273,9 @@ def report(runs: list[Figures], versions: dict[str, str], rounds: int, seconds: 
         "# Benchmarks",
         "",
         f"How fast stonemux is, compared with other programs. Generated by `make bench-peers`: every figure is the "
-        f"median of {len(runs) * rounds} measurements of {seconds:g} s in {len(runs)} runs, and in each run all "
-        "programs take turns. Ratios carry over to other machines; absolute figures do not. Programs that are not "
-        "installed are left out; `make bench-peers BENCH_INSTALL=1` installs them first, with apt.",
+        f"median of {len(runs) * rounds} measurements of {seconds:g} s in {len(runs)} runs, and each measurement is "
+        "made with all programs in turn. Ratios carry over to other machines; absolute figures do not. Programs that "
+        "are not installed are left out; `make bench-peers BENCH_INSTALL=1` installs them first, with apt.",
         "",
         f"Machine: {os.cpu_count()} processors, {platform.system()} {platform.machine()}, one 4 KiB flush takes "
         f"{flush_ms():.3f} ms; Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}. The load generator "
