@@ -118,6 +118,12 @@ def open_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.close()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors: a tenth of the time, tests wait for processes, sockets and real seconds."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): the settings of this test's program")
     gc.disable()
