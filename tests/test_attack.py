@@ -21,18 +21,18 @@ def victim(tmp_path_factory):
 
 
 def test_fault_27_polls_left_behind_lose_nothing(victim):
-    outcome = receipts.attack(victim.port, seed=27, polls=160)
+    outcome = receipts.attack(victim.port, seed=27, polls=300)
     assert not outcome.violations
-    assert outcome.counts["abandoned"] == 160
+    assert outcome.counts["abandoned"] == 300
 
 
 def test_fault_27_polls_left_behind_over_tls_lose_nothing(tmp_path):
     with Victim(tmp_path / "data", environ=WITH_TLS) as victim:
-        outcome = receipts.attack(victim.port, seed=27, polls=60, tls=True)
+        outcome = receipts.attack(victim.port, seed=27, polls=120, tls=True)
         assert not outcome.violations
         assert victim.stop() == 0
 
 
 def test_nobody_sleeps_through_what_they_wait_for(victim):
-    outcome = wakeups.attack(victim.port, seed=1, rallies=15)
+    outcome = wakeups.attack(victim.port, seed=1, rallies=30)
     assert not outcome.violations

@@ -219,7 +219,7 @@ def test_calls_that_have_ended_are_not_kept_until_their_deadline(parker, mux):
         pass
 
     kept = weakref.WeakSet()
-    for _ in range(400):
+    for _ in range(1000):
         thing = Kept()
         kept.add(thing)
         parker.park(lambda found=[None, thing]: found.pop(0), agent_id="")
