@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{contender.name} is not installed ({contender.package})", file=sys.stderr)
     chosen = [contender for contender in chosen if versions[contender.name]]
     began = time.monotonic()
-    runs = [_run(chosen, options.rounds, options.seconds) for _ in range(options.runs)]
+    runs = [_run(chosen, options.rounds, options.seconds, run) for run in range(options.runs)]
     told = report(runs, versions, options.rounds, options.seconds)
     print(told, end="")
     print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
@@ -134,16 +135,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(chosen: list[Contender], rounds: int, seconds: float) -> Figures:
+def _run(chosen: list[Contender], rounds: int, seconds: float, run: int) -> Figures:
     figures: Figures = {}
-    turn = list(chosen)
     for number in range(rounds):
-        for measure in _measurements(seconds):
-            for contender in turn:
-                for what, value in _measured(measure, contender):
-                    figures.setdefault(what, {}).setdefault(contender.name, []).append(value)
-                    print(f"  {number + 1}/{rounds} {contender.name:<14} {what}: {value:,.2f}", file=sys.stderr)
-            turn.reverse()  # so that nobody always comes first
+        for index, (title, measure) in enumerate(_measurements(seconds)):
+            turned = (run + number + index) % 2  # so that nobody always comes first
+            for contender in reversed(chosen) if turned else chosen:
+                try:
+                    for what, value in measure(contender):
+                        figures.setdefault(what, {}).setdefault(contender.name, []).append(value)
+                        print(f"  {number + 1}/{rounds} {contender.name:<14} {what}: {value:,.2f}", file=sys.stderr)
+                except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
+                    print(f"  {contender.name}: {title} failed: {trouble}", file=sys.stderr)
     return figures
 
 
@@ -160,42 +163,32 @@ def _together(runs: list[Figures]) -> Figures:
 # --- measuring
 
 
-def _measurements(seconds: float) -> list[Measurement]:
-    return [
-        *(partial(_puts, connections, seconds) for connections in PUTS),
-        *(partial(_cycles, connections, seconds) for connections in CYCLES),
-        *(partial(_waiting, crowd) for crowd in CROWDS),
-    ]
-
-
-def _measured(measure: Measurement, contender: Contender) -> list[tuple[str, float]]:
-    """The figures of one measurement; one that failed is reported and left out."""
-    try:
-        return list(measure(contender))
-    except (LoadFailed, ServerFailed, Refused, OSError) as trouble:
-        print(f"  {contender.name}: a measurement failed: {trouble}", file=sys.stderr)
-        return []
-
-
-def _puts(connections: int, seconds: float, contender: Contender) -> Iterator[tuple[str, float]]:
-    plural = "s" if connections > 1 else ""
-    yield from _loaded(f"put, {connections} connection{plural}", contender, contender.put, connections, seconds)
-
-
-def _cycles(connections: int, seconds: float, contender: Contender) -> Iterator[tuple[str, float]]:
-    what = f"put, take, acknowledge, {connections} connections"
-    yield from _loaded(what, contender, contender.cycle, connections, seconds)
+def _measurements(seconds: float) -> Iterator[tuple[str, Measurement]]:
+    for name, maker, counts in (
+        ("put", attrgetter("put"), PUTS),
+        ("put, take, acknowledge", attrgetter("cycle"), CYCLES),
+    ):
+        for connections in counts:
+            title = f"{name}, {connections} connection{'s' if connections > 1 else ''}"
+            yield title, partial(_loaded, title, maker, connections, seconds)
+    for crowd in CROWDS:
+        yield f"wake, {crowd} waiting", partial(_waiting, crowd)
 
 
 def _loaded(
-    what: str, contender: Contender, make: Callable[[int], Peer], connections: int, seconds: float
+    title: str,
+    maker: Callable[[Contender], Callable[[int], Peer]],
+    connections: int,
+    seconds: float,
+    contender: Contender,
 ) -> Iterator[tuple[str, float]]:
+    """Units per second of the clients that `maker` names, and the 99th percentile of their latency."""
     with running(contender) as server:  # a new one for each: leftovers of the last would slow it
         contender.prepare(server, [])
-        result = load(server.address, make, connections=connections, seconds=seconds, warmup=0.4)
+        result = load(server.address, maker(contender), connections=connections, seconds=seconds, warmup=0.4)
         server.check()
-    yield what, result.rate
-    yield f"{what}: p99 ms", result.percentile(0.99)
+    yield title, result.rate
+    yield f"{title}: p99 ms", result.percentile(0.99)
 
 
 def _waiting(crowd: int, contender: Contender) -> Iterator[tuple[str, float]]:
