@@ -241,7 +241,11 @@ class Server(ThreadingHTTPServer):
     def _attend(self, me: int) -> None:
         """Run the event loop until the server ends or the guard has taken over."""
         gathering = False
-        while not self._ended and self._attending == me:
+
+        def relieved() -> bool:
+            return self._attending != me
+
+        while not self._ended and not relieved():
             self._in_round = False
             happened = self._ready.wait(0 if gathering else self._patience())
             # Before the guard may take over: it could close one of these and give its descriptor to a new connection.
@@ -271,9 +275,10 @@ class Server(ThreadingHTTPServer):
             # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:
-                self.mux.store.lead(until_empty=True)
-        self.mux.store.lead(until_empty=True)  # what was gathered when the guard took over
-        self.ring()  # a ring that was heard here may have been for the other, who sleeps as long as was right before it
+                self.mux.store.lead(relieved=relieved)
+        if not relieved():  # the server ended while more was to be gathered
+            self.mux.store.lead(relieved=relieved)
+        self.ring()  # the other leads the rest; and a ring that was heard here may have been for the other
 
     def _alert_guard(self) -> None:
         """Tell the guard that there is traffic; without one, try again to start it."""

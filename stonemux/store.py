@@ -246,19 +246,23 @@ class Store:
         """Whether a commit is in progress; a thread that writes now has to wait for it."""
         return self._leading
 
-    def lead(self, *, until_empty: bool = False) -> None:
+    def lead(self, *, relieved: Callable[[], bool] | None = None) -> None:
         """Commit one batch of what is queued, unless a thread is doing so already; the committer does the rest.
 
-        `until_empty`: do the rest here, too, even what is queued meanwhile; for a gatherer that has nothing else to do.
+        A gatherer has nothing else to do, and passes `relieved`: it does the rest, too, even what is queued meanwhile,
+        until that is true. What is queued then is left to the gatherer that has relieved it, and that it must wake.
         """
         with self._gate:
             if self._leading or not self._queue:
                 return
             self._leading = True
-        self._lead_on(until_empty=until_empty)
+        self._lead_on(relieved)
 
-    def _lead_on(self, *, until_empty: bool = False) -> None:
-        """Lead until the queue is empty, or for one batch; the committer then leads the rest."""
+    def _lead_on(self, relieved: Callable[[], bool] | None = None) -> None:
+        """Lead until the queue is empty or another gatherer is to lead; without `relieved`, hand over after one batch.
+
+        Two threads that lead and read at the same time would compete for the interpreter lock at each system call.
+        """
         more = True
         while more:
             try:
@@ -267,8 +271,8 @@ class Store:
                 self._relay.release()
                 raise
             with self._gate:
-                more = self._leading = bool(self._queue)
-            if more and not until_empty:
+                more = self._leading = bool(self._queue) and (relieved is None or not relieved())
+            if more and relieved is None:
                 self._relay.release()
                 return
 
@@ -279,7 +283,7 @@ class Store:
             if self._ended:
                 return
             try:
-                self._lead_on(until_empty=True)
+                self._lead_on(lambda: False)
             except Exception:  # whatever it is, the next batch needs a leader
                 log.exception("a commit failed")
 

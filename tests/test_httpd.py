@@ -475,6 +475,26 @@ def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served
     assert threading.get_ident() in rung
 
 
+def test_who_was_relieved_leads_no_further_commit(served, monkeypatch):
+    """As long as clients keep the queue from being empty, two threads would compete for the interpreter lock."""
+    server, store = served.server, served.mux.store
+    attempt, leaders = store._attempt, list[int]()
+    slow, quick = served.connect(), served.connect()
+
+    def slow_disk(batch: Any, **more: Any) -> bool:
+        leaders.append(threading.get_ident())
+        if len(leaders) == 1:
+            eventually(lambda: server._attending not in (leaders[0], None))
+            quick.send(post("/msg/send", json_of("quick")))
+            eventually(lambda: store.gathered)
+        return bool(attempt(batch, **more))
+
+    monkeypatch.setattr(store, "_attempt", slow_disk)
+    slow.send(post("/msg/send", json_of("slow")))
+    assert [slow.answer().status, quick.answer().status] == [200, 200]
+    assert leaders[1] == server._attending != leaders[0]
+
+
 def test_a_ring_that_another_thread_has_heard_already_holds_nobody_up(served, monkeypatch):
     """At a change of guard two threads hear of one ring, and one of them finds nothing left to read."""
     server, wait = served.server, served.server._ready.wait
