@@ -17,7 +17,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from itertools import chain, compress
+from itertools import chain, compress, count
+from operator import gt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stonemux.chain import COLUMNS, START, Entry, links
@@ -43,13 +44,31 @@ INSERTS = {
 MOST_ROWS = 64
 """Maximum number of rows in one statement."""
 
+LEAST_ALIKE = 16
+"""In so many rows, a value that all of them have is bound once; in fewer, they may all have it by chance, and too many
+statements would be prepared."""
+
 
 @lru_cache(maxsize=256)
-def _insert(table: str, rows: int, given: tuple[bool, ...]) -> str:
-    one = f"({', '.join(['?' if is_given else 'null' for is_given in given])})"
+def _insert(table: str, rows: int, own: tuple[bool, ...], shared: tuple[bool, ...]) -> str:
+    """A statement whose parameters are the values of the shared columns, and then each row's values of its own.
+
+    Columns that are neither are null: binding null costs more than binding text.
+    """
+    if any(shared):
+        number = count(1)
+        chosen = [
+            f"column{next(number)}" if is_own else "?" if is_shared else "null"
+            for is_own, is_shared in zip(own, shared, strict=True)
+        ]
+        one = f"({', '.join('?' * sum(own))})"
+        source = f"select {', '.join(chosen)} from (values {', '.join([one] * rows)})"
+    else:
+        one = f"({', '.join(['?' if is_own else 'null' for is_own in own])})"
+        source = f"values {', '.join([one] * rows)}"
     # "or fail": by default, SQLite copies every page that such a statement touches, to be able to undo just that
     # statement. Here a refused row rolls back the whole batch anyway.
-    return f"insert or fail into {table} ({INSERTS[table]}) values {', '.join([one] * rows)}"
+    return f"insert or fail into {table} ({INSERTS[table]}) {source}"
 
 
 class Event(NamedTuple):
@@ -185,15 +204,19 @@ class Tx(Snapshot):
 
     def _write_rows(self, table: str, rows: list[tuple[Any, ...]], at: int) -> None:
         """Insert many rows per statement, in powers of two so that a few prepared statements serve every count."""
-        count = len(rows)
-        while at < count:
-            size = min(1 << ((count - at).bit_length() - 1), MOST_ROWS)
+        end = len(rows)
+        while at < end:
+            size = min(1 << ((end - at).bit_length() - 1), MOST_ROWS)
             columns = [*zip(*rows[at : at + size], strict=True)]
-            # A column that is null in every row is spelled out in the statement: binding null costs more than binding
-            # text.
-            given = tuple([column[0] is not None or column.count(None) < size for column in columns])
-            values = zip(*compress(columns, given), strict=True)
-            self._execute(_insert(table, size, given), tuple(chain.from_iterable(values)))
+            own = tuple([column[0] is not None or column.count(None) < size for column in columns])
+            shared: tuple[bool, ...] = ()
+            if size >= LEAST_ALIKE:
+                alike = tuple([column[0] == column[-1] and column.count(column[0]) == size for column in columns])
+                if not all(alike):  # a row must have a value of its own
+                    shared, own = alike, tuple(map(gt, own, alike))
+            same = [column[0] for column in compress(columns, shared)]
+            values = zip(*compress(columns, own), strict=True)
+            self._execute(_insert(table, size, own, shared), (*same, *chain.from_iterable(values)))
             at += size
 
     def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:

@@ -1708,6 +1708,31 @@ def test_events_are_read_by_their_ids(agents, plan):
     assert_sought(plan(lambda: agents.call("events.list", after=0), "from event where id >"), "INTEGER PRIMARY KEY")
 
 
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 64, 65, 131])
+def test_buffered_rows_are_stored_as_given_whatever_they_have_in_common(opened, count):
+    """A statement spells out what is null in all of its rows, and takes a value that all of them have only once."""
+    opened_store = opened()
+    texts: list[list[str | None]] = [
+        [None] * count,
+        ["same"] * count,
+        ["same", *("other" for _ in range(count - 2)), "same"][:count],
+        [None, *("value" for _ in range(count - 2)), None][:count],
+        [None if number % 2 else "value" for number in range(count)],
+        [str(number) for number in range(count)],
+    ]
+    for agents, notes, fences in itertools.product(texts, texts, (1, 3)):
+        rows = [(7, 1000, "act", agents[number], number % fences, notes[number]) for number in range(count)]
+
+        def insert(tx: Tx, rows: list[tuple[Any, ...]] = rows) -> None:
+            tx.run("delete from task_history")
+            for row in rows:
+                tx.insert("task_history", row)
+
+        opened_store.write(insert)
+        with opened_store.read() as rx:
+            assert [tuple(row) for row in rx.sql("select * from task_history order by rowid")] == rows
+
+
 def test_the_columns_of_noted_rows_exist():
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         for statement in itertools.chain(*tables.MIGRATIONS):
