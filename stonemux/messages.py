@@ -23,7 +23,7 @@ from stonemux import directory, doorbells, filing, handoff, trays
 from stonemux.clock import HOUR_MS, rfc3339
 from stonemux.errors import MuxError
 from stonemux.mux import Caller, Mux, Wait, fitting
-from stonemux.payload import dumps
+from stonemux.payload import dumps, quoted
 from stonemux.transaction import Job, Snapshot, Tx
 from stonemux.trays import DEAD, FRESH, QUEUED, SETTLED
 
@@ -209,17 +209,13 @@ def _announce(
     extras: tuple[Any, ...],
 ) -> None:
     """Append the message to the event log, in the form in which it is shown."""
-    told = {
-        "id": message_id,
-        "from": sender,
-        "to": to,
-        "content": content,
-        "channel": channel,
-        "sent_at": rfc3339(tx.now),
-    }
-    if any(extras):
-        told |= {name: extra for name, extra in zip(EXTRAS, extras, strict=True) if extra}
-    tx.emit("message", dumps(told), channel=channel, agents=(sender, *[r for r in recipients if r != sender]))
+    told = (
+        f'{{"id":{message_id},"from":{quoted(sender)},"to":{quoted(to)},"content":{quoted(content)},'
+        f'"channel":{quoted(channel)},"sent_at":"{rfc3339(tx.now)}"'
+    )
+    given = {name: extra for name, extra in zip(EXTRAS, extras, strict=True) if extra} if any(extras) else None
+    told += f",{dumps(given)[1:]}" if given else "}"
+    tx.emit("message", told, channel=channel, agents=(sender, *[r for r in recipients if r != sender]))
 
 
 def _thread_of(tx: Tx, reply_to: int) -> str:

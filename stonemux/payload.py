@@ -252,14 +252,18 @@ def _half_pair(name: str, verb: str) -> MuxError:
     )
 
 
+quoted: Callable[[str], str] = json.encoder.encode_basestring
+"""Writes a text as JSON, with its quotation marks; a C function, where there is one."""
+
+
 def encoder(*, sort_keys: bool = False) -> Callable[[Any], str]:
     """A function that writes a value as compact JSON text; it raises ValueError for what JSON cannot express (NaN)."""
     stock = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
-    make, quote = c_make_encoder, json.encoder.encode_basestring
+    make = c_make_encoder
     if make is None:  # not CPython
         return stock.encode
     # `JSONEncoder.encode` creates this anew for each call, which costs as much as encoding a message.
-    pieces = make(None, stock.default, quote, None, ":", ",", sort_keys, False, False)
+    pieces = make(None, stock.default, quoted, None, ":", ",", sort_keys, False, False)
     return lambda value: "".join(pieces(value, 0))
 
 
