@@ -23,6 +23,12 @@ MOST_LISTED = 20
 OTHERS = ("to", "members", "assigned_to")
 """Parameters that name an agent other than the caller."""
 
+_AGENT = "select * from agent where id = ? and deregistered_at is null"
+_MEMBER = (
+    "select 1 from member m join agent a on a.id = m.agent_id "
+    "where m.channel = ? and m.agent_id = ? and a.deregistered_at is null"
+)
+
 
 def _one(rx: Snapshot, query: str, *values: str) -> Any:
     """The first row, or None."""
@@ -36,12 +42,12 @@ def _one(rx: Snapshot, query: str, *values: str) -> Any:
 
 def find_agent(rx: Snapshot, agent_id: str) -> Any:
     """The agent's row, or None if no such agent is registered."""
-    return _one(rx, "select * from agent where id = ? and deregistered_at is null", agent_id)
+    return _one(rx, _AGENT, agent_id)
 
 
 def agent(rx: Snapshot, agent_id: str, parameter: str = "agent_id") -> Any:
     """The agent's row; raises `agent_not_found` with the nearest known names."""
-    row = find_agent(rx, agent_id)
+    row = _one(rx, _AGENT, agent_id)
     if row is None:
         raise unknown_agent(rx, agent_id, parameter)
     return row
@@ -91,8 +97,8 @@ def channel(rx: Snapshot, name: str) -> Any:
 
 
 def is_member(rx: Snapshot, name: str, agent_id: str) -> bool:
-    """Whether the agent is a member of the channel."""
-    return _one(rx, "select 1 from member where channel = ? and agent_id = ?", name, agent_id) is not None
+    """Whether the agent is registered, and a member of the channel."""
+    return _one(rx, _MEMBER, name, agent_id) is not None
 
 
 def _around(rx: Snapshot, names: str, wanted: str) -> list[str]:

@@ -95,10 +95,10 @@ def _mentioned(tx: Tx, channel: str, sender: str, text: str) -> Sequence[str]:
 
 def _shared_channel(tx: Tx, agent_id: str, channel: str) -> str:
     """The name of a direct message's channel; raises `not_in_channel` unless the recipient is a member."""
-    if directory.find_agent(tx, agent_id) is None:
-        raise directory.unknown_agent(tx, agent_id, "to", _whom_it_means(tx, agent_id, channel))
     if directory.is_member(tx, channel, agent_id):
         return channel
+    if directory.find_agent(tx, agent_id) is None:
+        raise directory.unknown_agent(tx, agent_id, "to", _whom_it_means(tx, agent_id, channel))
     name: str = directory.channel(tx, channel)["name"]  # the caller may have given its id
     if directory.is_member(tx, name, agent_id):
         return name
