@@ -205,10 +205,15 @@ class Server(ThreadingHTTPServer):
             sock.setblocking(False)
             self._ready.add_listener(fd)
         self._ready.add_listener(self._bell)
-        self._start_guard()
-        self._take_turns(True)
-        if self._guard is not None:
-            self._guard.join()
+        self.mux.store.leave_rest_to(self.ring)
+        try:
+            self._start_guard()
+            self._take_turns(True)
+            if self._guard is not None:
+                self._guard.join()
+        finally:
+            self.mux.store.leave_rest_to(None)
+            self.mux.store.lead()
 
     def _start_guard(self) -> None:
         self._guard = threading.Thread(target=self._take_turns, args=(False,), name="guard", daemon=True)
@@ -242,10 +247,10 @@ class Server(ThreadingHTTPServer):
         """Run the event loop until the server ends or the guard has taken over."""
         gathering = False
 
-        def relieved() -> bool:
-            return self._attending != me
+        def attends() -> bool:
+            return self._attending == me
 
-        while not self._ended and not relieved():
+        while not self._ended and attends():
             self._in_round = False
             happened = self._ready.wait(0 if gathering else self._patience())
             # Before the guard may take over: it could close one of these and give its descriptor to a new connection.
@@ -275,10 +280,8 @@ class Server(ThreadingHTTPServer):
             # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:
-                self.mux.store.lead(relieved=relieved)
-        if not relieved():  # the server ended while more was to be gathered
-            self.mux.store.lead(relieved=relieved)
-        self.ring()  # the other leads the rest; and a ring that was heard here may have been for the other
+                self.mux.store.lead(stays=attends)
+        self.ring()  # the other leads what was gathered; and a ring that was heard here may have been for the other
 
     def _alert_guard(self) -> None:
         """Tell the guard that there is traffic; without one, try again to start it."""

@@ -4,7 +4,9 @@
 that finds no commit in progress becomes the leader: it takes everything that is queued, runs it in one `BEGIN
 IMMEDIATE`, commits once, wakes the waiters, and hands each job its outcome. Threads that arrive meanwhile only queue
 their jobs. So a lone writer pays no thread switch, and sixty-four writers share one fsync. A leader commits one batch;
-if more is queued by then, the committer thread continues, so that no caller is kept from its own work.
+if more is queued by then, the server's gatherer continues, or the committer thread without a server, so that no caller
+is kept from its own work. A gatherer reads requests and leads, in turn: another thread that led while it reads would
+compete with it for the interpreter lock at each system call.
 
 **A refused job harms no other.** Functions check before they write, so a refused job has usually changed nothing and
 the batch continues. When a job fails *after* it wrote (SQLite's change counter tells), the batch is rolled back and
@@ -77,6 +79,10 @@ def _tell_all(batch: list[Job], error: BaseException) -> None:
         _tell(job.done, None, error)
 
 
+def _never() -> bool:
+    return False
+
+
 class _Result:
     """The callback of a blocking caller's job; `get` waits for the outcome."""
 
@@ -144,6 +150,7 @@ class Store:
         self._checking: sqlite3.Connection | None = None
         self.gatherers: set[int] = set()
         """Threads whose jobs stay queued until they call `lead`, so that they can gather several."""
+        self._rouse: Callable[[], None] | None = None
         self._gate = threading.Lock()
         self._queue: deque[Job] = deque()
         self._leading = False
@@ -218,7 +225,7 @@ class Store:
             mine = not self._leading
             self._leading = True
         if mine:
-            self._lead_on()
+            self._lead_on(_never)
         return result.get()
 
     def submit(self, job: Job) -> None:
@@ -246,44 +253,51 @@ class Store:
         """Whether a commit is in progress; a thread that writes now has to wait for it."""
         return self._leading
 
-    def lead(self, *, relieved: Callable[[], bool] | None = None) -> None:
-        """Commit one batch of what is queued, unless a thread is doing so already; the committer does the rest.
+    def lead(self, *, stays: Callable[[], bool] = _never) -> None:
+        """Commit one batch of what is queued, unless a thread is doing so already.
 
-        A gatherer has nothing else to do, and passes `relieved`: it does the rest, too, even what is queued meanwhile,
-        until that is true. What is queued then is left to the gatherer that has relieved it, and that it must wake.
+        A gatherer passes `stays`: as long as that is true, it also commits what is queued meanwhile.
         """
         with self._gate:
             if self._leading or not self._queue:
                 return
             self._leading = True
-        self._lead_on(relieved)
+        self._lead_on(stays)
 
-    def _lead_on(self, relieved: Callable[[], bool] | None = None) -> None:
-        """Lead until the queue is empty or another gatherer is to lead; without `relieved`, hand over after one batch.
+    def leave_rest_to(self, rouse: Callable[[], None] | None) -> None:
+        """From now on, the gatherer that `rouse` wakes leads what is queued behind a batch; None: the committer."""
+        with self._gate:
+            self._rouse = rouse
 
-        Two threads that lead and read at the same time would compete for the interpreter lock at each system call.
-        """
-        more = True
-        while more:
+    def _lead_on(self, stays: Callable[[], bool]) -> None:
+        """Lead one batch, and more as long as `stays()`; then hand over."""
+        leading = True
+        while leading:
             try:
                 self._commit_queued()
             except BaseException:  # an interrupted leader must still hand over
                 self._relay.release()
                 raise
-            with self._gate:
-                more = self._leading = bool(self._queue) and (relieved is None or not relieved())
-            if more and relieved is None:
-                self._relay.release()
-                return
+            leading = self._go_on_leading(stays)
+
+    def _go_on_leading(self, stays: Callable[[], bool]) -> bool:
+        """Whether this thread leads the next batch, too; if not, and there is one, wakes the thread that does."""
+        with self._gate:
+            more, rouse = bool(self._queue), self._rouse
+            mine = more and stays()
+            self._leading = mine or (more and rouse is None)  # the committer finds itself leading
+        if more and not mine:
+            (rouse or self._relay.release)()
+        return mine
 
     def _go_on(self) -> None:
-        """The committer thread: leads when more is queued than one caller's batch."""
+        """The committer thread: without a gatherer, it leads what is queued behind one caller's batch."""
         while True:
             self._relay.acquire()
             if self._ended:
                 return
             try:
-                self._lead_on(lambda: False)
+                self._lead_on(lambda: self._rouse is None)
             except Exception:  # whatever it is, the next batch needs a leader
                 log.exception("a commit failed")
 
@@ -529,10 +543,7 @@ class Store:
             try:
                 self._db.execute(f"PRAGMA busy_timeout={BUSY_TURN_MS}")
             finally:  # whatever fails, others want to lead
-                with self._gate:
-                    more = self._leading = bool(self._queue)
-                if more:
-                    self._relay.release()
+                self._go_on_leading(_never)
 
     def check(self) -> None:
         """Check every page and index, and note in `damage` what is wrong; slow, and `close` cuts it short."""
@@ -579,6 +590,7 @@ class Store:
 
     def close(self) -> None:
         """Commit what is queued, checkpoint the write-ahead log, and close everything."""
+        self.leave_rest_to(None)
         result = _Result()  # queued last, so everything before it is done when it is
         if not self._enqueue(Job(self._note_clock, result), last=True):
             return

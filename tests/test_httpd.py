@@ -27,7 +27,7 @@ from faces import Direct, OverHttp
 from raw import OVER_TLS, PATIENCE_S, Answer, Raw, eventually, get, post, request, unacknowledged, unread
 from tls_client import trusting
 
-from stonemux import connection, httpd, threads
+from stonemux import connection, httpd, store, threads
 from stonemux.connection import BODY_LIMIT, VERDICT_MS, Connection
 from stonemux.errors import MuxError
 from stonemux.httpd import STUCK_MS
@@ -493,6 +493,37 @@ def test_who_was_relieved_leads_no_further_commit(served, monkeypatch):
     slow.send(post("/msg/send", json_of("slow")))
     assert [slow.answer().status, quick.answer().status] == [200, 200]
     assert leaders[1] == server._attending != leaders[0]
+
+
+def test_what_is_queued_behind_another_threads_write_is_left_to_who_attends(served, monkeypatch):
+    store = served.mux.store
+    attempt, leaders = store._attempt, list[int]()
+    raw = served.connect()
+
+    def attempting(batch: Any, **more: Any) -> bool:
+        leaders.append(threading.get_ident())
+        if len(leaders) == 1:
+            raw.send(post("/msg/send", json_of("behind it")))
+            eventually(lambda: store.gathered)
+        return bool(attempt(batch, **more))
+
+    monkeypatch.setattr(store, "_attempt", attempting)
+    store.write(lambda tx: None)
+    assert raw.answer().status == 200
+    assert leaders == [threading.get_ident(), served.server._attending]
+
+
+def test_a_program_whose_server_has_ended_still_commits_what_is_queued_behind_a_write(mux, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    with OverHttp(mux):
+        pass
+    told: list[Any] = []
+    mux.store.gatherers.add(threading.get_ident())
+    for _ in range(3):
+        mux.store.submit(Job(lambda tx: None, lambda value, error: told.append(error)))
+    mux.store.gatherers.clear()
+    mux.store.lead()
+    eventually(lambda: told == [None, None, None])
 
 
 def test_a_ring_that_another_thread_has_heard_already_holds_nobody_up(served, monkeypatch):

@@ -386,6 +386,56 @@ def test_more_than_a_batch_is_finished_by_the_committer(opened, monkeypatch):
     assert len(notes(opened_store)) == 7
 
 
+def queue(opened_store: Store, works: list[transaction.Work]) -> list[Any]:
+    """Queue these without leading; returns the list that their outcomes go to."""
+    told: list[Any] = []
+    opened_store.gatherers.add(threading.get_ident())
+    for work in works:
+        opened_store.submit(Job(work, lambda value, error: told.append(value)))
+    opened_store.gatherers.clear()
+    return told
+
+
+def test_what_is_queued_behind_a_batch_is_left_to_the_gatherer(opened, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store = opened()
+    told = queue(opened_store, [note("a"), note("b"), note("c")])
+    roused: list[bool] = []
+    opened_store.leave_rest_to(lambda: roused.append(opened_store.led))
+    opened_store.lead()
+    assert (told, roused) == (["a"], [False])
+    opened_store.lead(stays=lambda: True)
+    assert (told, roused) == (["a", "b", "c"], [False])
+
+
+def test_the_committer_makes_way_for_a_gatherer(opened, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store, begun, go_on, roused = opened(), threading.Event(), threading.Event(), threading.Event()
+
+    def slow(tx: Tx) -> str:
+        begun.set()
+        assert go_on.wait(5)
+        return "b"
+
+    told = queue(opened_store, [note("a"), slow, note("c")])
+    opened_store.lead()
+    assert begun.wait(5)
+    opened_store.leave_rest_to(roused.set)
+    go_on.set()
+    assert roused.wait(5)
+    assert (told, opened_store.led) == (["a", "b"], False)
+
+
+def test_what_was_left_to_a_gatherer_is_committed_before_the_store_closes(opened, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store = opened()
+    told = queue(opened_store, [note("a"), note("b"), note("c")])
+    opened_store.leave_rest_to(lambda: None)
+    opened_store.lead()
+    opened_store.close()
+    assert told == ["a", "b", "c"]
+
+
 def test_a_batch_that_fails_in_an_unexpected_way_leaves_the_store_a_leader(opened, monkeypatch, caplog):
     monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
     opened_store = opened()
