@@ -300,9 +300,9 @@ class Server(ThreadingHTTPServer):
                 if not self._traffic:
                     self._watch.wait()
                     continue
-                seen = self._round
+                seen = self._round, self.mux.store.steps
                 self._watch.wait(HELD_UP_MS / 1000)
-                if self._round != seen:
+                if (self._round, self.mux.store.steps) != seen:
                     quiet = 0
                 elif self._in_round:
                     self._attending = me

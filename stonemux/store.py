@@ -151,6 +151,8 @@ class Store:
         self.gatherers: set[int] = set()
         """Threads whose jobs stay queued until they call `lead`, so that they can gather several."""
         self._rouse: Callable[[], None] | None = None
+        self.steps = 0
+        """Grows before and after the flush of each commit: while it stands still, the disk may be holding one up."""
         self._gate = threading.Lock()
         self._queue: deque[Job] = deque()
         self._leading = False
@@ -331,7 +333,9 @@ class Store:
                     if isinstance(error, sqlite3.Error) or not tx.rewind(mark):
                         raise
                     outcomes.append((job.done, None, error))
+            self.steps += 1
             events, topics, offers, hooks = tx.commit()
+            self.steps += 1
         except Exception as error:
             return self._failed(batch, error, may_retry)
         if self._inodes() != self._files:

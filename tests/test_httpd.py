@@ -526,6 +526,21 @@ def test_a_program_whose_server_has_ended_still_commits_what_is_queued_behind_a_
     eventually(lambda: told == [None, None, None])
 
 
+def test_a_long_commit_that_makes_progress_is_not_taken_for_a_disk_that_holds_it_up(mux):
+    """It keeps the processor busy, and a second thread that reads meanwhile would only compete with it."""
+    server, steps = httpd.Server(mux), [1, 1, 0]
+
+    class Watch(contextlib.nullcontext[None]):
+        def wait(self, seconds: float) -> None:
+            mux.store.steps += steps.pop(0)
+
+    watch: Any = Watch()
+    server._watch, server._traffic, server._in_round = watch, True, True
+    server._stand_guard(1)
+    assert (server._attending, steps) == (1, [])
+    server.server_close()
+
+
 def test_a_ring_that_another_thread_has_heard_already_holds_nobody_up(served, monkeypatch):
     """At a change of guard two threads hear of one ring, and one of them finds nothing left to read."""
     server, wait = served.server, served.server._ready.wait

@@ -396,6 +396,21 @@ def queue(opened_store: Store, works: list[transaction.Work]) -> list[Any]:
     return told
 
 
+def test_a_commit_makes_progress_before_and_after_its_flush(opened):
+    opened_store = opened()
+    commit, before = opened_store._tx.commit, []
+
+    def committing() -> Any:
+        before.append(opened_store.steps)
+        return commit()
+
+    at_work = opened_store.write(lambda tx: opened_store.steps)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Tx, "commit", lambda tx: committing())
+        opened_store.write(note("a"))
+    assert (before, opened_store.steps) == ([at_work + 3], at_work + 4)
+
+
 def test_what_is_queued_behind_a_batch_is_left_to_the_gatherer(opened, monkeypatch):
     monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
     opened_store = opened()
