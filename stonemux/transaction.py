@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import chain, compress, count
-from operator import gt
+from operator import not_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stonemux.chain import COLUMNS, START, Entry, links
@@ -50,25 +50,21 @@ statements would be prepared."""
 
 
 @lru_cache(maxsize=256)
-def _insert(table: str, rows: int, own: tuple[bool, ...], shared: tuple[bool, ...]) -> str:
-    """A statement whose parameters are the values of the shared columns, and then each row's values of its own.
-
-    Columns that are neither are null: binding null costs more than binding text.
-    """
-    if any(shared):
+def _insert(table: str, rows: int, shared: tuple[bool, ...] = ()) -> str:
+    """A statement whose parameters are the values of the shared columns, and then each row's values of the others."""
+    if shared:
         number = count(1)
-        chosen = [
-            f"column{next(number)}" if is_own else "?" if is_shared else "null"
-            for is_own, is_shared in zip(own, shared, strict=True)
-        ]
-        one = f"({', '.join('?' * sum(own))})"
-        source = f"select {', '.join(chosen)} from (values {', '.join([one] * rows)})"
+        chosen = ["?" if is_shared else f"column{next(number)}" for is_shared in shared]
+        source = f"select {', '.join(chosen)} from (values {_places(shared.count(False), rows)})"
     else:
-        one = f"({', '.join(['?' if is_own else 'null' for is_own in own])})"
-        source = f"values {', '.join([one] * rows)}"
+        source = f"values {_places(INSERTS[table].count(',') + 1, rows)}"
     # "or fail": by default, SQLite copies every page that such a statement touches, to be able to undo just that
     # statement. Here a refused row rolls back the whole batch anyway.
     return f"insert or fail into {table} ({INSERTS[table]}) {source}"
+
+
+def _places(columns: int, rows: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
 class Event(NamedTuple):
@@ -207,17 +203,22 @@ class Tx(Snapshot):
         end = len(rows)
         while at < end:
             size = min(1 << ((end - at).bit_length() - 1), MOST_ROWS)
-            columns = [*zip(*rows[at : at + size], strict=True)]
-            own = tuple([column[0] is not None or column.count(None) < size for column in columns])
-            shared: tuple[bool, ...] = ()
+            part = rows[at : at + size]
             if size >= LEAST_ALIKE:
-                alike = tuple([column[0] == column[-1] and column.count(column[0]) == size for column in columns])
-                if not all(alike):  # a row must have a value of its own
-                    shared, own = alike, tuple(map(gt, own, alike))
-            same = [column[0] for column in compress(columns, shared)]
-            values = zip(*compress(columns, own), strict=True)
-            self._execute(_insert(table, size, own, shared), (*same, *chain.from_iterable(values)))
+                self._write_many(table, part)
+            else:
+                self._execute(_insert(table, size), tuple(chain.from_iterable(part)))
             at += size
+
+    def _write_many(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        """Insert rows that probably have values in common: binding a value costs more than storing it."""
+        columns = [*zip(*rows, strict=True)]
+        shared = tuple([column[0] == column[-1] and column.count(column[0]) == len(rows) for column in columns])
+        if all(shared):  # a statement must have values for each row
+            shared = (False, *shared[1:])
+        values = zip(*compress(columns, map(not_, shared)), strict=True)
+        same = [column[0] for column in compress(columns, shared)]
+        self._execute(_insert(table, len(rows), shared), (*same, *chain.from_iterable(values)))
 
     def emit(self, kind: str, data: str, *, channel: str | None = None, agents: tuple[str, ...] = ()) -> None:
         """Append an event to the log in this transaction; `data` is JSON text."""
