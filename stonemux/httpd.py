@@ -245,12 +245,8 @@ class Server(ThreadingHTTPServer):
 
     def _attend(self, me: int) -> None:
         """Run the event loop until the server ends or the guard has taken over."""
-        gathering = False
-
-        def attends() -> bool:
-            return self._attending == me
-
-        while not self._ended and attends():
+        gathering = self.mux.store.gathered  # by a round that failed
+        while not self._ended and self._attending == me:
             self._in_round = False
             happened = self._ready.wait(0 if gathering else self._patience())
             # Before the guard may take over: it could close one of these and give its descriptor to a new connection.
@@ -280,7 +276,7 @@ class Server(ThreadingHTTPServer):
             # Let requests that arrived during this round share its flush: poll once more before the commit.
             gathering = not gathering and self.mux.store.gathered and len(self._connections) > 1
             if not gathering:
-                self.mux.store.lead(stays=attends)
+                self.mux.store.lead()
         self.ring()  # the other leads what was gathered; and a ring that was heard here may have been for the other
 
     def _alert_guard(self) -> None:

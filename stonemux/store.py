@@ -96,6 +96,9 @@ class _Result:
         self.value, self.error = value, error
         self._done.release()
 
+    def is_awaited(self) -> bool:
+        return self._done.locked()
+
     def get(self) -> Any:
         self._done.acquire()
         if self.error is not None:
@@ -227,7 +230,8 @@ class Store:
             mine = not self._leading
             self._leading = True
         if mine:
-            self._lead_on(_never)
+            # A gatherer's job may be queued behind a full batch: that gatherer would be the one to lead it.
+            self._lead_on(result.is_awaited if gathers else _never)
         return result.get()
 
     def submit(self, job: Job) -> None:
@@ -255,16 +259,13 @@ class Store:
         """Whether a commit is in progress; a thread that writes now has to wait for it."""
         return self._leading
 
-    def lead(self, *, stays: Callable[[], bool] = _never) -> None:
-        """Commit one batch of what is queued, unless a thread is doing so already.
-
-        A gatherer passes `stays`: as long as that is true, it also commits what is queued meanwhile.
-        """
+    def lead(self) -> None:
+        """Commit one batch of what is queued, unless a thread is doing so already; `leave_rest_to` says who goes on."""
         with self._gate:
             if self._leading or not self._queue:
                 return
             self._leading = True
-        self._lead_on(stays)
+        self._lead_on(_never)
 
     def leave_rest_to(self, rouse: Callable[[], None] | None) -> None:
         """From now on, the gatherer that `rouse` wakes leads what is queued behind a batch; None: the committer."""
@@ -289,7 +290,14 @@ class Store:
             mine = more and stays()
             self._leading = mine or (more and rouse is None)  # the committer finds itself leading
         if more and not mine:
-            (rouse or self._relay.release)()
+            try:
+                (rouse or self._relay.release)()
+            except BaseException:  # such as too little memory: nobody was woken
+                with self._gate:
+                    nobody, self._leading = not self._leading, True
+                if nobody:
+                    self._relay.release()
+                raise
         return mine
 
     def _go_on(self) -> None:

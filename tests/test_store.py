@@ -419,8 +419,39 @@ def test_what_is_queued_behind_a_batch_is_left_to_the_gatherer(opened, monkeypat
     opened_store.leave_rest_to(lambda: roused.append(opened_store.led))
     opened_store.lead()
     assert (told, roused) == (["a"], [False])
-    opened_store.lead(stays=lambda: True)
-    assert (told, roused) == (["a", "b", "c"], [False])
+    opened_store.lead()
+    opened_store.lead()
+    assert (told, roused) == (["a", "b", "c"], [False, False])
+
+
+def test_a_gatherer_that_writes_behind_a_full_batch_does_not_wait_for_itself(opened, background, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 2)
+    opened_store = opened()
+    opened_store.leave_rest_to(lambda: None)
+
+    def gather() -> Any:
+        opened_store.gatherers.add(threading.get_ident())
+        for name in "abc":
+            opened_store.submit(Job(note(name), lambda value, error: None))
+        return opened_store.write(note("mine"))
+
+    assert background(gather).result(5) == "mine"
+
+
+def test_a_gatherer_that_cannot_be_roused_is_replaced_by_the_committer(opened, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store, ended = opened(), threading.Event()
+
+    def rouse() -> None:
+        opened_store.leave_rest_to(None)
+        raise MemoryError
+
+    opened_store.leave_rest_to(rouse)
+    told = queue(opened_store, [note("a"), lambda tx: opened_store.led, lambda tx: tx.after(ended.set)])
+    with pytest.raises(MemoryError):
+        opened_store.lead()
+    assert ended.wait(5)
+    assert told[:2] == ["a", True]
 
 
 def test_the_committer_makes_way_for_a_gatherer(opened, monkeypatch):
