@@ -376,9 +376,6 @@ class Server(ThreadingHTTPServer):
     def _welcome(self, sock: socket.socket, connect: _Connect, *, remote: bool = False) -> None:
         """Register a new connection, or turn it away when the limit is reached and no connection is idle."""
         words = TLS_ALERT if connect is not self._connect else b""
-        if self.open_connections >= self.mux.settings.max_connections and not self._make_room():
-            self._turn_away(sock, words)
-            return
         connection = connect(sock)
         connection.remote = remote
         try:  # before the connection is recorded, so failure needs no undo; `attend` below reads what arrives meanwhile
@@ -387,9 +384,20 @@ class Server(ThreadingHTTPServer):
             log.warning("a connection was turned away: %s", trouble.strerror)
             self._turn_away(sock, words)
             return
-        with self._lock:
-            self._connections[sock.fileno()] = connection
+        while not self._record(connection):
+            if not self._make_room():
+                self._ready.drop(sock.fileno())
+                self._turn_away(sock, words)
+                return
         connection.attend()
+
+    def _record(self, connection: Connection) -> bool:
+        """Count the connection among those that are open; False if there are as many as there may be."""
+        with self._lock:  # a thread that the guard has relieved may be accepting, too
+            if len(self._connections) >= self.mux.settings.max_connections:
+                return False
+            self._connections[connection.sock.fileno()] = connection
+        return True
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest, or else leaves an answer unread; False if there is none."""

@@ -313,6 +313,32 @@ def test_a_newcomer_gets_no_room_from_who_has_asked_meanwhile(served, held_commi
     assert late.answer().status == 200
 
 
+def test_two_who_accept_at_once_keep_to_the_limit_of_connections(serve, background, monkeypatch):
+    """The guard accepts while the thread that it relieved still does, and both find that there is room for one."""
+    served = serve(max_connections=2)
+    server, ready = served.server, served.server._ready
+    both, add = threading.Barrier(2), ready.add
+
+    def add_together(fd: int) -> None:
+        add(fd)
+        both.wait(PATIENCE_S)
+
+    first = served.connect()
+    eventually(lambda: server.open_connections == 1)
+    pairs = [socket.socketpair() for _ in range(2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(ready, "add", add_together)
+        for work in [background(server._welcome, ours, server._connect) for ours, _ in pairs]:
+            work.result(PATIENCE_S)
+    assert server.open_connections == 2
+    assert first.has_ended(), "it was idle for longest"
+    for _, theirs in pairs:
+        theirs.settimeout(PATIENCE_S)
+        theirs.sendall(HEALTH)
+        assert theirs.recv(12) == b"HTTP/1.1 200"
+        theirs.close()
+
+
 def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
     served = serve(max_connections=4)
     begun, go_on = threading.Event(), threading.Event()
