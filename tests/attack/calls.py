@@ -66,6 +66,7 @@ class Client:
             raise UnknownError from trouble
         if response.will_close:
             self.close()
+        assert response.status != 500, data  # no accident explains a fault of the daemon
         if response.status >= 500 and response.status != 507:
             raise UnknownError(data)
         if response.headers["Content-Type"] == "text/event-stream":

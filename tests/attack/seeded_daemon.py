@@ -20,6 +20,7 @@ from stonemux import (
     claims,
     cli,
     connection,
+    directory,
     door,
     leases,
     messages,
@@ -72,8 +73,12 @@ def aba() -> None:
 
     def forget(tx: Any, **given: Any) -> Any:
         answer = delete(tx, **given)
-        tx.run("delete from state where channel = ? and key = ?", answer["channel"], given["key"])
-        tx.run("delete from state_version where channel = ? and key = ?", answer["channel"], given["key"])
+        for table in ("state", "state_version"):
+            tx.run(
+                f"delete from {table} where channel = ? and key = ?",
+                directory.channel(tx, given["channel"])["name"],
+                given["key"],
+            )
         return answer
 
     change_run("state.delete", forget)
