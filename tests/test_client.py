@@ -46,6 +46,7 @@ def refused(code, call, **given):
 @pytest.fixture
 def client(http: OverHttp):
     with Client(f"http://127.0.0.1:{http.port}", environ={}) as client:
+        client._pool._clock = http.server.mux.clock  # the daemon ends idle connections by this clock
         yield client
         client.health()  # the receipt of what was polled last, for which a clock that stands still would wait
 
@@ -475,6 +476,7 @@ def test_a_message_may_be_put_back_for_later(mail: Client, program: Program):
 def test_a_lease_is_extended_while_the_body_works(mail: Client, program: Program):
     inbox = mail.messages("bob", lease=60, timeout=0)
     next(inbox)
+    mail.health()  # the receipt: time must not pass before it
     for _ in range(3):
         program.clock.advance(40_000)
         inbox._hand.renew()
