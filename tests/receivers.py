@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-PATIENCE_S = 5.0
+from raw import PATIENCE_S
 
 
 class Heard(NamedTuple):
@@ -99,12 +99,3 @@ class Receiver:
                 f"{count} deliveries were expected, {len(self.heard)} came"
             )
             return list(self.heard)
-
-
-def eventually(true: Callable[[], Any], what: str = "it never became true") -> Any:
-    """Block until `true()` is true; returns its value."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faces import Direct, join
-from receivers import eventually
+from raw import eventually
 
 from stonemux import autodispatch
 from stonemux.record import replace

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from faces import Direct, OverMcp, join, refusal
-from receivers import eventually, status
+from raw import eventually
+from receivers import status
 from standardwebhooks.webhooks import Webhook
 
 from stonemux import addresses, doorbells, signature, timekeeper

@@ -21,7 +21,7 @@ from children import BARE
 from daemons import ROOT, SERVE
 from faces import Direct, OverHttp
 from fake_clock import FakeClock
-from receivers import eventually
+from raw import eventually
 from scripted import Scripted, answer, refusal
 from sessions import WITHIN_S, Place
 

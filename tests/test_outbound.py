@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from daemons import running_daemon
 from faces import Direct, join
-from receivers import Heard, Receiver, eventually, status
+from raw import eventually
+from receivers import Heard, Receiver, status
 
 from stonemux import doorbells
 from stonemux.clock import Clock

@@ -454,6 +454,34 @@ def test_a_gatherer_that_cannot_be_roused_is_replaced_by_the_committer(opened, m
     assert told[:2] == ["a", True]
 
 
+def test_who_has_taken_the_lead_while_a_ring_failed_leads_alone(opened, background, monkeypatch):
+    monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
+    opened_store, begun, go_on, written = opened(), threading.Event(), threading.Event(), []
+
+    def slow(tx: Tx) -> str:
+        begun.set()
+        assert go_on.wait(5)
+        return "b"
+
+    def rouse() -> None:
+        opened_store.leave_rest_to(None)
+        written.append(background(opened_store.write, note("d")))
+        assert begun.wait(5)  # that thread leads
+        raise MemoryError
+
+    opened_store.leave_rest_to(rouse)
+    told = queue(opened_store, [note("a"), slow, note("c")])
+    try:
+        with pytest.raises(MemoryError):
+            opened_store.lead()
+        nobody_else = not opened_store._relay.acquire(timeout=0.05)
+        assert (opened_store.led, nobody_else, told) == (True, True, ["a"])
+    finally:
+        go_on.set()
+    assert written[0].result(5) == "d"
+    assert told == ["a", "b", "c"]
+
+
 def test_the_committer_makes_way_for_a_gatherer(opened, monkeypatch):
     monkeypatch.setattr(store, "MOST_IN_A_BATCH", 1)
     opened_store, begun, go_on, roused = opened(), threading.Event(), threading.Event(), threading.Event()

@@ -6,7 +6,8 @@ import json
 import socket
 
 from faces import Direct, join, refusal
-from receivers import OK, eventually, status
+from raw import eventually
+from receivers import OK, status
 from standardwebhooks.webhooks import Webhook
 
 from stonemux import events, signature, timekeeper, webhooks

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from daemons import free_port, running_daemon
-from receivers import eventually
+from raw import eventually
 
 DOC = (Path(__file__).parent.parent / "docs" / "webhooks.md").read_text(encoding="utf-8")
 
