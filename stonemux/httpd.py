@@ -385,16 +385,19 @@ class Server(ThreadingHTTPServer):
             self._turn_away(sock, words)
             return
         while not self._record(connection):
-            if not self._make_room():
+            if self.stopping or not self._make_room():
                 self._ready.drop(sock.fileno())
-                self._turn_away(sock, words)
+                if self.stopping:
+                    sock.close()
+                else:
+                    self._turn_away(sock, words)
                 return
         connection.attend()
 
     def _record(self, connection: Connection) -> bool:
-        """Count the connection among those that are open; False if there are as many as there may be."""
+        """Count the connection among those that are open; False if there may be no more, or none while stopping."""
         with self._lock:  # a thread that the guard has relieved may be accepting, too
-            if len(self._connections) >= self.mux.settings.max_connections:
+            if self.stopping or len(self._connections) >= self.mux.settings.max_connections:
                 return False
             self._connections[connection.sock.fileno()] = connection
         return True

@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 import children
+import hypothesis
 import pytest
 from daemons import ROOT
 from faces import Direct, OverCli, OverClient, OverHttp, OverMcp
@@ -126,6 +127,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): the settings of this test's program")
+    hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
+    hypothesis.settings.load_profile("patient")
     gc.disable()
 
 

@@ -47,6 +47,11 @@ def refusal(face: Direct | OverHttp, code: str, name: str, /, **given: Any) -> M
     return caught.value
 
 
+def until_written(mux: Mux) -> None:
+    """Wait for what nobody else waits for, such as the fate of an answer: another thread may be committing it."""
+    mux.store.write(lambda tx: None)
+
+
 def join(face: Direct | OverHttp, *agents: str, **given: Any) -> None:
     """Register agents."""
     for agent_id in agents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from faces import Direct, join, refusal
+from faces import Direct, join, refusal, until_written
 
 from stonemux import door, operations
 from stonemux.mux import Caller
@@ -319,6 +319,7 @@ def test_what_arrived_although_its_time_ran_out_on_the_way_is_no_dead_letter(dir
         clock.advance(60_000)
         program.timekeeper.tick()
     caller.flight.lost() if lost else caller.flight.landed()
+    until_written(mux)
     assert items(direct, "read") == ([] if lost else [sent])
     assert [dead["id"] for dead in direct.call("msg.dead", agent_id="bob")["messages"]] == ([sent] if lost else [])
     assert direct.call("agent.get", agent_id="bob")["agent"]["unread"] == 0
@@ -332,6 +333,7 @@ def test_marking_what_is_on_its_way_settles_it_either_way__I7(direct, mux, statu
     caller, _ = take(mux)
     assert mark(direct, status, sent) == 1
     caller.flight.lost() if lost else caller.flight.landed()
+    until_written(mux)
     assert (items(direct, status), poll(direct)) == ([sent], [])
 
 

@@ -84,7 +84,7 @@ def test_a_signature_has_one_spelling():
         assert not ed25519.verify(odd, b"x", good)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=64), st.integers(0, 511))
 def test_what_is_signed_verifies_and_nothing_near_it(seed, message, bit):
     public, signature = ed25519.public_key(seed), ed25519.sign(seed, message)

@@ -339,6 +339,20 @@ def test_two_who_accept_at_once_keep_to_the_limit_of_connections(serve, backgrou
         theirs.close()
 
 
+def test_who_comes_while_the_daemon_stops_is_not_left_without_an_end(served, monkeypatch):
+    """The thread that accepts may be held up until after `stop` has hung up on everybody."""
+    server, add = served.server, served.server._ready.add
+
+    def add_too_late(fd: int) -> None:
+        add(fd)
+        server.stop()
+
+    monkeypatch.setattr(server._ready, "add", add_too_late)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) as late:
+        assert late.recv(1) == b""
+    assert server.open_connections == 0
+
+
 def test_a_queued_change_does_not_make_its_connection_idle(serve, background):
     served = serve(max_connections=4)
     begun, go_on = threading.Event(), threading.Event()
@@ -480,7 +494,7 @@ def test_who_was_relieved_wakes_who_attends_for_what_it_leaves_to_be_done(served
 
     def reminding(parked: Any) -> None:
         remind(parked)
-        reminded.append(list(rung))
+        reminded.append([thread for thread in rung if thread == attending])  # the other may be held up, too
 
     def ringing() -> None:
         rung.append(threading.get_ident())

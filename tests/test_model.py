@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stonemux import filing
 from stonemux.errors import MuxError
 
-_ALWAYS = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+_ALWAYS = {"suppress_health_check": list(HealthCheck), "database": None}
 settings.register_profile("model", max_examples=50, stateful_step_count=30, derandomize=True, **_ALWAYS)
 settings.register_profile("deep", max_examples=500, stateful_step_count=60, print_blob=True, **_ALWAYS)
 PROFILE = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "model")

@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import pytest
-from faces import Direct, join
+from faces import Direct, join, until_written
 
 from stonemux import agents, claims, door, messages, operations, sse, state
 from stonemux.errors import MuxError
@@ -776,6 +776,7 @@ def test_an_answer_that_is_lost_late_leaves_the_next_ones_lease_alone(program, m
     contents, _ = poll(mux, ack="manual")
     assert contents == ["hi"]
     late.flight.lost()
+    until_written(mux)
     assert poll(mux, ack="manual")[0] == [], "the second worker is about it"
 
 
@@ -787,6 +788,7 @@ def test_an_answer_that_is_lost_after_the_time_to_live_leaves_a_dead_letter(prog
         clock.advance(60_000)
         program.timekeeper.tick()
     late.flight.lost()
+    until_written(mux)
     assert [dead["reason"] for dead in direct.call("msg.dead", agent_id="bob")["messages"]] == ["expired"]
 
 

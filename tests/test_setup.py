@@ -531,7 +531,7 @@ def json_text(value: Any, dice: random.Random, newline: str) -> str:
     return gap() + one(value) + gap()
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(DOCUMENTS, st.integers(0, 10**6), st.sampled_from(["\n", "\r\n"]))
 def test_random_json_keeps_everything_but_the_entry(document, seed, newline):
     rest, servers, first = document
@@ -589,7 +589,7 @@ OUR_BLOCKS = st.tuples(st.sampled_from(OURS), st.lists(st.sampled_from(LINES), m
 HEADS = st.lists(st.sampled_from([*LINES, "mcp_servers.stonemux.command = 'x'"]), max_size=3, unique=True)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(HEADS, st.lists(BLOCKS | OUR_BLOCKS, max_size=5), st.sampled_from(["", "\n", "# c\n", "\n\n"]), st.booleans())
 @example(["a = 1"], [("[mcp_servers]", []), ("[mcp_servers.stonemux]", ["a = 1"]), ("[other]", [])], "", False)
 def test_random_toml_keeps_everything_but_the_entry(head, blocks, gap, crlf):

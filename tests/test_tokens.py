@@ -283,7 +283,7 @@ def test_a_token_from_the_future_is_not_yet_good__S4(face, clock):
             assert face.call("stats")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(max_size=300), st.binary(max_size=300).map(lambda data: data.decode("latin-1"))))
 def test_no_text_but_a_token_is_admitted(mux, text):
     with pytest.raises(MuxError) as caught:
@@ -291,7 +291,7 @@ def test_no_text_but_a_token_is_admitted(mux, text):
     assert caught.value.code == "token_invalid"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_changed_token_is_admitted(direct, data):
     good = issued(direct, "ann")
