@@ -48,7 +48,7 @@ class Actor(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.arena = arena
         self.chance = random.Random(f"{arena.seed}/{name}")
-        self.client = Client(arena.victim.port)
+        self.client = Client(arena.victim.port, strict=True)
         self.failure: BaseException | None = None
 
     def run(self) -> None:

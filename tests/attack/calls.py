@@ -22,8 +22,9 @@ class UnknownError(Exception):
 class Client:
     """One kept-alive connection, reopened after each accident."""
 
-    def __init__(self, port: int, timeout: float = 10, *, tls: bool = False) -> None:
-        self._port, self._timeout, self._tls = port, timeout, tls
+    def __init__(self, port: int, timeout: float = 10, *, tls: bool = False, strict: bool = False) -> None:
+        """`strict`: an internal error of the daemon is no accident, and fails the caller."""
+        self._port, self._timeout, self._tls, self._strict = port, timeout, tls, strict
         self._connection: http.client.HTTPConnection | None = None
         self.opened = 0
         """How many connections have been opened so far."""
@@ -66,7 +67,7 @@ class Client:
             raise UnknownError from trouble
         if response.will_close:
             self.close()
-        assert response.status != 500, data  # no accident explains a fault of the daemon
+        assert not (self._strict and response.status == 500), data
         if response.status >= 500 and response.status != 507:
             raise UnknownError(data)
         if response.headers["Content-Type"] == "text/event-stream":
